@@ -1,0 +1,118 @@
+"""``python -m owl``: help and dispatch, answered before anything heavy is imported."""
+
+import difflib
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from owl.errors import OwlError
+
+COMMANDS = {
+    "fit": "train a recipe: python -m owl fit --config experiments/quickstart.yaml",
+    "validate": "measure a checkpoint on the validation split",
+    "test": "measure a checkpoint on the test split",
+    "predict": "run a checkpoint over the test split and write what it makes",
+    "data record": "record a real game (ViZDoom): frames, depth, flow, sound and controls",
+    "data import": "import your own footage: a folder of videos or of OWL Control recordings",
+    "data inspect": "summarise a dataset and draw its contact sheet",
+    "data verify": "check every member of a dataset, rebuild a missing index",
+    "export": "turn a checkpoint into safetensors + config.yaml, ready for owl.models.load",
+}
+"""Every command with its one line. A command of two words is a subcommand of a group."""
+
+TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+
+
+def overview(prefix: str = "") -> str:
+    """Return the help text that lists every command beginning with ``prefix``, one line each."""
+    commands = {name: line for name, line in COMMANDS.items() if name.startswith(prefix)}
+    width = max(map(len, commands))
+    lines = [f"usage: python -m owl {prefix}COMMAND [options]", ""]
+    lines += [f"  {name:<{width}}  {line}" for name, line in commands.items()]
+    lines += [
+        "",
+        "Each command explains its options with --help; --debug shows the full traceback of an error.",
+    ]
+    return "\n".join(lines)
+
+
+def find_command(arguments: list[str]) -> tuple[str, list[str]]:
+    """Split a command line into the command's full name and the arguments that follow it.
+
+    Raises:
+        OwlError: No such command; the sentence names the nearest one.
+    """
+    groups = {name.split()[0] for name in COMMANDS if " " in name}
+    words = 2 if arguments[0] in groups else 1
+    command = " ".join(arguments[:words])
+    if command in COMMANDS:
+        return command, arguments[words:]
+    nearest = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0.4)
+    meant = f"; did you mean '{nearest[0]}'?" if nearest else ""
+    raise OwlError(f"there is no command '{command}'{meant} (the commands are: {', '.join(COMMANDS)})")
+
+
+def run_function(function: Callable[..., Any], arguments: list[str], command: str) -> int:
+    """Call a command's function with its signature as the command line; an int it returns is the exit status."""
+    from jsonargparse import auto_cli
+
+    from owl.arguments import Parser
+
+    # `--depth` alone means true, as people type it; jsonargparse wants a value after every boolean option.
+    switches = {f"--{name}" for name, parameter in inspect.signature(function).parameters.items() if parameter.annotation is bool}
+    for position, argument in enumerate(arguments):
+        following = arguments[position + 1] if position + 1 < len(arguments) else ""
+        if argument in switches and following.lower() not in ("true", "false", "yes", "no"):
+            arguments[position] = f"{argument}=true"
+    result = auto_cli(
+        function, args=arguments, as_positional=True, parser_class=Parser, prog=f"python -m owl {command}"
+    )
+    return result if isinstance(result, int) else 0
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit status."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    if any(name.startswith(f"{arguments[0]} ") for name in COMMANDS) and (
+        len(arguments) == 1 or arguments[1] in ("-h", "--help")
+    ):
+        print(overview(f"{arguments[0]} "))
+        return 0
+    command, rest = find_command(arguments)
+    if command in TRAINER_COMMANDS:
+        from owl.cli import main as trainer_main
+
+        return trainer_main([command, *rest])
+    module = importlib.import_module(f"owl.commands.{command.replace(' ', '_')}")
+    return run_function(module.main, rest, command)
+
+
+def main() -> None:
+    """Entry point: an :class:`~owl.errors.OwlError` becomes one line and exit status 2."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    if debug:
+        arguments.remove("--debug")
+    sys.path.insert(0, os.getcwd())  # so that a class_path may name the user's own module beside their YAML
+    try:
+        status = run(arguments)
+    except OwlError as error:
+        if debug:
+            raise
+        print(f"owl: error: {' '.join(str(error).split())}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("owl: interrupted", file=sys.stderr)
+        status = 130
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()
