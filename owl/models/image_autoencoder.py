@@ -1,0 +1,360 @@
+"""A convolutional KL autoencoder of single images: the first half of every latent world model."""
+
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as activation_checkpoint
+
+from owl.errors import OwlError
+from owl.nn.convolution import (
+    NEGATIVE_SLOPE,
+    Attention,
+    NormResidualBlock,
+    ResidualBlock,
+    convolution,
+    fold_weight_norm,
+    group_norm,
+)
+from owl.nn.posterior import Posterior
+from owl.nn.resampling import Down, Resize, Up
+
+Norm = Literal["weight", "group", "none"]
+
+LOGVAR_BOUND = 15.0  # exp(15 / 2) = 1,808 standard deviations: far beyond use, far from overflow
+INITIAL_LOGVAR = -4.0  # a standard deviation of 0.14, so that the first steps are not spent reading through noise
+
+
+class ImageAutoencoder(nn.Module):
+    """Image -> Gaussian latent on a coarse grid -> image.
+
+    From the outside in: a learned resize where the image does not have the latent's aspect ratio, a patch of pixels
+    per position (so that no convolution runs at full resolution), then one stage per entry of ``widths``, each half
+    the grid of the one before, joined by the shortcuts of DC-AE (Chen et al. 2024). By default the blocks have
+    neither norms nor a middle block, only weight normalisation, which folds away for inference.
+
+    The grid of the finest stage times ``patch`` is ``latent_size * 2^(len(widths) - 1) * patch``. Where that equals
+    ``size`` no resize is built; otherwise both ends get one (360x640 <-> 512x512 for an 8x8 latent).
+
+    Args:
+        channels: Channels of the image.
+        size: (height, width) of the image in pixels.
+        latent_size: (height, width) of the latent in positions.
+        latent_channels: Channels of the latent, a divisor of the last width.
+        widths: Channels of each stage, finest first; four times each is a multiple of the next.
+        blocks: Residual blocks of each stage of the encoder, finest first.
+        decoder_blocks: The same for the decoder, also finest first; as the encoder when absent.
+        patch: Side in pixels of the patch that enters and leaves as one position.
+        group_size: Channels per group of the 3x3 convolutions in the blocks; dense when absent.
+        norm: "weight" (weight normalisation only), "group" (group norms instead), or "none" (plain convolutions:
+            what remains after folding).
+        middle_block: Whether both halves have residual block, self-attention, residual block on the latent's grid.
+        checkpoint: Whether training recomputes the blocks' activations in the backward pass to save memory.
+
+    Attributes:
+        encoder: float[B, channels, H, W] -> (mean float[B, c, h, w], logvar float[B, 1, h, w]).
+        decoder: float[B, c, h, w] -> float[B, channels, H, W].
+        latent_mean: float[c], buffer: mean of each latent channel over the training data; zeros until measured.
+        latent_std: float[c], buffer: its standard deviation; ones until measured.
+        config: The arguments above as plain values; building from them gives a network of the same shape.
+
+    Raises:
+        OwlError: The arguments do not describe a possible network.
+    """
+
+    latent_mean: Tensor
+    latent_std: Tensor
+
+    def __init__(
+        self,
+        channels: int = 3,
+        size: tuple[int, int] = (96, 160),
+        latent_size: tuple[int, int] = (12, 20),
+        latent_channels: int = 4,
+        widths: list[int] = [64, 128, 256],  # noqa: B006  (never changed; a list is what YAML gives)
+        blocks: list[int] = [1, 2, 2],  # noqa: B006
+        decoder_blocks: list[int] | None = None,
+        patch: int = 2,
+        group_size: int | None = None,
+        norm: Norm = "weight",
+        middle_block: bool = False,
+        checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        decoder_blocks = blocks if decoder_blocks is None else decoder_blocks
+        _check(channels, size, latent_size, latent_channels, widths, blocks, decoder_blocks, patch, group_size, norm)
+        self.config: dict[str, Any] = {
+            "channels": channels,
+            "size": list(size),
+            "latent_size": list(latent_size),
+            "latent_channels": latent_channels,
+            "widths": list(widths),
+            "blocks": list(blocks),
+            "decoder_blocks": list(decoder_blocks),
+            "patch": patch,
+            "group_size": group_size,
+            "norm": norm,
+            "middle_block": middle_block,
+            "checkpoint": checkpoint,
+        }
+        self.channels = channels
+        self.size = (size[0], size[1])
+        self.latent_size = (latent_size[0], latent_size[1])
+        self.latent_channels = latent_channels
+        grid = _grid(self.latent_size, widths, patch)
+        shared = (channels, self.size, grid, latent_channels, widths)
+        self.encoder = Encoder(*shared, blocks, patch, group_size, norm, middle_block, checkpoint)
+        self.decoder = Decoder(*shared, decoder_blocks, patch, group_size, norm, middle_block, checkpoint)
+        self.register_buffer("latent_mean", torch.zeros(latent_channels))
+        self.register_buffer("latent_std", torch.ones(latent_channels))
+
+    @property
+    def tsr(self) -> float:
+        """Tensor-size reduction: elements of the image per element of the latent."""
+        image = self.channels * self.size[0] * self.size[1]
+        return image / (self.latent_channels * self.latent_size[0] * self.latent_size[1])
+
+    def encode(self, image: Tensor) -> Posterior:
+        """Encode images of the size the network was built for.
+
+        Args:
+            image: float[B, channels, H, W] in [-1, 1].
+
+        Returns:
+            The posterior over float[B, latent_channels, h, w], in the dtype of ``image`` also under autocast.
+
+        Raises:
+            OwlError: The image has other channels or another size.
+        """
+        if image.shape[1:] != (self.channels, *self.size):
+            raise OwlError(
+                f"the image is {list(image.shape)}, expected [batch, {self.channels}, {self.size[0]}, {self.size[1]}]; "
+                "set the data's size, or the network's size and channels, so that they agree"
+            )
+        mean, logvar = self.encoder(image)
+        return Posterior(mean.to(image.dtype), logvar.to(image.dtype))
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Decode latents, on the scale the encoder gives them (not standardised).
+
+        Args:
+            latent: float[B, latent_channels, h, w].
+
+        Returns:
+            float[B, channels, H, W], trained towards [-1, 1] but not clipped, in the dtype of ``latent``.
+
+        Raises:
+            OwlError: The latent has other channels or another size.
+        """
+        if latent.shape[1:] != (self.latent_channels, *self.latent_size):
+            raise OwlError(
+                f"the latent is {list(latent.shape)}, expected [batch, {self.latent_channels}, {self.latent_size[0]}, "
+                f"{self.latent_size[1]}]; use latents of this autoencoder"
+            )
+        image: Tensor = self.decoder(latent)
+        return image.to(latent.dtype)
+
+    def forward(self, image: Tensor, sample: bool) -> tuple[Tensor, Posterior]:
+        """Reconstruct.
+
+        Args:
+            image: float[B, channels, H, W] in [-1, 1].
+            sample: Whether to decode a draw from the posterior (training) rather than its mean.
+
+        Returns:
+            The reconstruction, float[B, channels, H, W], and the posterior.
+        """
+        posterior = self.encode(image)
+        return self.decode(posterior.sample() if sample else posterior.mean), posterior
+
+    def fold_weight_norm(self) -> "ImageAutoencoder":
+        """Turn the weight-normalised convolutions into plain ones, in place: same outputs, faster, for inference.
+
+        Returns:
+            This network, now with ``config["norm"] == "none"`` where it was "weight".
+        """
+        fold_weight_norm(self)
+        if self.config["norm"] == "weight":
+            self.config["norm"] = "none"
+        return self
+
+
+class Encoder(nn.Module):
+    """The first half of ``ImageAutoencoder``, whose arguments it shares; ``grid`` is the size after the resize."""
+
+    def __init__(
+        self,
+        channels: int,
+        size: tuple[int, int],
+        grid: tuple[int, int],
+        latent_channels: int,
+        widths: list[int],
+        blocks: list[int],
+        patch: int,
+        group_size: int | None,
+        norm: Norm,
+        middle_block: bool,
+        checkpoint: bool,
+    ) -> None:
+        super().__init__()
+        weight_norm = norm == "weight"
+        self.patch = patch
+        self.resize = Resize(size, grid) if size != grid else nn.Identity()
+        self.stem = convolution(channels * patch**2, widths[0], 3, weight_norm=weight_norm)
+        stages: list[nn.Module] = []
+        depth = _depth(blocks, middle_block)
+        for i, width in enumerate(widths):
+            if i > 0:
+                stages.append(Down(widths[i - 1], width, weight_norm=weight_norm))
+            stages += (_block(width, depth, group_size, norm) for _ in range(blocks[i]))
+        if middle_block:
+            stages += _middle(widths[-1], depth, group_size, norm)
+        self.stages = Stages(stages, checkpoint)
+        self.norm = group_norm(widths[-1]) if norm == "group" else nn.Identity()
+        self.mean = Down(widths[-1], latent_channels, 1, gain=1, weight_norm=weight_norm)
+        self.logvar = convolution(widths[-1], 1, 3, gain=0, weight_norm=weight_norm)
+        with torch.no_grad():
+            self.logvar.bias.fill_(INITIAL_LOGVAR)  # type: ignore[union-attr]
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """float[B, channels, *size] -> mean float[B, c, h, w], logvar float[B, 1, h, w]."""
+        x = self.norm(self.stages(self.stem(F.pixel_unshuffle(self.resize(image), self.patch))))
+        # Bounded smoothly: a hard clamp has no gradient outside, so a log-variance that left would never return.
+        return self.mean(x), LOGVAR_BOUND * torch.tanh(self.logvar(x) / LOGVAR_BOUND)
+
+
+class Decoder(nn.Module):
+    """The second half of ``ImageAutoencoder``, whose arguments it shares; ``grid`` is the size before the resize."""
+
+    def __init__(
+        self,
+        channels: int,
+        size: tuple[int, int],
+        grid: tuple[int, int],
+        latent_channels: int,
+        widths: list[int],
+        blocks: list[int],
+        patch: int,
+        group_size: int | None,
+        norm: Norm,
+        middle_block: bool,
+        checkpoint: bool,
+    ) -> None:
+        super().__init__()
+        weight_norm = norm == "weight"
+        self.patch = patch
+        self.stem = Up(latent_channels, widths[-1], 1, gain=1, weight_norm=weight_norm)
+        stages: list[nn.Module] = []
+        depth = _depth(blocks, middle_block)
+        if middle_block:
+            stages += _middle(widths[-1], depth, group_size, norm)
+        for i in reversed(range(len(widths))):
+            stages += (_block(widths[i], depth, group_size, norm) for _ in range(blocks[i]))
+            if i > 0:
+                stages.append(Up(widths[i], widths[i - 1], weight_norm=weight_norm))
+        self.stages = Stages(stages, checkpoint)
+        self.norm = group_norm(widths[0]) if norm == "group" else nn.Identity()
+        self.head = convolution(widths[0], channels * patch**2, 3, weight_norm=weight_norm)
+        self.resize = Resize(grid, size) if size != grid else nn.Identity()
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """float[B, c, h, w] -> float[B, channels, *size]."""
+        x = F.leaky_relu(self.norm(self.stages(self.stem(latent))), NEGATIVE_SLOPE)
+        image: Tensor = self.resize(F.pixel_shuffle(self.head(x), self.patch))
+        return image
+
+
+class Stages(nn.Sequential):
+    """A sequence of which each part, in training with ``checkpoint``, is computed again in the backward pass."""
+
+    def __init__(self, modules: Iterable[nn.Module], checkpoint: bool) -> None:
+        super().__init__(*modules)
+        self.checkpoint = checkpoint
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float[B, C, H, W] -> float[B, C', H', W']."""
+        for module in self:
+            if self.checkpoint and self.training and torch.is_grad_enabled():
+                x = activation_checkpoint(module, x, use_reentrant=False)
+            else:
+                x = module(x)
+        return x
+
+
+def _depth(blocks: list[int], middle_block: bool) -> int:
+    """Residual blocks in one half of the network, at least 1."""
+    return max(1, sum(blocks) + 2 * middle_block)
+
+
+def _block(width: int, depth: int, group_size: int | None, norm: Norm) -> nn.Module:
+    if norm == "group":
+        return NormResidualBlock(width, group_size)
+    return ResidualBlock(width, depth, group_size, weight_norm=norm == "weight")
+
+
+def _middle(width: int, depth: int, group_size: int | None, norm: Norm) -> list[nn.Module]:
+    before = group_norm(width) if norm == "group" else nn.Identity()
+    attention = Attention(width, before, weight_norm=norm == "weight")
+    return [_block(width, depth, group_size, norm), attention, _block(width, depth, group_size, norm)]
+
+
+def _grid(latent_size: tuple[int, int], widths: list[int], patch: int) -> tuple[int, int]:
+    """(height, width) in pixels that the stages and the patch span."""
+    factor = patch * 2 ** (len(widths) - 1)
+    return latent_size[0] * factor, latent_size[1] * factor
+
+
+def _check(
+    channels: int,
+    size: tuple[int, int],
+    latent_size: tuple[int, int],
+    latent_channels: int,
+    widths: list[int],
+    blocks: list[int],
+    decoder_blocks: list[int],
+    patch: int,
+    group_size: int | None,
+    norm: str,
+) -> None:
+    """Refuse geometry that cannot be built, naming the value at fault."""
+    if norm not in ("weight", "group", "none"):
+        raise OwlError(f'norm is "{norm}", expected "weight", "group" or "none"')
+    for name, values in (
+        ("channels", [channels]),
+        ("size", size),
+        ("latent_size", latent_size),
+        ("latent_channels", [latent_channels]),
+        ("widths", widths or [0]),
+        ("patch", [patch]),
+        ("group_size", [1 if group_size is None else group_size]),
+    ):
+        if min(values) < 1:
+            raise OwlError(f"{name} is {list(values)}, expected positive numbers; correct {name}")
+    for name, counts in (("blocks", blocks), ("decoder_blocks", decoder_blocks)):
+        if len(counts) != len(widths) or min(counts) < 0:
+            raise OwlError(
+                f"{name} is {counts}, expected {len(widths)} counts of at least 0, one for each of {widths=}"
+            )
+    for fine, coarse in pairwise(widths):
+        if 4 * fine % coarse or coarse % 4:
+            raise OwlError(
+                f"widths has {fine} before {coarse}, expected a multiple of 4 that divides {4 * fine} "
+                "(the shortcut averages whole groups of channels); change widths"
+            )
+    if widths[-1] % latent_channels:
+        raise OwlError(
+            f"latent_channels is {latent_channels}, expected a divisor of the last width {widths[-1]}; "
+            "change latent_channels or widths"
+        )
+    if group_size is not None and any(width % group_size for width in widths):
+        raise OwlError(f"group_size is {group_size}, expected a divisor of every width of {widths}; change one of them")
+    grid = _grid(latent_size, widths, patch)
+    if any(not 1 / 2 < inner / outer < 2 for inner, outer in zip(grid, size, strict=True)):
+        raise OwlError(
+            f"a latent of {latent_size[0]}x{latent_size[1]} with {len(widths)} widths and patch {patch} spans "
+            f"{grid[0]}x{grid[1]} pixels, expected less than a factor of 2 from size {size[0]}x{size[1]} on each side; "
+            "add or remove a width, or change patch or latent_size"
+        )

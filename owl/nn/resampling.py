@@ -1,0 +1,159 @@
+"""Changing the grid: DC-AE down- and upsampling with shortcuts, and a learned resize of any aspect ratio."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from owl.nn.convolution import convolution
+
+# Beside a shortcut of variance about 1, this keeps the variance of the sum about constant over the stages.
+SHORTCUT_CONVOLUTION_GAIN = 0.5
+
+
+def down_skip(x: Tensor, out_channels: int, factor: int) -> Tensor:
+    """Move space into channels, then average groups of neighbouring channels (DC-AE, Chen et al. 2024, fig. 4).
+
+    Args:
+        x: float[B, C, H, W], H and W multiples of ``factor``.
+        out_channels: Divisor of C * factor^2.
+        factor: Reduction of each side; 1 averages channels only.
+
+    Returns:
+        float[B, out_channels, H / factor, W / factor].
+    """
+    return F.pixel_unshuffle(x, factor).unflatten(1, (out_channels, -1)).mean(2)
+
+
+def up_skip(x: Tensor, out_channels: int, factor: int) -> Tensor:
+    """Repeat channels, then move them into space: the right inverse, down_skip(up_skip(z)) == z.
+
+    Args:
+        x: float[B, C, H, W], C a divisor of ``out_channels * factor^2``.
+        out_channels: Channels to return.
+        factor: Growth of each side; 1 repeats channels only.
+
+    Returns:
+        float[B, out_channels, H * factor, W * factor].
+    """
+    return F.pixel_shuffle(x.repeat_interleave(out_channels * factor**2 // x.shape[1], dim=1), factor)
+
+
+class Down(nn.Module):
+    """Convolution then pixel_unshuffle, beside the averaging shortcut.
+
+    Args:
+        in_channels: Channels in; ``in_channels * factor^2`` is a multiple of ``out_channels``.
+        out_channels: Channels out, a multiple of ``factor^2``.
+        factor: Reduction of each side; 1 makes this the projection to the latent.
+        gain: Norm of the convolution's filters at initialisation.
+        weight_norm: Whether the convolution is weight-normalised.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        factor: int = 2,
+        *,
+        gain: float = SHORTCUT_CONVOLUTION_GAIN,
+        weight_norm: bool,
+    ) -> None:
+        super().__init__()
+        self.out_channels, self.factor = out_channels, factor
+        self.conv = convolution(in_channels, out_channels // factor**2, 3, gain=gain, weight_norm=weight_norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float[B, in_channels, H, W] -> float[B, out_channels, H / factor, W / factor]."""
+        return F.pixel_unshuffle(self.conv(x), self.factor) + down_skip(x, self.out_channels, self.factor)
+
+
+class Up(nn.Module):
+    """Convolution then pixel_shuffle, beside the repeating shortcut.
+
+    Args:
+        in_channels: Channels in, a divisor of ``out_channels * factor^2``.
+        out_channels: Channels out.
+        factor: Growth of each side; 1 makes this the projection from the latent.
+        gain: Norm of the convolution's filters at initialisation.
+        weight_norm: Whether the convolution is weight-normalised.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        factor: int = 2,
+        *,
+        gain: float = SHORTCUT_CONVOLUTION_GAIN,
+        weight_norm: bool,
+    ) -> None:
+        super().__init__()
+        self.factor = factor
+        self.conv = convolution(in_channels, out_channels * factor**2, 3, gain=gain, weight_norm=weight_norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float[B, in_channels, H, W] -> float[B, out_channels, H * factor, W * factor]."""
+        # Both paths end in the same shuffle, so one serves the sum; the broadcast saves the repeated copy of x.
+        summed = self.conv(x).unflatten(1, (x.shape[1], -1)) + x.unsqueeze(2)
+        return F.pixel_shuffle(summed.flatten(1, 2), self.factor)
+
+
+class Resize(nn.Module):
+    """Learned linear resampling of rows and columns, e.g. landscape 360x640 to square 512x512 and back.
+
+    Each axis has a banded matrix, one row of learned taps per output position, that starts as exactly the
+    antialiased bicubic interpolation of ``F.interpolate``. An axis that keeps its length is left alone.
+
+    Args:
+        size: (rows, columns) of the input.
+        out_size: (rows, columns) of the output.
+    """
+
+    def __init__(self, size: tuple[int, int], out_size: tuple[int, int]) -> None:
+        super().__init__()
+        self.rows = None if size[0] == out_size[0] else BandedMatrix(size[0], out_size[0])
+        self.columns = None if size[1] == out_size[1] else BandedMatrix(size[1], out_size[1])
+        # The axis that shrinks goes first: the other then has less to do.
+        self.rows_first = out_size[0] * size[1] <= size[0] * out_size[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float[B, C, *size] -> float[B, C, *out_size]."""
+        if self.rows is not None and self.rows_first:
+            x = self.rows() @ x
+        if self.columns is not None:
+            x = x @ self.columns().T
+        if self.rows is not None and not self.rows_first:
+            x = self.rows() @ x
+        return x
+
+
+class BandedMatrix(nn.Module):
+    """A learned float[out_length, length] matrix that is zero outside the support of antialiased bicubic resampling.
+
+    Args:
+        length: Columns.
+        out_length: Rows.
+    """
+
+    index: Tensor
+
+    def __init__(self, length: int, out_length: int) -> None:
+        super().__init__()
+        self.length = length
+        # Resampling the identity reads the operator off F.interpolate; on the CPU also where the module is on "meta".
+        identity = torch.eye(length, dtype=torch.float64, device="cpu")[None, None]
+        matrix = F.interpolate(identity, (out_length, length), mode="bicubic", antialias=True)[0, 0]
+        support = matrix != 0
+        positions = torch.arange(length, device="cpu")
+        first = torch.where(support, positions, length).amin(1)
+        taps = int((torch.where(support, positions, -1).amax(1) - first).max()) + 1
+        index = first.clamp(max=length - taps)[:, None] + torch.arange(taps, device="cpu")
+        self.taps = nn.Parameter(torch.empty(out_length, taps))
+        self.register_buffer("index", torch.empty(out_length, taps, dtype=torch.int64))
+        with torch.no_grad():
+            self.taps.copy_(matrix.gather(1, index))
+            self.index.copy_(index)
+
+    def forward(self) -> Tensor:
+        """Return the matrix, float[out_length, length]."""
+        return self.taps.new_zeros(self.taps.shape[0], self.length).scatter(1, self.index, self.taps)
