@@ -1,0 +1,102 @@
+"""A tiny dataset with every modality, of patterns that move smoothly, for tests."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from owl.data import codecs
+from owl.data.shards import DatasetInfo, ShardWriter, write_index
+
+FPS = 35.0
+SAMPLE_RATE = 44_100
+DOWNSCALE = 2  # of the flow's grid
+BUTTONS = ["ATTACK", "MOVE_LEFT", "MOVE_RIGHT"]
+AXES = ["mouse_x", "mouse_y"]
+DESCRIPTIONS: dict[str, dict] = {
+    "rgb": {"extension": "rgb.jpg", "quality": 95},
+    "depth": {"extension": "depth.png", "encoding": "uint8", "unit": "inverse depth", "range": [0.0, 1.0]},
+    "flow": {
+        "extension": "flow.png",
+        "encoding": "kitti-uint16",
+        "downscale": DOWNSCALE,
+        "unit": "pixels of the stored rgb frame",
+        "direction": "frame[t-1](x + flow) ~ frame[t](x)",
+    },
+    "audio": {"extension": "audio.npy", "sample_rate": SAMPLE_RATE, "channels": 2},
+    "controls": {
+        "extension": "controls.npy",
+        "buttons": BUTTONS,
+        "axes": AXES,
+        "mirror": {"buttons": {"MOVE_LEFT": "MOVE_RIGHT", "MOVE_RIGHT": "MOVE_LEFT"}, "axes": ["mouse_x"]},
+    },
+}
+
+
+def render(episode: int, frames: int, size: tuple[int, int], seed: int = 0) -> dict[str, list[np.ndarray]]:
+    """One episode: a texture that slides by a constant whole number of flow-grid pixels, steered by its controls.
+
+    Returns:
+        Per modality one array a frame, as the codecs take them; the flow is exact.
+    """
+    rng = np.random.default_rng((seed, episode))
+    height, width = size
+    velocity = rng.integers(-2, 3, 2)  # (dx, dy) of the camera, pixels a frame
+    phase, wave = rng.uniform(0, 2 * np.pi, 3), rng.uniform(0.5, 1.5, (3, 2)) * 2 * np.pi / min(size)
+    tone = rng.uniform(200, 800)
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    grid = (height // DOWNSCALE, width // DOWNSCALE)
+    episode_arrays: dict[str, list[np.ndarray]] = {name: [] for name in DESCRIPTIONS}
+    samples = SAMPLE_RATE / FPS
+    for frame in range(frames):
+        # the camera moves by `velocity`, so a point seen at p now was at p + velocity a frame ago
+        u, v = x + frame * velocity[0], y + frame * velocity[1]
+        waves = [np.sin(wave[c, 0] * u + phase[c]) * np.cos(wave[c, 1] * v) for c in range(3)]
+        episode_arrays["rgb"].append(np.stack([127.5 + 100 * plane for plane in waves], -1).astype(np.uint8))
+        episode_arrays["depth"].append((127.5 + 100 * waves[0]).astype(np.uint8))
+        motion = velocity if frame else np.zeros(2)
+        episode_arrays["flow"].append(np.broadcast_to(motion, (*grid, 2)).astype(np.float32))
+        time = np.arange(round(frame * samples), round((frame + 1) * samples)) / SAMPLE_RATE
+        left = np.sin(2 * np.pi * tone * time)
+        episode_arrays["audio"].append((np.stack([left, left / 2], -1) * 20_000).astype(np.int16))
+        buttons = [float(frame % 5 == 0), float(velocity[0] < 0), float(velocity[0] > 0)]
+        episode_arrays["controls"].append(np.array([*buttons, *velocity], np.float32))
+    return episode_arrays
+
+
+def encode(modality: str, array: np.ndarray) -> bytes:
+    """The bytes of one member."""
+    encoders = {"rgb": codecs.encode_rgb, "depth": codecs.encode_depth, "flow": codecs.encode_flow}
+    return encoders.get(modality, codecs.encode_array)(array)
+
+
+def make_dataset(
+    root: str | Path,
+    episodes: int = 4,
+    frames: int = 12,
+    size: tuple[int, int] = (24, 40),
+    modalities: Sequence[str] = ("rgb", "depth", "flow", "audio", "controls"),
+    seed: int = 0,
+) -> Path:
+    """Write a finished dataset, one episode a shard; the last two episodes are "validation" and "test".
+
+    With fewer than three episodes all splits name the same ones.
+    """
+    names = [f"episode-{number:03d}" for number in range(episodes)]
+    train, validation, test = (names[:-2], names[-2:-1], names[-1:]) if episodes >= 3 else (names, names, names)
+    DatasetInfo(
+        fps=FPS,
+        size=size,
+        modalities={name: DESCRIPTIONS[name] for name in modalities},
+        splits={"train": train, "validation": validation, "test": test},
+        source={"kind": "synthetic", "seed": seed},
+        code_version="test",
+    ).save(root)
+    for number, name in enumerate(names):
+        arrays = render(number, frames, size, seed)
+        with ShardWriter(root, number) as writer:
+            for frame in range(frames):
+                members = {DESCRIPTIONS[m]["extension"]: encode(m, arrays[m][frame]) for m in modalities}
+                writer.write(name, frame, members)
+    write_index(root)
+    return Path(root)
