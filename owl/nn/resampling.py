@@ -21,7 +21,10 @@ def down_skip(x: Tensor, out_channels: int, factor: int) -> Tensor:
     Returns:
         float[B, out_channels, H / factor, W / factor].
     """
-    return F.pixel_unshuffle(x, factor).unflatten(1, (out_channels, -1)).mean(2)
+    # Channels are reduced as the last dimension: as the second one, the gradient leaves channels_last, and every
+    # convolution before this one pays for a copy.
+    unshuffled = F.pixel_unshuffle(x, factor).movedim(1, -1)
+    return unshuffled.unflatten(-1, (out_channels, -1)).mean(-1).movedim(-1, 1)
 
 
 def up_skip(x: Tensor, out_channels: int, factor: int) -> Tensor:
@@ -93,9 +96,10 @@ class Up(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """float[B, in_channels, H, W] -> float[B, out_channels, H * factor, W * factor]."""
-        # Both paths end in the same shuffle, so one serves the sum; the broadcast saves the repeated copy of x.
-        summed = self.conv(x).unflatten(1, (x.shape[1], -1)) + x.unsqueeze(2)
-        return F.pixel_shuffle(summed.flatten(1, 2), self.factor)
+        # Both paths end in the same shuffle, so one serves the sum; the broadcast saves the repeated copy of x, and
+        # has the channels last for the reason given in down_skip.
+        y = self.conv(x).movedim(1, -1).unflatten(-1, (x.shape[1], -1)) + x.movedim(1, -1).unsqueeze(-1)
+        return F.pixel_shuffle(y.flatten(-2).movedim(-1, 1), self.factor)
 
 
 class Resize(nn.Module):
