@@ -1,0 +1,114 @@
+"""Byte ranges of a dataset's shards: local files, any fsspec URL, or remote shards cached whole on local disk."""
+
+import fcntl
+import os
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from owl.atomic import PARTIAL_SUFFIX
+from owl.data.shards import open_filesystem, shard_name
+from owl.errors import OwlError
+
+MAX_OPEN_FILES = 64  # per process; a machine's limit is often 1,024
+
+
+class ShardReader:
+    """Reads ranges of bytes; one instance may be used in forked and in spawned loader workers.
+
+    Args:
+        url: The dataset's folder.
+        cache_dir: Local folder that keeps whole copies of remote shards; None reads remote ranges directly.
+            Ignored for local datasets.
+        identity: The dataset's identity, so that a dataset that was made anew is not read from an old cache.
+    """
+
+    def __init__(self, url: str | Path, cache_dir: str | Path | None, identity: str) -> None:
+        filesystem, self._path = open_filesystem(url)
+        self.url = str(url)
+        self._local = Path(self._path) if isinstance(filesystem, LocalFileSystem) else None
+        self._cache = Path(cache_dir) / identity if cache_dir is not None and self._local is None else None
+        self._files: OrderedDict[Path, int] = OrderedDict()
+        self._remote: tuple[int, fsspec.AbstractFileSystem] | None = None
+
+    def read(self, shard: int, start: int, stop: int) -> bytes:
+        """The bytes [start, stop) of a shard; fewer where the shard is cut short.
+
+        Raises:
+            OwlError: The shard is missing, or the storage does not answer.
+        """
+        name = shard_name(shard)
+        try:
+            if self._local is not None:
+                return self._pread(self._local / name, start, stop)
+            if self._cache is not None:
+                return self._pread(self._cached(name), start, stop)
+            return self._fetch(name, start, stop)
+        except FileNotFoundError as error:
+            raise OwlError(
+                f"{self.url} has no {name} though its index lists it; copy the shard back, or rebuild the index with "
+                f"`python -m owl data verify {self.url} --repair`"
+            ) from error
+
+    def _pread(self, path: Path, start: int, stop: int) -> bytes:
+        # pread keeps no position, so processes that were forked may share the descriptors; a memory map would turn a
+        # shard that shrinks into SIGBUS
+        file = self._files.get(path)
+        if file is None:
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._files[path] = file
+            if len(self._files) > MAX_OPEN_FILES:
+                os.close(self._files.popitem(last=False)[1])
+        else:
+            self._files.move_to_end(path)
+        return os.pread(file, stop - start, start)
+
+    def _fetch(self, name: str, start: int, stop: int) -> bytes:
+        filesystem, path = self._filesystem(), f"{self._path}/{name}"
+        try:
+            return filesystem.cat_file(path, start=start, end=stop)
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError) as error:
+            # stores refuse a range that begins behind the end: that is a shard cut short, not a failing network
+            size = filesystem.size(path)
+            if size is not None and size <= start:
+                return b""
+            raise OwlError(f"{self.url}/{name} could not be read ({error}); check the connection") from error
+
+    def _cached(self, name: str) -> Path:
+        """Path of the local copy, downloaded by whichever process comes first.
+
+        fsspec's own simplecache and filecache write in place, so a second worker would read half a shard.
+        """
+        assert self._cache is not None
+        path = self._cache / name
+        if path.exists():
+            return path
+        self._cache.mkdir(parents=True, exist_ok=True)
+        with open(self._cache / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                partial = path.with_name(path.name + PARTIAL_SUFFIX)
+                try:
+                    self._filesystem().get_file(f"{self._path}/{name}", str(partial))
+                    os.replace(partial, path)
+                finally:
+                    partial.unlink(missing_ok=True)
+        return path
+
+    def _filesystem(self) -> fsspec.AbstractFileSystem:
+        # file systems with an event loop (s3, http) do not survive a fork: each process opens its own
+        if self._remote is None or self._remote[0] != os.getpid():
+            self._remote = (os.getpid(), open_filesystem(self.url)[0])
+        return self._remote[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": OrderedDict(), "_remote": None}
+
+    def __del__(self) -> None:
+        for file in self.__dict__.get("_files", {}).values():
+            os.close(file)

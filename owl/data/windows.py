@@ -1,0 +1,264 @@
+"""Windows of consecutive frames as training samples: one contiguous read each, decoding only what is asked for."""
+
+import math
+import warnings
+import zlib
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from owl.data.reader import ShardReader
+from owl.data.sample import MODALITIES, SampleDecoder
+from owl.data.shards import DatasetInfo, ShardIndex, shard_name
+from owl.errors import OwlError
+
+CONTINUOUS = ("audio", "controls")  # all stored frames of a window are read, also those that a stride skips
+MAX_REPLACEMENTS = 256
+
+
+class CorruptSampleWarning(UserWarning):
+    """A sample could not be decoded and another window stands in for it."""
+
+
+class SkippedEpisodeWarning(UserWarning):
+    """An episode of the split is not used."""
+
+
+class _CorruptMember(Exception):
+    """A member of the window cannot be decoded; the warning has been given."""
+
+
+class WindowDataset(Dataset):
+    """All windows of one split. A window is ``length`` frames, ``stride`` stored frames apart; windows begin every
+    ``hop`` frames, and the last one of an episode ends with the episode.
+
+    Args:
+        path: The dataset's folder, any fsspec URL.
+        split: "train", "validation" or "test".
+        modalities: What to decode, of "rgb", "depth", "flow", "audio" and "controls".
+        length: Frames in a window (T).
+        stride: Stored frames from one frame of a window to the next.
+        hop: Stored frames from the beginning of one window to that of the next.
+        size: (h, w) of the delivered pictures; None keeps the stored size. Smaller JPEGs are decoded at reduced scale.
+        cache_dir: Local folder for whole copies of remote shards.
+        flip: Probability of mirroring a window left to right: pictures, flow dx, stereo channels and controls.
+        crop: (h, w) of a crop of the delivered pictures, the same for all frames and modalities; None keeps all.
+
+    Raises:
+        OwlError: The dataset is missing, unfinished or of another version, lacks a modality, the split is empty, or
+            every episode is shorter than a window.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        split: str = "train",
+        modalities: Sequence[str] = ("rgb",),
+        length: int = 1,
+        stride: int = 1,
+        hop: int = 1,
+        size: Sequence[int] | None = None,
+        cache_dir: str | Path | None = None,
+        flip: float = 0.0,
+        crop: Sequence[int] | None = None,
+    ) -> None:
+        if min(length, stride, hop) < 1:
+            raise OwlError(f"length {length}, stride {stride}, hop {hop}: each must be at least 1; change the smallest")
+        self.path, self.split, self.modalities = str(path), split, tuple(modalities)
+        self.length, self.stride = length, stride
+        self.info = DatasetInfo.load(path)
+        index = ShardIndex.load(path)
+        self.identity = self.info.identity(index)
+        self._index = index
+        self._columns = self._find_columns()
+        self._reader = ShardReader(path, cache_dir, self.identity)
+        self._span = (length - 1) * stride + 1
+        self._episodes = self._find_episodes()
+        frames = index.episode_frames[self._episodes]
+        counts = (frames - self._span) // hop + 1 + ((frames - self._span) % hop > 0)
+        self._hop = hop
+        self._ends = np.cumsum(counts)  # window numbers: those of episode e end before _ends[e]
+        self._decoder = SampleDecoder(self.info, self.path, self.modalities, self._span, stride, size, crop, flip)
+        self._reported: set[str] = set()
+        self._step = _coprime_step(len(self))
+
+    def _find_columns(self) -> dict[str, int]:
+        stored = list(self.info.modalities)
+        for modality in self.modalities:
+            if modality not in stored or modality not in MODALITIES:
+                known = ", ".join(m for m in stored if m in MODALITIES)
+                raise OwlError(f"{self.path} has no modality {modality!r}, it holds {known}; ask for one of these")
+        if not self.modalities:
+            raise OwlError(f"no modality of {self.path} was asked for; name some of {', '.join(stored)}")
+        extensions = list(self._index.extensions)
+        return {m: extensions.index(self.info.modalities[m]["extension"]) for m in self.modalities}
+
+    def _find_episodes(self) -> np.ndarray:
+        """Positions in the index of the split's episodes that have windows, in the order of their rows."""
+        index, columns = self._index, list(self._columns.values())
+        if self.split not in self.info.splits:
+            raise OwlError(f"{self.path} has no split {self.split!r}, it has {', '.join(self.info.splits)}; name one")
+        names = self.info.splits[self.split]
+        if not names:
+            counts = ", ".join(f"{split} {len(episodes)}" for split, episodes in self.info.splits.items())
+            raise OwlError(
+                f"split {self.split!r} of {self.path} is empty (episodes: {counts}), at least one was expected; "
+                "record or import more episodes, or use another split"
+            )
+        positions = {str(name): position for position, name in enumerate(index.episodes)}
+        present = np.add.reduceat(index.sizes[:, columns] >= 0, index.episode_row, axis=0, dtype=np.int64)
+        kept, short = [], []
+        for name in names:
+            position = positions.get(name)
+            if position is None:
+                self._skip(name, "it is in no shard")
+                continue
+            frames = int(index.episode_frames[position])
+            if (present[position] != frames).any():
+                found = ", ".join(f"{m} {n}" for m, n in zip(self._columns, present[position], strict=True))
+                self._skip(name, f"its modalities have different numbers of frames ({found} of {frames})")
+            elif frames < self._span:
+                short.append(frames)
+            else:
+                kept.append(position)
+        if not kept and short:
+            raise OwlError(
+                f"every usable episode of split {self.split!r} of {self.path} is shorter than the {self._span} frames "
+                f"of a window (the longest has {max(short)}); use a smaller length or stride"
+            )
+        if not kept:
+            raise OwlError(
+                f"no episode of split {self.split!r} of {self.path} is complete for {', '.join(self.modalities)}; "
+                "ask for other modalities or make the dataset again"
+            )
+        if short:
+            self._skip(f"{len(short)} short ones", f"a window is {self._span} frames, the longest has {max(short)}")
+        return np.sort(np.array(kept, np.int64))
+
+    def _skip(self, episode: str, reason: str) -> None:
+        warnings.warn(f"{self.path}: episode {episode} is skipped: {reason}", SkippedEpisodeWarning, stacklevel=4)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def shard_windows(self) -> list[range]:
+        """The numbers of the windows in each shard, for shuffling within blocks of shards."""
+        shards = self._index.episode_shard[self._episodes]
+        last = np.flatnonzero(np.diff(shards, append=-1))  # the last episode of each shard
+        stops = [0, *self._ends[last].tolist()]
+        return [range(start, stop) for start, stop in pairwise(stops)]
+
+    def describe(self, window: int) -> dict[str, Any]:
+        """Where a window comes from: its episode, its shard and its [first, last] frame."""
+        episode, first = self._locate(window)
+        return {
+            "episode": str(self._index.episodes[episode]),
+            "shard": shard_name(int(self._index.episode_shard[episode])),
+            "frames": [first, first + self._span - 1],
+        }
+
+    def _locate(self, window: int) -> tuple[int, int]:
+        """Position of the window's episode in the index, and its first frame."""
+        number = int(np.searchsorted(self._ends, window, side="right"))
+        episode = int(self._episodes[number])
+        before = int(self._ends[number - 1]) if number else 0
+        return episode, min((window - before) * self._hop, int(self._index.episode_frames[episode]) - self._span)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> dict[str, torch.Tensor]:
+        """One window.
+
+        Args:
+            item: Its number, or (number, augmentation seed). Without a seed: central crop, no mirroring.
+
+        Returns:
+            "window": int64, the number of the window that was delivered (another one if this one is corrupt), and of
+            what was asked for:
+            "rgb": uint8[T, 3, H, W];
+            "depth": float32[T, 1, H, W] in [0, 1], the stored value / 255;
+            "flow": float32[T, 2, h, w], (dx, dy) back to the previous stored frame, in pixels of the delivered rgb;
+            "audio": float32[channels, samples] in [-1, 1], unbroken from the first frame's to the last frame's end,
+            the same number of samples for every window;
+            "buttons": float32[T, B] and "axes": float32[T, A]: where a stride skips frames, a button counts if it was
+            down in any frame since the previous one of the window, and axes are summed.
+
+        Raises:
+            IndexError: There is no such window.
+            OwlError: No window could be decoded, or the storage fails.
+        """
+        window, seed = item if isinstance(item, tuple) else (item, None)
+        if not 0 <= window < len(self):
+            raise IndexError(f"window {window} of {len(self)}")
+        for attempt in range(min(len(self), MAX_REPLACEMENTS)):
+            candidate = (window + attempt * self._step) % len(self)
+            try:
+                return self._load(candidate, seed)
+            except _CorruptMember:
+                continue  # the choice of the stand-in depends on the window alone, so every worker makes the same one
+        raise OwlError(
+            f"{attempt + 1} windows of {self.path} could not be decoded one after another, valid ones were expected; "
+            f"find the damage with `python -m owl data verify {self.path}` and make the dataset again"
+        )
+
+    def _load(self, window: int, seed: int | None) -> dict[str, torch.Tensor]:
+        episode, first = self._locate(window)
+        row = int(self._index.episode_row[episode]) + first
+        rows = {m: range(row, row + self._span, 1 if m in CONTINUOUS else self.stride) for m in self.modalities}
+        # one contiguous range, though members of other modalities lie in between
+        columns = list(self._columns.values())
+        offsets = self._index.offsets[[row, row + self._span - 1]][:, columns]
+        start = int(offsets[0].min())
+        stop = int((offsets[1] + self._index.sizes[row + self._span - 1, columns]).max())
+        data = memoryview(self._reader.read(int(self._index.episode_shard[episode]), start, stop))
+        view = self._decoder.draw(seed)
+        sample = {"window": torch.tensor(window)}
+        for modality, wanted in rows.items():
+            frames = [self._decode(modality, episode, number, data, start) for number in wanted]
+            try:
+                sample |= self._decoder.assemble(modality, frames, view)
+            except ValueError as error:
+                self._report(modality, episode, row, error)
+                raise _CorruptMember from error
+        return sample
+
+    def _decode(self, modality: str, episode: int, row: int, data: memoryview, start: int) -> np.ndarray:
+        """Decode one member of the window's bytes, or warn and raise _CorruptMember."""
+        column = self._columns[modality]
+        offset, size = int(self._index.offsets[row, column]) - start, int(self._index.sizes[row, column])
+        content = data[offset : offset + size]
+        try:
+            if len(content) < size:
+                raise ValueError("the shard is cut short")
+            # JPEG has no checksum of its own: most flipped bits decode to a wrong picture without complaint
+            if zlib.crc32(content) != self._index.checksums[row, column]:
+                raise ValueError("its checksum is wrong")
+            return self._decoder.decode(modality, content)
+        except ValueError as error:
+            self._report(modality, episode, row, error)
+            raise _CorruptMember from error
+
+    def _report(self, modality: str, episode: int, row: int, error: ValueError) -> None:
+        """Warn once (in this process) that a member is corrupt."""
+        frame = row - int(self._index.episode_row[episode])
+        name = str(self._index.episodes[episode])
+        member = f"{name}/{frame:06d}.{self._index.extensions[self._columns[modality]]}"
+        if member not in self._reported:
+            self._reported.add(member)
+            warnings.warn(
+                f"{self.path}: episode {name}, frame {frame}: member {member} is corrupt ({error}); "
+                "other windows stand in for those that hold it",
+                CorruptSampleWarning,
+                stacklevel=5,
+            )
+
+
+def _coprime_step(count: int) -> int:
+    """A step near the golden section: it visits all of ``count`` windows, far from the corrupt one at first."""
+    step = max(1, round(count * 0.618))
+    while math.gcd(step, count) > 1:
+        step += 1
+    return step
