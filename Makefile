@@ -1,0 +1,42 @@
+# Two commands on a bare machine: `make quickstart` and `make test`. Each makes .venv, installs what it needs, does its job;
+# a second run installs nothing.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+
+.PHONY: help quickstart test test-slow bench lint docs clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --upgrade pip
+
+# One stamp for each set of packages, so that pip runs only when pyproject.toml has changed.
+$(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/pip install --quiet --editable '.[$*]'
+	@touch $@
+
+quickstart: $(VENV)/.installed-game ## record a game, train the image VAE on it (at most 6 minutes), write runs/quickstart/report.md
+	$(RUN) owl fit --config experiments/quickstart.yaml --ckpt_path last
+
+test: $(VENV)/.installed-dev ## the whole test suite
+	$(RUN) pytest -n 2 --dist loadfile
+
+test-slow: $(VENV)/.installed-dev ## longer checks of what training reaches
+	$(RUN) pytest -m slow
+
+bench: $(VENV)/.installed-dev ## every benchmark, each a ratio against a named baseline
+	for script in benchmarks/*.py; do echo "== $$script"; $(VENV)/bin/python $$script || exit 1; done
+
+lint: $(VENV)/.installed-dev ## formatting, lint and types
+	$(RUN) ruff format --check .
+	$(RUN) ruff check .
+	$(RUN) mypy
+
+docs: $(VENV)/.installed-docs ## build the documentation into site/
+	$(RUN) mkdocs build --strict
+
+clean: ## remove what the tools leave behind, but neither data nor runs
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache *.egg-info

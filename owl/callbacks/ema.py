@@ -1,0 +1,114 @@
+"""Exponential moving average of the trained weights."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+
+class EMA(Callback):
+    """Keeps a moving average of every trainable parameter; validates with it and saves it as the checkpoint's weights.
+
+    After optimiser step n (from 1), ``average = d * average + (1 - d) * weight`` with
+    ``d = min(decay, n / (n + 9))``: the warm-up lets a short run forget its initialisation.
+
+    A checkpoint's ``state_dict`` holds the averaged weights, so that whatever reads it (export, a later recipe's
+    frozen part, ``validate``) gets the weights one wants; the raw ones stand beside it under ``ema`` and are
+    put back when training resumes.
+
+    Args:
+        decay: Limit of the averaging factor, in [0, 1); 0 turns the average off.
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1), got {decay}")
+        self.decay = decay
+        self.average: dict[str, Tensor] = {}
+        self.updates = 0
+        self._step = 0
+        self._swapped = False
+
+    @staticmethod
+    def trainable(pl_module: LightningModule) -> dict[str, Tensor]:
+        """Return the parameters that are averaged, by name."""
+        return {name: p.data for name, p in pl_module.named_parameters() if p.requires_grad}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the average from the current weights, or keep the one that the checkpoint brought."""
+        weights = self.trainable(pl_module)
+        if self.decay and not self.average:
+            self.average = {name: weight.clone() for name, weight in weights.items()}
+        self.average = {name: average.to(weights[name].device) for name, average in self.average.items()}
+        self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Average after an optimiser step, not after every accumulated batch."""
+        if not self.average or trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        self.updates += 1
+        decay = min(self.decay, self.updates / (self.updates + 9))
+        weights = self.trainable(pl_module)
+        torch._foreach_lerp_(list(self.average.values()), [weights[name] for name in self.average], 1 - decay)
+
+    def _exchange(self, pl_module: LightningModule) -> None:
+        """Swap the averaged and the raw weights in place."""
+        weights = self.trainable(pl_module)
+        for name, average in self.average.items():
+            raw = weights[name].clone()
+            weights[name].copy_(average)
+            average.copy_(raw)
+        self._swapped = not self._swapped
+
+    @contextmanager
+    def raw_weights(self, pl_module: LightningModule) -> Iterator[None]:
+        """Have the raw weights in the module and the averaged ones in ``self.average``, also during validation."""
+        swapped = self._swapped
+        if swapped:
+            self._exchange(pl_module)
+        try:
+            yield
+        finally:
+            if swapped:
+                self._exchange(pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate the averaged weights."""
+        if self.average and not self._swapped:
+            self._exchange(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on training the raw weights."""
+        if self._swapped:
+            self._exchange(pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the raw weights in place when validation was interrupted."""
+        self.on_validation_end(trainer, pl_module)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Store the average as the checkpoint's weights and the raw weights beside it."""
+        if not self.average:
+            return
+        with self.raw_weights(pl_module):
+            weights = self.trainable(pl_module)
+            raw = {name: weights[name].clone() for name in self.average}
+            checkpoint["state_dict"].update({name: average.clone() for name, average in self.average.items()})
+        checkpoint["ema"] = {"raw": raw, "updates": self.updates}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Resume: the loaded weights are the average, the raw ones go back into the module."""
+        stored = checkpoint.get("ema")
+        if stored is None or not self.decay:
+            return
+        self.updates = stored["updates"]
+        weights = self.trainable(pl_module)
+        self.average = {name: weights[name].clone() for name in stored["raw"]}
+        for name, raw in stored["raw"].items():
+            weights[name].copy_(raw)

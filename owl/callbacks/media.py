@@ -1,0 +1,69 @@
+"""Pictures of what the model makes, in TensorBoard and in the run folder."""
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from owl.atomic import atomic_write
+
+
+class Media(Callback):
+    """Asks the recipe for pictures of the first validation batch and keeps them.
+
+    A recipe offers ``media(batch) -> dict[str, uint8[H, W, 3]]``. The pictures go to TensorBoard and, as PNG, to
+    ``<run folder>/media/step-<step>/<name>.png``. ``predict`` writes one set of pictures for every batch to
+    ``<run folder>/predictions/``.
+
+    Args:
+        every_n_validations: Draw at every n-th validation; 0 turns pictures off.
+    """
+
+    def __init__(self, every_n_validations: int = 1) -> None:
+        self.every_n_validations = every_n_validations
+        self._validations = 0
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw the first batch."""
+        if batch_idx or dataloader_idx or trainer.sanity_checking or not self.every_n_validations:
+            return
+        self._validations += 1
+        if (self._validations - 1) % self.every_n_validations == 0 and trainer.is_global_zero:
+            folder = Path(trainer.default_root_dir) / "media" / f"step-{trainer.global_step:07d}"
+            self.write(trainer, pl_module, batch, folder)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw every batch of predict."""
+        folder = Path(trainer.default_root_dir) / "predictions" / f"batch-{batch_idx:06d}-rank{trainer.global_rank}"
+        self.write(trainer, pl_module, batch, folder)
+
+    @staticmethod
+    def write(trainer: Trainer, pl_module: LightningModule, batch: Any, folder: Path) -> None:
+        """Draw one batch into a folder and, while fitting, into TensorBoard."""
+        if not hasattr(pl_module, "media"):
+            return
+        for name, picture in pl_module.media(batch).items():
+            encoded = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))[1]
+            atomic_write(folder / f"{name}.png", encoded.tobytes())
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger) and trainer.state.fn == "fit":
+                    logger.experiment.add_image(name, picture, trainer.global_step, dataformats="HWC")

@@ -1,0 +1,68 @@
+"""Stop at the first loss that is not finite, and say which samples made it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from owl.atomic import atomic_write
+from owl.errors import OwlError
+
+
+class NonFiniteGuard(Callback):
+    """Stops training when the loss becomes NaN or infinite and saves the identity of the batch.
+
+    The losses are checked together in the logging interval and before every checkpoint, so that a GPU is not
+    made to wait at every step and no checkpoint is ever written after a bad step. On the CPU every step is checked.
+    """
+
+    def __init__(self) -> None:
+        self._pending: list[tuple[int, Tensor, Tensor | None]] = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember the loss and the windows of this step."""
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        if loss is None:
+            return
+        windows = batch.get("window") if isinstance(batch, dict) else None
+        self._pending.append((trainer.global_step, loss.detach(), windows))
+        if loss.device.type == "cpu" or len(self._pending) >= trainer.log_every_n_steps:
+            self.check(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Never let a checkpoint follow a bad step unnoticed."""
+        self.check(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check what is left."""
+        self.check(trainer)
+
+    def check(self, trainer: Trainer) -> None:
+        """Look at the remembered losses.
+
+        Raises:
+            OwlError: One is not finite; ``<run folder>/nonfinite.json`` names the step and its samples.
+        """
+        pending, self._pending = self._pending, []
+        if not pending:
+            return
+        finite = torch.stack([loss.isfinite().all() for _, loss, _ in pending]).tolist()
+        if all(finite):
+            return
+        step, loss, windows = pending[finite.index(False)]
+        indices = windows.tolist() if windows is not None else []
+        dataset = getattr(trainer.datamodule, "train_dataset", None)
+        samples = [dataset.describe(index) for index in indices] if dataset is not None else []
+        path = Path(trainer.default_root_dir) / f"nonfinite-rank{trainer.global_rank}.json"
+        record = {"step": step, "loss": str(float(loss)), "windows": indices, "samples": samples}
+        atomic_write(path, json.dumps(record, indent=2))
+        raise OwlError(
+            f"the loss became {float(loss)} at step {step}; the batch's samples are named in {path}; "
+            "lower the learning rate, set trainer.gradient_clip_val, or look at those samples, "
+            "then continue from the last checkpoint with --ckpt_path last"
+        )

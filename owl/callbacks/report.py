@@ -1,0 +1,129 @@
+"""What a run leaves behind: metrics.json, report.md with pictures, a table in the terminal, identity in checkpoints."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+
+from owl.atomic import atomic_write
+from owl.callbacks.throughput import Throughput
+from owl.version import code_version
+
+
+class Report(Callback):
+    """Writes the result of a run and stores its identity in every checkpoint.
+
+    After ``fit`` the run folder holds ``metrics.json`` (flat: metric name to number, with ``steps``, ``seconds``,
+    ``seed``), and ``report.md`` with the same numbers, the last pictures, and the command that repeats the run.
+    ``validate`` and ``test`` write ``validate.json`` and ``test.json``.
+
+    Every checkpoint carries, under ``owl``: the recipe's class, the whole configuration, the code version and the
+    dataset's identity.
+    """
+
+    def __init__(self) -> None:
+        self.configuration: dict[str, Any] = {}
+        self.seconds = 0.0
+        self._start = 0.0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._start = time.monotonic()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Name everything that made this checkpoint."""
+        recipe = type(pl_module)
+        checkpoint["owl"] = {
+            "recipe": f"{recipe.__module__}.{recipe.__qualname__}",
+            "config": self.configuration,
+            "code_version": code_version(),
+            "dataset": self.dataset_identity(trainer),
+            "seconds": self.elapsed(),
+        }
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep counting where the interrupted run stopped."""
+        self.seconds = checkpoint.get("owl", {}).get("seconds", 0.0)
+
+    @staticmethod
+    def dataset_identity(trainer: Trainer) -> dict[str, Any] | None:
+        """Return what the data module says of its dataset, if it says anything."""
+        identity = getattr(trainer.datamodule, "identity", None)
+        return identity() if identity else None
+
+    def elapsed(self) -> float:
+        """Return seconds of fit so far, over all resumes."""
+        return self.seconds + (time.monotonic() - self._start if self._start else 0.0)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write metrics.json and report.md, print the table."""
+        if not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        metrics = self.metrics(trainer)
+        folder = Path(trainer.default_root_dir)
+        atomic_write(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        atomic_write(folder / "report.md", self.markdown(folder, metrics))
+        print_table(f"{folder.name}: {trainer.global_step} steps", metrics)
+        Console().print(f"Report: {folder / 'report.md'}   TensorBoard: tensorboard --logdir {folder.parent}")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the metrics of the validate command."""
+        self._write_evaluation(trainer, "validate")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the metrics of the test command."""
+        self._write_evaluation(trainer, "test")
+
+    def _write_evaluation(self, trainer: Trainer, name: str) -> None:
+        if trainer.state.fn != name or not trainer.is_global_zero:
+            return
+        metrics = {key: float(value) for key, value in sorted(trainer.callback_metrics.items())}
+        atomic_write(Path(trainer.default_root_dir) / f"{name}.json", json.dumps(metrics, indent=2) + "\n")
+
+    def metrics(self, trainer: Trainer) -> dict[str, float]:
+        """Return the run's last metrics, flat, with steps, seconds, seed and speed."""
+        metrics = {key: float(value) for key, value in sorted(trainer.callback_metrics.items())}
+        metrics["steps"] = trainer.global_step
+        metrics["seconds"] = round(self.elapsed(), 1)
+        metrics["seed"] = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)
+        if throughput and throughput.step_seconds:
+            total = throughput.step_seconds + throughput.wait_seconds
+            metrics["data_wait"] = round(throughput.wait_seconds / total, 5)
+        return metrics
+
+    def markdown(self, folder: Path, metrics: dict[str, float]) -> str:
+        """Return the report's text."""
+        rows = "\n".join(f"| {name} | {format_number(value)} |" for name, value in metrics.items())
+        steps = sorted((folder / "media").glob("step-*"))
+        pictures = sorted(steps[-1].glob("*.png")) if steps else []
+        shown = "\n\n".join(f"![{p.stem}]({p.relative_to(folder).as_posix()})" for p in pictures)
+        configuration = yaml.safe_dump(self.configuration, sort_keys=False)
+        return (
+            f"# {folder.name}\n\n"
+            f"Written {time.strftime('%Y-%m-%d %H:%M')} by OWL {code_version()}. Repeat with:\n\n"
+            f"    python -m owl fit --config {folder / 'config.yaml'} --name {folder.name}-again\n\n"
+            f"| metric | value |\n| --- | ---: |\n{rows}\n\n{shown}\n\n"
+            f"<details><summary>Configuration</summary>\n\n```yaml\n{configuration}```\n\n</details>\n"
+        )
+
+
+def format_number(value: float) -> str:
+    """Format a metric with four significant digits; whole numbers as they are."""
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:.4g}"
+
+
+def print_table(title: str, metrics: dict[str, float]) -> None:
+    """Print metrics as a table."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in metrics.items():
+        table.add_row(name, format_number(value))
+    Console().print(table)

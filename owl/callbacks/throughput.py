@@ -1,0 +1,68 @@
+"""How fast training runs and how long it waits for data."""
+
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class Throughput(Callback):
+    """Logs ``speed/steps_per_second``, ``speed/samples_per_second`` and ``speed/data_wait`` in the logging interval.
+
+    ``data_wait`` is the share of the time between the end of a step and the start of the next: an upper bound of
+    the time spent waiting for the loader, since it contains the trainer's own bookkeeping. Validation and
+    checkpoints are left out. On a GPU steps are queued, so a wait shows only where the GPU runs dry.
+    """
+
+    def __init__(self) -> None:
+        self._reset()
+        self.step_seconds = 0.0
+        self.wait_seconds = 0.0
+
+    def _reset(self) -> None:
+        self._start = self._end = None
+        self._steps = self._samples = 0
+        self._interval_busy = self._interval_wait = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget whatever came before."""
+        self._reset()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave validation out of the times."""
+        self._end = None
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Leave checkpoints out of the times."""
+        self._end = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Count the time since the last step as waiting."""
+        self._start = time.perf_counter()
+        if self._end is not None:
+            self._interval_wait += self._start - self._end
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the step; log in the interval."""
+        self._end = time.perf_counter()
+        self._interval_busy += self._end - self._start
+        self._steps += 1
+        first = next((value for value in batch.values() if isinstance(value, torch.Tensor) and value.ndim), None)
+        self._samples += len(first) * trainer.world_size if first is not None else 0
+        if (batch_idx + 1) % trainer.log_every_n_steps:
+            return
+        seconds = self._interval_busy + self._interval_wait
+        self.step_seconds += self._interval_busy
+        self.wait_seconds += self._interval_wait
+        values = {
+            "speed/steps_per_second": self._steps / seconds,
+            "speed/samples_per_second": self._samples / seconds,
+            "speed/data_wait": self._interval_wait / seconds,
+        }
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.global_step)
+        self._reset()
+        self._end = time.perf_counter()

@@ -1,0 +1,161 @@
+"""``python -m owl fit|validate|test|predict``: LightningCLI with OWL's run folder, callbacks and one-line errors."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, set_parsing_settings
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from owl.arguments import config_files, explain
+from owl.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
+from owl.callbacks.ema import EMA
+from owl.callbacks.media import Media
+from owl.callbacks.nonfinite import NonFiniteGuard
+from owl.callbacks.report import Report
+from owl.callbacks.step_seed import StepSeed
+from owl.callbacks.throughput import Throughput
+from owl.errors import OwlError
+
+SIGTERM_STATUS = 143
+DESCRIPTIONS = {
+    "fit": "Train a recipe. Everything comes from YAML (--config, any number of times, later files win) and from options.",
+    "validate": "Measure a checkpoint (--ckpt_path last|best|FILE) on the validation split.",
+    "test": "Measure a checkpoint (--ckpt_path last|best|FILE) on the test split.",
+    "predict": "Run a checkpoint (--ckpt_path last|best|FILE) over the test split and write what it makes.",
+}
+
+
+class Parser(LightningArgumentParser):
+    """A parser that raises its errors, so that :func:`main` can tell them in one line."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "exit_on_error": False})
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the whole resolved configuration to ``<run folder>/config.yaml``, for fit alone."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Skip every stage but fit: measuring a run must not rewrite what it was trained with."""
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+
+class OwlCLI(LightningCLI):
+    """LightningCLI whose runs live in ``<runs>/<name>`` and always carry the callbacks that make them trustworthy."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the run's name and the callbacks that every run has, each configurable under its own key."""
+        parser.add_argument("--name", type=str | None, default=None, help="Name of the run; default: the last config's.")
+        parser.add_argument("--runs", type=str, default="runs", help="Folder that holds the run folders.")
+        parser.add_argument(
+            "--overwrite", type=bool, default=False, help="Start anew although the run folder holds a checkpoint."
+        )
+        parser.add_lightning_class_args(StepSeed, "step_seed")
+        parser.add_lightning_class_args(NonFiniteGuard, "nonfinite")
+        parser.add_lightning_class_args(EMA, "ema")
+        parser.add_lightning_class_args(Throughput, "throughput")
+        parser.add_lightning_class_args(Media, "media")
+        parser.add_lightning_class_args(Report, "report")
+        parser.add_lightning_class_args(Checkpoint, "checkpoint")
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        return super()._prepare_subcommand_parser(klass, subcommand, **{**kwargs, "description": DESCRIPTIONS[subcommand]})
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: LightningCLI would let hyperparameters inside the checkpoint override the command line."""
+
+    def before_instantiate_classes(self) -> None:
+        """Resolve the run folder and the checkpoint to continue from."""
+        config = self.config[self.subcommand]
+        config.name = config.name or run_name(sys.argv[1:])
+        self.run_folder = Path(config.runs) / config.name
+        config.ckpt_path = self._checkpoint(config.ckpt_path, config.overwrite)
+
+    def _checkpoint(self, path: str | None, overwrite: bool) -> str | None:
+        """Turn ``last`` and ``best`` into a file; a fit that finds no ``last`` starts from scratch."""
+        folder = self.run_folder / "checkpoints"
+        if path in ("last", "best"):
+            file = folder / f"{path}.ckpt"
+            if file.exists():
+                return str(file)
+            if self.subcommand == "fit" and path == "last":
+                return None
+            raise OwlError(f"{file} does not exist; train first (python -m owl fit) or give --ckpt_path a file")
+        if path is not None and "://" not in path and not Path(path).is_file():
+            raise OwlError(f"--ckpt_path {path} does not exist; give a checkpoint file, 'last' or 'best'")
+        last = folder / "last.ckpt"
+        if path is None and self.subcommand == "fit" and last.exists() and not overwrite and is_main_process():
+            raise OwlError(
+                f"{self.run_folder} already holds a run; continue it with --ckpt_path last, "
+                f"choose another --name, or start anew with --overwrite true"
+            )
+        if path is None and self.subcommand != "fit":
+            raise OwlError(f"{self.subcommand} needs a checkpoint; add --ckpt_path last, best or a file")
+        return path
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Point the trainer at the run folder and add the atomic checkpoint writer to its plugins."""
+        plugins = self._get(self.config_init, "trainer").get("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
+        kwargs["default_root_dir"] = str(self.run_folder)
+        if self._get(self.config_init, "trainer").get("logger") in (None, True):
+            kwargs["logger"] = TensorBoardLogger(self.run_folder, name="", version="")
+        return super().instantiate_trainer(**kwargs)
+
+    def after_instantiate_classes(self) -> None:
+        """Hand the resolved configuration to the report, which stores it in every checkpoint."""
+        self._dump_config()
+        report = next(c for c in self.trainer.callbacks if isinstance(c, Report))
+        report.configuration = self.config_dump
+
+
+def run_name(arguments: list[str]) -> str:
+    """Name a run after its last configuration file."""
+    files = config_files(arguments)
+    return Path(files[-1]).stem if files else "run"
+
+
+def is_main_process() -> bool:
+    """Whether this process decides: ranks launched later must not mistake the first one's files for an older run."""
+    return all(os.environ.get(variable, "0") == "0" for variable in ("LOCAL_RANK", "SLURM_PROCID", "RANK"))
+
+
+def main(arguments: list[str]) -> int:
+    """Run a trainer command with ``sys.argv`` as its arguments.
+
+    Returns:
+        The exit status: 0, or 143 after a SIGTERM that was answered with a checkpoint.
+
+    Raises:
+        OwlError: A wrong key, type, class or file in the configuration, told in one sentence.
+    """
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    cli = OwlCLI.__new__(OwlCLI)  # kept, so that its parser can name the valid options when parsing fails
+    try:
+        cli.__init__(  # type: ignore[misc]
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            parser_class=Parser,
+            parser_kwargs={"parser_mode": "omegaconf+"},
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+        )
+    except ArgumentError as error:
+        parser = cli._subcommand_parsers[arguments[0]]
+        options = [name.lstrip("-") for action in parser._actions for name in action.option_strings]
+        raise OwlError(explain(str(error), arguments, options)) from error
+    except SIGTERMException:
+        return SIGTERM_STATUS
+    return 0

@@ -1,0 +1,42 @@
+"""``python -m owl export``: from a training checkpoint to a network that others can load."""
+
+import importlib
+from pathlib import Path
+
+import yaml
+
+from owl import models
+from owl.callbacks.checkpoint import load_checkpoint
+from owl.errors import OwlError
+
+
+def main(checkpoint: str, directory: str, fold: bool = False) -> None:
+    """Turn a checkpoint into model.safetensors + config.yaml, ready for owl.models.load(DIRECTORY).
+
+    The exported weights are the averaged ones (EMA) where the run kept an average: those that validation measured.
+    A file provenance.yaml says which recipe, code version and dataset made them.
+
+    Args:
+        checkpoint: A .ckpt file that fit wrote, e.g. runs/quickstart/checkpoints/last.ckpt.
+        directory: Where to write; existing files of an earlier export are replaced.
+        fold: Fold weight normalisation into the weights: the same outputs, faster, for inference only.
+    """
+    content = load_checkpoint(checkpoint)
+    if "owl" not in content:
+        raise OwlError(f"{checkpoint} was not written by python -m owl fit; give a checkpoint of a run folder")
+    module, _, name = content["owl"]["recipe"].rpartition(".")
+    recipe_class = getattr(importlib.import_module(module), name)
+    recipe = recipe_class.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+    network = recipe.network.eval()
+    if fold:
+        if not hasattr(network, "fold_weight_norm"):
+            raise OwlError(f"{type(network).__name__} has no weight normalisation to fold; leave --fold out")
+        network.fold_weight_norm()
+    models.save(network, directory)
+    provenance = {
+        "checkpoint": str(checkpoint),
+        "global_step": content["global_step"],
+        **{key: content["owl"][key] for key in ("recipe", "code_version", "dataset")},
+    }
+    (Path(directory) / "provenance.yaml").write_text(yaml.safe_dump(provenance, sort_keys=False))
+    print(f'Exported to {directory}; use it with: network = owl.models.load("{directory}")')

@@ -1,0 +1,222 @@
+"""Stage 1: an image VAE trained with reconstruction losses only, so that its latent stays image-like."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+
+from owl.losses import equivariance as eq
+from owl.losses import pixel
+from owl.losses.lpips import LPIPS
+from owl.losses.wavelet import dwt
+from owl.metrics.frechet import FrechetDistance
+from owl.metrics.latents import LatentStatistics
+from owl.metrics.perceptual import PerceptualDistance
+from owl.models.image_autoencoder import ImageAutoencoder
+from owl.nn.posterior import Posterior
+from owl.optim import warmup_cosine
+from owl.pictures import reconstruction_grid
+
+
+@dataclass
+class Weights:
+    """Weight of every term of the loss; a term of weight 0 is not computed.
+
+    Args:
+        l1: Mean absolute error of the pixels.
+        l2: Mean squared error of the pixels.
+        logit_laplace: Negative log-likelihood under the logit-Laplace distribution (DALL-E's dVAE).
+        lpips: Learned perceptual distance.
+        dwt: L1 over the subbands of an orthonormal Haar wavelet transform (LTX-Video).
+        kl: Kullback-Leibler divergence of the posterior from N(0, 1), nats per latent element.
+    """
+
+    l1: float = 1.0
+    l2: float = 0.0
+    logit_laplace: float = 0.0
+    lpips: float = 0.5
+    dwt: float = 0.0
+    kl: float = 1e-4
+
+
+class ImageVAE(LightningModule):
+    """Trains encoder and decoder end to end on reconstruction, without a discriminator.
+
+    loss = sum of weight * term over :class:`Weights`, the terms comparing decode(sample of encode(x)) with x.
+
+    Args:
+        network: The autoencoder.
+        weights: Weight of every term.
+        lpips: The perceptual distance, as a loss and as a metric.
+        lpips_crop: Side of the random square, in pixels, on which LPIPS is computed in training: its cost falls with
+            the area, its expectation stays. None: the whole frame.
+        lpips_samples: Number of samples of a batch on which LPIPS is computed in training. None: all.
+        equivariance: Probability with which a step fits decode(T z) to T x for a random scaling and rotation T
+            (EQ-VAE, Kouzelis et al. 2025); 0 costs nothing.
+        sample: Whether to decode a sample of the posterior in training, or its mean.
+        optimizer: Called with the parameters; e.g. ``owl.optim.MuonAdamW``.
+        warmup_steps: Steps of linear warm-up; a cosine follows until the trainer's last step.
+        final_lr: Learning rate at the end, as a fraction of its peak.
+        compile: Whether encoder and decoder run through ``torch.compile``.
+    """
+
+    def __init__(
+        self,
+        network: ImageAutoencoder,
+        weights: Weights = Weights(),  # noqa: B008 (a dataclass of floats, never changed)
+        lpips: LPIPS | None = None,
+        lpips_crop: int | None = None,
+        lpips_samples: int | None = None,
+        equivariance: float = 0.0,
+        sample: bool = True,
+        optimizer: Callable[[Iterable], Optimizer] = lambda p: AdamW(p, lr=3e-4, betas=(0.9, 0.95), weight_decay=1e-4),
+        warmup_steps: int = 100,
+        final_lr: float = 0.0,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.network = network
+        self.weights = weights
+        self.lpips = lpips or LPIPS()
+        self.lpips_crop = lpips_crop
+        self.lpips_samples = lpips_samples
+        self.equivariance = equivariance
+        self.sample = sample
+        self.optimizer = optimizer
+        self.warmup_steps = warmup_steps
+        self.final_lr = final_lr
+        self.compile_network = compile
+        self.psnr = PeakSignalNoiseRatio(data_range=1.0, reduction="elementwise_mean", dim=(1, 2, 3))
+        self.ssim = StructuralSimilarityIndexMeasure(data_range=1.0)
+        self.perceptual = PerceptualDistance(self.lpips)
+        self.frechet = FrechetDistance()
+        self.latents = LatentStatistics(network.latent_channels)
+
+    def configure_model(self) -> None:
+        """Compile in place, so that names in checkpoints do not change; lay the weights out as convolutions like them."""
+        self.network.to(memory_format=torch.channels_last)
+        if self.compile_network:
+            self.network.encoder.compile()
+            self.network.decoder.compile()
+
+    def images(self, batch: dict[str, Tensor]) -> Tensor:
+        """Flatten the frames of a batch.
+
+        Args:
+            batch: ``rgb``: uint8[B, T, 3, H, W].
+
+        Returns:
+            float[B * T, 3, H, W] in [-1, 1].
+        """
+        frames = batch["rgb"].flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        return frames.float() / 127.5 - 1
+
+    def reconstruct(self, image: Tensor) -> tuple[Tensor, Tensor, Posterior]:
+        """Reconstruct for training.
+
+        Returns:
+            The reconstruction, the image it should equal (transformed alike, where equivariance is drawn), the posterior.
+        """
+        posterior = self.network.encode(image)
+        latent = posterior.sample() if self.sample else posterior.mean
+        if self.equivariance and torch.rand(()).item() < self.equivariance:
+            transformation = eq.draw(image, latent)
+            return self.network.decoder(transformation(latent)), transformation(image), posterior
+        return self.network.decode(latent), image, posterior
+
+    def terms(self, reconstruction: Tensor, image: Tensor, posterior: Posterior) -> dict[str, Tensor]:
+        """Compute every term of the loss whose weight is not zero, each a scalar."""
+        computed: dict[str, Callable[[], Tensor]] = {
+            "l1": lambda: pixel.l1(reconstruction, image),
+            "l2": lambda: pixel.l2(reconstruction, image),
+            "logit_laplace": lambda: pixel.logit_laplace(reconstruction, image),
+            "lpips": lambda: self.lpips_loss(reconstruction, image),
+            "dwt": lambda: dwt(reconstruction, image),
+            "kl": lambda: posterior.kl(),
+        }
+        return {name: computed[name]() for name, weight in asdict(self.weights).items() if weight}
+
+    def lpips_loss(self, reconstruction: Tensor, image: Tensor) -> Tensor:
+        """Mean LPIPS over random crops of some of the batch: an unbiased, cheaper estimate of the whole."""
+        if self.lpips_samples is not None:
+            chosen = torch.randperm(len(image))[: self.lpips_samples].to(image.device)
+            reconstruction, image = reconstruction[chosen], image[chosen]
+        if self.lpips_crop is not None:
+            rows, columns = (
+                int(torch.randint(max(1, side - self.lpips_crop + 1), ())) for side in image.shape[-2:]
+            )
+            window = (..., slice(rows, rows + self.lpips_crop), slice(columns, columns + self.lpips_crop))
+            reconstruction, image = reconstruction[window], image[window]
+        return self.lpips(reconstruction, image).mean()
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """One step: reconstruct, weigh the terms, log each of them unweighted."""
+        reconstruction, image, posterior = self.reconstruct(self.images(batch))
+        terms = self.terms(reconstruction, image, posterior)
+        loss = torch.stack([getattr(self.weights, name) * term for name, term in terms.items()]).sum()
+        self.log("train/loss", loss, prog_bar=True)
+        self.log_dict({f"train/{name}": term for name, term in terms.items()})
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Measure reconstructions of the posterior's mean."""
+        self.measure(batch, "val")
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Measure reconstructions of the posterior's mean."""
+        self.measure(batch, "test")
+
+    def measure(self, batch: dict[str, Tensor], split: str) -> None:
+        """Update and log every metric; images are compared in [0, 1] after clipping, as they are shown."""
+        image = self.images(batch)
+        reconstruction, posterior = self.network(image, sample=False)
+        reconstruction = reconstruction.float().clamp(-1, 1)
+        original, shown = (image + 1) / 2, (reconstruction + 1) / 2
+        self.psnr(shown, original)
+        self.ssim(shown, original)
+        self.perceptual.update(reconstruction, image)
+        self.frechet.update(original, shown)
+        self.latents.update(posterior)
+        self.log_dict(
+            {
+                f"{split}/psnr": self.psnr,
+                f"{split}/ssim": self.ssim,
+                f"{split}/{self.lpips.name}": self.perceptual,
+                f"{split}/fd_efficientnet_lite0": self.frechet,
+            },
+            on_epoch=True,
+            batch_size=len(image),
+        )
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the latent's statistics and keep them in the network, where every later stage finds them."""
+        statistics = self.latents.compute()
+        self.network.latent_mean.copy_(statistics["mean"])
+        self.network.latent_std.copy_(statistics["std"])
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Return the reconstruction float[B, 3, H, W] in [-1, 1] and the latent's mean float[B, c, h, w]."""
+        reconstruction, posterior = self.network(self.images(batch), sample=False)
+        return {"reconstruction": reconstruction.clamp(-1, 1), "latent": posterior.mean}
+
+    @torch.no_grad()
+    def media(self, batch: dict[str, Tensor]) -> dict[str, np.ndarray]:
+        """Draw originals, reconstructions, errors and latents of up to 6 frames, uint8[H, W, 3]."""
+        image = self.images(batch)
+        image = image[:: max(1, len(image) // 6)][:6]
+        reconstruction, posterior = self.network(image, sample=False)
+        return {"reconstruction": reconstruction_grid(image, reconstruction, posterior.mean)}
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The optimiser with warm-up and cosine over the trainer's steps."""
+        optimizer = self.optimizer([p for p in self.network.parameters() if p.requires_grad])
+        total = int(self.trainer.estimated_stepping_batches)
+        schedule = warmup_cosine(optimizer, self.warmup_steps, total, self.final_lr)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
