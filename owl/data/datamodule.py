@@ -1,0 +1,118 @@
+"""The data module of every recipe that trains on shards."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from owl.data.loader import GlobalBatches, ResumableLoader, evaluation_loader
+from owl.data.recorder import GameRecording, record_game
+from owl.data.shards import INDEX_NAME, INFO_NAME, open_filesystem
+from owl.data.windows import WindowDataset
+
+
+class ShardDataModule(LightningDataModule):
+    """Windows of a shard dataset, shuffled and augmented for training, evenly spaced for validation and test.
+
+    Use it with ``Trainer(use_distributed_sampler=False)``: it divides batches among ranks itself.
+
+    Args:
+        path: The dataset's folder, any fsspec URL.
+        modalities: What a sample holds, of rgb, depth, flow, audio and controls.
+        length: Frames in a window.
+        stride: Stored frames from one frame of a window to the next.
+        hop: Stored frames from the beginning of one training window to that of the next.
+        size: (h, w) of the pictures; None keeps the stored size.
+        batch_size: Windows per batch of one rank.
+        num_workers: Loader processes per rank.
+        seed: Seeds order and augmentation.
+        validation_windows: Windows of each validation and test pass, evenly spaced; None takes all.
+        shuffle_block: Shards that are shuffled together (for remote data); None shuffles everything.
+        cache_dir: Local folder for whole copies of remote shards.
+        flip: Probability of mirroring a training window.
+        crop: (h, w) of random crops of training windows, central ones for validation; None keeps all.
+        record: What to record from the game where ``path`` holds no finished dataset; None expects one there.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        modalities: Sequence[str] = ("rgb",),
+        length: int = 1,
+        stride: int = 1,
+        hop: int = 1,
+        size: tuple[int, int] | None = None,
+        batch_size: int = 16,
+        num_workers: int = 2,
+        seed: int = 0,
+        validation_windows: int | None = None,
+        shuffle_block: int | None = None,
+        cache_dir: str | None = None,
+        flip: float = 0.0,
+        crop: tuple[int, int] | None = None,
+        record: GameRecording | None = None,
+    ) -> None:
+        super().__init__()
+        self.path, self.record = path, record
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.hop, self.flip, self.shuffle_block = hop, flip, shuffle_block
+        self.validation_windows = validation_windows
+        self._windows: dict[str, Any] = {
+            "modalities": modalities,
+            "length": length,
+            "stride": stride,
+            "size": size,
+            "crop": crop,
+            "cache_dir": cache_dir,
+        }
+
+    def prepare_data(self) -> None:
+        """Record the dataset if it is to be recorded and is not finished."""
+        if self.record is None:
+            return
+        filesystem, path = open_filesystem(self.path)
+        if not all(filesystem.exists(f"{path}/{name}") for name in (INFO_NAME, INDEX_NAME)):
+            record_game(self.path, self.record)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the splits that a stage ("fit", "validate", "test") needs; None opens all.
+
+        Raises:
+            OwlError: The dataset is not fit for use; see :class:`WindowDataset`.
+        """
+        if stage in ("fit", None):
+            self.train_dataset = WindowDataset(self.path, "train", hop=self.hop, flip=self.flip, **self._windows)
+        if stage in ("fit", "validate", None):
+            self.validation_dataset = WindowDataset(self.path, "validation", **self._windows)
+        if stage in ("test", None):
+            self.test_dataset = WindowDataset(self.path, "test", **self._windows)
+
+    def train_dataloader(self) -> ResumableLoader:
+        """The resumable training loader of this rank."""
+        rank, world_size = self._rank()
+        batches = GlobalBatches(
+            self.train_dataset, self.batch_size, self.seed, self.shuffle_block, rank=rank, world_size=world_size
+        )
+        return ResumableLoader(self.train_dataset, batches, self.num_workers)
+
+    def val_dataloader(self) -> DataLoader:
+        """This rank's part of the validation windows."""
+        return self._evaluation_loader(self.validation_dataset)
+
+    def test_dataloader(self) -> DataLoader:
+        """This rank's part of the test windows."""
+        return self._evaluation_loader(self.test_dataset)
+
+    def identity(self) -> dict[str, str]:
+        """Which samples these are, for checkpoints and reports: the path and a hash of the dataset's contents."""
+        for name in ("train_dataset", "validation_dataset", "test_dataset"):
+            if hasattr(self, name):
+                return {"path": self.path, "identity": getattr(self, name).identity}
+        raise RuntimeError("ShardDataModule.identity was called before setup")
+
+    def _evaluation_loader(self, dataset: WindowDataset) -> DataLoader:
+        return evaluation_loader(dataset, self.validation_windows, self.batch_size, self.num_workers, *self._rank())
+
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

@@ -1,0 +1,194 @@
+"""A loader whose batches are a pure function of (seed, epoch, batch): a run continues exactly where it stopped."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import BatchSampler, DataLoader
+
+from owl.data.windows import WindowDataset
+from owl.errors import OwlError
+
+
+class GlobalBatches(BatchSampler):
+    """The windows of every training batch of this rank, shuffled anew each epoch.
+
+    Global batch b of an epoch holds the positions [b * W * B, (b + 1) * W * B) of the epoch's order, rank r's part is
+    the r-th B of them: W ranks of batch B see what one rank of batch W * B sees. The last, incomplete one is dropped.
+
+    Args:
+        dataset: The windows.
+        batch_size: B, samples per batch of this rank.
+        seed: Seeds the order and the augmentation; not negative.
+        shuffle_block: Shards that are shuffled together, in blocks of a random order: enough to read remote shards one
+            after another; None shuffles everything with everything.
+        rank: This process, of ``world_size``.
+        world_size: W.
+
+    Raises:
+        OwlError: There are fewer windows than one global batch.
+    """
+
+    def __init__(
+        self,
+        dataset: WindowDataset,
+        batch_size: int,
+        seed: int = 0,
+        shuffle_block: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.global_batch = world_size * batch_size
+        if len(dataset) < self.global_batch:
+            raise OwlError(
+                f"split {dataset.split!r} of {dataset.path} has {len(dataset)} windows, at least one batch of "
+                f"{self.global_batch} ({world_size} x {batch_size}) was expected; use a smaller batch_size or more data"
+            )
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+        self.first = 0  # batch that the next iteration begins with
+        self._windows = len(dataset)
+        self._blocks = [range(len(dataset))] if shuffle_block is None else dataset.shard_windows()
+        self._shards_together = shuffle_block or 1
+        self._offset = rank * batch_size
+
+    @property
+    def sampler(self) -> "GlobalBatches":  # type: ignore[override]
+        """Where Lightning looks for ``set_epoch``."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch; an epoch other than the loaded one begins at its first batch."""
+        if epoch != self.epoch:
+            self.epoch, self.first = epoch, 0
+
+    def order(self, epoch: int) -> np.ndarray:
+        """int64[N]: all window numbers in the order of an epoch."""
+        generator = np.random.default_rng((self.seed, epoch))
+        blocks = [self._blocks[i] for i in generator.permutation(len(self._blocks))]
+        parts = []
+        for start in range(0, len(blocks), self._shards_together):
+            together = [np.arange(b.start, b.stop) for b in blocks[start : start + self._shards_together]]
+            parts.append(generator.permutation(np.concatenate(together)))
+        return np.concatenate(parts)
+
+    def __len__(self) -> int:
+        return self._windows // self.global_batch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:  # type: ignore[override]
+        # what is read here is fixed when the iterator is made, whatever is loaded or set while it is used
+        return self._iterate(self.epoch, self.first)
+
+    def _iterate(self, epoch: int, first: int) -> Iterator[list[tuple[int, int]]]:
+        order = self.order(epoch)
+        # numpy hashes seeds, so consecutive ones give independent draws; positions are the same for every world size
+        augmentation = int(np.random.default_rng((self.seed, epoch, 1)).integers(2**62))
+        for batch in range(first, len(self)):
+            begin = batch * self.global_batch + self._offset
+            positions = range(begin, begin + self.batch_size)
+            yield [(int(order[position]), augmentation + position) for position in positions]
+
+
+class ResumableLoader(DataLoader):
+    """A sized loader of training batches that knows how far its consumer is, with any number of workers.
+
+    ``state_dict`` counts the batches that were handed out, not those that workers have prefetched, and is the same on
+    every rank. Lightning stores and restores it in mid-epoch checkpoints because it has a length and these two methods.
+
+    Args:
+        dataset: The windows.
+        batches: Which of them, when.
+        num_workers: Loader processes; they live until the loader goes.
+    """
+
+    batch_sampler: GlobalBatches
+
+    def __init__(self, dataset: WindowDataset, batches: GlobalBatches, num_workers: int = 0) -> None:
+        self._position = (0, 0)
+        super().__init__(
+            dataset,
+            batch_sampler=batches,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            worker_init_fn=single_threaded,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:  # type: ignore[override]
+        """Yield the rest of the epoch after ``load_state_dict``, a whole epoch otherwise.
+
+        An iteration that is given up does not move the loader on: the next one begins the epoch again, unless the
+        trainer set another.
+        """
+        batches = self.batch_sampler
+        epoch, first = batches.epoch, batches.first
+        iterator = super().__iter__()
+        batches.first = 0
+        for number, batch in enumerate(iterator, first + 1):
+            # before the yield: whoever saves while working on this batch has it behind them
+            if number < len(self):
+                self._position = (epoch, number)
+            else:
+                self._position = (epoch + 1, 0)
+                batches.epoch = epoch + 1
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The next batch, and what its contents depend on."""
+        epoch, batch = self._position
+        batches = self.batch_sampler
+        return {"epoch": epoch, "batch": batch, "global_batch": batches.global_batch, "seed": batches.seed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue at a stored position.
+
+        Raises:
+            OwlError: The position lies within an epoch that was shuffled or divided into batches in another way.
+        """
+        batches = self.batch_sampler
+        for name, found in (("global_batch", batches.global_batch), ("seed", batches.seed)):
+            if state["batch"] > 0 and state[name] != found:
+                raise OwlError(
+                    f"the checkpoint stopped within an epoch with data {name} {state[name]}, now it is {found}; keep "
+                    "it (global_batch is devices x batch_size), or continue from a checkpoint at the end of an epoch"
+                )
+        self._position = (state["epoch"], state["batch"])
+        batches.epoch, batches.first = self._position
+
+
+def evaluation_loader(
+    dataset: WindowDataset, windows: int | None, batch_size: int, num_workers: int, rank: int, world_size: int
+) -> DataLoader:
+    """A loader of fixed windows without augmentation, each exactly once over all ranks.
+
+    Args:
+        dataset: The windows.
+        windows: How many, evenly spaced over the split; None or more than there are takes all.
+        batch_size: Samples per batch.
+        num_workers: Loader processes.
+        rank: This process, of ``world_size``.
+        world_size: All ranks get the same number of batches (sharded models hang otherwise), so the last one may hold
+            one sample more than ``batch_size``.
+    """
+    count = min(windows or len(dataset), len(dataset))
+    chosen = np.unique(np.linspace(0, len(dataset) - 1, count).round().astype(int)).tolist()
+    mine = chosen[rank::world_size]
+    batches = max(1, -(-(count // world_size) // batch_size))
+    starts = [number * batch_size for number in range(batches)]
+    parts = [mine[start : start + batch_size] for start in starts[:-1]] + [mine[starts[-1] :]]
+    return DataLoader(
+        dataset,
+        batch_sampler=[part for part in parts if part],
+        num_workers=num_workers,
+        worker_init_fn=single_threaded,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def single_threaded(worker: int) -> None:
+    """Keep a loader worker to one thread: the workers themselves are the parallelism."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
