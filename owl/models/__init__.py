@@ -78,9 +78,16 @@ def load(directory: str | Path) -> nn.Module:
     try:
         tensors = load_file(weights)
         network: nn.Module = network_class(**init_args)
+        expected = network.state_dict().keys()
+        for names, kind in ((expected - tensors.keys(), "missing"), (tensors.keys() - expected, "unknown")):
+            if names:
+                raise OwlError(
+                    f"{weights} has {len(names)} {kind} tensors such as {min(names)}, expected the tensors of the "
+                    f"{class_path} that {config} describes; export the checkpoint again"
+                )
         # assign: the network takes the dtype of the file instead of casting the file to its own.
         network.load_state_dict(tensors, strict=True, assign=True)
     except (SafetensorError, RuntimeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split())
         raise OwlError(f"{weights} does not fit {config} ({reason}); export the checkpoint again") from error
     return network.eval()

@@ -1,0 +1,116 @@
+"""The exchange format of networks: save, load, and what goes wrong."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import nn
+
+from owl import models
+from owl.errors import OwlError
+from owl.models.image_autoencoder import ImageAutoencoder
+
+
+def network(**changes: object) -> ImageAutoencoder:
+    torch.manual_seed(0)
+    arguments: dict[str, object] = {"size": (16, 24), "latent_size": (4, 6), "widths": [8, 16], "blocks": [1, 1]}
+    built = ImageAutoencoder(**(arguments | changes))  # type: ignore[arg-type]
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        built.latent_mean.normal_()
+    return built
+
+
+@pytest.mark.parametrize("folded", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_loaded_network_has_equal_outputs(tmp_path: Path, folded: bool, dtype: torch.dtype) -> None:
+    original = network().to(dtype)
+    if folded:
+        original.fold_weight_norm()
+    models.save(original, tmp_path / "export")
+    loaded = models.load(tmp_path / "export")
+    assert isinstance(loaded, ImageAutoencoder)
+    assert not loaded.training
+    x = torch.rand(1, 3, 16, 24).to(dtype)
+    assert torch.equal(loaded(x, sample=False)[0], original(x, sample=False)[0])
+    assert torch.equal(loaded.latent_mean, original.latent_mean)
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_the_files_are_readable_without_this_project_and_nothing_else_is_left(tmp_path: Path) -> None:
+    models.save(network(), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "model.safetensors"]
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert config["class_path"] == "owl.models.image_autoencoder.ImageAutoencoder"
+    assert config["init_args"]["size"] == [16, 24]
+    assert "latent_std" in load_file(tmp_path / "model.safetensors")
+
+
+def test_saving_a_network_in_channels_last(tmp_path: Path) -> None:
+    original = network().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    models.save(original, tmp_path)
+    x = torch.rand(1, 3, 16, 24)
+    assert torch.allclose(models.load(tmp_path)(x, sample=False)[0], original(x, sample=False)[0], atol=1e-5)
+
+
+def test_a_network_without_its_arguments_cannot_be_saved(tmp_path: Path) -> None:
+    with pytest.raises(OwlError, match="Linear has no attribute config"):
+        models.save(nn.Linear(2, 2), tmp_path)
+
+
+def expect_refusal(directory: Path, words: str) -> None:
+    with pytest.raises(OwlError) as raised:
+        models.load(directory)
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    expect_refusal(tmp_path / "nowhere", "model.safetensors does not exist")
+    models.save(network(), tmp_path)
+    (tmp_path / "config.yaml").unlink()
+    expect_refusal(tmp_path, "config.yaml does not exist")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [", "names no network"),
+        ("just text", "names no network"),
+        ("init_args: {}", "class_path"),
+        ("class_path: owl.nowhere.Network\ninit_args: {}", "owl.nowhere"),
+        ("class_path: owl.models.image_autoencoder.Missing\ninit_args: {}", "Missing"),
+        ("class_path: Missing\ninit_args: {}", "names no network"),
+        ("class_path: pathlib.Path\ninit_args: {}", "expected a torch.nn.Module"),
+        ("class_path: owl.models.image_autoencoder.ImageAutoencoder\ninit_args: {depth: 3}", "depth"),
+        ("class_path: owl.models.image_autoencoder.ImageAutoencoder\ninit_args: {patch: 7}", "spans"),
+    ],
+)
+def test_a_damaged_configuration_is_told_in_one_sentence(tmp_path: Path, text: str, words: str) -> None:
+    models.save(network(), tmp_path)
+    (tmp_path / "config.yaml").write_text(text)
+    expect_refusal(tmp_path, words)
+
+
+def test_weights_that_are_torn_or_of_another_network_are_refused(tmp_path: Path) -> None:
+    models.save(network(), tmp_path)
+    config = (tmp_path / "config.yaml").read_text()
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    expect_refusal(tmp_path, "does not fit")
+    models.save(network(latent_channels=8), tmp_path)
+    (tmp_path / "config.yaml").write_text(config)
+    expect_refusal(tmp_path, "size mismatch")
+    models.save(network(blocks=[1, 2]), tmp_path)
+    (tmp_path / "config.yaml").write_text(config)
+    expect_refusal(tmp_path, "missing tensors such as decoder.stages.1.conv.bias")
+
+
+def test_importing_the_package_does_not_import_torch() -> None:
+    code = "import sys, owl.models; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
