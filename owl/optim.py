@@ -1,0 +1,178 @@
+"""Muon for the matrices with AdamW for the rest, and the usual learning-rate schedule."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.adamw import adamw
+from torch.optim.lr_scheduler import LambdaLR
+
+# Newton-Schulz iteration of degree 5, coefficients of Keller Jordan, https://kellerjordan.github.io/posts/muon:
+# five steps bring every singular value above 0.002 of the Frobenius norm into about [0.7, 1.2].
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+NEWTON_SCHULZ_STEPS = 5
+# Liu et al. 2025, "Muon is Scalable for LLM Training", section 2.2: with this factor the root mean square of an
+# update is about that of AdamW, so that both can share one learning rate.
+RMS_OF_ADAMW = 0.2
+
+
+class MuonAdamW(Optimizer):
+    """Muon on every weight that is a matrix, convolution kernels read as [out, in * kh * kw]; AdamW on the rest.
+
+    "Matrix" is more than one row and more than one column: biases, gains of norms and of weight normalisation
+    (float[out, 1, 1, 1]) go to AdamW, and are not decayed.
+
+    Args:
+        params: Parameters, or parameter groups with their own ``lr``, ``weight_decay``, ...; each group is split in
+            a Muon and an AdamW part, which LR schedulers see as two groups.
+        lr: Learning rate of AdamW.
+        muon_ratio: Learning rate of Muon relative to ``lr``.
+        betas: AdamW's decay rates of the first and second moment.
+        eps: AdamW's addition to the denominator.
+        weight_decay: Decoupled decay of the matrices, per step times the learning rate.
+        momentum: Muon's Nesterov momentum.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        muon_ratio: float = 1.0,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+    ) -> None:
+        defaults: dict[str, Any] = {
+            "lr": lr,
+            "muon_ratio": muon_ratio,
+            "betas": tuple(betas),  # YAML gives a list
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+        }
+        given = list(params)
+        groups = cast(list[dict[str, Any]], given if given and isinstance(given[0], dict) else [{"params": given}])
+        split = []
+        for group in groups:
+            members = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+            options = defaults | group
+            matrices = [p for p in members if is_matrix(p)]
+            others = [p for p in members if not is_matrix(p)]
+            if matrices:
+                rate = options["lr"] * options["muon_ratio"]
+                split.append(options | {"params": matrices, "algorithm": "muon", "lr": rate})
+            if others:
+                split.append(options | {"params": others, "algorithm": "adamw", "weight_decay": 0.0})
+        super().__init__(split, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take one step; parameters without a gradient are left alone.
+
+        Returns:
+            What the closure returned, if there is one.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if group["algorithm"] == "muon":
+                self._muon(group, params)
+            else:
+                self._adamw(group, params)
+        return loss
+
+    def _muon(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        for parameter in params:
+            gradient = cast(Tensor, parameter.grad)
+            state = self.state[parameter]
+            if not state:
+                state["momentum"] = torch.zeros_like(parameter)
+            state["momentum"].lerp_(gradient, 1 - group["momentum"])
+            nesterov = gradient.lerp(state["momentum"], group["momentum"])
+            update = orthogonalise(nesterov.flatten(1))
+            scale = RMS_OF_ADAMW * math.sqrt(max(update.shape))
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.add_(update.view_as(parameter), alpha=-group["lr"] * scale)
+
+    def _adamw(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        for parameter in params:
+            state = self.state[parameter]
+            if not state:
+                state["step"] = torch.zeros(())
+                state["exp_avg"] = torch.zeros_like(parameter)
+                state["exp_avg_sq"] = torch.zeros_like(parameter)
+        states = [self.state[parameter] for parameter in params]
+        adamw(
+            params,
+            [cast(Tensor, parameter.grad) for parameter in params],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            foreach=True,
+            amsgrad=False,
+            maximize=False,
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+        )
+
+
+def is_matrix(parameter: Tensor) -> bool:
+    """Whether a weight has more than one row and more than one column once its axes after the first are merged."""
+    return parameter.ndim >= 2 and parameter.shape[0] > 1 and parameter[0].numel() > 1
+
+
+def orthogonalise(matrix: Tensor) -> Tensor:
+    """Bring all singular values near 1: approximately U V^T of the singular value decomposition.
+
+    Each Newton-Schulz step multiplies X by a polynomial p in X X^T, so the steps are taken on the small Gram matrix
+    alone, and X is multiplied once, by their product: for 3x3 convolutions several times less work than the
+    textbook loop, with the same result.
+
+    Args:
+        matrix: float[rows, columns].
+
+    Returns:
+        Of the same shape and type; zero for a zero matrix. Singular values of nearly zero stay small.
+    """
+    wide = matrix.float() if matrix.shape[0] <= matrix.shape[1] else matrix.float().T
+    wide = wide / wide.norm().clamp(min=1e-30)
+    a, b, c = NEWTON_SCHULZ
+    gram = wide @ wide.T
+    product = torch.eye(len(gram), device=gram.device)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        polynomial.diagonal().add_(a)
+        product = polynomial @ product
+        gram = polynomial @ gram @ polynomial
+    result = product @ wide
+    return (result if matrix.shape[0] <= matrix.shape[1] else result.T).to(matrix.dtype)
+
+
+def warmup_cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int, final: float = 0.0) -> LambdaLR:
+    """Linear warm-up to each group's own learning rate, then half a cosine down to ``final`` times it.
+
+    Args:
+        optimizer: Any; call ``step()`` of the schedule once per optimiser step.
+        warmup_steps: The first step has 1/warmup_steps of the full rate; 0 starts at the full rate.
+        total_steps: Where the cosine ends; afterwards the rate stays.
+        final: The rate at the end, relative to the full rate.
+    """
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return LambdaLR(optimizer, factor)

@@ -1,0 +1,140 @@
+import io
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from owl.optim import NEWTON_SCHULZ, MuonAdamW, is_matrix, orthogonalise, warmup_cosine
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.SiLU(), weight_norm(nn.Conv2d(8, 4, 3)))
+
+
+def train(net: nn.Module, optimizer: MuonAdamW, schedule, steps: range) -> None:
+    for step in steps:
+        image = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        net(image).square().mean().backward()
+        optimizer.step()
+        schedule.step()
+
+
+def test_matrices_go_to_muon_and_everything_else_to_adamw():
+    net = network()
+    muon, adamw = MuonAdamW(net.parameters()).param_groups
+    assert {id(p) for p in muon["params"]} == {id(net[0].weight), id(net[3].parametrizations.weight.original1)}
+    assert len(muon["params"]) + len(adamw["params"]) == len(list(net.parameters()))
+    assert not is_matrix(net[3].parametrizations.weight.original0)  # the gains, float[4, 1, 1, 1]
+    assert (muon["algorithm"], adamw["algorithm"]) == ("muon", "adamw")
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (8, 72), (72, 8)])
+def test_orthogonalise(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, singular, vt = torch.linalg.svd(matrix, full_matrices=False)
+    result = orthogonalise(matrix)
+    values = torch.linalg.svdvals(result)
+    significant = singular > 0.01 * singular.norm()
+    assert (values[significant] > 0.65).all()
+    assert (values < 1.25).all()
+    # The same singular vectors: in their basis the result is diagonal.
+    core = u.T @ result @ vt.T
+    assert (core - core.diag().diag()).abs().max() < 1e-3
+    torch.testing.assert_close(result, textbook(matrix), rtol=1e-3, atol=1e-4)
+
+
+def textbook(matrix: torch.Tensor) -> torch.Tensor:
+    a, b, c = NEWTON_SCHULZ
+    x = (matrix / matrix.norm()).double()
+    for _ in range(5):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.float()
+
+
+def test_orthogonalise_nothing():
+    assert torch.equal(orthogonalise(torch.zeros(3, 5)), torch.zeros(3, 5))
+
+
+def test_first_muon_step():
+    weight = nn.Parameter(torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(0)))
+    before = weight.detach().clone()
+    weight.grad = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(1))
+    MuonAdamW([weight], lr=0.1, muon_ratio=0.5, weight_decay=0.2).step()
+    update = orthogonalise(weight.grad.flatten(1)).view_as(weight)
+    torch.testing.assert_close(weight.detach(), before * (1 - 0.05 * 0.2) - 0.05 * 0.2 * math.sqrt(18) * update)
+
+
+def test_first_adamw_step_is_the_sign_of_the_gradient():
+    bias = nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
+    bias.grad = torch.tensor([0.5, -0.01, 7.0])
+    MuonAdamW([bias], lr=0.1, weight_decay=0.5).step()  # biases are not decayed
+    torch.testing.assert_close(bias.detach(), torch.tensor([0.9, -1.9, 2.9]))
+
+
+def test_adamw_part_equals_torch():
+    ours, theirs = nn.Parameter(torch.ones(5)), nn.Parameter(torch.ones(5))
+    a = MuonAdamW([ours], lr=0.01, betas=(0.8, 0.9))
+    b = torch.optim.AdamW([theirs], lr=0.01, betas=(0.8, 0.9), weight_decay=0.0)
+    for step in range(4):
+        ours.grad = theirs.grad = torch.randn(5, generator=torch.Generator().manual_seed(step))
+        a.step()
+        b.step()
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_resumed_run_is_the_uninterrupted_run_bit_for_bit():
+    def start():
+        net = network()
+        optimizer = MuonAdamW(net.parameters(), lr=0.01, weight_decay=0.1)
+        return net, optimizer, warmup_cosine(optimizer, 2, 8)
+
+    whole, *rest = start()
+    train(whole, *rest, range(6))
+
+    net, optimizer, schedule = start()
+    train(net, optimizer, schedule, range(3))
+    file = io.BytesIO()
+    torch.save([net.state_dict(), optimizer.state_dict(), schedule.state_dict()], file)
+    file.seek(0)
+    states = torch.load(file, weights_only=True)
+    net, optimizer, schedule = start()
+    for part, state in zip((net, optimizer, schedule), states, strict=True):
+        part.load_state_dict(state)
+    train(net, optimizer, schedule, range(3, 6))
+    for (name, a), b in zip(whole.named_parameters(), net.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_groups_keep_their_own_rates_under_a_schedule():
+    net = network()
+    groups = [{"params": net[0].parameters(), "lr": 1.0}, {"params": net[3].parameters()}]
+    optimizer = MuonAdamW(groups, lr=0.1, muon_ratio=2.0)
+    schedule = warmup_cosine(optimizer, warmup_steps=4, total_steps=14, final=0.1)
+    rates = []
+    for _ in range(16):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == pytest.approx([0.5, 0.25, 0.05, 0.025])
+    assert rates[3] == rates[4] == pytest.approx([2.0, 1.0, 0.2, 0.1])
+    assert rates[9] == pytest.approx([1.1, 0.55, 0.11, 0.055])
+    assert rates[14] == rates[15] == pytest.approx([0.2, 0.1, 0.02, 0.01])
+
+
+def test_learns():
+    net = network()
+    optimizer = MuonAdamW(net.parameters(), lr=3e-3)
+    image = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = (net(image) - 0.5 * image.mean(1, keepdim=True)[..., 2:-2, 2:-2]).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
