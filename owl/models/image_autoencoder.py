@@ -25,6 +25,7 @@ from owl.nn.resampling import Down, Resize, Up
 Norm = Literal["weight", "group", "none"]
 
 LOGVAR_BOUND = 15.0  # exp(15 / 2) = 1,808 standard deviations: far beyond use, far from overflow
+HEAD_GAIN = 0.25  # brings the decoder's activations, of variance 2 to 4, to about the variance of pictures
 INITIAL_LOGVAR = -4.0  # a standard deviation of 0.14, so that the first steps are not spent reading through noise
 
 
@@ -257,7 +258,7 @@ class Decoder(nn.Module):
                 stages.append(Up(widths[i], widths[i - 1], weight_norm=weight_norm))
         self.stages = Stages(stages, checkpoint)
         self.norm = group_norm(widths[0]) if norm == "group" else nn.Identity()
-        self.head = convolution(widths[0], channels * patch**2, 3, weight_norm=weight_norm)
+        self.head = convolution(widths[0], channels * patch**2, 3, gain=HEAD_GAIN, weight_norm=weight_norm)
         self.resize = Resize(grid, size) if size != grid else nn.Identity()
 
     def forward(self, latent: Tensor) -> Tensor:

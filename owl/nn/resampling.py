@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from owl.errors import OwlError
 from owl.nn.convolution import convolution
 
 # Beside a shortcut of variance about 1, this keeps the variance of the sum about constant over the stages.
@@ -111,17 +112,26 @@ class Resize(nn.Module):
     Args:
         size: (rows, columns) of the input.
         out_size: (rows, columns) of the output.
+
+    Raises:
+        OwlError: ``forward`` is given another size than the one it learns for.
     """
 
     def __init__(self, size: tuple[int, int], out_size: tuple[int, int]) -> None:
         super().__init__()
         self.rows = None if size[0] == out_size[0] else BandedMatrix(size[0], out_size[0])
         self.columns = None if size[1] == out_size[1] else BandedMatrix(size[1], out_size[1])
+        self.size = (size[0], size[1])
         # The axis that shrinks goes first: the other then has less to do.
         self.rows_first = out_size[0] * size[1] <= size[0] * out_size[1]
 
     def forward(self, x: Tensor) -> Tensor:
         """float[B, C, *size] -> float[B, C, *out_size]."""
+        if x.shape[2:] != self.size:
+            raise OwlError(
+                f"the learned resize got {x.shape[2]}x{x.shape[3]} pixels, expected {self.size[0]}x{self.size[1]}; "
+                "scaled or rotated latents need an autoencoder whose latent has the aspect ratio of the image"
+            )
         if self.rows is not None and self.rows_first:
             x = self.rows() @ x
         if self.columns is not None:

@@ -147,6 +147,12 @@ def test_no_convolution_runs_at_full_resolution_with_a_patch() -> None:
     assert max(seen) == 16
 
 
+def test_the_halves_without_a_resize_work_at_any_grid() -> None:
+    network = tiny()
+    assert network.decoder(torch.randn(1, 4, 4, 3)).shape == (1, 3, 32, 24)
+    assert network.encoder(torch.randn(1, 3, 16, 16))[0].shape == (1, 4, 2, 2)
+
+
 def test_without_a_difference_in_aspect_no_resize_is_built() -> None:
     assert not any("resize" in name for name in tiny().state_dict())
     names = {name for name in tiny(size=(18, 32), latent_size=(3, 4)).state_dict() if "taps" in name}

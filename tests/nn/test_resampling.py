@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from owl.errors import OwlError
 from owl.nn.resampling import BandedMatrix, Down, Resize, Up, down_skip, up_skip
 
 
@@ -61,6 +62,11 @@ def test_resize_starts_as_antialiased_bicubic(size: tuple[int, int], out_size: t
     x = torch.rand(2, 3, *size) * 2 - 1
     expected = F.interpolate(x, out_size, mode="bicubic", antialias=True)
     assert torch.allclose(Resize(size, out_size)(x), expected, atol=1e-5)
+
+
+def test_resize_refuses_another_size() -> None:
+    with pytest.raises(OwlError, match="got 24x24 pixels, expected 18x32"):
+        Resize((18, 32), (24, 24))(torch.zeros(1, 3, 24, 24))
 
 
 def test_resize_learns_only_inside_the_band() -> None:
