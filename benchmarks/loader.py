@@ -1,0 +1,176 @@
+"""OWL's loader against webdataset and litdata: the same JPEG frames, windows of 8 at 360x640, decoded, shuffled.
+
+    python -m benchmarks.loader [--windows 96] [--epochs 10] [--workers 2]
+
+Each library reads its own layout of the same bytes from local disk through a torch DataLoader with the same workers and
+batches. webdataset runs twice: with its own decoder (PIL) and with the JPEG decoder that OWL uses. The libraries take
+turns, one epoch each, so that a busy moment of the machine hits all alike; rates are those of the median epoch.
+"""
+
+import argparse
+import io
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("LITDATA_DISABLE_VERSION_CHECK", "1")
+
+import cv2
+import numpy as np
+import psutil
+import simplejpeg
+import torch
+import webdataset
+from litdata import StreamingDataLoader, StreamingDataset
+from litdata.streaming.writer import BinaryWriter
+from PIL import Image
+
+from benchmarks.jpeg import game_like_frames
+from owl.data import codecs
+from owl.data.loader import GlobalBatches, ResumableLoader, single_threaded
+from owl.data.shards import DatasetInfo, ShardWriter, write_index
+from owl.data.windows import WindowDataset
+
+LENGTH, SIZE, BATCH = 8, (360, 640), 4
+SHARDS = 8  # every library gets as many files
+
+
+def write_datasets(root: Path, windows: int) -> None:
+    """Write the same frames as OWL shards, as webdataset tars and as litdata chunks."""
+    distinct = [codecs.encode_rgb(frame) for frame in game_like_frames(64, SIZE)]
+    samples = [[distinct[(window * 5 + t) % len(distinct)] for t in range(LENGTH)] for window in range(windows)]
+    per_shard = windows // SHARDS
+    episodes = [f"episode-{shard}" for shard in range(SHARDS)]
+    DatasetInfo(35.0, SIZE, {"rgb": {"extension": "rgb.jpg"}}, {"train": episodes}, {}, "benchmark").save(root / "owl")
+    (root / "webdataset").mkdir()
+    for shard, episode in enumerate(episodes):
+        part = samples[shard * per_shard : (shard + 1) * per_shard]
+        with ShardWriter(root / "owl", shard) as writer:
+            for frame, jpeg in enumerate(jpeg for sample in part for jpeg in sample):
+                writer.write(episode, frame, {"rgb.jpg": jpeg})
+        with webdataset.TarWriter(str(root / "webdataset" / f"{shard:06d}.tar")) as tar:
+            for number, sample in enumerate(part):
+                members = {f"{t}.jpg": jpeg for t, jpeg in enumerate(sample)}
+                tar.write({"__key__": f"{shard:03d}{number:06d}", **members})
+    write_index(root / "owl")
+    (root / "litdata").mkdir()
+    writer = BinaryWriter(str(root / "litdata"), chunk_size=per_shard)
+    for number, sample in enumerate(samples):
+        writer[number] = {str(t): jpeg for t, jpeg in enumerate(sample)}
+    writer.done()
+    writer.merge()
+
+
+def stack(frames: Iterable[np.ndarray]) -> torch.Tensor:
+    """uint8[T, 3, H, W] from decoded frames, by OpenCV's split, the fastest way to planes."""
+    frames = list(frames)
+    rgb = np.empty((len(frames), 3, *SIZE), np.uint8)
+    for planes, frame in zip(rgb, frames, strict=True):
+        cv2.split(frame, list(planes))
+    return torch.from_numpy(rgb)
+
+
+def with_pillow(jpegs: list[bytes]) -> torch.Tensor:
+    return stack(np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB")) for jpeg in jpegs)
+
+
+def with_simplejpeg(jpegs: list[bytes]) -> torch.Tensor:
+    return stack(simplejpeg.decode_jpeg(jpeg) for jpeg in jpegs)
+
+
+class LitdataWindows(StreamingDataset):
+    """litdata's dataset of windows, decoded as OWL decodes."""
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        sample = super().__getitem__(index)
+        return with_simplejpeg([sample[str(t)] for t in range(LENGTH)])
+
+
+def owl_loader(root: Path, workers: int) -> Iterable:
+    dataset = WindowDataset(root / "owl", length=LENGTH, hop=LENGTH)
+    return ResumableLoader(dataset, GlobalBatches(dataset, BATCH), workers)
+
+
+def webdataset_loader(root: Path, workers: int, decode: Callable[[list[bytes]], torch.Tensor]) -> Iterable:
+    tars = sorted(str(path) for path in (root / "webdataset").glob("*.tar"))
+    dataset = webdataset.WebDataset(tars, shardshuffle=SHARDS, empty_check=False).shuffle(32)
+    dataset = dataset.map(lambda sample: decode([sample[f"{t}.jpg"] for t in range(LENGTH)]))
+    return torch.utils.data.DataLoader(
+        dataset,
+        batch_size=BATCH,
+        num_workers=workers,
+        persistent_workers=True,
+        worker_init_fn=single_threaded,
+        drop_last=True,
+    )
+
+
+def litdata_loader(root: Path, workers: int) -> Iterable:
+    dataset = LitdataWindows(str(root / "litdata"), shuffle=True, drop_last=True)
+    return StreamingDataLoader(
+        dataset,
+        batch_size=BATCH,
+        num_workers=workers,
+        persistent_workers=True,
+        worker_init_fn=single_threaded,
+        multiprocessing_context=multiprocessing.get_context("fork"),
+    )
+
+
+def resident_bytes() -> int:
+    """Memory of this process and its workers that nobody else shares."""
+    process = psutil.Process()
+    return sum(p.memory_full_info().uss for p in [process, *process.children(recursive=True)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--windows", type=int, default=96)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write_datasets(root, options.windows)
+        makers: dict[str, Callable[[], Iterable]] = {
+            "owl": lambda: owl_loader(root, options.workers),
+            "webdataset, its decoder": lambda: webdataset_loader(root, options.workers, with_pillow),
+            "webdataset, owl's decoder": lambda: webdataset_loader(root, options.workers, with_simplejpeg),
+            "litdata, owl's decoder": lambda: litdata_loader(root, options.workers),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in makers}
+        first: dict[str, float] = {}
+        for name, make in makers.items():  # a fresh loader each, before any other has workers
+            begin = time.perf_counter()
+            next(iter(make()))
+            first[name] = time.perf_counter() - begin
+        loaders = {name: make() for name, make in makers.items()}
+        memory = []
+        for _ in range(options.epochs):
+            for name, loader in loaders.items():
+                begin = time.perf_counter()
+                windows = sum(len(batch["rgb"] if isinstance(batch, dict) else batch) for batch in loader)
+                rates[name].append(windows / (time.perf_counter() - begin))
+            memory.append(resident_bytes() / 2**20)
+        median = {name: statistics.median(values) for name, values in rates.items()}
+        best = max(rate for name, rate in median.items() if name != "owl")
+        print(f"\nwindows of {LENGTH} frames {SIZE[0]}x{SIZE[1]}, batches of {BATCH}, {options.workers} workers")
+        for name, rate in median.items():
+            print(
+                f"  {name:27} {rate:6.1f} windows/s  {rate * LENGTH:6.0f} frames/s  owl is {median['owl'] / rate:5.2f}x"
+                f"   first batch {first[name]:5.2f} s"
+            )
+        print(f"owl / best of the others: {median['owl'] / best:.2f}x")
+        print(
+            f"memory of all loaders after epochs 1..{options.epochs}: " + " ".join(f"{m:.0f}" for m in memory) + " MiB"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""``python -m owl data verify``: find damaged members, rebuild a missing index."""
+
+from tqdm import tqdm
+
+from owl.data.overview import DatasetReader
+from owl.data.verification import missing_episodes, repair_index, verify_members
+
+
+def main(directory: str, *, repair: bool = False) -> int:
+    """Decode every member of a dataset and name those that are damaged; the exit status is 1 if there are any.
+
+    Training needs no repair of damaged members: it warns and uses other windows in their place.
+
+    Args:
+        directory: The dataset's folder, or any fsspec URL.
+        repair: First rebuild the index from the shards, if it is missing, outdated or of another version.
+    """
+    if repair:
+        rebuilt = repair_index(directory)
+        print(f"the index of {directory} {'was rebuilt' if rebuilt else 'fits its shards and was kept'}")
+    reader = DatasetReader(directory)
+    problems = missing_episodes(reader)
+    for problem in problems:
+        print(problem)
+    with tqdm(total=int(reader.index.episode_frames.sum()), unit="frame", desc="verify") as progress:
+        for frames, found in zip(reader.index.episode_frames, verify_members(reader), strict=True):
+            for problem in found:
+                progress.write(problem)
+            problems += found
+            progress.update(int(frames))
+    members = int((reader.index.sizes >= 0).sum())
+    print(f"{members:,} members: " + (f"{len(problems):,} problems" if problems else "all are well"))
+    return int(bool(problems))

@@ -1,0 +1,76 @@
+"""Checking a dataset member by member, and rebuilding its index."""
+
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from owl.data.overview import DatasetReader
+from owl.data.shards import DatasetInfo, ShardIndex, open_filesystem, shard_name, write_index
+from owl.errors import OwlError
+
+
+def index_is_current(url: str) -> bool:
+    """Whether a dataset has a readable index that lists exactly the shards of the folder, at their present sizes."""
+    try:
+        index = ShardIndex.load(url)
+    except OwlError:
+        return False
+    filesystem, path = open_filesystem(url)
+    found = {Path(shard).name: filesystem.size(shard) for shard in filesystem.glob(f"{path}/shard-*.tar")}
+    return found == {shard_name(n): size for n, size in zip(index.shards, index.shard_bytes, strict=True)}
+
+
+def repair_index(url: str) -> bool:
+    """Rebuild the index from the tars if it is missing, damaged, of another version, or lists other shards.
+
+    An index that fits its shards is kept: rebuilding it would take the checksums of members that were damaged since.
+
+    Returns:
+        Whether it was rebuilt.
+
+    Raises:
+        OwlError: ``dataset.json`` is missing, or the tars are not of this format.
+    """
+    DatasetInfo.load(url)
+    if index_is_current(url):
+        return False
+    write_index(url)
+    return True
+
+
+def verify_members(reader: DatasetReader) -> Iterator[list[str]]:
+    """Decode every member, one episode after another.
+
+    Yields:
+        For each episode of the index what is wrong with it, one sentence per member; an empty list where all is well.
+
+    Raises:
+        OwlError: A shard is missing.
+    """
+    index = reader.index
+    for episode, name in enumerate(index.episodes):
+        problems = []
+        for frame in range(int(index.episode_frames[episode])):
+            row = int(index.episode_row[episode]) + frame
+            for modality, column in reader.columns.items():
+                try:
+                    content = reader.content(modality, episode, frame)
+                    if zlib.crc32(content) != index.checksums[row, column]:
+                        raise ValueError("its checksum is wrong")
+                    reader.decode(modality, content)
+                except ValueError as error:
+                    shard = shard_name(int(index.episode_shard[episode]))
+                    member = f"{name}/{frame:06d}.{index.extensions[column]}"
+                    problems.append(f"{reader.url}/{shard}: {member}: {error}")
+        yield problems
+
+
+def missing_episodes(reader: DatasetReader) -> list[str]:
+    """One sentence for each episode that a split names and no shard holds."""
+    present = {str(name) for name in reader.index.episodes}
+    return [
+        f"{reader.url}: episode {name} of split {split} is in no shard"
+        for split, names in reader.info.splits.items()
+        for name in names
+        if name not in present
+    ]
