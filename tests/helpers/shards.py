@@ -41,7 +41,7 @@ def render(episode: int, frames: int, size: tuple[int, int], seed: int = 0) -> d
     """
     rng = np.random.default_rng((seed, episode))
     height, width = size
-    velocity = rng.integers(-2, 3, 2)  # (dx, dy) of the camera, pixels a frame
+    velocity = rng.choice([-2, -1, 1, 2], 2)  # (dx, dy) of the camera, pixels a frame
     phase, wave = rng.uniform(0, 2 * np.pi, 3), rng.uniform(0.5, 1.5, (3, 2)) * 2 * np.pi / min(size)
     tone = rng.uniform(200, 800)
     y, x = np.mgrid[:height, :width].astype(np.float32)
