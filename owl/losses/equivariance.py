@@ -1,11 +1,11 @@
-"""Equivariance of a latent space under scaling and rotation, as a regulariser of the decoder.
+"""Equivariance of a latent space under scaling and rotation, as a regulariser.
 
 Kouzelis et al. 2025, "EQ-VAE: Equivariance Regularized Latent Space for Improved Generative Image Modeling", eq. 4:
 instead of x from z, reconstruct t(x) from t(z) under the whole loss, with a random transform t. In a training step:
 
-    posterior = network.encode(image)
-    draw = draw_transform(network.latent_size)
-    loss = reconstruction_loss(network.decode(transform(posterior.sample(), draw)), transform(image, draw))
+    latent = network.encode(image).sample()
+    transform = draw(image, latent)
+    loss = reconstruction_loss(network.decode(transform(latent)), transform(image))
 
 One draw per step, shared by all terms of the loss and by the whole batch.
 """
@@ -16,50 +16,54 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from owl.errors import OwlError
+
 
 @dataclass(frozen=True)
 class Transform:
-    """Scaling followed by rotation; the default leaves everything as it is."""
+    """Scaling followed by rotation, for latents and images alike; the default leaves everything as it is."""
 
     scale: tuple[float, float] = (1.0, 1.0)
     """Factors of height and width, each a ratio of whole latent sizes."""
     quarter_turns: int = 0
     """Counter-clockwise rotations by 90 degrees; an odd number swaps height and width."""
 
+    def __call__(self, x: Tensor) -> Tensor:
+        """Scale (bilinear) and rotate float[B, C, H, W]."""
+        size = (round(x.shape[-2] * self.scale[0]), round(x.shape[-1] * self.scale[1]))
+        if size != x.shape[-2:]:
+            x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+        return torch.rot90(x, self.quarter_turns, dims=(-2, -1))
 
-def draw_transform(
-    latent_size: tuple[int, int],
-    probability: float = 0.5,
-    fixed_size: bool = False,
-    generator: torch.Generator | None = None,
+
+def draw(
+    image: Tensor, latent: Tensor, fixed_size: bool = False, generator: torch.Generator | None = None
 ) -> Transform:
     """Draw the transform of one training step.
 
     Args:
-        latent_size: (h, w). Scales are rounded to whole latent sizes, so that a decoder with a whole upsampling
-            factor answers with exactly the size of the transformed image.
-        probability: Of transforming at all; otherwise the plain reconstruction is trained.
+        image: float[B, C, H, W].
+        latent: float[B, c, h, w]. Scales are rounded to whole latent sizes, so that the decoder's answer has exactly
+            the size of the transformed image.
         fixed_size: For networks that take one input size only, such as those with learned landscape-to-square
             ends: the transform is then a rotation by 180 degrees, which is all that keeps the size.
         generator: On the CPU.
 
     Returns:
-        With the given probability, scale in {8..31}/32 and 1, 2 or 3 quarter turns.
+        Scale in {8..31}/32 with 1, 2 or 3 quarter turns; EQ-VAE uses it in half of the steps.
+
+    Raises:
+        OwlError: A latent pixel does not stand for equally many whole pixels in both directions.
     """
-    chance = torch.rand((), generator=generator).item()
     scale = torch.randint(8, 32, (), generator=generator).item() / 32
     quarter_turns = int(torch.randint(1, 4, (), generator=generator).item())
-    if chance >= probability:
-        return Transform()
     if fixed_size:
         return Transform(quarter_turns=2)
-    height, width = latent_size
+    height, width = latent.shape[-2:]
+    factor = image.shape[-2] // height
+    if tuple(image.shape[-2:]) != (factor * height, factor * width):
+        raise OwlError(
+            f"equivariance got latents of {height}x{width} for images of {image.shape[-2]}x{image.shape[-1]}; expected "
+            "one whole factor in both directions, or a rotated latent would be stretched: use fixed_size, or weight 0."
+        )
     return Transform((max(1, round(scale * height)) / height, max(1, round(scale * width)) / width), quarter_turns)
-
-
-def transform(x: Tensor, drawn: Transform) -> Tensor:
-    """Apply a drawn transform to latents or images, float[B, C, H, W]: bilinear scaling, then rotation."""
-    size = (round(x.shape[-2] * drawn.scale[0]), round(x.shape[-1] * drawn.scale[1]))
-    if size != x.shape[-2:]:
-        x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-    return torch.rot90(x, drawn.quarter_turns, dims=(-2, -1))

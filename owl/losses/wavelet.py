@@ -29,7 +29,7 @@ def haar(x: Tensor, axes: int) -> Tensor:
     return x
 
 
-def wavelet_l1(reconstruction: Tensor, target: Tensor, axes: int = 2) -> Tensor:
+def dwt(reconstruction: Tensor, target: Tensor, axes: int = 2) -> Tensor:
     """Mean absolute difference of Haar subbands.
 
     Args:
