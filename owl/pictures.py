@@ -1,0 +1,132 @@
+"""Pictures for logs and reports: pure functions from tensors to uint8[H, W, 3]."""
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+TILE_WIDTHS = (160, 320)  # pixels: smaller images are enlarged by a whole factor, larger ones reduced
+GAP = 6
+CAPTION_HEIGHT = 24
+FONT_SIZE = 13
+BACKGROUND = (24, 24, 27)
+TEXT = (228, 228, 231)
+FAINT = (161, 161, 170)
+ERROR_LEVELS = (8, 16, 32, 64, 128, 255)  # ends of the error scale, in steps of 8-bit images
+COLOUR_BAR_WIDTH = 120
+
+
+def reconstruction_grid(original: Tensor, reconstruction: Tensor, latent: Tensor) -> np.ndarray:
+    """Draw frames side by side, in four labelled rows: original, reconstruction, error, latent.
+
+    The error is the mean absolute difference of the channels, on a perceptually uniform colour map whose scale is
+    written beside it. The latent is shown by its first three principal components as red, green and blue, fitted on
+    the frames of the picture.
+
+    Args:
+        original: float[B, 3, H, W] in [-1, 1].
+        reconstruction: The same shape; clipped to [-1, 1].
+        latent: float[B, c, h, w], any scale.
+
+    Returns:
+        uint8[height, width, 3], RGB.
+    """
+    original, reconstruction = (images.detach().float().cpu().clamp(-1, 1) for images in (original, reconstruction))
+    size = _tile_size(original.shape[-2], original.shape[-1])
+    error = (original - reconstruction).abs().mean(dim=1) * 127.5
+    highest = next((level for level in ERROR_LEVELS if error.quantile(0.99) <= level), ERROR_LEVELS[-1])
+    components, explained = principal_components(latent, 3)
+    psnr = -10 * torch.log10((original - reconstruction).square().mean(dim=(1, 2, 3)) / 4)
+    rows = [
+        ("original", _row(_bytes(original), size)),
+        ("reconstruction", _row(_bytes(reconstruction), size)),
+        ("absolute error", _row(_coloured(error / highest), size)),
+        (
+            f"latent {'x'.join(map(str, latent.shape[1:]))}: principal components, {explained:.0%} of its variance",
+            _row(_bytes(components * 2 - 1), size),
+        ),
+    ]
+    step = size[0] + CAPTION_HEIGHT
+    font = ImageFont.load_default(FONT_SIZE)
+    width = max(rows[0][1].shape[1], *(round(font.getlength(caption)) for caption, _ in rows))
+    canvas = np.empty((len(rows) * step + GAP, width + 2 * GAP, 3), np.uint8)
+    canvas[:] = BACKGROUND
+    for number, (_, tiles) in enumerate(rows):
+        canvas[number * step + CAPTION_HEIGHT : (number + 1) * step, GAP : GAP + tiles.shape[1]] = tiles
+    picture = Image.fromarray(canvas)
+    pen = ImageDraw.Draw(picture)
+
+    def write(text: str, x: float, row: int, anchor: str, colour: tuple[int, int, int]) -> None:
+        pen.text((x, row * step + CAPTION_HEIGHT / 2), text, fill=colour, font=font, anchor=anchor)
+
+    for number, (caption, _) in enumerate(rows):
+        write(caption, GAP, number, "lm", TEXT)
+    for column, value in enumerate(psnr.tolist()):
+        write(f"{value:.1f} dB", (column + 1) * (size[1] + GAP), 1, "rm", FAINT)
+    left = GAP + pen.textlength("absolute error   0  ", font)
+    write("0", left - pen.textlength("  ", font), 2, "rm", FAINT)
+    write(f"{highest} of 255", left + COLOUR_BAR_WIDTH + pen.textlength("  ", font), 2, "lm", FAINT)
+    bar = _coloured(torch.linspace(0, 1, COLOUR_BAR_WIDTH).expand(1, CAPTION_HEIGHT // 2, -1))[0]
+    picture.paste(Image.fromarray(bar), (round(left), 2 * step + CAPTION_HEIGHT // 4))
+    return np.asarray(picture)
+
+
+def principal_components(latent: Tensor, count: int) -> tuple[Tensor, float]:
+    """Project the channels of latents on their first principal components, fitted on this batch.
+
+    Each component is scaled so that its 1st and 99th percentile become 0 and 1. Its sign, which the decomposition
+    leaves open, is the one that makes its largest weight positive, so that pictures of later steps keep their colours.
+
+    Args:
+        latent: float[B, c, h, w].
+        count: Number of components; those beyond c are 0.5, as are components without any variance.
+
+    Returns:
+        float[B, count, h, w] in [0, 1], and the fraction of the variance that they hold, 1 for a constant latent.
+    """
+    values = latent.detach().float().cpu().movedim(1, -1)
+    samples = values.flatten(0, -2)
+    samples = samples - samples.mean(dim=0)
+    variances, axes = torch.linalg.eigh(samples.T @ samples / len(samples))
+    variances, axes = variances.flip(0).clamp(min=0)[:count], axes.flip(1)[:, :count]
+    axes = axes * axes.gather(0, axes.abs().argmax(dim=0, keepdim=True)).sign()
+    projected = samples @ axes
+    low, high = projected.quantile(torch.tensor([0.01, 0.99]), dim=0)
+    scaled = torch.where(high > low, (projected - low) / (high - low).clamp(min=1e-12), torch.tensor(0.5)).clamp(0, 1)
+    scaled = F.pad(scaled, (0, count - scaled.shape[1]), value=0.5)
+    total = samples.square().sum(dim=1).mean().item()
+    explained = variances.sum().item() / total if total > 0 else 1.0
+    return scaled.view(*values.shape[:-1], count).movedim(-1, 1), explained
+
+
+def _tile_size(height: int, width: int) -> tuple[int, int]:
+    smallest, largest = TILE_WIDTHS
+    if width > largest:
+        return max(1, round(height * largest / width)), largest
+    factor = -(-smallest // width)
+    return height * factor, width * factor
+
+
+def _bytes(images: Tensor) -> np.ndarray:
+    """float[B, 3, H, W] in [-1, 1] to uint8[B, H, W, 3]."""
+    return ((images + 1) * 127.5).round().byte().movedim(1, -1).numpy()
+
+
+def _coloured(values: Tensor) -> np.ndarray:
+    """float[B, H, W], clipped to [0, 1], to uint8[B, H, W, 3] on the colour map "inferno"."""
+    levels = (values.clamp(0, 1) * 255).round().byte().numpy()
+    return np.stack([cv2.applyColorMap(level, cv2.COLORMAP_INFERNO)[..., ::-1] for level in levels])
+
+
+def _row(tiles: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize uint8[B, h, w, 3] to tiles of one size, pixels staying sharp, and set them side by side."""
+    height, width = size
+    row = np.empty((height, len(tiles) * (width + GAP) - GAP, 3), np.uint8)
+    row[:] = BACKGROUND
+    for column, tile in enumerate(tiles):
+        method = cv2.INTER_NEAREST if tile.shape[1] <= width else cv2.INTER_AREA
+        left = column * (width + GAP)
+        row[:, left : left + width] = cv2.resize(tile, (width, height), interpolation=method)
+    return row
