@@ -57,19 +57,25 @@ def find_command(arguments: list[str]) -> tuple[str, list[str]]:
 
 def run_function(function: Callable[..., Any], arguments: list[str], command: str) -> int:
     """Call a command's function with its signature as the command line; an int it returns is the exit status."""
-    from jsonargparse import auto_cli
+    from jsonargparse import ArgumentError, auto_cli
 
-    from owl.arguments import Parser
+    from owl.arguments import explain
 
     # `--depth` alone means true, as people type it; jsonargparse wants a value after every boolean option.
-    switches = {f"--{name}" for name, parameter in inspect.signature(function).parameters.items() if parameter.annotation is bool}
+    switches = {
+        f"--{name}"
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.annotation is bool
+    }
     for position, argument in enumerate(arguments):
         following = arguments[position + 1] if position + 1 < len(arguments) else ""
         if argument in switches and following.lower() not in ("true", "false", "yes", "no"):
             arguments[position] = f"{argument}=true"
-    result = auto_cli(
-        function, args=arguments, as_positional=True, parser_class=Parser, prog=f"python -m owl {command}"
-    )
+    parser_arguments = {"prog": f"python -m owl {command}", "exit_on_error": False}
+    try:
+        result = auto_cli(function, args=arguments, as_positional=True, **parser_arguments)
+    except ArgumentError as error:
+        raise OwlError(explain(str(error), arguments, list(inspect.signature(function).parameters))) from error
     return result if isinstance(result, int) else 0
 
 

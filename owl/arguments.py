@@ -1,4 +1,4 @@
-"""From what jsonargparse says about a wrong option to one sentence that names the file, the key and the nearest valid name."""
+"""From jsonargparse's errors to one sentence that names the file, the key and the nearest valid name."""
 
 import difflib
 import importlib
@@ -6,10 +6,14 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+
+LONGEST_LIST = 20
+"""Valid names are listed in full up to this many; the nearest one is always named."""
 
 
 class Place(NamedTuple):
@@ -33,32 +37,36 @@ def explain(message: str, arguments: list[str], options: list[str]) -> str:
     """
     files = config_files(arguments)
     if found := re.search(r"[Oo]ption '([\w.]+)'(?: is not accepted|$)", message, re.MULTILINE):
-        return unknown_key(found.group(1), files, options)
+        return unknown_key(found.group(1), files, options, arguments)
     if found := re.search(r"unrecognized arguments?: (--?[\w.+]+)", message):
         option = found.group(1).lstrip("-").partition("=")[0]
         return f"option --{option} is not known{suggestion(option, options, prefix='--')}"
-    if found := re.search(r"Problem with given class_path '([^']*)':\s*(.+)", message):
-        return unknown_class(found.group(1), found.group(2).strip(), files)
     if found := re.findall(r'Parser key "([\w.]+)":\s*\n\s*Expected (.+?)\. Got value: (.*)', message):
         key, expected, value = found[-1]
         place = find_key(key, files, value)
         where = f"{place.file}: key '{place.path}'" if place else f"option --{key}"
         return f"{where} is {value.strip()!r}, but expects {readable_type(expected)}"
+    if found := re.findall(r"Problem with given class_path '([^']*)':\s*(.+)", message):
+        class_path, reason = found[-1]  # the innermost of nested classes
+        return unknown_class(class_path, reason.strip(), files)
     if found := re.search(r"File does not exist: '(.+?)'", message):
         return f"there is no file {found.group(1)!r}; give the path of an existing YAML file"
     if found := re.search(r"Problems parsing config: (.*)", message, re.DOTALL):
         return f"{unreadable_file(files)} is not valid YAML: {found.group(1)}"
-    if found := re.findall(r'Interpolation key \'(.+?)\' not found', message):
+    if found := re.findall(r"Interpolation key \'(.+?)\' not found", message):
         place = find_value("${" + found[0] + "}", files)
         where = f"{place.file}: key '{place.path}'" if place else "an interpolation"
         return f"{where} refers to ${{{found[0]}}}, which is not set anywhere{suggestion(found[0], options)}"
+    if found := re.findall(r"fit\.(\w+)|validate\.(\w+)|test\.(\w+)|predict\.(\w+)", message):
+        missing = " and ".join("".join(groups) for groups in found)
+        return f"the configuration has no {missing}; give them in a YAML file with --config"
     return message
 
 
 def config_files(arguments: list[str]) -> list[str]:
     """Return the files given by ``--config``/``-c``, in order."""
     files = [
-        following for option, following in zip(arguments, arguments[1:], strict=False) if option in ("--config", "-c")
+        following for option, following in pairwise(arguments) if option in ("--config", "-c")
     ]
     return files + [a.partition("=")[2] for a in arguments if a.startswith(("--config=", "-c="))]
 
@@ -69,14 +77,15 @@ def suggestion(name: str, valid: list[str], prefix: str = "") -> str:
     return f"; did you mean '{prefix}{nearest[0]}'?" if nearest else ""
 
 
-def unknown_key(key: str, files: list[str], options: list[str]) -> str:
+def unknown_key(key: str, files: list[str], options: list[str], arguments: list[str]) -> str:
     """Describe a key that nothing accepts."""
     leaf = key.rpartition(".")[2]
     place = next((p for p in places(files) if p.path == key), None) or find_key(leaf, files)
     if place is None and "." in key:  # jsonargparse names the first child of an unknown group
-        return unknown_key(key.rpartition(".")[0], files, options)
+        return unknown_key(key.rpartition(".")[0], files, options, arguments)
     if place is None:
-        return f"option '{key}' is not accepted{suggestion(key, options)}"
+        option = next((a.partition("=")[0] for a in arguments if a.partition("=")[0].endswith(f".{key}")), key)
+        return f"option {option} is not accepted{suggestion(option.lstrip('-'), options, prefix='--')}"
     group, _, leaf = place.path.rpartition(".")
     if place.enclosing_class:
         valid = parameters(place.enclosing_class)
@@ -84,21 +93,19 @@ def unknown_key(key: str, files: list[str], options: list[str]) -> str:
     else:
         depth = group.count(".") + 1 if group else 0
         under = [option for option in options if not group or option.startswith(f"{group}.")]
-        valid = sorted({option.split(".")[depth] for option in under if option.count(".") >= depth})
+        valid = sorted({option.split(".")[depth].rstrip("+") for option in under if option.count(".") >= depth})
         owner = ""
         if group and not valid:  # the whole group is unknown
-            return unknown_key(group, files, options)
-    return (
-        f"{place.file}: key '{place.path}' is not accepted{owner}{suggestion(leaf, valid)}"
-        f" (accepted: {', '.join(valid)})"
-    )
+            return unknown_key(group, files, options, arguments)
+    listed = f" (accepted: {', '.join(valid)})" if len(valid) <= LONGEST_LIST else ""
+    return f"{place.file}: key '{place.path}' is not accepted{owner}{suggestion(leaf, valid)}{listed}"
 
 
 def unknown_class(class_path: str, reason: str, files: list[str]) -> str:
     """Describe a ``class_path`` that cannot be imported or is of another kind."""
     place = find_value(class_path, files)
     where = f"{place.file}: key '{place.path}'" if place else "an option"
-    module, _, name = class_path.rpartition(".")
+    module = class_path.rpartition(".")[0]
     return f"{where} names the class '{class_path}': {reason}{suggestion(class_path, classes_near(module), '')}"
 
 
@@ -114,7 +121,9 @@ def classes_near(module: str) -> list[str]:
         for info in pkgutil.iter_modules(getattr(found, "__path__", [])):
             modules.append(importlib.import_module(f"{module}.{info.name}"))
         return [
-            f"{m.__name__}.{name}" for m in modules for name, value in vars(m).items()
+            f"{m.__name__}.{name}"
+            for m in modules
+            for name, value in vars(m).items()
             if inspect.isclass(value) and value.__module__ == m.__name__
         ]
     return []

@@ -5,12 +5,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from omegaconf.errors import InterpolationKeyError
 
 from owl.arguments import config_files, explain
 from owl.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
@@ -24,7 +24,7 @@ from owl.errors import OwlError
 
 SIGTERM_STATUS = 143
 DESCRIPTIONS = {
-    "fit": "Train a recipe. Everything comes from YAML (--config, any number of times, later files win) and from options.",
+    "fit": "Train a recipe. All settings come from YAML (--config, repeatable: later files win) and from options.",
     "validate": "Measure a checkpoint (--ckpt_path last|best|FILE) on the validation split.",
     "test": "Measure a checkpoint (--ckpt_path last|best|FILE) on the test split.",
     "predict": "Run a checkpoint (--ckpt_path last|best|FILE) over the test split and write what it makes.",
@@ -52,7 +52,9 @@ class OwlCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run's name and the callbacks that every run has, each configurable under its own key."""
-        parser.add_argument("--name", type=str | None, default=None, help="Name of the run; default: the last config's.")
+        parser.add_argument(
+            "--name", type=str | None, default=None, help="Name of the run; default: the last config's."
+        )
         parser.add_argument("--runs", type=str, default="runs", help="Folder that holds the run folders.")
         parser.add_argument(
             "--overwrite", type=bool, default=False, help="Start anew although the run folder holds a checkpoint."
@@ -66,7 +68,9 @@ class OwlCLI(LightningCLI):
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        return super()._prepare_subcommand_parser(klass, subcommand, **{**kwargs, "description": DESCRIPTIONS[subcommand]})
+        return super()._prepare_subcommand_parser(
+            klass, subcommand, **{**kwargs, "description": DESCRIPTIONS[subcommand]}
+        )
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: LightningCLI would let hyperparameters inside the checkpoint override the command line."""
@@ -152,9 +156,9 @@ def main(arguments: list[str]) -> int:
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
         )
-    except ArgumentError as error:
+    except (ArgumentError, InterpolationKeyError) as error:
         parser = cli._subcommand_parsers[arguments[0]]
-        options = [name.lstrip("-") for action in parser._actions for name in action.option_strings]
+        options = [n[2:] for action in parser._actions for n in action.option_strings if n.startswith("--")]
         raise OwlError(explain(str(error), arguments, options)) from error
     except SIGTERMException:
         return SIGTERM_STATUS

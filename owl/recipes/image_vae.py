@@ -13,7 +13,7 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 
 from owl.losses import equivariance as eq
 from owl.losses import pixel
-from owl.losses.lpips import LPIPS
+from owl.losses.lpips import LPIPS, random_crops
 from owl.losses.wavelet import dwt
 from owl.metrics.frechet import FrechetDistance
 from owl.metrics.latents import LatentStatistics
@@ -54,9 +54,9 @@ class ImageVAE(LightningModule):
         network: The autoencoder.
         weights: Weight of every term.
         lpips: The perceptual distance, as a loss and as a metric.
-        lpips_crop: Side of the random square, in pixels, on which LPIPS is computed in training: its cost falls with
-            the area, its expectation stays. None: the whole frame.
-        lpips_samples: Number of samples of a batch on which LPIPS is computed in training. None: all.
+        lpips_crop: Side in pixels of random squares on which LPIPS is computed in training, which costs less and
+            estimates the same. None: whole frames.
+        lpips_samples: With ``lpips_crop``: how many samples of a batch are cropped. None: all.
         equivariance: Probability with which a step fits decode(T z) to T x for a random scaling and rotation T
             (EQ-VAE, Kouzelis et al. 2025); 0 costs nothing.
         sample: Whether to decode a sample of the posterior in training, or its mean.
@@ -100,7 +100,7 @@ class ImageVAE(LightningModule):
         self.latents = LatentStatistics(network.latent_channels)
 
     def configure_model(self) -> None:
-        """Compile in place, so that names in checkpoints do not change; lay the weights out as convolutions like them."""
+        """Lay the weights out as convolutions like them; compile in place, which keeps the names in checkpoints."""
         self.network.to(memory_format=torch.channels_last)
         if self.compile_network:
             self.network.encoder.compile()
@@ -122,7 +122,8 @@ class ImageVAE(LightningModule):
         """Reconstruct for training.
 
         Returns:
-            The reconstruction, the image it should equal (transformed alike, where equivariance is drawn), the posterior.
+            The reconstruction, the image it should equal (transformed alike where equivariance is drawn), and the
+            posterior.
         """
         posterior = self.network.encode(image)
         latent = posterior.sample() if self.sample else posterior.mean
@@ -145,15 +146,8 @@ class ImageVAE(LightningModule):
 
     def lpips_loss(self, reconstruction: Tensor, image: Tensor) -> Tensor:
         """Mean LPIPS over random crops of some of the batch: an unbiased, cheaper estimate of the whole."""
-        if self.lpips_samples is not None:
-            chosen = torch.randperm(len(image))[: self.lpips_samples].to(image.device)
-            reconstruction, image = reconstruction[chosen], image[chosen]
         if self.lpips_crop is not None:
-            rows, columns = (
-                int(torch.randint(max(1, side - self.lpips_crop + 1), ())) for side in image.shape[-2:]
-            )
-            window = (..., slice(rows, rows + self.lpips_crop), slice(columns, columns + self.lpips_crop))
-            reconstruction, image = reconstruction[window], image[window]
+            reconstruction, image = random_crops(reconstruction, image, self.lpips_crop, self.lpips_samples)
         return self.lpips(reconstruction, image).mean()
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:

@@ -1,0 +1,67 @@
+"""The smallest real experiment: a tiny autoencoder on a tiny dataset, through the real command line."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+REPOSITORY = Path(__file__).parent.parent.parent
+
+
+def tiny_experiment(dataset: Path, **trainer: Any) -> dict[str, Any]:
+    """Return the configuration of an ImageVAE that trains in seconds (32x48 pixels, latents 4x6x4)."""
+    return {
+        "seed_everything": 0,
+        "model": {
+            "class_path": "owl.recipes.image_vae.ImageVAE",
+            "init_args": {
+                "network": {
+                    "class_path": "owl.models.image_autoencoder.ImageAutoencoder",
+                    "init_args": {
+                        "size": [32, 48],
+                        "latent_size": [4, 6],
+                        "latent_channels": 4,
+                        "widths": [8, 16, 16],
+                        "blocks": [1, 1, 1],
+                    },
+                },
+                "weights": {"lpips": 0.0},
+                "warmup_steps": 2,
+            },
+        },
+        "data": {
+            "class_path": "owl.data.datamodule.ShardDataModule",
+            "init_args": {"path": str(dataset), "size": [32, 48], "batch_size": 4, "num_workers": 0},
+        },
+        "trainer": {
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_steps": 4,
+            "log_every_n_steps": 1,
+            "num_sanity_val_steps": 0,
+            "use_distributed_sampler": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            **trainer,
+        },
+    }
+
+
+def write_config(path: Path, configuration: dict[str, Any]) -> Path:
+    """Write a configuration as YAML."""
+    path.write_text(yaml.safe_dump(configuration, sort_keys=False))
+    return path
+
+
+def owl(*arguments: str | Path, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m owl`` as a user would, in ``cwd``.
+
+    Raises:
+        AssertionError: It failed although ``check`` was set; the message holds what it printed.
+    """
+    command = [sys.executable, "-m", "owl", *map(str, arguments)]
+    finished = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=280)
+    assert not check or finished.returncode == 0, f"{finished.stdout}\n{finished.stderr}"
+    return finished
