@@ -53,7 +53,7 @@ def test_it_continues_exactly_where_its_consumer_was(windows: WindowDataset, wor
         taken.append(content(batch))
         states.append(first.state_dict())
     assert taken == expected[:9]
-    assert states[9] == {"epoch": 1, "batch": 0, "global_batch": 5, "seed": 0}
+    assert first.state_dict() == states[9] == {"epoch": 1, "batch": 0, "global_batch": 5, "seed": 0}
     for consumed in (0, 1, 4, 8, 9):
         second = make_loader(windows, workers=workers)
         second.load_state_dict(states[consumed])

@@ -52,6 +52,7 @@ def test_s3_gives_the_same_batches_as_the_local_folder(
         bucket, modalities=("rgb", "flow", "controls"), length=2, cache_dir=tmp_path if cached else None
     )
     assert remote.identity == local.identity
+    assert torch.equal(remote[0]["rgb"], local[0]["rgb"])  # opens the connection that workers must not inherit
     expected = list(ResumableLoader(local, GlobalBatches(local, 3)))
     found = list(ResumableLoader(remote, GlobalBatches(remote, 3, shuffle_block=None), workers))
     assert len(found) == len(expected) == 5

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import tarfile
 from pathlib import Path
 
 import fsspec
@@ -23,6 +24,8 @@ def test_equal_members_give_equal_bytes(dataset: Path, tmp_path: Path) -> None:
     again = make_dataset(tmp_path / "again", episodes=3, frames=4)
     for number in range(3):
         assert (dataset / shard_name(number)).read_bytes() == (again / shard_name(number)).read_bytes()
+    with tarfile.open(dataset / shard_name(0)) as tar:
+        assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in tar} == {(0, 0, 0, "", "", 0o644)}
     assert (dataset / "index.npz").read_bytes() == (again / "index.npz").read_bytes()
 
 
