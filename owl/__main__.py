@@ -100,10 +100,10 @@ def run(arguments: list[str]) -> int:
 
 def main() -> None:
     """Entry point: an :class:`~owl.errors.OwlError` becomes one line and exit status 2."""
-    arguments = sys.argv[1:]
-    debug = "--debug" in arguments
+    debug = "--debug" in sys.argv
     if debug:
-        arguments.remove("--debug")
+        sys.argv.remove("--debug")
+    arguments = sys.argv[1:]
     sys.path.insert(0, os.getcwd())  # so that a class_path may name the user's own module beside their YAML
     try:
         status = run(arguments)

@@ -6,6 +6,7 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,9 +66,7 @@ def explain(message: str, arguments: list[str], options: list[str]) -> str:
 
 def config_files(arguments: list[str]) -> list[str]:
     """Return the files given by ``--config``/``-c``, in order."""
-    files = [
-        following for option, following in pairwise(arguments) if option in ("--config", "-c")
-    ]
+    files = [following for option, following in pairwise(arguments) if option in ("--config", "-c")]
     return files + [a.partition("=")[2] for a in arguments if a.startswith(("--config=", "-c="))]
 
 
@@ -119,7 +118,8 @@ def classes_near(module: str) -> list[str]:
             continue
         modules = [found]
         for info in pkgutil.iter_modules(getattr(found, "__path__", [])):
-            modules.append(importlib.import_module(f"{module}.{info.name}"))
+            with suppress(ImportError):  # a module that needs an extra which is not installed
+                modules.append(importlib.import_module(f"{module}.{info.name}"))
         return [
             f"{m.__name__}.{name}"
             for m in modules

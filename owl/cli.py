@@ -1,7 +1,9 @@
 """``python -m owl fit|validate|test|predict``: LightningCLI with OWL's run folder, callbacks and one-line errors."""
 
+import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,12 @@ from owl.callbacks.throughput import Throughput
 from owl.errors import OwlError
 
 SIGTERM_STATUS = 143
+CHATTER = (
+    ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning calling a deprecated function of torch
+    ".*module\\(s\\) in eval mode.*",  # frozen parts are meant to be
+    ".*does not have many workers.*",  # small machines have few cores
+    ".*Checkpoint directory .* exists and is not empty.*",
+)
 DESCRIPTIONS = {
     "fit": "Train a recipe. All settings come from YAML (--config, repeatable: later files win) and from options.",
     "validate": "Measure a checkpoint (--ckpt_path last|best|FILE) on the validation split.",
@@ -132,6 +140,14 @@ def is_main_process() -> bool:
     return all(os.environ.get(variable, "0") == "0" for variable in ("LOCAL_RANK", "SLURM_PROCID", "RANK"))
 
 
+def silence_chatter() -> None:
+    """Keep what the libraries say to their own developers out of the user's terminal; real warnings stay."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+    for message in CHATTER:
+        warnings.filterwarnings("ignore", message=message)
+
+
 def main(arguments: list[str]) -> int:
     """Run a trainer command with ``sys.argv`` as its arguments.
 
@@ -142,6 +158,7 @@ def main(arguments: list[str]) -> int:
         OwlError: A wrong key, type, class or file in the configuration, told in one sentence.
     """
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    silence_chatter()
     cli = OwlCLI.__new__(OwlCLI)  # kept, so that its parser can name the valid options when parsing fails
     try:
         cli.__init__(  # type: ignore[misc]

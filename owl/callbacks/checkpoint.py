@@ -123,7 +123,7 @@ class Checkpoint(LightningCheckpoint):
         value = float(trainer.callback_metrics[self.monitor])
         if value < self.best if self.mode == "min" else value > self.best:
             self.best = value
-            trainer.save_checkpoint(self.folder(trainer) / "best.ckpt")
+            trainer.save_checkpoint(self.folder(trainer) / "best.ckpt", weights_only=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the finished run."""
@@ -136,7 +136,7 @@ class Checkpoint(LightningCheckpoint):
 
     def save_last(self, trainer: Trainer) -> None:
         """Write ``last.ckpt``."""
-        trainer.save_checkpoint(self.folder(trainer) / "last.ckpt")
+        trainer.save_checkpoint(self.folder(trainer) / "last.ckpt", weights_only=False)
 
     def state_dict(self) -> dict[str, Any]:
         """Keep the best value across resumes."""

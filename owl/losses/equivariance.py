@@ -10,6 +10,7 @@ instead of x from z, reconstruct t(x) from t(z) under the whole loss, with a ran
 One draw per step, shared by all terms of the loss and by the whole batch.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +38,11 @@ class Transform:
 
 
 def draw(
-    image: Tensor, latent: Tensor, fixed_size: bool = False, generator: torch.Generator | None = None
+    image: Tensor,
+    latent: Tensor,
+    fixed_size: bool = False,
+    smallest: int = 1,
+    generator: torch.Generator | None = None,
 ) -> Transform:
     """Draw the transform of one training step.
 
@@ -47,6 +52,7 @@ def draw(
             the size of the transformed image.
         fixed_size: For networks that take one input size only, such as those with learned landscape-to-square
             ends: the transform is then a rotation by 180 degrees, which is all that keeps the size.
+        smallest: Side in pixels below which the image must not shrink; LPIPS needs 32.
         generator: On the CPU.
 
     Returns:
@@ -59,6 +65,7 @@ def draw(
     quarter_turns = int(torch.randint(1, 4, (), generator=generator).item())
     if fixed_size:
         return Transform(quarter_turns=2)
+    scale = min(1.0, max(scale, smallest / min(image.shape[-2:])))
     height, width = latent.shape[-2:]
     factor = image.shape[-2] // height
     if tuple(image.shape[-2:]) != (factor * height, factor * width):
@@ -66,4 +73,5 @@ def draw(
             f"equivariance got latents of {height}x{width} for images of {image.shape[-2]}x{image.shape[-1]}; expected "
             "one whole factor in both directions, or a rotated latent would be stretched: use fixed_size, or weight 0."
         )
-    return Transform((max(1, round(scale * height)) / height, max(1, round(scale * width)) / width), quarter_turns)
+    # up, so that the sides stay at least as long as asked for
+    return Transform((math.ceil(scale * height) / height, math.ceil(scale * width) / width), quarter_turns)

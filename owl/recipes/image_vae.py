@@ -7,17 +7,18 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
-from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+from torchmetrics.image import StructuralSimilarityIndexMeasure
 
-from owl.losses import equivariance as eq
 from owl.losses import pixel
-from owl.losses.lpips import LPIPS, random_crops
+from owl.losses.equivariance import draw
+from owl.losses.lpips import LPIPS, SMALLEST, random_crops
 from owl.losses.wavelet import dwt
 from owl.metrics.frechet import FrechetDistance
 from owl.metrics.latents import LatentStatistics
 from owl.metrics.perceptual import PerceptualDistance
+from owl.metrics.psnr import MeanPSNR
 from owl.models.image_autoencoder import ImageAutoencoder
 from owl.nn.posterior import Posterior
 from owl.optim import warmup_cosine
@@ -75,7 +76,7 @@ class ImageVAE(LightningModule):
         lpips_samples: int | None = None,
         equivariance: float = 0.0,
         sample: bool = True,
-        optimizer: Callable[[Iterable], Optimizer] = lambda p: AdamW(p, lr=3e-4, betas=(0.9, 0.95), weight_decay=1e-4),
+        optimizer: Callable[[Iterable], Optimizer] = lambda p: AdamW(p, lr=3e-4, weight_decay=1e-4),
         warmup_steps: int = 100,
         final_lr: float = 0.0,
         compile: bool = False,
@@ -93,7 +94,7 @@ class ImageVAE(LightningModule):
         self.warmup_steps = warmup_steps
         self.final_lr = final_lr
         self.compile_network = compile
-        self.psnr = PeakSignalNoiseRatio(data_range=1.0, reduction="elementwise_mean", dim=(1, 2, 3))
+        self.psnr = MeanPSNR()
         self.ssim = StructuralSimilarityIndexMeasure(data_range=1.0)
         self.perceptual = PerceptualDistance(self.lpips)
         self.frechet = FrechetDistance()
@@ -128,8 +129,9 @@ class ImageVAE(LightningModule):
         posterior = self.network.encode(image)
         latent = posterior.sample() if self.sample else posterior.mean
         if self.equivariance and torch.rand(()).item() < self.equivariance:
-            transformation = eq.draw(image, latent)
-            return self.network.decoder(transformation(latent)), transformation(image), posterior
+            fixed_size = not isinstance(self.network.encoder.resize, nn.Identity)
+            transform = draw(image, latent, fixed_size, smallest=SMALLEST)
+            return self.network.decoder(transform(latent)).float(), transform(image), posterior
         return self.network.decode(latent), image, posterior
 
     def terms(self, reconstruction: Tensor, image: Tensor, posterior: Posterior) -> dict[str, Tensor]:
@@ -173,8 +175,8 @@ class ImageVAE(LightningModule):
         reconstruction, posterior = self.network(image, sample=False)
         reconstruction = reconstruction.float().clamp(-1, 1)
         original, shown = (image + 1) / 2, (reconstruction + 1) / 2
-        self.psnr(shown, original)
-        self.ssim(shown, original)
+        self.psnr.update(shown, original)
+        self.ssim.update(shown, original)
         self.perceptual.update(reconstruction, image)
         self.frechet.update(original, shown)
         self.latents.update(posterior)
@@ -183,17 +185,29 @@ class ImageVAE(LightningModule):
                 f"{split}/psnr": self.psnr,
                 f"{split}/ssim": self.ssim,
                 f"{split}/{self.lpips.name}": self.perceptual,
-                f"{split}/fd_efficientnet_lite0": self.frechet,
+                f"{split}/{self.frechet.name}": self.frechet,
             },
             on_epoch=True,
             batch_size=len(image),
         )
 
     def on_validation_epoch_end(self) -> None:
-        """Log the latent's statistics and keep them in the network, where every later stage finds them."""
-        statistics = self.latents.compute()
+        """Keep the latent's statistics in the network, where every later stage finds them."""
+        statistics = self.log_latents("val")
         self.network.latent_mean.copy_(statistics["mean"])
         self.network.latent_std.copy_(statistics["std"])
+
+    def on_test_epoch_end(self) -> None:
+        """Log the latent's statistics."""
+        self.log_latents("test")
+
+    def log_latents(self, split: str) -> dict[str, Tensor]:
+        """Log the statistics of all latents of a pass, return them, and begin anew."""
+        statistics = self.latents.compute()
+        self.latents.reset()
+        scalars = {f"{split}/latent_{name}": value for name, value in statistics.items() if value.ndim == 0}
+        self.log_dict({**scalars, f"{split}/tsr": self.network.tsr})
+        return statistics
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return the reconstruction float[B, 3, H, W] in [-1, 1] and the latent's mean float[B, c, h, w]."""
