@@ -5,6 +5,7 @@ from importlib.resources import files
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
@@ -12,6 +13,13 @@ from owl.errors import OwlError
 from owl.nn.frozen import freeze
 
 FEATURES = 1280
+CONVOLUTIONS_WITH_NORM = (
+    ("_conv_stem", "_bn0"),
+    ("_expand_conv", "_bn0"),
+    ("_depthwise_conv", "_bn1"),
+    ("_project_conv", "_bn2"),
+    ("_conv_head", "_bn1"),
+)
 
 
 class FrechetDistance(Metric):
@@ -72,6 +80,12 @@ class EfficientNetLite0Features(nn.Module):
         with torch.random.fork_rng(devices=[]):  # building a metric must not move the random state
             self.network = EfficientNet.from_name("efficientnet-lite0")
         self.network.load_state_dict(state)
+        self.network.eval()
+        for part in (self.network, *self.network._blocks):
+            for conv, norm in CONVOLUTIONS_WITH_NORM:  # folding them halves the time
+                if hasattr(part, conv):
+                    setattr(part, conv, fuse_conv_bn_eval(getattr(part, conv), getattr(part, norm)))
+                    setattr(part, norm, nn.Identity())
         self.network.to(memory_format=torch.channels_last)
 
     @torch.no_grad()

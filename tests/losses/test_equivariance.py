@@ -78,3 +78,11 @@ def test_law_of_the_draws():
     assert {transform.scale for transform in drawn} == {(s / 32, s / 32) for s in range(8, 32)}
     again = [draw(latent, latent, generator=generator) for generator in [seeded(0)] for _ in range(1000)]
     assert again == drawn
+
+
+@given(SEEDS)
+def test_images_do_not_shrink_below_what_a_loss_needs(seed):
+    latent = noise(1, 1, 12, 20)
+    image = noise(1, 1, 96, 160)
+    transform = draw(image, latent, smallest=32, generator=seeded(seed))
+    assert min(transform(image).shape[-2:]) >= 32
