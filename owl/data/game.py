@@ -1,0 +1,299 @@
+"""One episode of a real game, ViZDoom with the free Freedoom assets, frame by frame, played at random.
+
+Timing: the controls of frame t are those of the tic that brought frame t about, starting from frame t-1; the sound of
+frame t was heard during that same tic. An episode's first frame has idle controls. Every tic (1/35 s) is a frame.
+"""
+
+import contextlib
+import ctypes
+import difflib
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from owl.data.codecs import resize
+from owl.errors import OwlError
+
+FPS = 35.0
+SAMPLE_RATE = 44_100
+CHANNELS = 2
+SAMPLES_PER_FRAME = 1260  # 44,100 / 35
+BUTTONS = ("ATTACK", "MOVE_FORWARD", "MOVE_BACKWARD", "MOVE_LEFT", "MOVE_RIGHT")
+AXES = ("mouse_x",)  # degrees turned in the tic, to the right positive (ViZDoom's TURN_LEFT_RIGHT_DELTA)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What one tic leaves behind.
+
+    Attributes:
+        rgb: uint8[H, W, 3].
+        depth: uint8[H, W], 0 at the eye to 255 far away; None where it was not asked for.
+        audio: int16[1260, 2], left and right at 44.1 kHz; None where it was not asked for.
+        buttons: float32[5], 1 where the button of ``BUTTONS`` was held.
+        axes: float32[1], degrees turned to the right.
+        cut: True where the frame does not continue its predecessor: an episode's first frame, and the first one after
+            the scenario ended (its goal was reached) and began anew. Its controls are idle.
+    """
+
+    rgb: np.ndarray
+    depth: np.ndarray | None
+    audio: np.ndarray | None
+    buttons: np.ndarray
+    axes: np.ndarray
+    cut: bool
+
+
+def find_scenario(name: str) -> Path:
+    """The .cfg file of a scenario.
+
+    Args:
+        name: One that ViZDoom brings along, such as "deathmatch", or the path of a .cfg file.
+
+    Raises:
+        OwlError: ViZDoom is not installed, there is no such scenario, or it needs other players or a bought game.
+    """
+    if name.endswith(".cfg"):
+        if not Path(name).is_file():
+            raise OwlError(f"there is no scenario file {name}; give the path of a ViZDoom .cfg or a scenario's name")
+        return Path(name).resolve()
+    folder = Path(_vizdoom().scenarios_path)
+    known = sorted(path.stem for path in folder.glob("*.cfg") if _is_playable(path))
+    if name not in known:
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        meant = f"did you mean {nearest[0]}? " if nearest else ""
+        raise OwlError(f"there is no scenario {name}; {meant}(the scenarios are: {', '.join(known)})")
+    return folder / f"{name}.cfg"
+
+
+def check_size(size: tuple[int, int]) -> None:
+    """Make sure that the game can draw pictures of (H, W).
+
+    Raises:
+        OwlError: They are larger than its largest screen.
+    """
+    _find_resolution(size)
+
+
+def check_audio() -> None:
+    """Make sure that the game can make sounds: without OpenAL it delivers zeros and says nothing.
+
+    Raises:
+        OwlError: The system library is missing.
+    """
+    try:
+        ctypes.CDLL("libopenal.so.1")
+    except OSError as error:
+        raise OwlError(
+            f"the game's sound needs the system library libopenal.so.1 ({error}); "
+            "install it with `apt-get install libopenal1`, or record without --audio"
+        ) from error
+
+
+def play(
+    scenario: str,
+    frames: int,
+    size: tuple[int, int] = (96, 160),
+    seed: int = 0,
+    depth: bool = False,
+    audio: bool = False,
+) -> Iterator[Frame]:
+    """Play one episode with a random policy and yield its frames; equal arguments give equal frames.
+
+    The player cannot die, so footage is continuous, except where a scenario ends by itself and begins anew.
+
+    Args:
+        scenario: As in :func:`find_scenario`.
+        frames: Length of the episode.
+        size: (H, W). The game renders at its smallest resolution that covers it; the picture is cropped around its
+            centre to the aspect and, where still too large, area-averaged.
+        seed: Of the game and of the policy.
+        depth: Deliver depth maps.
+        audio: Deliver sound.
+
+    Raises:
+        OwlError: The scenario, the size or the sound library is not there, or the game stopped by itself.
+    """
+    vizdoom = _vizdoom()
+    config = find_scenario(scenario)
+    if audio:
+        check_audio()
+    game_seed, policy_seed = np.random.SeedSequence(seed).generate_state(2)
+    policy = _StickyPolicy(np.random.default_rng(policy_seed))
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="owl-game-"))
+        try:
+            game = _open_game(config, folder, size, int(game_seed), depth, audio)
+            stack.callback(game.close)
+            cut = True
+            action = policy.idle()
+            for _ in range(frames):
+                if game.is_episode_finished() or game.is_player_dead():
+                    game.new_episode()
+                    _begin(game)
+                    cut, action = True, policy.idle()
+                state = game.get_state()
+                yield Frame(
+                    rgb=_fit(state.screen_buffer, size),
+                    depth=_fit_nearest(state.depth_buffer, size) if depth else None,
+                    audio=state.audio_buffer.copy() if audio else None,
+                    buttons=action[: len(BUTTONS)].astype(np.float32),
+                    axes=action[len(BUTTONS) :].astype(np.float32),
+                    cut=cut,
+                )
+                action = policy.act(*state.game_variables[:2])
+                game.make_action(action.tolist())
+                cut = False
+        except (vizdoom.ViZDoomErrorException, vizdoom.ViZDoomUnexpectedExitException) as error:
+            raise OwlError(
+                f"the game stopped while playing {scenario} ({error}); run the same command again"
+            ) from error
+
+
+class _StickyPolicy:
+    """Random decisions, each held for a third of a second to a second; away from walls when the way is blocked.
+
+    Turning keeps a constant speed while it lasts, so that it can be told from the pictures.
+    """
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng = rng
+        self._hold = 0
+        self._action = self.idle()
+        self._positions: list[tuple[float, float]] = []
+
+    @staticmethod
+    def idle() -> np.ndarray:
+        """No button held, no turn."""
+        return np.zeros(len(BUTTONS) + len(AXES))
+
+    def act(self, x: float, y: float) -> np.ndarray:
+        """The next tic's controls for a player at (x, y), in map units."""
+        self._positions = [*self._positions[-7:], (x, y)]
+        if self._hold == 0:
+            self._decide()
+        elif self._is_blocked():
+            self._turn_away()
+        self._hold -= 1
+        return self._action
+
+    def _decide(self) -> None:
+        rng = self._rng
+        self._hold = int(rng.integers(10, 36))
+        turn = rng.choice([-1, 0, 1], p=[0.3, 0.4, 0.3]) * rng.uniform(2, 6)
+        walk, side = rng.random(2)
+        self._action = np.array(
+            [rng.random() < 0.06, walk < 0.8, walk > 0.95, side < 0.08, side > 0.92, turn], np.float64
+        )
+
+    def _is_blocked(self) -> bool:
+        """Walking (some 10 units a tic at full speed) has led nowhere for eight tics."""
+        if not self._action[1:3].any() or len(self._positions) < 8:
+            return False
+        first, last = np.array(self._positions[0]), np.array(self._positions[-1])
+        return bool(np.abs(last - first).max() < 8)
+
+    def _turn_away(self) -> None:
+        self._positions.clear()
+        self._hold = int(self._rng.integers(15, 30))
+        self._action = self.idle()
+        self._action[-1] = self._rng.choice([-1, 1]) * self._rng.uniform(4, 7)
+
+
+def _vizdoom() -> Any:
+    try:
+        import vizdoom
+    except ImportError as error:
+        raise OwlError(
+            f"recording needs the package vizdoom ({error}); install it with `pip install vizdoom`"
+        ) from error
+    return vizdoom
+
+
+def _is_playable(config: Path) -> bool:
+    """Whether one player can start it with what ViZDoom ships."""
+    text = config.read_text()
+    lines = dict(
+        (part.strip().lower() for part in line.split("=", 1))
+        for line in text.splitlines()
+        if "=" in line and not line.lstrip().startswith("#")
+    )
+    needed = [lines[key] for key in ("doom_scenario_path", "doom_game_path") if key in lines]
+    files = [config.parent / file for file in needed] + [config.parent.parent / file for file in needed]
+    return "-host" not in text and sum(file.exists() for file in files) >= len(needed)
+
+
+def _open_game(config: Path, folder: str, size: tuple[int, int], seed: int, depth: bool, audio: bool) -> Any:
+    vizdoom = _vizdoom()
+    game = vizdoom.DoomGame()
+    game.load_config(str(config))
+    game.set_screen_resolution(_find_resolution(size))
+    game.set_screen_format(vizdoom.ScreenFormat.RGB24)
+    game.set_depth_buffer_enabled(depth)
+    game.set_labels_buffer_enabled(False)
+    game.set_automap_buffer_enabled(False)
+    game.set_audio_buffer_enabled(audio)
+    if audio:
+        game.set_audio_sampling_rate(vizdoom.SamplingRate.SR_44100)
+        game.set_audio_buffer_size(1)
+        game.add_game_args("+snd_efx 0")  # reverberation trips an assertion of OpenAL 1.19 and kills the game
+        # the sound goes into the buffer, never to a device: without this OpenAL talks to a sound server
+        os.environ.setdefault("ALSOFT_DRIVERS", "null")
+    for switch in (game.set_render_hud, game.set_render_crosshair, game.set_render_messages, game.set_window_visible):
+        switch(False)
+    game.set_render_screen_flashes(False)
+    game.set_available_buttons([getattr(vizdoom.Button, name) for name in (*BUTTONS, "TURN_LEFT_RIGHT_DELTA")])
+    game.set_available_game_variables([vizdoom.GameVariable.POSITION_X, vizdoom.GameVariable.POSITION_Y])
+    game.set_mode(vizdoom.Mode.PLAYER)
+    game.set_seed(seed)
+    game.set_episode_timeout(0)
+    game.set_episode_start_time(max(1, game.get_episode_start_time()))
+    game.set_doom_config_path(str(Path(folder) / "game.ini"))
+    with contextlib.chdir(folder):  # the game makes a folder wherever it starts
+        game.init()
+    _begin(game)
+    return game
+
+
+def _begin(game: Any) -> None:
+    game.send_game_command("god")
+
+
+def _find_resolution(size: tuple[int, int]) -> Any:
+    """The smallest screen that covers (H, W)."""
+    resolutions = {}
+    for name, resolution in _vizdoom().ScreenResolution.__members__.items():
+        width, height = map(int, name.removeprefix("RES_").split("X"))
+        resolutions[height, width] = resolution
+    covering = [screen for screen in resolutions if screen[0] >= size[0] and screen[1] >= size[1]]
+    if not covering or min(size) < 1:
+        raise OwlError(
+            f"size {size[0]}x{size[1]} (height x width) is none the game can draw, up to 1080x1920 was expected; "
+            "use a smaller size"
+        )
+    return resolutions[min(covering, key=lambda screen: screen[0] * screen[1])]
+
+
+def _crop(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The largest central part of a picture with the aspect of (H, W)."""
+    height, width = picture.shape[:2]
+    scale = min(height / size[0], width / size[1])
+    rows, columns = round(size[0] * scale), round(size[1] * scale)
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return picture[top : top + rows, left : left + columns]
+
+
+def _fit(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return resize(np.ascontiguousarray(_crop(picture, size)), size)
+
+
+def _fit_nearest(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Like :func:`_fit` with the middle pixel of each area: an average of near and far would be neither."""
+    depth = _crop(depth, size)
+    rows, columns = ((np.arange(n) + 0.5) * m / n for n, m in zip(size, depth.shape, strict=True))
+    return np.ascontiguousarray(depth[rows.astype(int)[:, None], columns.astype(int)])

@@ -1,0 +1,353 @@
+"""Recording a dataset of a real game with several processes: one episode each, one shard an episode."""
+
+import errno
+import fcntl
+import math
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import psutil
+from fsspec.implementations.local import LocalFileSystem
+from tqdm import tqdm
+
+from owl.data import codecs, game
+from owl.data.shards import (
+    INDEX_NAME,
+    INFO_NAME,
+    DatasetInfo,
+    ShardIndex,
+    ShardWriter,
+    open_filesystem,
+    shard_name,
+    write_index,
+)
+from owl.errors import OwlError
+from owl.version import code_version
+
+JPEG_QUALITY = 95
+FLOW_DOWNSCALE = 2
+SPLIT_SHARE = 0.05  # of the episodes, for validation and for test each
+LOCK_PATIENCE = 5.0  # seconds; the processes of a killed recording need a moment to notice
+
+
+@dataclass(frozen=True)
+class GameRecording:
+    """What to record.
+
+    Attributes:
+        frames: Frames in total, 35 a second of play.
+        size: (H, W) of the pictures.
+        scenario: A scenario that ViZDoom brings along, or the path of a .cfg file.
+        seed: Equal seeds give equal bytes, whatever the number of workers.
+        depth: Record depth maps.
+        flow: Record optical flow (OpenCV's DIS) at half the resolution.
+        audio: Record stereo sound at 44.1 kHz.
+        workers: Processes; None takes one per core.
+        episode_frames: Longest episode; the frames are divided evenly among as few episodes as that allows, at least
+            three, so that each split has one.
+    """
+
+    frames: int = 20_000
+    size: tuple[int, int] = (96, 160)
+    scenario: str = "deathmatch"
+    seed: int = 0
+    depth: bool = False
+    flow: bool = False
+    audio: bool = False
+    workers: int | None = None
+    episode_frames: int = 500
+
+    def episode_lengths(self) -> list[int]:
+        """Frames of each episode."""
+        count = max(3, math.ceil(self.frames / self.episode_frames))
+        return [self.frames // count + (episode < self.frames % count) for episode in range(count)]
+
+
+def record_game(path: str, recording: GameRecording) -> DatasetInfo:
+    """Record a dataset, or finish one whose recording was interrupted; a finished one is left as it is.
+
+    Args:
+        path: A local folder, made where needed.
+        recording: What to record.
+
+    Returns:
+        The finished dataset's description.
+
+    Raises:
+        OwlError: A parameter is out of range, the folder cannot be written, is full, holds something else or is being
+            recorded by another process, the sound library is missing, or a process died. Complete shards stay, and
+            the same call goes on from there.
+    """
+    filesystem, folder = open_filesystem(path)
+    if not isinstance(filesystem, LocalFileSystem):
+        raise OwlError(f"{path} is not a local folder, one was expected; record there and copy the dataset afterwards")
+    _check(recording)
+    root = Path(folder)
+    try:
+        info = _describe(root, recording)
+        with _lock(root, fcntl.LOCK_EX):
+            pass  # nobody else records here any more
+        if not (root / INDEX_NAME).exists():
+            _record_missing(root, recording)
+            write_index(root)
+    except OSError as error:
+        raise _explain(error, root) from error
+    return info
+
+
+def count_recorded(path: str) -> int:
+    """Frames of the complete shards of a finished dataset."""
+    return int(ShardIndex.load(path).episode_frames.sum())
+
+
+def _check(recording: GameRecording) -> None:
+    if recording.frames < 3 or recording.episode_frames < 1:
+        raise OwlError(
+            f"frames is {recording.frames} and episode_frames {recording.episode_frames}, at least 3 and 1 were "
+            "expected (three splits of an episode each); use larger numbers"
+        )
+    if recording.workers is not None and recording.workers < 1:
+        raise OwlError(f"workers is {recording.workers}, at least 1 was expected; leave it out for one per core")
+    if recording.seed < 0:
+        raise OwlError(f"seed is {recording.seed}, 0 or more was expected; use another seed")
+    if min(recording.size) < 32 or any(n % FLOW_DOWNSCALE for n in recording.size):
+        raise OwlError(
+            f"size is {recording.size[0]}x{recording.size[1]} (height x width), even numbers from 32 on were expected; "
+            "use for example 96x160 or 360x640"
+        )
+    game.find_scenario(recording.scenario)
+    game.check_size(recording.size)
+    if recording.audio:
+        game.check_audio()
+
+
+def _describe(root: Path, recording: GameRecording) -> DatasetInfo:
+    """Write dataset.json, or compare the one that is there with this recording."""
+    if (root / INFO_NAME).exists():
+        info = DatasetInfo.load(root)
+        wanted = _source(recording)
+        for key in wanted | info.source:
+            if info.source.get(key) != wanted.get(key):
+                raise OwlError(
+                    f"{root} was recorded with {key} {info.source.get(key)}, now it is {wanted.get(key)}; "
+                    "use the same parameters to finish it, or another folder"
+                )
+        return info
+    if any(root.glob("shard-*.tar")):
+        raise OwlError(f"{root} holds shards but no {INFO_NAME}, an empty folder was expected; use another folder")
+    info = DatasetInfo(
+        fps=game.FPS,
+        size=recording.size,
+        modalities=_modalities(recording),
+        splits=_splits(len(recording.episode_lengths()), recording.seed),
+        source=_source(recording),
+        code_version=code_version(),
+    )
+    info.save(root)
+    return info
+
+
+def _source(recording: GameRecording) -> dict[str, Any]:
+    return {
+        "kind": "vizdoom",
+        "scenario": recording.scenario,
+        "frames": recording.frames,
+        "episode_frames": recording.episode_frames,
+        "size": list(recording.size),
+        "seed": recording.seed,
+        "depth": recording.depth,
+        "flow": recording.flow,
+        "audio": recording.audio,
+        "vizdoom": metadata.version("vizdoom"),
+    }
+
+
+def _modalities(recording: GameRecording) -> dict[str, dict]:
+    modalities: dict[str, dict] = {"rgb": {"extension": "rgb.jpg", "quality": JPEG_QUALITY}}
+    if recording.depth:
+        modalities["depth"] = {
+            "extension": "depth.png",
+            "encoding": "uint8",
+            "unit": "ViZDoom depth buffer, 0 at the eye, 255 far away or beyond",
+            "range": [0, 255],
+        }
+    if recording.flow:
+        modalities["flow"] = {
+            "extension": "flow.png",
+            "encoding": "kitti-uint16",
+            "downscale": FLOW_DOWNSCALE,
+            "unit": "pixels of the stored rgb frame",
+            "direction": "frame[t-1](x + flow) ~ frame[t](x), dx to the right, dy down; zero at an episode's beginning",
+        }
+    if recording.audio:
+        modalities["audio"] = {
+            "extension": "audio.npy",
+            "sample_rate": game.SAMPLE_RATE,
+            "channels": game.CHANNELS,
+            "timing": "frame t holds the sound of the tic from frame t-1 to frame t",
+        }
+    modalities["controls"] = {
+        "extension": "controls.npy",
+        "buttons": list(game.BUTTONS),
+        "axes": list(game.AXES),
+        "mirror": {"buttons": {"MOVE_LEFT": "MOVE_RIGHT", "MOVE_RIGHT": "MOVE_LEFT"}, "axes": list(game.AXES)},
+        "unit": "buttons 0 or 1; mouse_x degrees turned to the right in the tic",
+        "timing": "frame t holds the controls of the tic that brought frame t about from frame t-1",
+    }
+    return modalities
+
+
+def _splits(episodes: int, seed: int) -> dict[str, list[str]]:
+    """Episode names by split: about 5% each for validation and test, at least one."""
+    held_out = max(1, round(SPLIT_SHARE * episodes))
+    order = np.random.default_rng((seed, episodes)).permutation(episodes)
+    parts = {"train": order[2 * held_out :], "validation": order[:held_out], "test": order[held_out : 2 * held_out]}
+    return {split: [_episode_name(number) for number in sorted(part.tolist())] for split, part in parts.items()}
+
+
+def _episode_name(number: int) -> str:
+    return f"episode-{number:06d}"
+
+
+def _record_missing(root: Path, recording: GameRecording) -> None:
+    lengths = recording.episode_lengths()
+    missing = [number for number in range(len(lengths)) if not (root / shard_name(number)).exists()]
+    if not missing:
+        return
+    workers = min(len(missing), recording.workers or len(os.sched_getaffinity(0)))
+    context = multiprocessing.get_context("spawn")  # a fork would copy the locks of the caller's threads
+    recorded, stop = context.Value("q", 0), context.Event()
+    done = sum(lengths) - sum(lengths[number] for number in missing)
+    with (
+        tqdm(total=sum(lengths), initial=done, unit="frame", desc="recording") as bar,
+        ProcessPoolExecutor(workers, context, _start_worker, (recorded, stop, os.getpid())) as pool,
+    ):
+        pending: set[Future] = {
+            pool.submit(_record_episode, str(root), recording, number, lengths[number]) for number in missing
+        }
+        try:
+            while pending:
+                finished, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+                bar.update(done + recorded.value - bar.n)
+                for future in finished:
+                    future.result()
+        except BrokenProcessPool as error:
+            raise OwlError(
+                f"a process that recorded {root} was killed, perhaps for want of memory; "
+                "complete shards are kept, run the same command again to go on, with fewer workers if memory is short"
+            ) from error
+        finally:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+# What follows runs in the worker processes.
+
+_recorded: Any = None  # shared with the parent: frames so far
+_stop: Any = None  # shared with the parent: set when the recording is over or has failed
+
+
+class _StoppedError(Exception):
+    """The parent wants no more; the shard is discarded."""
+
+
+def _start_worker(recorded: Any, stop: Any, parent: int) -> None:
+    global _recorded, _stop
+    _recorded, _stop = recorded, stop
+    cv2.setNumThreads(1)  # the cores are busy with the other workers
+    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+
+
+def _die_with(parent: int) -> None:
+    """End this process and its game when the parent is gone, however it went."""
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    for child in psutil.Process().children(recursive=True):
+        child.kill()
+    os._exit(1)
+
+
+def _record_episode(root: str, recording: GameRecording, number: int, frames: int) -> None:
+    seed = int(np.random.SeedSequence((recording.seed, number)).generate_state(1)[0])
+    episode = _episode_name(number)
+    frames_played = game.play(
+        recording.scenario, frames, recording.size, seed, depth=recording.depth, audio=recording.audio
+    )
+    estimate = _FlowEstimator() if recording.flow else None
+    loudest = 0
+    with _lock(Path(root), fcntl.LOCK_SH), ShardWriter(root, number) as writer:
+        for position, frame in enumerate(frames_played):
+            if _stop.is_set():
+                raise _StoppedError
+            members = {"rgb.jpg": codecs.encode_rgb(frame.rgb, JPEG_QUALITY)}
+            if frame.depth is not None:
+                members["depth.png"] = codecs.encode_depth(frame.depth)
+            if estimate is not None:
+                members["flow.png"] = codecs.encode_flow(estimate(frame.rgb, frame.cut))
+            if frame.audio is not None:
+                members["audio.npy"] = codecs.encode_array(frame.audio)
+                loudest = max(loudest, int(np.abs(frame.audio.astype(np.int32)).max()))
+            members["controls.npy"] = codecs.encode_array(np.concatenate([frame.buttons, frame.axes]))
+            writer.write(episode, position, members)
+            with _recorded.get_lock():
+                _recorded.value += 1
+        if recording.audio and loudest == 0:
+            raise OwlError(
+                f"{episode} of {recording.scenario} is silent from beginning to end, sound was expected; "
+                "reinstall libopenal1 or record without --audio"
+            )
+
+
+class _FlowEstimator:
+    """Dense flow from each frame back to the one before, by OpenCV's DIS."""
+
+    def __init__(self) -> None:
+        self._dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+        self._dis.setFinestScale(0)
+        self._previous: np.ndarray | None = None
+
+    def __call__(self, rgb: np.ndarray, cut: bool) -> np.ndarray:
+        """uint8[H, W, 3] to float32[H / 2, W / 2, 2] in pixels of the full frame; zero at a cut."""
+        size = (rgb.shape[0] // FLOW_DOWNSCALE, rgb.shape[1] // FLOW_DOWNSCALE)
+        grey = codecs.resize(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), size)
+        previous, self._previous = self._previous, grey
+        if cut or previous is None:
+            return np.zeros((*size, 2), np.float32)
+        return self._dis.calc(grey, previous, None) * FLOW_DOWNSCALE
+
+
+@contextmanager
+def _lock(root: Path, kind: int) -> Iterator[None]:
+    """Hold a lock on dataset.json: shared while a worker writes, exclusive before new workers begin."""
+    with open(root / INFO_NAME, "rb") as file:
+        deadline = time.monotonic() + LOCK_PATIENCE
+        while True:
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise OwlError(
+                        f"{root} is being recorded by another process; wait for it or use another folder"
+                    ) from None
+                time.sleep(0.1)
+        yield
+
+
+def _explain(error: OSError, root: Path) -> OwlError:
+    kept = "complete shards are kept, and the same command goes on from there"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return OwlError(f"the disk of {root} is full ({error.strerror}); make room: {kept}")
+    return OwlError(f"{root} cannot be written ({error}); use a folder that can be written: {kept}")
