@@ -1,0 +1,43 @@
+"""Optical flow between neighbouring frames, by OpenCV's DIS (Kroeger et al. 2016, arXiv:1603.03590)."""
+
+import cv2
+import numpy as np
+
+from owl.errors import OwlError
+
+FLOW_UNIT = "pixels of the stored rgb frame"
+FLOW_DIRECTION = "frame[t-1](x + flow) ~ frame[t](x); zero at an episode's first frame"
+
+
+def flow_downscale(size: tuple[int, int]) -> int:
+    """Pixels of an (H, W) frame per cell of its flow's grid: 2 where both sides are even, else 1."""
+    return 1 if size[0] % 2 or size[1] % 2 else 2
+
+
+def estimate_flow(previous: np.ndarray, current: np.ndarray, downscale: int) -> np.ndarray:
+    """Where each cell of the current frame was one frame ago.
+
+    Args:
+        previous: uint8[H, W, 3], RGB.
+        current: uint8[H, W, 3], RGB, one frame later.
+        downscale: Pixels per cell of the grid on which flow is computed.
+
+    Returns:
+        float32[H // downscale, W // downscale, 2], (dx, dy) in pixels of the frames; equal for any number of threads.
+
+    Raises:
+        OwlError: The frames are too small for the coarsest level of DIS.
+    """
+    size = (current.shape[1] // downscale, current.shape[0] // downscale)
+    grey = [
+        cv2.resize(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), size, interpolation=cv2.INTER_AREA)
+        for rgb in (current, previous)
+    ]
+    try:
+        flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST).calc(grey[0], grey[1], None)
+    except cv2.error as error:
+        height, width = current.shape[:2]
+        raise OwlError(
+            f"optical flow cannot be computed on {height}x{width} frames; use at least 64x64 or leave flow out"
+        ) from error
+    return flow * np.float32(downscale)

@@ -1,0 +1,54 @@
+"""Which episodes are trained on, and which are held out."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+HELD_OUT = 0.05
+"""Share of the validation split, and that of the test split."""
+
+
+def split_in_order(episodes: Sequence[str]) -> dict[str, list[str]]:
+    """Cut a list of episodes into 90% train, 5% validation, 5% test, in this order.
+
+    Neighbours in the list stay together, so episodes cut from one recording touch another split only at two places.
+    With three episodes or more no split is empty; fewer are all for training.
+    """
+    held_out = max(1, round(HELD_OUT * len(episodes))) if len(episodes) >= 3 else 0
+    train = len(episodes) - 2 * held_out
+    return {
+        "train": list(episodes[:train]),
+        "validation": list(episodes[train : train + held_out]),
+        "test": list(episodes[train + held_out :]),
+    }
+
+
+def split_recordings(frames: Mapping[str, int]) -> dict[str, list[str]]:
+    """Deal whole recordings to train, validation and test, about 90%, 5% and 5% of the frames.
+
+    The order in which recordings are considered depends on their names alone, so that those taken at neighbouring
+    times do not fall together.
+
+    Args:
+        frames: Frames of each of three or more recordings, by name.
+
+    Returns:
+        Names by split, each in the order given; no split is empty.
+    """
+    wanted = HELD_OUT * sum(frames.values())
+    left = sorted(frames, key=lambda name: hashlib.sha256(name.encode()).digest())
+    splits: dict[str, list[str]] = {}
+    for split, others in (("test", 2), ("validation", 1)):  # others: splits that need a recording after this one
+        chosen: list[str] = []
+        for name in left:
+            held = sum(frames[n] for n in chosen)
+            if held >= wanted or len(left) - len(chosen) <= others:
+                break
+            if held + frames[name] <= 1.5 * wanted:
+                chosen.append(name)
+        # every recording is longer than that, or a few frames are all that fits
+        if sum(frames[n] for n in chosen) < wanted / 4:
+            chosen = [min(left, key=lambda name: abs(frames[name] - wanted))]
+        left = [name for name in left if name not in chosen]
+        splits[split] = [name for name in frames if name in chosen]
+    splits["train"] = [name for name in frames if name in left]
+    return {split: splits[split] for split in ("train", "validation", "test")}
