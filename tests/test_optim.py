@@ -69,6 +69,20 @@ def test_first_muon_step():
     torch.testing.assert_close(weight.detach(), before * (1 - 0.05 * 0.2) - 0.05 * 0.2 * math.sqrt(18) * update)
 
 
+def test_second_muon_step_looks_ahead_along_the_momentum():
+    first, second = (torch.randn(4, 6, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    weight = nn.Parameter(torch.zeros(4, 6))
+    optimizer = MuonAdamW([weight], lr=0.1, momentum=0.9)
+    weight.grad = first
+    optimizer.step()
+    before = weight.detach().clone()
+    weight.grad = second
+    optimizer.step()
+    momentum = 0.9 * (0.1 * first) + 0.1 * second
+    update = orthogonalise(0.1 * second + 0.9 * momentum)
+    torch.testing.assert_close(weight.detach(), before - 0.1 * 0.2 * math.sqrt(6) * update)
+
+
 def test_first_adamw_step_is_the_sign_of_the_gradient():
     bias = nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
     bias.grad = torch.tensor([0.5, -0.01, 7.0])
