@@ -185,6 +185,7 @@ class _StickyPolicy:
     def _decide(self) -> None:
         rng = self._rng
         self._hold = int(rng.integers(10, 36))
+        self._positions.clear()  # standing still while turning is no sign of a wall
         turn = rng.choice([-1, 0, 1], p=[0.3, 0.4, 0.3]) * rng.uniform(2, 6)
         walk, side = rng.random(2)
         self._action = np.array(
