@@ -68,8 +68,7 @@ def write_datasets(root: Path, windows: int) -> None:
 
 def stack(frames: Iterable[np.ndarray]) -> torch.Tensor:
     """uint8[T, 3, H, W] from decoded frames, by OpenCV's split, the fastest way to planes."""
-    frames = list(frames)
-    rgb = np.empty((len(frames), 3, *SIZE), np.uint8)
+    rgb = np.empty((LENGTH, 3, *SIZE), np.uint8)
     for planes, frame in zip(rgb, frames, strict=True):
         cv2.split(frame, list(planes))
     return torch.from_numpy(rgb)
@@ -122,10 +121,14 @@ def litdata_loader(root: Path, workers: int) -> Iterable:
     )
 
 
-def resident_bytes() -> int:
-    """Memory of this process and its workers that nobody else shares."""
-    process = psutil.Process()
-    return sum(p.memory_full_info().uss for p in [process, *process.children(recursive=True)])
+def children() -> set[int]:
+    """Ids of the processes that this one has started, and of those that they have."""
+    return {process.pid for process in psutil.Process().children(recursive=True)}
+
+
+def unshared_mebibytes(processes: set[int]) -> float:
+    """Memory that these processes share with nobody."""
+    return sum(psutil.Process(pid).memory_full_info().uss for pid in processes) / 2**20
 
 
 def main() -> None:
@@ -151,25 +154,30 @@ def main() -> None:
             next(iter(make()))
             first[name] = time.perf_counter() - begin
         loaders = {name: make() for name, make in makers.items()}
-        memory = []
+        workers: dict[str, set[int]] = {}
+        memory: dict[str, list[float]] = {name: [] for name in makers}
+        main_memory = []
         for _ in range(options.epochs):
             for name, loader in loaders.items():
+                before = children()
                 begin = time.perf_counter()
                 windows = sum(len(batch["rgb"] if isinstance(batch, dict) else batch) for batch in loader)
                 rates[name].append(windows / (time.perf_counter() - begin))
-            memory.append(resident_bytes() / 2**20)
+                workers.setdefault(name, children() - before)  # persistent: started in the first epoch
+                memory[name].append(unshared_mebibytes(workers[name] & children()))
+            main_memory.append(unshared_mebibytes({os.getpid()}))
         median = {name: statistics.median(values) for name, values in rates.items()}
         best = max(rate for name, rate in median.items() if name != "owl")
         print(f"\nwindows of {LENGTH} frames {SIZE[0]}x{SIZE[1]}, batches of {BATCH}, {options.workers} workers")
         for name, rate in median.items():
             print(
-                f"  {name:27} {rate:6.1f} windows/s  {rate * LENGTH:6.0f} frames/s  owl is {median['owl'] / rate:5.2f}x"
-                f"   first batch {first[name]:5.2f} s"
+                f"  {name:27} {rate:6.1f} windows/s  {rate * LENGTH:5.0f} frames/s  owl is {median['owl'] / rate:4.2f}x"
+                f"  first batch {first[name]:4.2f} s"
             )
         print(f"owl / best of the others: {median['owl'] / best:.2f}x")
-        print(
-            f"memory of all loaders after epochs 1..{options.epochs}: " + " ".join(f"{m:.0f}" for m in memory) + " MiB"
-        )
+        print(f"memory in MiB after epochs 1 to {options.epochs}, without what is shared:")
+        for name, values in {**{f"workers of {n}": m for n, m in memory.items()}, "main process": main_memory}.items():
+            print(f"  {name:38}" + "".join(f" {value:4.0f}" for value in values))
 
 
 if __name__ == "__main__":

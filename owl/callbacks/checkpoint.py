@@ -1,9 +1,13 @@
 """When checkpoints are written, and how: atomically, loadable with ``weights_only=True``."""
 
 import math
+import signal
+import threading
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Literal
 
 import fsspec
 import torch
@@ -65,53 +69,118 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     """
     try:
         with fsspec.open(str(path), "rb") as file:
-            return torch.load(file, map_location=map_location, weights_only=True)
+            content = torch.load(file, map_location=map_location, weights_only=True)
     except FileNotFoundError as error:
         raise OwlError(f"there is no checkpoint {path}; give the path of a .ckpt file that fit wrote") from error
     except Exception as error:  # torch raises a dozen types for a file that is not a checkpoint
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise OwlError(f"{path} is not a readable checkpoint ({reason}); give a .ckpt file that fit wrote") from error
+    if not (isinstance(content, dict) and {"owl", "state_dict"} <= content.keys()):
+        raise OwlError(f"{path} was not written by python -m owl fit; give a .ckpt file of a run folder")
+    return content
 
 
 class Checkpoint(LightningCheckpoint):
     """Keeps ``checkpoints/last.ckpt`` for resuming and ``checkpoints/best.ckpt`` by a metric.
 
-    ``last.ckpt`` is written every ``every_n_steps`` optimiser steps, at the end of training, and when a SIGTERM
-    arrives (the process then exits with status 143; ``--ckpt_path last`` continues it exactly).
+    ``last.ckpt`` is written every ``every_n_steps`` optimiser steps, before every validation, at the end of training,
+    and when a SIGTERM arrives: the process then exits with status 143, and ``--ckpt_path last`` continues it exactly.
+    It is only ever taken between two optimiser steps, never amid the accumulation of gradients, which it does not
+    hold. A validation that was due when it was taken is made up for when the run continues. Training that is finished
+    but for its last validation answers a SIGTERM by finishing.
 
     Args:
         every_n_steps: Optimiser steps between two writes of ``last.ckpt``.
         monitor: Validation metric that decides ``best.ckpt``; without it there is none.
-        mode: ``min`` or ``max``: which direction of ``monitor`` is better.
+        mode: Which direction of ``monitor`` is better.
     """
 
-    def __init__(self, every_n_steps: int = 1000, monitor: str | None = None, mode: str = "min") -> None:
-        if mode not in ("min", "max"):
-            raise ValueError(f"mode must be min or max, got {mode!r}")
+    def __init__(
+        self, every_n_steps: int = 1000, monitor: str | None = None, mode: Literal["min", "max"] = "min"
+    ) -> None:
         self.every_n_steps = every_n_steps
         self.monitor = monitor
         self.mode = mode
         self.best = math.inf if mode == "min" else -math.inf
         self._step = 0
+        self._validation_due = False
+        self._terminated = False  # a SIGTERM has arrived
+        self._nothing_to_lose = True  # whether last.ckpt holds everything that was trained so far
+        self._end_of_training: dict[str, Any] | None = None
 
     @staticmethod
     def folder(trainer: Trainer) -> Path:
         """Return the folder of the run's checkpoints."""
         return Path(trainer.default_root_dir) / "checkpoints"
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count from where a resumed run stands."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count from where a resumed run stands, wait for SIGTERM, make up for the validation that it missed."""
         self._step = trainer.global_step
+        # Lightning's own handler (which is put back when training ends) raises after any batch, also in the middle of
+        # an accumulation or of a validation, neither of which can be continued exactly.
+        self._terminated = trainer.received_sigterm
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._on_sigterm)
+        if self._validation_due:
+            validation = trainer.fit_loop.epoch_loop.val_loop
+            validation.restarting = False
+            trainer.validating = True
+            validation.run()
+            trainer.training = True
+        self._validation_due = False
+
+    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
+        self._terminated = True
+
+    def _stopping(self, trainer: Trainer) -> bool:
+        """Whether any process was sent a SIGTERM; all agree, so that they stop at the same step."""
+        return trainer.strategy.reduce_boolean_decision(self._terminated, all=False)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write ``last.ckpt`` in its interval; let the last step be followed by a validation whatever the interval."""
-        if trainer.global_step >= trainer.max_steps > 0:
-            trainer.should_stop = True
-        elif trainer.global_step != self._step and trainer.global_step % self.every_n_steps == 0:
-            self.save_last(trainer)
+        """After an optimiser step: save where it is time to, stop where a SIGTERM has arrived.
+
+        Raises:
+            SIGTERMException: After saving.
+        """
+        self._nothing_to_lose = False
+        if trainer.global_step == self._step:
+            return
         self._step = trainer.global_step
+        loop = trainer.fit_loop.epoch_loop
+        if trainer.global_step >= trainer.max_steps > 0:
+            trainer.should_stop = True  # so that a validation follows the last step whatever its interval
+            # When training ends Lightning counts the epoch as over. Kept from before, the run can be made longer.
+            self._end_of_training = deepcopy(trainer._checkpoint_connector._get_loops_state_dict())
+            return
+        if trainer.max_epochs is not None and trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs:
+            return
+        stopping = self._stopping(trainer)
+        self._validation_due = loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+        if stopping or self._validation_due or trainer.global_step % self.every_n_steps == 0:
+            self.save_last(trainer)
+            self._nothing_to_lose = True
+        if stopping:
+            raise SIGTERMException
+        self._validation_due = False
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Give up a validation when a SIGTERM arrives.
+
+        Raises:
+            SIGTERMException: The run continues with this validation, from the checkpoint that was written before it.
+        """
+        if trainer.state.fn == "fit" and self._nothing_to_lose and self._stopping(trainer):
+            raise SIGTERMException
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write ``best.ckpt`` when the monitored metric has improved."""
@@ -129,19 +198,20 @@ class Checkpoint(LightningCheckpoint):
         """Save the finished run."""
         self.save_last(trainer)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save when the machine is being taken away; after any other exception the state may be half a step."""
-        if isinstance(exception, SIGTERMException):
-            self.save_last(trainer)
-
     def save_last(self, trainer: Trainer) -> None:
         """Write ``last.ckpt``."""
         trainer.save_checkpoint(self.folder(trainer) / "last.ckpt", weights_only=False)
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let a run that ended amid an epoch continue there when it is given more steps."""
+        if self._end_of_training is not None:
+            checkpoint["loops"] = self._end_of_training
+
     def state_dict(self) -> dict[str, Any]:
-        """Keep the best value across resumes."""
-        return {"best": self.best}
+        """Keep across resumes the best value, and whether a validation comes before the next step."""
+        return {"best": self.best, "validation_due": self._validation_due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best value."""
+        """Restore them."""
         self.best = state_dict["best"]
+        self._validation_due = state_dict["validation_due"]

@@ -8,6 +8,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from owl.errors import OwlError
+
 
 class EMA(Callback):
     """Keeps a moving average of every trainable parameter; validates with it and saves it as the checkpoint's weights.
@@ -25,7 +27,7 @@ class EMA(Callback):
 
     def __init__(self, decay: float = 0.999) -> None:
         if not 0 <= decay < 1:
-            raise ValueError(f"decay must be in [0, 1), got {decay}")
+            raise OwlError(f"ema.decay is {decay}, expected a number in [0, 1); 0 turns the average off")
         self.decay = decay
         self.average: dict[str, Tensor] = {}
         self.updates = 0
@@ -43,6 +45,9 @@ class EMA(Callback):
         if self.decay and not self.average:
             self.average = {name: weight.clone() for name, weight in weights.items()}
         self.average = {name: average.to(weights[name].device) for name, average in self.average.items()}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count from where a resumed run stands (in ``on_fit_start`` the trainer does not know yet)."""
         self._step = trainer.global_step
 
     def on_train_batch_end(
@@ -103,12 +108,16 @@ class EMA(Callback):
         checkpoint["ema"] = {"raw": raw, "updates": self.updates}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Resume: the loaded weights are the average, the raw ones go back into the module."""
+        """Resume: the loaded weights are the average, the raw ones go back into the module.
+
+        Every other command keeps the average in the module, and needs nothing else.
+        """
         stored = checkpoint.get("ema")
-        if stored is None or not self.decay:
+        if stored is None or trainer.state.fn != "fit":
             return
-        self.updates = stored["updates"]
         weights = self.trainable(pl_module)
-        self.average = {name: weights[name].clone() for name in stored["raw"]}
+        if self.decay:
+            self.updates = stored["updates"]
+            self.average = {name: weights[name].clone() for name in stored["raw"]}
         for name, raw in stored["raw"].items():
             weights[name].copy_(raw)

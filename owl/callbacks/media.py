@@ -56,6 +56,14 @@ class Media(Callback):
         folder = Path(trainer.default_root_dir) / "predictions" / f"batch-{batch_idx:06d}-rank{trainer.global_rank}"
         self.write(trainer, pl_module, batch, folder)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Keep across resumes which validations are drawn."""
+        return {"validations": self._validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore it."""
+        self._validations = state_dict["validations"]
+
     @staticmethod
     def write(trainer: Trainer, pl_module: LightningModule, batch: Any, folder: Path) -> None:
         """Draw one batch into a folder and, while fitting, into TensorBoard."""

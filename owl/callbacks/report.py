@@ -23,17 +23,18 @@ class Report(Callback):
     ``seed``), and ``report.md`` with the same numbers, the last pictures, and the command that repeats the run.
     ``validate`` and ``test`` write ``validate.json`` and ``test.json``.
 
-    Every checkpoint carries, under ``owl``: the recipe's class, the whole configuration, the code version and the
-    dataset's identity.
+    Every checkpoint carries, under ``owl``: the recipe's class, the whole configuration, the code version, the
+    dataset's identity, and the metrics so far, from which ``fit`` repeats the report of a run that is finished.
     """
 
     def __init__(self) -> None:
         self.configuration: dict[str, Any] = {}
         self.seconds = 0.0
         self._start = 0.0
+        self._restored: dict[str, float] = {}
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock; not called where nothing is left to train."""
         self._start = time.monotonic()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -44,12 +45,13 @@ class Report(Callback):
             "config": self.configuration,
             "code_version": code_version(),
             "dataset": self.dataset_identity(trainer),
-            "seconds": self.elapsed(),
+            "metrics": self.metrics(trainer),
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep counting where the interrupted run stopped."""
-        self.seconds = checkpoint.get("owl", {}).get("seconds", 0.0)
+        self._restored = checkpoint.get("owl", {}).get("metrics", {})
+        self.seconds = self._restored.get("seconds", 0.0)
 
     @staticmethod
     def dataset_identity(trainer: Trainer) -> dict[str, Any] | None:
@@ -65,11 +67,14 @@ class Report(Callback):
         """Write metrics.json and report.md, print the table."""
         if not trainer.is_global_zero or trainer.fast_dev_run:
             return
-        metrics = self.metrics(trainer)
+        trained = self._start > 0
+        metrics = self.metrics(trainer) if trained else self._restored
         folder = Path(trainer.default_root_dir)
         atomic_write(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
         atomic_write(folder / "report.md", self.markdown(folder, metrics))
         print_table(f"{folder.name}: {trainer.global_step} steps", metrics)
+        if not trained:
+            Console().print("This run was already finished; train it longer with --trainer.max_steps.")
         Console().print(f"Report: {folder / 'report.md'}   TensorBoard: tensorboard --logdir {folder.parent}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 from owl import models
+from owl.atomic import atomic_write
 from owl.callbacks.checkpoint import load_checkpoint
 from owl.errors import OwlError
 
@@ -22,8 +23,6 @@ def main(checkpoint: str, directory: str, fold: bool = False) -> None:
         fold: Fold weight normalisation into the weights: the same outputs, faster, for inference only.
     """
     content = load_checkpoint(checkpoint)
-    if "owl" not in content:
-        raise OwlError(f"{checkpoint} was not written by python -m owl fit; give a checkpoint of a run folder")
     module, _, name = content["owl"]["recipe"].rpartition(".")
     recipe_class = getattr(importlib.import_module(module), name)
     recipe = recipe_class.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
@@ -38,5 +37,5 @@ def main(checkpoint: str, directory: str, fold: bool = False) -> None:
         "global_step": content["global_step"],
         **{key: content["owl"][key] for key in ("recipe", "code_version", "dataset")},
     }
-    (Path(directory) / "provenance.yaml").write_text(yaml.safe_dump(provenance, sort_keys=False))
+    atomic_write(Path(directory) / "provenance.yaml", yaml.safe_dump(provenance, sort_keys=False))
     print(f'Exported to {directory}; use it with: network = owl.models.load("{directory}")')

@@ -34,7 +34,8 @@ def estimate_flow(previous: np.ndarray, current: np.ndarray, downscale: int) -> 
         for rgb in (current, previous)
     ]
     try:
-        flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST).calc(grey[0], grey[1], None)
+        estimator = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+        flow: np.ndarray = estimator.calc(grey[0], grey[1], None)  # type: ignore[call-overload]  # no first guess
     except cv2.error as error:
         height, width = current.shape[:2]
         raise OwlError(

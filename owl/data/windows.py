@@ -4,6 +4,7 @@ import math
 import warnings
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -217,7 +218,7 @@ class WindowDataset(Dataset):
         view = self._decoder.draw(seed)
         sample = {"window": torch.tensor(window)}
         for modality, wanted in rows.items():
-            frames = [self._decode(modality, episode, number, data, start) for number in wanted]
+            frames = map(partial(self._decode, modality, episode, data, start), wanted)
             try:
                 sample |= self._decoder.assemble(modality, frames, view)
             except ValueError as error:
@@ -225,7 +226,7 @@ class WindowDataset(Dataset):
                 raise _CorruptMember from error
         return sample
 
-    def _decode(self, modality: str, episode: int, row: int, data: memoryview, start: int) -> np.ndarray:
+    def _decode(self, modality: str, episode: int, data: memoryview, start: int, row: int) -> np.ndarray:
         """Decode one member of the window's bytes, or warn and raise _CorruptMember."""
         column = self._columns[modality]
         offset, size = int(self._index.offsets[row, column]) - start, int(self._index.sizes[row, column])

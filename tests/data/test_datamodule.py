@@ -8,9 +8,9 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningModule, Trainer
-from owl.data.recorder import GameRecording
 
 from owl.data.datamodule import ShardDataModule
+from owl.data.recorder import GameRecording
 from owl.data.shards import DatasetInfo, ShardIndex
 from owl.errors import OwlError
 from tests.helpers.shards import make_dataset

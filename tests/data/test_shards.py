@@ -1,6 +1,7 @@
 """The format on disk: deterministic bytes, other readers, atomic writes, and every way a dataset can be unfit."""
 
 import json
+import re
 import subprocess
 import tarfile
 from pathlib import Path
@@ -56,6 +57,38 @@ def test_the_index_points_at_the_members(dataset: Path) -> None:
     offset, size = index.offsets[row, column], index.sizes[row, column]
     assert shard[offset : offset + size] == encode("flow", render(2, 4, (24, 40))["flow"][3])
     assert index.shard_bytes[2] == len(shard)
+
+
+def test_the_examples_of_the_reference_page_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_dataset(tmp_path / "data" / "game", frames=9)
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "shards.md").read_text()
+    blocks = re.findall(r"^```(bash|python)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    local = [(language, code) for language, code in blocks if "s3://" not in code]
+    assert len(local) == 4
+    names: dict = {}
+    for language, code in local:
+        if language == "bash":
+            subprocess.run(["bash", "-ec", code], check=True, capture_output=True)
+        else:
+            exec(code, names)
+    assert (tmp_path / "episode-000/000008.rgb.jpg").exists()
+    assert "episode-000/000008 (24, 40, 3)" in capsys.readouterr().out
+    np.testing.assert_array_equal(names["controls"], render(0, 4, (24, 40))["controls"][3])
+    assert names["sample"]["rgb"].shape == (8, 3, 24, 40)
+
+
+def test_the_header_is_what_the_reference_page_says(dataset: Path) -> None:
+    header = (dataset / shard_name(0)).read_bytes()[:512]
+    assert header[:30] == b"episode-000/000000.rgb.jpg" + bytes(4)
+    assert header[100:124] == b"0000644\0" + b"0000000\0" * 2
+    assert int(header[124:135], 8) == ShardIndex.load(dataset).sizes[0, 0]
+    assert header[136:148] == b"00000000000\0"
+    assert int(header[148:154], 8) == sum(header[:148]) + 8 * ord(" ") + sum(header[156:])
+    assert header[156:265] == b"0" + bytes(100) + b"ustar\0" + b"00"
+    assert header[265:] == bytes(247)
 
 
 def test_several_episodes_share_a_shard_and_names_may_hold_dots(tmp_path: Path) -> None:
