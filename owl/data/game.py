@@ -23,6 +23,9 @@ FPS = 35.0
 SAMPLE_RATE = 44_100
 CHANNELS = 2
 SAMPLES_PER_FRAME = 1260  # 44,100 / 35
+# The game draws without antialiasing: small pictures are drawn at twice their size and averaged, or the walls far away
+# would be noise that no latent can hold. Up to this width in pixels, beyond which drawing would be what takes the time.
+LARGEST_OVERSAMPLED = 640
 BUTTONS = ("ATTACK", "MOVE_FORWARD", "MOVE_BACKWARD", "MOVE_LEFT", "MOVE_RIGHT")
 AXES = ("mouse_x",)  # degrees turned in the tic, to the right positive (ViZDoom's TURN_LEFT_RIGHT_DELTA)
 
@@ -110,8 +113,8 @@ def play(
     Args:
         scenario: As in :func:`find_scenario`.
         frames: Length of the episode.
-        size: (H, W). The game renders at its smallest resolution that covers it; the picture is cropped around its
-            centre to the aspect and, where still too large, area-averaged.
+        size: (H, W). The game renders at its smallest resolution that covers it, twice where W is at most 320; the
+            picture is cropped around its centre to the aspect and area-averaged.
         seed: Of the game and of the policy.
         depth: Deliver depth maps.
         audio: Deliver sound.
@@ -266,12 +269,14 @@ def _begin(game: Any) -> None:
 
 
 def _find_resolution(size: tuple[int, int]) -> Any:
-    """The smallest screen that covers (H, W)."""
+    """The smallest screen that covers (H, W) twice in each direction, or once where that is large already."""
     resolutions = {}
     for name, resolution in _vizdoom().ScreenResolution.__members__.items():
         width, height = map(int, name.removeprefix("RES_").split("X"))
         resolutions[height, width] = resolution
-    covering = [screen for screen in resolutions if screen[0] >= size[0] and screen[1] >= size[1]]
+    oversampling = 2 if 2 * size[1] <= LARGEST_OVERSAMPLED else 1
+    wanted = (oversampling * size[0], oversampling * size[1])
+    covering = [screen for screen in resolutions if screen[0] >= wanted[0] and screen[1] >= wanted[1]]
     if not covering or min(size) < 1:
         raise OwlError(
             f"size {size[0]}x{size[1]} (height x width) is none the game can draw, up to 1080x1920 was expected; "
