@@ -1,0 +1,370 @@
+"""Import of footage: recordings are cut into episodes and written as shards (docs/how-to/own-footage.md)."""
+
+import os
+import re
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from tqdm import tqdm
+
+from owl.data.codecs import encode_array, encode_flow, encode_rgb
+from owl.data.flow import FLOW_DIRECTION, FLOW_UNIT, estimate_flow, flow_downscale
+from owl.data.footage import OWL_CONTROL, Footage, Recording, find_footage
+from owl.data.owl_control import align, describe_controls, order_buttons, read_inputs
+from owl.data.shards import INFO_NAME, DatasetInfo, ShardWriter, shard_name, write_index
+from owl.data.splits import split_in_order, split_recordings
+from owl.data.video import CHANNELS, SAMPLE_RATE, AudioTrack, first_sample, read_frames, to_picture
+from owl.errors import OwlError
+from owl.version import code_version
+
+QUALITY = 95
+EPISODE_FRAMES = 500
+"""Long recordings are cut into episodes of at least this many frames and fewer than twice as many."""
+SHORTEST_EPISODE = 16
+"""Where only one or two recordings are there, they are cut shorter, towards 20 episodes, but not below this."""
+SHARD_FRAMES = 2000
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A stretch of one recording: ``frames`` frames of the constant-rate grid from ``first`` on."""
+
+    name: str
+    recording: Recording
+    first: int
+    frames: int
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What was imported.
+
+    Attributes:
+        info: The dataset's description.
+        footage: The recordings found.
+        episodes: Frames of each episode that was written, by name.
+        recording_of: Name of the recording of each of these episodes.
+        problems: What was wrong with recordings that were imported nevertheless, by name.
+    """
+
+    info: DatasetInfo
+    footage: Footage
+    episodes: dict[str, int]
+    recording_of: dict[str, str]
+    problems: dict[str, list[str]]
+
+
+def import_footage(
+    source: str | Path,
+    directory: str | Path,
+    *,
+    size: tuple[int, int] | None = None,
+    fps: float | None = None,
+    flow: bool = False,
+    audio: bool = True,
+) -> Imported:
+    """Write a dataset from a folder of videos or of OWL Control recordings.
+
+    Recordings that cannot be used are left out with a warning that names them. An import that was stopped, however
+    rudely, goes on when it is called again with the same arguments, and ends with the same bytes.
+
+    Args:
+        source: The folder, or one video file.
+        directory: Local folder for the dataset.
+        size: (H, W) of the stored frames; None takes that of the first recording.
+        fps: Frames per second; None takes that of the first recording.
+        flow: Whether to compute optical flow.
+        audio: Whether to keep sound, if any recording has it.
+
+    Raises:
+        OwlError: Nothing in the folder can be used, the dataset there was begun otherwise, or it cannot be written.
+    """
+    if "://" in str(directory):
+        raise OwlError(f"{directory} is not a local folder; import into a local one and copy it there afterwards")
+    root = Path(directory)
+    if root.resolve() == Path(source).resolve():
+        raise OwlError(f"{directory} is the footage itself; give another folder for the dataset")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tqdm(desc="look through", unit="recording", leave=False) as progress:
+            footage = find_footage(source, root, progress.update)
+        return _import(footage, root, size, fps, flow, audio)
+    except OSError as error:
+        raise OwlError(
+            f"{directory} cannot be written ({error.strerror}); make room or give another folder, "
+            "then run the same command again: it goes on where it stopped"
+        ) from error
+    finally:
+        with suppress(OSError):
+            root.rmdir()  # only if nothing was written
+
+
+def _import(
+    footage: Footage, root: Path, size: tuple[int, int] | None, fps: float | None, flow: bool, audio: bool
+) -> Imported:
+    for name, reason in footage.skipped.items():
+        warnings.warn(f"{name} is left out: {reason}", stacklevel=3)
+    problems = {recording.name: list(recording.problems) for recording in footage.recordings}
+    first = footage.recordings[0].video
+    size = size or first.size
+    rate = Fraction(fps).limit_denominator(1001) if fps else first.rate
+    if flow:  # refuses a size that is too small before anything is written
+        black = np.zeros((*size, 3), np.uint8)
+        estimate_flow(black, black, flow_downscale(size))
+    episodes = cut_episodes(footage.recordings, rate)
+    info = DatasetInfo(
+        fps=float(rate),
+        size=size,
+        modalities=_modalities(footage, size, flow, audio),
+        splits=_splits({episode.name: episode.frames for episode in episodes}, episodes),
+        source={
+            "kind": footage.kind,
+            "recordings": {
+                recording.name: {"bytes": recording.bytes, "episodes": _slug(number, recording) + "-*"}
+                for number, recording in enumerate(footage.recordings)
+            },
+        },
+        code_version=code_version(),
+    )
+    info = _begin(root, info)
+    with tqdm(total=sum(episode.frames for episode in episodes), desc="import", unit="frame") as progress:
+        _write(root, info, _shards(episodes), rate, progress)
+    index = write_index(root)
+    written = {str(name): int(frames) for name, frames in zip(index.episodes, index.episode_frames, strict=True)}
+    splits = _splits(written, episodes)
+    if splits != info.splits:  # a recording broke off before an episode that its packets had promised
+        info.splits = splits
+        info.save(root)
+    for recording in footage.recordings:
+        mine = [episode for episode in episodes if episode.recording is recording]
+        planned = sum(episode.frames for episode in mine)
+        frames = sum(written.get(episode.name, 0) for episode in mine)
+        if frames < planned:
+            problems[recording.name].append(f"only {frames} of its {planned} frames can be decoded")
+    for name, clauses in problems.items():
+        if clauses:
+            warnings.warn(f"{name}: {'; '.join(clauses)}", stacklevel=3)
+    recording_of = {episode.name: episode.recording.name for episode in episodes if episode.name in written}
+    return Imported(info, footage, written, recording_of, problems)
+
+
+def cut_episodes(recordings: list[Recording], fps: Fraction) -> list[Episode]:
+    """Cut recordings into episodes of about equal length; every frame is in exactly one.
+
+    One or two recordings give at least three episodes, if they have three frames, so that no split is empty.
+    """
+    frames = [_usable_frames(recording, fps) for recording in recordings]
+    length = EPISODE_FRAMES
+    if len(recordings) < 3:
+        length = min(length, max(SHORTEST_EPISODE, sum(frames) // 20))
+        while length > 1 and sum(max(1, n // length) for n in frames) < 3:
+            length -= 1
+    episodes = []
+    for number, (recording, count) in enumerate(zip(recordings, frames, strict=True)):
+        pieces = max(1, count // length)
+        cuts = [count * piece // pieces for piece in range(pieces + 1)]
+        episodes += [
+            Episode(f"{_slug(number, recording)}-{piece:04d}", recording, cuts[piece], cuts[piece + 1] - cuts[piece])
+            for piece in range(pieces)
+        ]
+    return episodes
+
+
+def _usable_frames(recording: Recording, fps: Fraction) -> int:
+    frames = recording.video.frames(fps)
+    if recording.logged < recording.video.seconds:
+        frames = min(frames, int(recording.logged * fps) + 1)
+    return frames
+
+
+def _slug(number: int, recording: Recording) -> str:
+    """Number and shortened name, of characters that every file system takes."""
+    stem = recording.name if recording.inputs else recording.name.rpartition(".")[0] or recording.name
+    return f"{number:05d}-" + re.sub(r"[^A-Za-z0-9_]+", "-", stem).strip("-")[:40]
+
+
+def _splits(written: dict[str, int], episodes: list[Episode]) -> dict[str, list[str]]:
+    """Split whole recordings where there are three or more, else episodes in order."""
+    frames: dict[str, int] = {}
+    for episode in episodes:
+        if episode.name in written:
+            name = episode.recording.name
+            frames[name] = frames.get(name, 0) + written[episode.name]
+    names = [episode.name for episode in episodes if episode.name in written]
+    if len(frames) < 3:
+        return split_in_order(names)
+    of = {episode.name: episode.recording.name for episode in episodes}
+    return {split: [n for n in names if of[n] in set(chosen)] for split, chosen in split_recordings(frames).items()}
+
+
+def _modalities(footage: Footage, size: tuple[int, int], flow: bool, audio: bool) -> dict[str, dict]:
+    modalities: dict[str, dict] = {"rgb": {"extension": "rgb.jpg", "quality": QUALITY}}
+    if flow:
+        modalities["flow"] = {
+            "extension": "flow.png",
+            "encoding": "kitti-uint16",
+            "downscale": flow_downscale(size),
+            "unit": FLOW_UNIT,
+            "direction": FLOW_DIRECTION,
+        }
+    if audio and any(recording.video.has_audio for recording in footage.recordings):
+        modalities["audio"] = {
+            "extension": "audio.npy",
+            "sample_rate": SAMPLE_RATE,
+            "channels": CHANNELS,
+            "timing": "frame t holds the sound from frame t's time to that of frame t+1",
+        }
+    if footage.kind == OWL_CONTROL:
+        names = [name for recording in footage.recordings for name in recording.buttons]
+        modalities["controls"] = describe_controls(order_buttons(names))
+    return modalities
+
+
+def _begin(root: Path, info: DatasetInfo) -> DatasetInfo:
+    """Write ``dataset.json``, or check that the one there was begun with the same footage and options.
+
+    Raises:
+        OwlError: It was not, or shards lie there that belong to no dataset.
+    """
+    if not (root / INFO_NAME).exists():
+        if (root / shard_name(0)).exists():
+            raise OwlError(f"{root} holds shards but no {INFO_NAME}; give an empty folder")
+        info.save(root)
+        return info
+    begun = DatasetInfo.load(root)
+    for what, old, new in (
+        ("made of", begun.source.get("kind"), info.source["kind"]),
+        ("begun with size", "x".join(map(str, begun.size)), "x".join(map(str, info.size))),
+        ("begun with fps", f"{begun.fps:g}", f"{info.fps:g}"),
+        ("begun with", ", ".join(begun.modalities), ", ".join(info.modalities)),
+        ("begun with recordings", *_differing(begun.source.get("recordings", {}), info.source["recordings"])),
+        ("begun with", *_differing(begun.modalities, info.modalities)),
+    ):
+        if old != new:
+            raise OwlError(
+                f"{root} was {what} {old}, not {new}; run with the same footage and options as before, or give "
+                "another folder"
+            )
+    return begun
+
+
+def _differing(old: dict, new: dict) -> tuple[str, str]:
+    """Name the first few entries in which two dictionaries differ, with both values."""
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)][:3]
+    return tuple(", ".join(f"{key} {side.get(key, 'missing')}" for key in keys) for side in (old, new))  # type: ignore
+
+
+def _shards(episodes: list[Episode]) -> list[list[Episode]]:
+    shards: list[list[Episode]] = [[]]
+    for episode in episodes:
+        if shards[-1] and sum(e.frames for e in shards[-1]) + episode.frames > SHARD_FRAMES:
+            shards.append([])
+        shards[-1].append(episode)
+    return shards
+
+
+def _write(
+    root: Path,
+    info: DatasetInfo,
+    shards: list[list[Episode]],
+    fps: Fraction,
+    progress: tqdm,
+) -> None:
+    """Write the shards that are missing; this thread decodes, the others encode."""
+    threads = os.cpu_count() or 1
+    source: _Source | None = None
+    with ThreadPoolExecutor(threads) as pool:
+        for number, shard in enumerate(shards):
+            if (root / shard_name(number)).exists():
+                progress.update(sum(episode.frames for episode in shard))
+                continue
+            with ShardWriter(root, number) as writer:
+                for episode in shard:
+                    if source is None or source.recording is not episode.recording:
+                        source = _Source(episode.recording, info, fps)
+                    frames = _ahead(pool, source.episode(episode, info), 4 * threads)
+                    for frame, members in enumerate(frames):
+                        writer.write(episode.name, frame, members)
+                        progress.update()
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """All that one frame's members are made of; ``previous`` is None at an episode's beginning."""
+
+    picture: av.VideoFrame
+    previous: av.VideoFrame | None
+    audio: np.ndarray | None
+    controls: np.ndarray | None
+    recording: Recording
+    info: DatasetInfo
+
+    def members(self) -> dict[str, bytes]:
+        """Encode, in the order of the dataset's modalities."""
+        aspect, size = self.recording.video.pixel_aspect, self.info.size
+        rgb = to_picture(self.picture, size, aspect)
+        members = {"rgb.jpg": encode_rgb(rgb, QUALITY)}
+        if "flow" in self.info.modalities:
+            downscale = self.info.modalities["flow"]["downscale"]
+            flow = np.zeros((size[0] // downscale, size[1] // downscale, 2), np.float32)
+            if self.previous is not None and self.previous is not self.picture:
+                flow = estimate_flow(to_picture(self.previous, size, aspect), rgb, downscale)
+            members["flow.png"] = encode_flow(flow)
+        if self.audio is not None:
+            members["audio.npy"] = encode_array(self.audio)
+        if self.controls is not None:
+            members["controls.npy"] = encode_array(self.controls)
+        return members
+
+
+class _Source:
+    """One recording, read from its beginning on, so that bytes do not depend on where an import was resumed."""
+
+    def __init__(self, recording: Recording, info: DatasetInfo, fps: Fraction) -> None:
+        self.recording, self._fps = recording, fps
+        self._pictures = read_frames(recording.video, fps)
+        self._position = 0
+        self._audio = AudioTrack(recording.video) if "audio" in info.modalities else None
+        self._controls: np.ndarray | None = None
+        if recording.inputs is not None:
+            buttons = info.modalities["controls"]["buttons"]
+            frames = _usable_frames(recording, fps)
+            self._controls = align(read_inputs(recording.inputs), frames, float(fps), buttons)
+
+    def episode(self, episode: Episode, info: DatasetInfo) -> Iterator[_Frame]:
+        """Yield the episode's frames; fewer if the video cannot be decoded to its end."""
+        previous = None
+        while self._position < episode.first + episode.frames:
+            picture, audio = next(self._pictures, None), self._next_audio()
+            if picture is None:
+                return
+            if self._position >= episode.first:
+                controls = self._controls[self._position] if self._controls is not None else None
+                yield _Frame(picture, previous, audio, controls, self.recording, info)
+                previous = picture
+            self._position += 1
+
+    def _next_audio(self) -> np.ndarray | None:
+        if self._audio is None:
+            return None
+        first, end = (first_sample(self._position + k, self._fps) for k in (0, 1))
+        return self._audio.read(end - first)
+
+
+def _ahead(pool: ThreadPoolExecutor, frames: Iterator[_Frame], depth: int) -> Iterator[dict[str, bytes]]:
+    """Encode frames in the pool and yield them in order, never more than ``depth`` in memory."""
+    waiting: deque[Future[dict[str, bytes]]] = deque()
+    for frame in frames:
+        waiting.append(pool.submit(frame.members))
+        if len(waiting) >= depth:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

@@ -1,0 +1,215 @@
+"""Inputs of OWL Control recordings: reading ``inputs.csv``, and controls in step with the frames.
+
+The format: header ``timestamp,event_type,event_args``; unix seconds, a name, a quoted JSON list. The video's time zero
+is the event VIDEO_START. Keys and mouse buttons are Windows virtual-key codes.
+"""
+
+import json
+import math
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+INPUTS_NAME = "inputs.csv"
+VIDEO_NAME = "recording.mp4"
+HEADER = ["timestamp", "event_type", "event_args"]
+AXES = ["mouse_x", "mouse_y", "scroll"]
+TIMING = (
+    "frame t holds the controls that brought frame t about from frame t-1: events after frame t-1 and up to frame t; "
+    "a button is 1 if it was down for any part of that time, axes are sums"
+)
+ON_TIME = 1e-3
+"""Frames by which an event may come after a frame and still count as simultaneous: unix times round to 0.2 us."""
+
+KEYS = {
+    0x08: "BACKSPACE", 0x09: "TAB", 0x0C: "CLEAR", 0x0D: "ENTER", 0x10: "SHIFT", 0x11: "CTRL",
+    0x12: "ALT", 0x13: "PAUSE", 0x14: "CAPS_LOCK", 0x1B: "ESC", 0x20: "SPACE", 0x21: "PAGE_UP", 0x22: "PAGE_DOWN",
+    0x23: "END", 0x24: "HOME", 0x25: "LEFT", 0x26: "UP", 0x27: "RIGHT", 0x28: "DOWN", 0x2C: "PRINT_SCREEN",
+    0x2D: "INSERT", 0x2E: "DELETE", 0x5B: "LEFT_WINDOWS", 0x5C: "RIGHT_WINDOWS", 0x5D: "MENU",
+    0x6A: "NUMPAD_MULTIPLY", 0x6B: "NUMPAD_ADD",
+    0x6D: "NUMPAD_SUBTRACT", 0x6E: "NUMPAD_DECIMAL", 0x6F: "NUMPAD_DIVIDE", 0x90: "NUM_LOCK", 0x91: "SCROLL_LOCK",
+    0xA0: "LEFT_SHIFT", 0xA1: "RIGHT_SHIFT", 0xA2: "LEFT_CTRL", 0xA3: "RIGHT_CTRL", 0xA4: "LEFT_ALT", 0xA5: "RIGHT_ALT",
+    0xBA: "SEMICOLON", 0xBB: "EQUALS", 0xBC: "COMMA", 0xBD: "MINUS", 0xBE: "PERIOD", 0xBF: "SLASH", 0xC0: "BACKQUOTE",
+    0xDB: "LEFT_BRACKET", 0xDC: "BACKSLASH", 0xDD: "RIGHT_BRACKET", 0xDE: "QUOTE", 0xE2: "LESS_GREATER",
+    **{code: chr(code) for code in (*range(0x30, 0x3A), *range(0x41, 0x5B))},
+    **{0x60 + digit: f"NUMPAD_{digit}" for digit in range(10)},
+    **{0x6F + number: f"F{number}" for number in range(1, 25)},
+}  # fmt: skip
+"""Names of keys by virtual-key code; others are called KEY_<code>."""
+MOUSE_BUTTONS = {1: "MOUSE_LEFT", 2: "MOUSE_RIGHT", 4: "MOUSE_MIDDLE", 5: "MOUSE_X1", 6: "MOUSE_X2"}
+NO_KEY = (0, 255)  # Windows reports these codes with a real key's escape sequence
+MIRRORED = (("A", "D"), ("LEFT", "RIGHT"))
+
+BUTTON, MOVE, SCROLL = range(3)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The events of one recording that controls are made of, in time order. N events.
+
+    Attributes:
+        times: float64[N], seconds since VIDEO_START; negative before it.
+        kinds: int8[N], BUTTON, MOVE or SCROLL.
+        values: int64[N, 2]: (position in ``names``, 1 down or 0 up), (dx, dy), or (amount, 0).
+        names: Names of the buttons that occur, in order of appearance.
+        logged: Seconds since VIDEO_START up to which inputs are known; infinite if their end was logged.
+        problems: What was wrong but survived, one clause each.
+    """
+
+    times: np.ndarray
+    kinds: np.ndarray
+    values: np.ndarray
+    names: list[str]
+    logged: float
+    problems: list[str]
+
+
+def read_inputs(path: str | Path) -> Inputs:
+    """Read the events of one recording. Lines that cannot be read and gamepad events are counted and left out.
+
+    Raises:
+        ValueError: The file is empty, has another header, or does not say when the video starts.
+        OSError: It cannot be read.
+    """
+    times, kinds, values = array("d"), array("b"), array("q")
+    names: dict[str, int] = {}
+    start, ended, last, unreadable, gamepad = math.nan, False, -math.inf, 0, 0
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        header = file.readline().strip()
+        if [name.strip() for name in header.split(",")] != HEADER:
+            raise ValueError(f"{INPUTS_NAME} begins with {header[:60]!r} instead of {','.join(HEADER)!r}")
+        for line in file:
+            if not line.strip():
+                continue
+            try:
+                time, event, arguments = _parse(line)
+                if event == "VIDEO_START":
+                    start = time if math.isnan(start) else start
+                elif event in ("END", "VIDEO_END"):
+                    ended = True
+                elif event.startswith("GAMEPAD"):
+                    gamepad += 1
+                elif (entry := _entry(event, arguments, names)) is not None:
+                    kinds.append(entry[0])
+                    values.extend(entry[1:])
+                    times.append(time)
+            except (ValueError, TypeError, OverflowError):
+                unreadable += 1
+                continue
+            last = max(last, time)
+    if math.isnan(start):
+        raise ValueError(f"{INPUTS_NAME} has no VIDEO_START, so its inputs cannot be aligned with the video")
+    problems = []
+    if unreadable:
+        problems.append(f"{unreadable} unreadable lines of {INPUTS_NAME} left out")
+    if gamepad:
+        problems.append(f"{gamepad} gamepad events left out")
+    order = np.argsort(np.array(times), kind="stable")
+    return Inputs(
+        times=np.array(times)[order] - start,
+        kinds=np.array(kinds, np.int8)[order],
+        values=np.array(values, np.int64).reshape(-1, 2)[order],
+        names=list(names),
+        logged=math.inf if ended else last - start,
+        problems=problems,
+    )
+
+
+def _parse(line: str) -> tuple[float, str, list]:
+    time, event, arguments = line.rstrip("\r\n").split(",", 2)
+    arguments = arguments.strip()
+    if len(arguments) >= 2 and arguments[0] == arguments[-1] == '"':
+        arguments = arguments[1:-1].replace('""', '"')
+    seconds = float(time)
+    if not math.isfinite(seconds):
+        raise ValueError(f"time {time}")
+    return seconds, event.strip(), json.loads(arguments or "[]")
+
+
+def _entry(event: str, arguments: list, names: dict[str, int]) -> tuple[int, int, int] | None:
+    """Return (kind, value, value) of an event, None if it is of no interest; a new button is added to ``names``."""
+    if event in ("KEYBOARD", "MOUSE_BUTTON"):
+        code, down = arguments
+        table, other = (KEYS, "KEY") if event == "KEYBOARD" else (MOUSE_BUTTONS, "MOUSE")
+        if event == "KEYBOARD" and code in NO_KEY:
+            return None
+        name = table.get(code, f"{other}_{int(code)}")
+        return BUTTON, names.setdefault(name, len(names)), int(bool(down))
+    if event == "MOUSE_MOVE":
+        dx, dy = arguments
+        return MOVE, _count(dx), _count(dy)
+    if event == "SCROLL":
+        (amount,) = arguments
+        return SCROLL, _count(amount), 0
+    return None
+
+
+def _count(value: float) -> int:
+    if abs(value) >= 2**31:
+        raise OverflowError(f"{value} is beyond what a mouse reports")
+    return int(value)
+
+
+def order_buttons(names: Iterable[str]) -> list[str]:
+    """Sort button names, keys before mouse buttons, and complete the pairs that mirroring swaps."""
+    found = set(names)
+    for pair in MIRRORED:
+        if found & set(pair):
+            found |= set(pair)
+    return sorted(found, key=lambda name: (name.startswith("MOUSE_"), len(name) > 1, name))
+
+
+def describe_controls(buttons: list[str]) -> dict:
+    """Return the ``controls`` entry of ``dataset.json``."""
+    mirror = {left: right for pair in MIRRORED for left, right in (pair, pair[::-1]) if left in buttons}
+    return {
+        "extension": "controls.npy",
+        "buttons": buttons,
+        "axes": AXES,
+        "unit": "mouse counts, scroll as recorded (positive is up)",
+        "timing": TIMING,
+        "mirror": {"buttons": mirror, "axes": ["mouse_x"]},
+    }
+
+
+def align(inputs: Inputs, frames: int, fps: float, buttons: list[str]) -> np.ndarray:
+    """Give each frame its controls.
+
+    Frame t, shown at t / fps, gets the events later than frame t-1 and no later than itself: what the player did that
+    brought frame t about. A button counts where it was down for any part of that time, so a tap between two frames is
+    not lost; one whose first event is a release was down from the beginning.
+
+    Args:
+        inputs: The events.
+        frames: Number of frames.
+        fps: Frames per second.
+        buttons: Names of the columns; the recording's own are among them.
+
+    Returns:
+        float32[frames, len(buttons) + 3]: 0 or 1 for each button, then mouse_x, mouse_y and scroll, summed.
+    """
+    controls = np.zeros((frames, len(buttons) + len(AXES)), np.float32)
+    owner = np.ceil(inputs.times * fps - ON_TIME).astype(np.int64)
+    for number, name in enumerate(inputs.names):
+        mine = (inputs.kinds == BUTTON) & (inputs.values[:, 0] == number)
+        column = controls[:, buttons.index(name)]
+        down_since: int | None = None
+        for position, (frame, down) in enumerate(zip(owner[mine], inputs.values[mine, 1], strict=True)):
+            if down:
+                down_since = frame if down_since is None else down_since  # held keys repeat their event
+            else:
+                first = 0 if position == 0 else down_since
+                if first is not None:
+                    column[max(0, first) : max(0, frame + 1)] = 1
+                down_since = None
+        if down_since is not None:
+            column[max(0, down_since) :] = 1
+    inside = (owner >= 0) & (owner < frames)
+    for kind, axis, value in ((MOVE, 0, 0), (MOVE, 1, 1), (SCROLL, 2, 0)):
+        chosen = inside & (inputs.kinds == kind)
+        sums = np.bincount(owner[chosen], weights=inputs.values[chosen, value], minlength=frames)
+        controls[:, len(buttons) + axis] = sums
+    return controls
