@@ -112,6 +112,11 @@ def main() -> None:
             raise
         print(f"owl: error: {' '.join(str(error).split())}", file=sys.stderr)
         status = 2
+    except OSError as error:  # a full disk, a folder that cannot be written, a file that is a folder
+        if debug or error.filename is None:
+            raise
+        print(f"owl: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        status = 2
     except KeyboardInterrupt:
         if debug:
             raise

@@ -11,7 +11,7 @@ from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from omegaconf.errors import InterpolationKeyError
 
 from owl.arguments import config_files, explain
@@ -31,6 +31,7 @@ CHATTER = (
     ".*does not have many workers.*",  # small machines have few cores
     ".*Checkpoint directory .* exists and is not empty.*",
 )
+RUN_FILES = ("checkpoints/*.ckpt", "media/step-*/*.png", "events.out.tfevents.*", "metrics.json", "report.md")
 DESCRIPTIONS = {
     "fit": "Train a recipe. All settings come from YAML (--config, repeatable: later files win) and from options.",
     "validate": "Measure a checkpoint (--ckpt_path last|best|FILE) on the validation split.",
@@ -128,6 +129,13 @@ class OwlCLI(LightningCLI):
             kwargs["logger"] = TensorBoardLogger(self.run_folder, name="", version="")
         return super().instantiate_trainer(**kwargs)
 
+    def before_fit(self) -> None:
+        """With ``--overwrite``, remove what the earlier run wrote, so that its pictures and curves do not mix in."""
+        if self.config_init[self.subcommand].overwrite and self.trainer.is_global_zero and is_main_process():
+            for pattern in RUN_FILES:
+                for path in self.run_folder.glob(pattern):
+                    path.unlink()
+
     def after_instantiate_classes(self) -> None:
         """Hand the resolved configuration to the report, which stores it in every checkpoint."""
         self._dump_config()
@@ -184,5 +192,21 @@ def main(arguments: list[str]) -> int:
         options = [n[2:] for action in parser._actions for n in action.option_strings if n.startswith("--")]
         raise OwlError(explain(str(error), arguments, options)) from error
     except SIGTERMException:
-        return SIGTERM_STATUS
+        # Only the process that the user started reports it: Lightning kills all others when a launched one fails.
+        return SIGTERM_STATUS if is_main_process() else 0
+    except SystemExit as exit_:
+        if isinstance(exit_.__context__, KeyboardInterrupt):  # Lightning turns one into a silent exit(1)
+            raise KeyboardInterrupt from exit_
+        raise
+    except MisconfigurationException as error:
+        raise OwlError(f"the trainer refuses this configuration: {error}") from error
+    except RuntimeError as error:
+        if "Error(s) in loading state_dict" not in str(error):
+            raise
+        differences = str(error).splitlines()[1:]
+        checkpoint = cli.config_init[cli.subcommand].ckpt_path
+        raise OwlError(
+            f"the network in {checkpoint} differs from the configured one in {len(differences)} weights, such as: "
+            f"{differences[0].strip()}; keep model.network as it was trained, or train anew under another --name"
+        ) from error
     return 0

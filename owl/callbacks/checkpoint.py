@@ -128,6 +128,11 @@ class Checkpoint(LightningCheckpoint):
             validation.run()
             trainer.training = True
         self._validation_due = False
+        loop = trainer.fit_loop
+        if loop.restarted_mid_epoch and loop.epoch_loop.restarted_on_train_batch_end and trainer.is_last_batch:
+            # The checkpoint is of an epoch's last batch. Unless told that an epoch begins, Lightning does not count it,
+            # and a run that is interrupted once more would repeat it.
+            loop.reset_restart_stage()
 
     def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
         self._terminated = True
