@@ -10,6 +10,7 @@ from owl.data.loader import GlobalBatches, ResumableLoader, evaluation_loader
 from owl.data.recorder import GameRecording, record_game
 from owl.data.shards import INDEX_NAME, INFO_NAME, open_filesystem
 from owl.data.windows import WindowDataset
+from owl.errors import OwlError
 
 
 class ShardDataModule(LightningDataModule):
@@ -115,4 +116,12 @@ class ShardDataModule(LightningDataModule):
         return evaluation_loader(dataset, self.validation_windows, self.batch_size, self.num_workers, *self._rank())
 
     def _rank(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        if self.trainer is None:
+            return 0, 1
+        if self.trainer.world_size > 1 and self.trainer._accelerator_connector.use_distributed_sampler:
+            # Lightning would divide what is divided already, and silently leave out most of the data
+            raise OwlError(
+                "trainer.use_distributed_sampler is true with several devices, but ShardDataModule divides batches among "
+                "them itself; set it to false"
+            )
+        return self.trainer.global_rank, self.trainer.world_size

@@ -1,18 +1,18 @@
 """A loader whose batches are a pure function of (seed, epoch, batch): a run continues exactly where it stopped."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from owl.data.windows import WindowDataset
 from owl.errors import OwlError
 
 
-class GlobalBatches(BatchSampler):
+class GlobalBatches(Sampler[list[tuple[int, int]]]):
     """The windows of every training batch of this rank, shuffled anew each epoch.
 
     Global batch b of an epoch holds the positions [b * W * B, (b + 1) * W * B) of the epoch's order, rank r's part is
@@ -55,11 +55,6 @@ class GlobalBatches(BatchSampler):
         self._shards_together = shuffle_block or 1
         self._offset = rank * batch_size
 
-    @property
-    def sampler(self) -> "GlobalBatches":  # type: ignore[override]
-        """Where Lightning looks for ``set_epoch``."""
-        return self
-
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch; an epoch other than the loaded one begins at its first batch."""
         if epoch != self.epoch:
@@ -78,7 +73,7 @@ class GlobalBatches(BatchSampler):
     def __len__(self) -> int:
         return self._windows // self.global_batch
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         # what is read here is fixed when the iterator is made, whatever is loaded or set while it is used
         return self._iterate(self.epoch, self.first)
 
@@ -90,6 +85,16 @@ class GlobalBatches(BatchSampler):
             begin = batch * self.global_batch + self._offset
             positions = range(begin, begin + self.batch_size)
             yield [(int(order[position]), augmentation + position) for position in positions]
+
+
+class WindowBatches(Dataset):
+    """Whole batches as the items of a dataset: a loader without collation takes them as they are."""
+
+    def __init__(self, windows: WindowDataset) -> None:
+        self.windows = windows
+
+    def __getitem__(self, items: Sequence[int | tuple[int, int]]) -> dict[str, torch.Tensor]:
+        return self.windows.batch(items)
 
 
 class ResumableLoader(DataLoader):
@@ -104,13 +109,14 @@ class ResumableLoader(DataLoader):
         num_workers: Loader processes; they live until the loader goes.
     """
 
-    batch_sampler: GlobalBatches
+    sampler: GlobalBatches
 
     def __init__(self, dataset: WindowDataset, batches: GlobalBatches, num_workers: int = 0) -> None:
         self._position = (0, 0)
         super().__init__(
-            dataset,
-            batch_sampler=batches,
+            WindowBatches(dataset),
+            batch_size=None,
+            sampler=batches,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             worker_init_fn=single_threaded,
@@ -123,7 +129,7 @@ class ResumableLoader(DataLoader):
         An iteration that is given up does not move the loader on: the next one begins the epoch again, unless the
         trainer set another.
         """
-        batches = self.batch_sampler
+        batches = self.sampler
         epoch, first = batches.epoch, batches.first
         iterator = super().__iter__()
         batches.first = 0
@@ -139,7 +145,7 @@ class ResumableLoader(DataLoader):
     def state_dict(self) -> dict[str, Any]:
         """The next batch, and what its contents depend on."""
         epoch, batch = self._position
-        batches = self.batch_sampler
+        batches = self.sampler
         return {"epoch": epoch, "batch": batch, "global_batch": batches.global_batch, "seed": batches.seed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -148,7 +154,7 @@ class ResumableLoader(DataLoader):
         Raises:
             OwlError: The position lies within an epoch that was shuffled or divided into batches in another way.
         """
-        batches = self.batch_sampler
+        batches = self.sampler
         for name, found in (("global_batch", batches.global_batch), ("seed", batches.seed)):
             if state["batch"] > 0 and state[name] != found:
                 raise OwlError(
@@ -180,8 +186,9 @@ def evaluation_loader(
     starts = [number * batch_size for number in range(batches)]
     parts = [mine[start : start + batch_size] for start in starts[:-1]] + [mine[starts[-1] :]]
     return DataLoader(
-        dataset,
-        batch_sampler=[part for part in parts if part],
+        WindowBatches(dataset),
+        batch_size=None,
+        sampler=[part for part in parts if part],
         num_workers=num_workers,
         worker_init_fn=single_threaded,
         pin_memory=torch.cuda.is_available(),

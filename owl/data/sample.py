@@ -100,7 +100,7 @@ class SampleDecoder:
         flip: float,
     ) -> None:
         self._info, self._stride, self._flip = info, stride, flip
-        self._length = (span - 1) // stride + 1
+        self._modalities, self._length = tuple(modalities), (span - 1) // stride + 1
         self._size = (int(size[0]), int(size[1])) if size is not None else info.size
         self._downscale = int(info.modalities["flow"]["downscale"]) if "flow" in modalities else 1
         self._crop = self._check_crop(crop)
@@ -135,88 +135,100 @@ class SampleDecoder:
         mirrored = bool(rng.random() < self._flip)
         return View(int(rng.integers(rows + 1)) * step, int(rng.integers(columns + 1)) * step, height, width, mirrored)
 
+    def shapes(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and type of each tensor of a sample; they are the same for all samples."""
+        length, (height, width), step = self._length, self._crop, self._downscale
+        shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+        for modality in self._modalities:
+            if modality == "rgb":
+                shapes["rgb"] = ((length, 3, height, width), torch.uint8)
+            elif modality == "depth":
+                shapes["depth"] = ((length, 1, height, width), torch.float32)
+            elif modality == "flow":
+                shapes["flow"] = ((length, 2, height // step, width // step), torch.float32)
+            elif modality == "audio":
+                shapes["audio"] = ((self._info.modalities["audio"]["channels"], self._samples), torch.float32)
+            elif modality == "controls":
+                shapes["buttons"] = ((length, self._buttons), torch.float32)
+                shapes["axes"] = ((length, self._axes), torch.float32)
+        return shapes
+
     def decode(self, modality: str, content: bytes | memoryview) -> np.ndarray:
         """Decode one member at the delivered size.
 
         Raises:
             ValueError: It does not decode, or does not hold what dataset.json says.
         """
+        height, width = self._info.size
+        reduced = None if self._size == self._info.size else self._size
         if modality == "rgb":
-            reduced = None if self._size == self._info.size else self._size
             return _checked(codecs.decode_rgb(content, reduced), (*self._size, 3))
         if modality == "depth":
-            return codecs.resize(codecs.decode_depth(content), self._size)
+            return codecs.resize(_checked(codecs.decode_depth(content), (height, width)), self._size)
         if modality == "flow":
-            return self._decode_flow(content)
+            step = self._downscale
+            flow = _checked(codecs.decode_flow(content), (height // step, width // step, 2))
+            if reduced is None:
+                return flow
+            scale = np.array([reduced[1] / width, reduced[0] / height], np.float32)
+            return codecs.resize(flow, (reduced[0] // step, reduced[1] // step)) * scale
         array = codecs.decode_array(content)
         if modality == "audio":
             return _checked(array, (len(array), self._info.modalities["audio"]["channels"]))
         return _checked(array, (self._buttons + self._axes,))
 
-    def _decode_flow(self, content: bytes | memoryview) -> np.ndarray:
-        flow = codecs.decode_flow(content)
-        if self._size == self._info.size:
-            return flow
-        flow = codecs.resize(flow, (self._size[0] // self._downscale, self._size[1] // self._downscale))
-        return flow * np.array([self._size[1] / self._info.size[1], self._size[0] / self._info.size[0]], np.float32)
-
-    def assemble(self, modality: str, frames: Iterable[np.ndarray], view: View) -> dict[str, torch.Tensor]:
-        """Join the decoded frames of a window; shapes as in :meth:`WindowDataset.__getitem__`.
+    def assemble(self, modality: str, frames: Iterable[np.ndarray], view: View, into: dict[str, np.ndarray]) -> None:
+        """Write the decoded frames of a window into a sample's arrays (:meth:`shapes`).
 
         Args:
             modality: What the frames are.
-            frames: Decoded members, in time order; given one by one, pictures are never all in memory twice, which
-                makes the difference between 9 and 16 ms for 8 frames of 360x640.
+            frames: Decoded members, in time order, taken one by one: a list of them would take longer to get memory
+                for than to decode (16 ms against 9 ms for 8 frames of 360x640).
             view: The augmentation.
+            into: The sample's arrays.
 
         Raises:
-            ValueError: Audio is too short, or frames differ in shape.
+            ValueError: There is too little audio.
         """
-        height, width, length = view.height, view.width, self._length
         if modality == "rgb":
-            rgb = np.empty((length, 3, height, width), np.uint8)
-            for planes, frame in zip(rgb, frames, strict=True):
+            for planes, frame in zip(into["rgb"], frames, strict=True):
                 cv2.split(
                     np.ascontiguousarray(view.of(frame)), list(planes)
                 )  # eight times as fast as a transposed copy
-            return {"rgb": torch.from_numpy(rgb)}
-        if modality == "depth":
-            depth = np.empty((length, 1, height, width), np.float32)
-            for plane, frame in zip(depth, frames, strict=True):
-                np.divide(view.of(frame), np.float32(255), out=plane[0])
-            return {"depth": torch.from_numpy(depth)}
-        if modality == "flow":
-            flow = np.stack([view.of(frame, self._downscale) for frame in frames]).transpose(0, 3, 1, 2)
-            flow = np.ascontiguousarray(flow)
-            if view.mirrored:
-                flow[:, 0] *= -1
-            return {"flow": torch.from_numpy(flow)}
-        if modality == "audio":
-            return {"audio": self._assemble_audio(frames, view)}
-        return self._assemble_controls(np.stack(list(frames)).astype(np.float32), view)
+        elif modality == "depth":
+            for planes, frame in zip(into["depth"], frames, strict=True):
+                np.divide(view.of(frame), np.float32(255), out=planes[0])
+        elif modality == "flow":
+            for planes, frame in zip(into["flow"], frames, strict=True):
+                seen = view.of(frame, self._downscale)
+                np.multiply(seen[..., 0], -1 if view.mirrored else 1, out=planes[0])
+                planes[1] = seen[..., 1]
+        elif modality == "audio":
+            self._assemble_audio(np.concatenate(list(frames)), view, into["audio"])
+        else:
+            controls = np.stack(list(frames)).astype(np.float32)
+            self._assemble_controls(controls[:, : self._buttons], controls[:, self._buttons :], view, into)
 
-    def _assemble_audio(self, frames: Iterable[np.ndarray], view: View) -> torch.Tensor:
-        audio = np.concatenate(list(frames))[: self._samples]
+    def _assemble_audio(self, audio: np.ndarray, view: View, into: np.ndarray) -> None:
         if len(audio) < self._samples:
             raise ValueError(f"a window holds {len(audio)} audio samples, {self._samples} were expected")
-        audio = audio.T.astype(np.float32) / 2**15
-        if view.mirrored and len(audio) == 2:
-            audio = audio[::-1].copy()  # the left ear hears what the right one did
-        return torch.from_numpy(np.ascontiguousarray(audio))
+        # the left ear of a mirrored window hears what the right one did
+        swapped = view.mirrored and audio.shape[1] == 2
+        channels = audio[: self._samples, ::-1] if swapped else audio[: self._samples]
+        np.divide(channels.T, np.float32(2**15), out=into)
 
-    def _assemble_controls(self, controls: np.ndarray, view: View) -> dict[str, torch.Tensor]:
-        buttons, axes = controls[:, : self._buttons], controls[:, self._buttons :]
+    def _assemble_controls(
+        self, buttons: np.ndarray, axes: np.ndarray, view: View, into: dict[str, np.ndarray]
+    ) -> None:
         if view.mirrored and self._mirror is not None:
             buttons, axes = buttons[:, self._mirror.buttons], axes * self._mirror.axes
         if self._stride > 1:
             # frame t's controls brought frame t about: those of skipped frames lead up to the window's next frame
-            starts = np.concatenate([[0], np.arange(1, len(controls), self._stride)])
+            starts = np.concatenate([[0], np.arange(1, len(buttons), self._stride)])
             buttons = np.maximum.reduceat(buttons, starts, axis=0)
             axes = np.add.reduceat(axes, starts, axis=0)
-        return {
-            "buttons": torch.from_numpy(np.ascontiguousarray(buttons)),
-            "axes": torch.from_numpy(np.ascontiguousarray(axes)),
-        }
+        into["buttons"][:] = buttons
+        into["axes"][:] = axes
 
 
 def _checked(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

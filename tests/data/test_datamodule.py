@@ -181,3 +181,17 @@ def test_a_missing_dataset_without_a_recording_says_how_to_make_one(tmp_path: Pa
     data.prepare_data()
     with pytest.raises(OwlError, match=r"there is no folder .*none, .* `python -m owl data record`"):
         data.setup("fit")
+
+
+@pytest.mark.parametrize("injected", [True, False])
+def test_lightning_must_not_divide_the_batches_once_more(dataset: Path, injected: bool) -> None:
+    data = ShardDataModule(str(dataset), batch_size=4, num_workers=0)
+    data.setup()
+    data.trainer = Trainer(accelerator="cpu", devices=2, logger=False, use_distributed_sampler=injected)
+    if injected:
+        for make in (data.train_dataloader, data.val_dataloader):
+            with pytest.raises(OwlError, match="set it to false"):
+                make()
+    else:
+        assert len(data.train_dataloader()) == 24 // 8
+        assert sum(len(batch["window"]) for batch in data.val_dataloader()) == 6

@@ -72,16 +72,16 @@ def test_an_iteration_that_is_given_up_starts_again(windows: WindowDataset, work
     loader = make_loader(windows, workers=workers)
     loader.load_state_dict({"epoch": 2, "batch": 3, "global_batch": 5, "seed": 0})
     next(iter(loader))
-    loader.batch_sampler.set_epoch(3)  # as the trainer does when it limits an epoch's batches
+    loader.sampler.set_epoch(3)  # as the trainer does when it limits an epoch's batches
     fresh = make_loader(windows)
-    fresh.batch_sampler.set_epoch(3)
+    fresh.sampler.set_epoch(3)
     assert [content(batch) for batch in loader] == [content(batch) for batch in fresh]
 
 
 def test_set_epoch_with_the_loaded_epoch_keeps_the_position(windows: WindowDataset) -> None:
     loader = make_loader(windows)
     loader.load_state_dict({"epoch": 2, "batch": 3, "global_batch": 5, "seed": 0})
-    loader.batch_sampler.set_epoch(2)
+    loader.sampler.set_epoch(2)
     assert len(list(loader)) == 9 - 3
 
 
