@@ -1,0 +1,37 @@
+"""The shipped networks, described on the meta device: no memory, no time."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from owl.models.image_autoencoder import ImageAutoencoder
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "models"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "million_parameters"),
+    [
+        ("image_autoencoder_96x160", (4, 12, 20), 1.8),
+        ("image_autoencoder_360p", (128, 8, 8), 53.6),
+        ("image_autoencoder_360p_4x4", (256, 4, 4), 114.0),
+        ("image_autoencoder_dcae", (128, 6, 10), 197.9),
+    ],
+)
+def test_shipped_networks_have_the_size_their_comments_state(
+    name: str, shape: tuple[int, int, int], million_parameters: float
+) -> None:
+    text = (CONFIGS / f"{name}.yaml").read_text()
+    with torch.device("meta"):
+        network = ImageAutoencoder(**yaml.safe_load(text)["init_args"])
+        mean, logvar = network.encoder(torch.empty(1, 3, *network.size))
+        image = network.decoder(mean)
+    assert mean.shape[1:] == shape
+    assert logvar.shape[1:] == (1, *shape[1:])
+    assert image.shape[1:] == (3, *network.size)
+    measured = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    assert measured == pytest.approx(million_parameters, abs=0.06)
+    assert f"{million_parameters} million parameters" in text
+    assert f"tensor-size reduction {network.tsr:.0f}" in text
