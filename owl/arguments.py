@@ -47,7 +47,7 @@ def explain(message: str, arguments: list[str], options: list[str]) -> str:
         place = find_key(key, files, value)
         where = f"{place.file}: key '{place.path}'" if place else f"option --{key}"
         return f"{where} is {value.strip()!r}, but expects {readable_type(expected)}"
-    if found := re.findall(r"Problem with given class_path '([^']*)':\s*(.+)", message):
+    if found := re.findall(r"Problem with given class_path '([^']*)':\s*(?!Parser key)(.+)", message):
         class_path, reason = found[-1]  # the innermost of nested classes
         return unknown_class(class_path, reason.strip(), files)
     if found := re.search(r"File does not exist: '(.+?)'", message):

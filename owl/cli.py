@@ -77,15 +77,9 @@ class OwlCLI(LightningCLI):
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        return super()._prepare_subcommand_parser(
-            klass, subcommand, **{**kwargs, "description": DESCRIPTIONS[subcommand]}
-        )
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Build only the parser of the command that was called, which saves most of the time to the first step."""
-        command = sys.argv[1]
-        return {command: LightningCLI.subcommands()[command]}
+        kwargs["description"] = DESCRIPTIONS[subcommand]
+        kwargs["usage"] = f"python -m owl {subcommand} --config YAML [--config YAML ...] [--KEY VALUE ...]"
+        return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: LightningCLI would let hyperparameters inside the checkpoint override the command line."""
