@@ -4,7 +4,8 @@
 
 Each library reads its own layout of the same bytes from local disk through a torch DataLoader with the same workers and
 batches. webdataset runs twice: with its own decoder (PIL) and with the JPEG decoder that OWL uses. The libraries take
-turns, one epoch each, so that a busy moment of the machine hits all alike; rates are those of the median epoch.
+turns, one epoch each, so that a busy moment of the machine hits all alike; figures are medians over epochs. CPU time is
+that of the workers and the main process together: on a machine with other work to do it says more than the rate.
 """
 
 import argparse
@@ -126,6 +127,12 @@ def children() -> set[int]:
     return {process.pid for process in psutil.Process().children(recursive=True)}
 
 
+def cpu_seconds(processes: set[int]) -> float:
+    """CPU time that these processes have used so far."""
+    times = [psutil.Process(pid).cpu_times() for pid in processes]
+    return sum(t.user + t.system for t in times)
+
+
 def unshared_mebibytes(processes: set[int]) -> float:
     """Memory that these processes share with nobody."""
     return sum(psutil.Process(pid).memory_full_info().uss for pid in processes) / 2**20
@@ -157,24 +164,33 @@ def main() -> None:
         workers: dict[str, set[int]] = {}
         memory: dict[str, list[float]] = {name: [] for name in makers}
         main_memory = []
+        cpu: dict[str, list[float]] = {name: [] for name in makers}
         for _ in range(options.epochs):
             for name, loader in loaders.items():
                 before = children()
+                cpu_before = cpu_seconds({os.getpid()} | (workers.get(name, set()) & before))
                 begin = time.perf_counter()
                 windows = sum(len(batch["rgb"] if isinstance(batch, dict) else batch) for batch in loader)
                 rates[name].append(windows / (time.perf_counter() - begin))
                 workers.setdefault(name, children() - before)  # persistent: started in the first epoch
-                memory[name].append(unshared_mebibytes(workers[name] & children()))
+                alive = workers[name] & children()
+                cpu[name].append((cpu_seconds({os.getpid()} | alive) - cpu_before) / windows)
+                memory[name].append(unshared_mebibytes(alive))
             main_memory.append(unshared_mebibytes({os.getpid()}))
-        median = {name: statistics.median(values) for name, values in rates.items()}
-        best = max(rate for name, rate in median.items() if name != "owl")
+        others = [name for name in makers if name != "owl"]
+        ratio = {n: statistics.median(a / b for a, b in zip(rates["owl"], rates[n], strict=True)) for n in makers}
+        spent = {name: statistics.median(values) * 1e3 for name, values in cpu.items()}
         print(f"\nwindows of {LENGTH} frames {SIZE[0]}x{SIZE[1]}, batches of {BATCH}, {options.workers} workers")
-        for name, rate in median.items():
+        for name, values in rates.items():
             print(
-                f"  {name:27} {rate:6.1f} windows/s  {rate * LENGTH:5.0f} frames/s  owl is {median['owl'] / rate:4.2f}x"
-                f"  first batch {first[name]:4.2f} s"
+                f"  {name:26} {statistics.median(values):6.1f} windows/s  owl is {ratio[name]:4.2f}x"
+                f"   CPU {spent[name]:5.1f} ms a window, owl is {spent[name] / spent['owl']:4.2f}x"
+                f"   first batch {first[name]:4.2f} s"
             )
-        print(f"owl / best of the others: {median['owl'] / best:.2f}x")
+        print(
+            f"owl / best of the others: {min(ratio[n] for n in others):.2f}x by the clock, "
+            f"{min(spent[n] for n in others) / spent['owl']:.2f}x by CPU time"
+        )
         print(f"memory in MiB after epochs 1 to {options.epochs}, without what is shared:")
         for name, values in {**{f"workers of {n}": m for n, m in memory.items()}, "main process": main_memory}.items():
             print(f"  {name:38}" + "".join(f" {value:4.0f}" for value in values))
