@@ -110,7 +110,7 @@ def summarize_modalities(reader: DatasetReader) -> dict[str, ModalitySummary]:
         facts = [
             f"{key} {value}"
             for key, value in reader.info.modalities[modality].items()
-            if key != "extension" and isinstance(value, str | int | float)
+            if key not in ("extension", "direction", "timing") and isinstance(value, str | int | float)
         ]
         stored = sizes[sizes >= 0]
         summaries[modality] = ModalitySummary(len(stored), int(stored.sum()), ", ".join(facts))

@@ -17,7 +17,7 @@ def test_it_prints_tables_and_writes_a_sheet(
     make_dataset(tmp_path / "tiny")
     main(str(tmp_path / "tiny"), out=str(tmp_path / "deep" / "sheet.png"))
     printed = capsys.readouterr().out
-    for part in ("24 x 40", "35 frames/s", "ATTACK, MOVE_LEFT, MOVE_RIGHT", "frame[t-1](x + flow) ~ frame[t](x)"):
+    for part in ("24 x 40", "35 frames/s", "ATTACK, MOVE_LEFT, MOVE_RIGHT", "unit pixels of the stored rgb frame"):
         assert part in printed
     assert [line.split("│")[1].strip() for line in printed.splitlines() if line.startswith("│")] == [
         "train",
