@@ -244,9 +244,6 @@ def test_audio_of_every_window_has_equal_length_where_frames_do_not(tmp_path: Pa
     assert len({len(ramp[a:b]) for a, b in pairwise(bounds)}) == 2
 
 
-# Damage
-
-
 def _overwrite(root: Path, index: ShardIndex, episode: int, frame: int, extension: str, content: bytes) -> None:
     row, column = int(index.episode_row[episode]) + frame, index.extensions.tolist().index(extension)
     with open(root / shard_name(int(index.episode_shard[episode])), "r+b") as file:
@@ -369,9 +366,6 @@ def test_a_window_beyond_the_end_is_an_index_error(dataset: Path) -> None:
     assert len(list(windows)) == len(windows) == 16  # iteration ends
     with pytest.raises(IndexError):
         windows[-1]
-
-
-# Remote
 
 
 def test_memory_urls_read_and_cache(dataset: Path, tmp_path: Path) -> None:
