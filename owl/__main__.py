@@ -71,7 +71,7 @@ def run_function(function: Callable[..., Any], arguments: list[str], command: st
         following = arguments[position + 1] if position + 1 < len(arguments) else ""
         if argument in switches and following.lower() not in ("true", "false", "yes", "no"):
             arguments[position] = f"{argument}=true"
-    parser_arguments = {"prog": f"python -m owl {command}", "exit_on_error": False}
+    parser_arguments: dict[str, Any] = {"prog": f"python -m owl {command}", "exit_on_error": False}
     try:
         result = auto_cli(function, args=arguments, as_positional=True, **parser_arguments)
     except ArgumentError as error:

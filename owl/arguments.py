@@ -42,24 +42,24 @@ def explain(message: str, arguments: list[str], options: list[str]) -> str:
     if found := re.search(r"unrecognized arguments?: (--?[\w.+]+)", message):
         option = found.group(1).lstrip("-").partition("=")[0]
         return f"option --{option} is not known{suggestion(option, options, prefix='--')}"
-    if found := re.findall(r'Parser key "([\w.]+)":\s*\n\s*Expected (.+?)\. Got value: (.*)', message):
-        key, expected, value = found[-1]
+    if all_found := re.findall(r'Parser key "([\w.]+)":\s*\n\s*Expected (.+?)\. Got value: (.*)', message):
+        key, expected, value = all_found[-1]
         place = find_key(key, files, value)
         where = f"{place.file}: key '{place.path}'" if place else f"option --{key}"
         return f"{where} is {value.strip()!r}, but expects {readable_type(expected)}"
-    if found := re.findall(r"Problem with given class_path '([^']*)':\s*(?!Parser key)(.+)", message):
-        class_path, reason = found[-1]  # the innermost of nested classes
+    if all_found := re.findall(r"Problem with given class_path '([^']*)':\s*(?!Parser key)(.+)", message):
+        class_path, reason = all_found[-1]  # the innermost of nested classes
         return unknown_class(class_path, reason.strip(), files)
     if found := re.search(r"File does not exist: '(.+?)'", message):
         return f"there is no file {found.group(1)!r}; give the path of an existing YAML file"
     if found := re.search(r"Problems parsing config: (.*)", message, re.DOTALL):
         return f"{unreadable_file(files)} is not valid YAML: {found.group(1)}"
-    if found := re.findall(r"Interpolation key \'(.+?)\' not found", message):
-        place = find_value("${" + found[0] + "}", files)
+    if all_found := re.findall(r"Interpolation key \'(.+?)\' not found", message):
+        place = find_value("${" + all_found[0] + "}", files)
         where = f"{place.file}: key '{place.path}'" if place else "an interpolation"
-        return f"{where} refers to ${{{found[0]}}}, which is not set anywhere{suggestion(found[0], options)}"
-    if found := re.findall(r"fit\.(\w+)|validate\.(\w+)|test\.(\w+)|predict\.(\w+)", message):
-        missing = " and ".join("".join(groups) for groups in found)
+        return f"{where} refers to ${{{all_found[0]}}}, which is not set anywhere{suggestion(all_found[0], options)}"
+    if all_found := re.findall(r"fit\.(\w+)|validate\.(\w+)|test\.(\w+)|predict\.(\w+)", message):
+        missing = " and ".join("".join(groups) for groups in all_found)
         return f"the configuration has no {missing}; give them in a YAML file with --config"
     return message
 

@@ -69,7 +69,7 @@ class Media(Callback):
         """Draw one batch into a folder and, while fitting, into TensorBoard."""
         if not hasattr(pl_module, "media"):
             return
-        for name, picture in pl_module.media(batch).items():
+        for name, picture in pl_module.media(batch).items():  # type: ignore[operator]
             encoded = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))[1]
             atomic_write(folder / f"{name}.png", encoded.tobytes())
             for logger in trainer.loggers:

@@ -21,7 +21,8 @@ class Throughput(Callback):
         self.wait_seconds = 0.0
 
     def _reset(self) -> None:
-        self._start = self._end = None
+        self._start: float = 0.0
+        self._end: float | None = None
         self._steps = self._samples = 0
         self._interval_busy = self._interval_wait = 0.0
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torchmetrics.image import StructuralSimilarityIndexMeasure
@@ -222,7 +222,7 @@ class ImageVAE(LightningModule):
         reconstruction, posterior = self.network(image, sample=False)
         return {"reconstruction": reconstruction_grid(image, reconstruction, posterior.mean)}
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser with warm-up and cosine over the trainer's steps."""
         optimizer = self.optimizer([p for p in self.network.parameters() if p.requires_grad])
         total = int(self.trainer.estimated_stepping_batches)
