@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from owl.data.codecs import resize
 from owl.errors import OwlError
@@ -156,6 +157,20 @@ def play(
             raise OwlError(
                 f"the game stopped while playing {scenario} ({error}); run the same command again"
             ) from error
+
+
+def end_games(folder: str) -> None:
+    """Kill the games whose scratch files lie in a folder, and free the shared memory that a killed game leaves behind.
+
+    A game whose process was killed never notices: it waits for the next action for ever.
+    """
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or []
+        if "+viz_instance_id" in command and any(argument.startswith(folder) for argument in command):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+            for memory in Path("/dev/shm").glob(f"ViZDoom*{command[command.index('+viz_instance_id') + 1]}"):
+                memory.unlink(missing_ok=True)
 
 
 class _StickyPolicy:

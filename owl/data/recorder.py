@@ -5,12 +5,14 @@ import fcntl
 import math
 import multiprocessing
 import os
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,10 +20,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-import psutil
 from fsspec.implementations.local import LocalFileSystem
 from tqdm import tqdm
 
+from owl.atomic import PARTIAL_SUFFIX
 from owl.data import codecs, game
 from owl.data.shards import (
     INDEX_NAME,
@@ -231,8 +233,9 @@ def _record_missing(root: Path, recording: GameRecording) -> None:
     recorded, stop = context.Value("q", 0), context.Event()
     done = sum(lengths) - sum(lengths[number] for number in missing)
     with (
+        _scratch_folder(root) as scratch,
         tqdm(total=sum(lengths), initial=done, unit="frame", desc="recording") as bar,
-        ProcessPoolExecutor(workers, context, _start_worker, (recorded, stop, os.getpid())) as pool,
+        ProcessPoolExecutor(workers, context, _start_worker, (recorded, stop, os.getpid(), scratch)) as pool,
     ):
         pending: set[Future] = {
             pool.submit(_record_episode, str(root), recording, number, lengths[number]) for number in missing
@@ -253,6 +256,18 @@ def _record_missing(root: Path, recording: GameRecording) -> None:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+@contextmanager
+def _scratch_folder(root: Path) -> Iterator[str]:
+    """Where the workers' games keep their files; at the end whatever killed workers left is cleared away."""
+    with tempfile.TemporaryDirectory(prefix="owl-game-") as scratch:
+        try:
+            yield scratch
+        finally:
+            game.end_games(scratch)
+            for partial in root.glob(f"shard-*{PARTIAL_SUFFIX}"):
+                partial.unlink(missing_ok=True)
+
+
 # What follows runs in the worker processes.
 
 _recorded: Any = None  # shared with the parent: frames so far
@@ -263,19 +278,24 @@ class _StoppedError(Exception):
     """The parent wants no more; the shard is discarded."""
 
 
-def _start_worker(recorded: Any, stop: Any, parent: int) -> None:
+def _start_worker(recorded: Any, stop: Any, parent: int, scratch: str) -> None:
     global _recorded, _stop
     _recorded, _stop = recorded, stop
     cv2.setNumThreads(1)  # the cores are busy with the other workers
-    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    tempfile.tempdir = scratch
+    # a game that inherited the pipe whose end tells the parent of this process's death would keep that from it
+    for descriptor in os.listdir("/dev/fd"):
+        with suppress(OSError):  # the listing's own descriptor is closed by now
+            os.set_inheritable(int(descriptor), int(descriptor) <= 2)
+    threading.Thread(target=_die_with, args=(parent, scratch), daemon=True).start()
 
 
-def _die_with(parent: int) -> None:
+def _die_with(parent: int, scratch: str) -> None:
     """End this process and its game when the parent is gone, however it went."""
     while os.getppid() == parent:
         time.sleep(0.2)
-    for child in psutil.Process().children(recursive=True):
-        child.kill()
+    game.end_games(scratch)
+    shutil.rmtree(scratch, ignore_errors=True)
     os._exit(1)
 
 
