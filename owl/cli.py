@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -31,7 +32,7 @@ CHATTER = (
     ".*does not have many workers.*",  # small machines have few cores
     ".*Checkpoint directory .* exists and is not empty.*",
 )
-RUN_FILES = ("checkpoints/*.ckpt", "media/step-*/*.png", "events.out.tfevents.*", "metrics.json", "report.md")
+RUN_FILES = ("checkpoints/*.ckpt", "media/step-*", "events.out.tfevents.*", "metrics.json", "report.md")
 DESCRIPTIONS = {
     "fit": "Train a recipe. All settings come from YAML (--config, repeatable: later files win) and from options.",
     "validate": "Measure a checkpoint (--ckpt_path last|best|FILE) on the validation split.",
@@ -128,7 +129,7 @@ class OwlCLI(LightningCLI):
         if self.config_init[self.subcommand].overwrite and self.trainer.is_global_zero and is_main_process():
             for pattern in RUN_FILES:
                 for path in self.run_folder.glob(pattern):
-                    path.unlink()
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def after_instantiate_classes(self) -> None:
         """Hand the resolved configuration to the report, which stores it in every checkpoint."""

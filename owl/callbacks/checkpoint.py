@@ -144,31 +144,38 @@ class Checkpoint(LightningCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """After an optimiser step: save where it is time to, stop where a SIGTERM has arrived.
-
-        Raises:
-            SIGTERMException: After saving.
-        """
+        """After an optimiser step: save where it is time to, stop where a SIGTERM has arrived."""
         self._nothing_to_lose = False
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
-        loop = trainer.fit_loop.epoch_loop
+        loop = trainer.fit_loop
         if trainer.global_step >= trainer.max_steps > 0:
             trainer.should_stop = True  # so that a validation follows the last step whatever its interval
+        if trainer.should_stop and loop._can_stop_early:
             # When training ends Lightning counts the epoch as over. Kept from before, the run can be made longer.
             self._end_of_training = deepcopy(trainer._checkpoint_connector._get_loops_state_dict())
             return
         if trainer.max_epochs is not None and trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs:
             return
         stopping = self._stopping(trainer)
-        self._validation_due = loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+        assert loop._data_fetcher is not None
+        self._validation_due = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
         if stopping or self._validation_due or trainer.global_step % self.every_n_steps == 0:
             self.save_last(trainer)
             self._nothing_to_lose = True
-        if stopping:
-            raise SIGTERMException
         self._validation_due = False
+        # Lightning raises once it has logged this step's metrics, unless a validation comes first.
+        trainer._signal_connector.received_sigterm = stopping
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave a validation that is due to the run that continues.
+
+        Raises:
+            SIGTERMException: A SIGTERM has arrived before it.
+        """
+        if trainer.state.fn == "fit" and trainer.received_sigterm:
+            raise SIGTERMException
 
     def on_validation_batch_end(
         self,
@@ -204,7 +211,9 @@ class Checkpoint(LightningCheckpoint):
         self.save_last(trainer)
 
     def save_last(self, trainer: Trainer) -> None:
-        """Write ``last.ckpt``."""
+        """Write ``last.ckpt``, and before it the curves that led there."""
+        for logger in trainer.loggers:
+            logger.save()
         trainer.save_checkpoint(self.folder(trainer) / "last.ckpt", weights_only=False)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

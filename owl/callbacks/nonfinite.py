@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -17,10 +17,12 @@ class NonFiniteGuard(Callback):
 
     The losses are checked together in the logging interval and before every checkpoint, so that a GPU is not
     made to wait at every step and no checkpoint is ever written after a bad step. On the CPU every step is checked.
+    Before a checkpoint the weights are checked as well: a gradient may be NaN although the loss was not.
     """
 
     def __init__(self) -> None:
         self._pending: list[tuple[int, Tensor, Tensor | None]] = []
+        self._last: tuple[int, Tensor | None] = (0, None)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -30,39 +32,54 @@ class NonFiniteGuard(Callback):
         if loss is None:
             return
         windows = batch.get("window") if isinstance(batch, dict) else None
+        self._last = (trainer.global_step, windows)
         self._pending.append((trainer.global_step, loss.detach(), windows))
         if loss.device.type == "cpu" or len(self._pending) >= trainer.log_every_n_steps:
-            self.check(trainer)
+            self.check_losses(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Never let a checkpoint follow a bad step unnoticed."""
-        self.check(trainer)
+        self.check_losses(trainer)
+        norms = torch._foreach_norm([p.detach() for p in pl_module.parameters() if p.requires_grad])
+        if norms and not torch.stack(norms).isfinite().all():
+            self.stop(trainer, "a weight", float("nan"), *self._last)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check what is left."""
-        self.check(trainer)
+        self.check_losses(trainer)
 
-    def check(self, trainer: Trainer) -> None:
-        """Look at the remembered losses.
+    def check_losses(self, trainer: Trainer) -> None:
+        """Look at the remembered losses; all processes stop when those of one are bad.
 
         Raises:
-            OwlError: One is not finite; ``<run folder>/nonfinite.json`` names the step and its samples.
+            OwlError: One is not finite.
         """
         pending, self._pending = self._pending, []
         if not pending:
             return
         finite = torch.stack([loss.isfinite().all() for _, loss, _ in pending]).tolist()
-        if all(finite):
+        if not trainer.strategy.reduce_boolean_decision(not all(finite), all=False):
             return
+        if all(finite):
+            raise OwlError("the loss became NaN or infinite in another process, which names its batch's samples")
         step, loss, windows = pending[finite.index(False)]
+        self.stop(trainer, "the loss", float(loss), step, windows)
+
+    @staticmethod
+    def stop(trainer: Trainer, what: str, value: float, step: int, windows: Tensor | None) -> NoReturn:
+        """Write which samples a step saw.
+
+        Raises:
+            OwlError: Always; ``<run folder>/nonfinite-rank<rank>.json`` names the step and its samples.
+        """
         indices = windows.tolist() if windows is not None else []
         dataset = getattr(trainer.datamodule, "train_dataset", None)
         samples = [dataset.describe(index) for index in indices] if dataset is not None else []
         path = Path(trainer.default_root_dir) / f"nonfinite-rank{trainer.global_rank}.json"
-        record = {"step": step, "loss": str(float(loss)), "windows": indices, "samples": samples}
+        record = {"step": step, "found": f"{what} became {value}", "windows": indices, "samples": samples}
         atomic_write(path, json.dumps(record, indent=2))
         raise OwlError(
-            f"the loss became {float(loss)} at step {step}; the batch's samples are named in {path}; "
+            f"{what} became {value} at step {step}; the batch's samples are named in {path}; "
             "lower the learning rate, set trainer.gradient_clip_val, or look at those samples, "
             "then continue from the last checkpoint with --ckpt_path last"
         )

@@ -69,7 +69,8 @@ def owl(*arguments: str | Path, cwd: Path, check: bool = True) -> subprocess.Com
         AssertionError: It failed although ``check`` was set; the message holds what it printed.
     """
     command = [sys.executable, "-m", "owl", *map(str, arguments)]
-    finished = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=280)
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}  # for the callbacks in tests/
+    finished = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=280, env=environment)
     assert not check or finished.returncode == 0, f"{finished.stdout}\n{finished.stderr}"
     return finished
 
@@ -102,7 +103,5 @@ def in_child(function: Callable[[], int]) -> int:
         except BaseException:
             traceback.print_exc()
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
+            os._exit(status)  # whatever happens, the child must not go on with the suite
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

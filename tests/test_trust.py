@@ -1,0 +1,488 @@
+"""What users trust: runs continue exactly, checkpoints are whole, two processes do what one does, mistakes are told."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from owl.__main__ import main
+from owl.data.shards import DatasetInfo
+from tests.helpers.shards import make_dataset
+from tests.helpers.tiny import in_child, owl, owl_here, tiny_experiment, write_config
+
+UNREPEATABLE = {"seconds", "data_wait"}  # the clock's
+VALUE = dict[str, Any]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Sums come out the same only on equally many threads, and forked children have one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data, tiny.yaml, and everything that could make resuming go wrong switched on: full.yaml."""
+    folder = tmp_path_factory.mktemp("trust")
+    data = make_dataset(folder / "data", episodes=4, frames=12, size=(32, 48), modalities=("rgb",))
+    info = DatasetInfo.load(data)
+    info.splits["test"] = info.splits["validation"]  # so that every command must find the same numbers
+    info.save(data)
+    experiment = tiny_experiment(data)
+    experiment["data"]["init_args"] |= {"validation_windows": 6}
+    write_config(folder / "tiny.yaml", experiment)
+    # 6 batches in an epoch, of which 2 make a step; validation after batches 4, 8, 12, and at the end
+    experiment["trainer"] |= {
+        "max_steps": 8,
+        "accumulate_grad_batches": 2,
+        "gradient_clip_val": 0.5,
+        "val_check_interval": 4,
+        "check_val_every_n_epoch": None,
+    }
+    experiment["data"]["init_args"] |= {"flip": 0.5}
+    experiment["checkpoint"] = {"every_n_steps": 3}
+    write_config(folder / "full.yaml", experiment)
+    return folder
+
+
+def fit(lab: Path, name: str, *options: str, config: str = "tiny.yaml") -> int:
+    return owl_here("fit", "--config", config, "--name", name, *options, cwd=lab)
+
+
+def checkpoint(lab: Path, name: str, which: str = "last") -> VALUE:
+    return torch.load(lab / "runs" / name / "checkpoints" / f"{which}.ckpt", weights_only=True)
+
+
+def told(arguments: list[str], lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command that must fail as users see it, with one line and status 2; return that line."""
+    monkeypatch.chdir(lab)
+    monkeypatch.setattr(sys, "argv", ["owl", *arguments])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert exit_.value.code == 2
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def assert_equal(found: Any, expected: Any, where: str = "") -> None:
+    """Bit for bit, naming what differs."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), where
+        for key in expected:
+            assert_equal(found[key], expected[key], f"{where}.{key}")
+    elif isinstance(expected, list | tuple):
+        assert len(found) == len(expected), where
+        for number, (a, b) in enumerate(zip(found, expected, strict=True)):
+            assert_equal(a, b, f"{where}.{number}")
+    elif isinstance(expected, torch.Tensor):
+        assert torch.equal(found, expected), where
+    else:
+        assert found == expected, where
+
+
+def state(lab: Path, name: str) -> VALUE:
+    """Everything of a finished run that must not depend on its interruptions."""
+    content = checkpoint(lab, name)
+    metrics = {key: value for key, value in content["owl"]["metrics"].items() if key not in UNREPEATABLE}
+    written = json.loads((lab / "runs" / name / "metrics.json").read_text())
+    assert {key: value for key, value in written.items() if key not in UNREPEATABLE} == metrics
+    loops = content["loops"]["fit_loop"]
+    keys = ("state_dict", "ema", "optimizer_states", "lr_schedulers", "global_step", "epoch")
+    return {
+        **{key: content[key] for key in keys},
+        "metrics": metrics,
+        "loader": loops["state_dict"],
+        "epochs": loops["epoch_progress"],
+        "batches": loops["epoch_loop.batch_progress"],
+        "curves": curves(lab / "runs" / name),
+    }
+
+
+def curves(run: Path) -> dict[tuple[str, int], float]:
+    """Every scalar in TensorBoard by name and step; what was logged twice must agree."""
+    found: dict[tuple[str, int], float] = {}
+    for file in run.glob("events.out.tfevents.*"):
+        events = EventAccumulator(str(file), {"scalars": 0})
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            for event in events.Scalars(tag):
+                # an epoch's last validation, made up for by a resumed run, is logged under the next epoch's number
+                if tag != "epoch" and not tag.startswith("speed/"):
+                    assert found.setdefault((tag, event.step), event.value) == event.value, (tag, event.step)
+    return found
+
+
+def assert_same_run(found: VALUE, expected: VALUE, killed: bool = False) -> None:
+    """Everything is the same; a kill takes with it what training logged since its checkpoint."""
+    if killed:
+        assert found["curves"].items() <= expected["curves"].items()
+        lost = expected["curves"].keys() - found["curves"].keys()
+        assert {tag for tag, _ in lost} <= {"train/loss", "train/l1", "train/kl"}
+        assert len({step for _, step in lost}) <= 2
+        found = {**found, "curves": expected["curves"]}
+    assert_equal(found, expected)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(lab: Path) -> VALUE:
+    assert fit(lab, "uninterrupted", config="full.yaml") == 0
+    return state(lab, "uninterrupted")
+
+
+def interrupt(lab: Path, name: str, signal_name: str, hook: str, call: int, *options: str) -> int:
+    """Start or continue a run that gets a signal at the n-th call of a hook; return its status."""
+    sabotage = ["--trainer.callbacks+=tests.helpers.saboteurs.SendSignal"]
+    for key, value in {"signal": signal_name, "hook": hook, "call": call}.items():
+        sabotage += [f"--trainer.callbacks.{key}", str(value)]
+
+    def run() -> int:
+        return fit(lab, name, "--ckpt_path", "last", *sabotage, *options, config="full.yaml")
+
+    return in_child(run) if signal_name == "SIGKILL" else run()
+
+
+# Where in the run's 16 batches it is interrupted, counted anew after each resume.
+INTERRUPTIONS = {
+    "between the two halves of a step": [("SIGTERM", "on_train_batch_end", 1)],
+    "when a validation is due": [("SIGTERM", "on_train_batch_end", 4)],
+    "at the end of an epoch, of the next, and within the third": [
+        ("SIGTERM", "on_train_batch_end", 6),
+        ("SIGTERM", "on_train_batch_end", 6),
+        ("SIGTERM", "on_train_batch_end", 1),
+    ],
+    "during the first validation, and its repetition, and the next": [
+        ("SIGTERM", "on_validation_batch_end", 1),
+        ("SIGTERM", "on_validation_batch_start", 1),
+        ("SIGTERM", "on_validation_batch_end", 3),
+    ],
+    "killed during validation, killed within a step": [
+        ("SIGKILL", "on_validation_batch_end", 2),
+        ("SIGKILL", "on_before_optimizer_step", 3),
+    ],
+    "terminated during the last validation": [("SIGTERM", "on_validation_batch_end", 7)],
+}
+
+
+@pytest.mark.parametrize("where", INTERRUPTIONS)
+def test_an_interrupted_run_equals_the_uninterrupted_one(lab: Path, uninterrupted: VALUE, where: str) -> None:
+    name = where.replace(" ", "-")
+    for signal_name, hook, call in INTERRUPTIONS[where]:
+        status = interrupt(lab, name, signal_name, hook, call)
+        finishing = where == "terminated during the last validation"
+        assert status == (-signal.SIGKILL if signal_name == "SIGKILL" else 0 if finishing else 143)
+    assert fit(lab, name, "--ckpt_path", "last", config="full.yaml") == 0
+    assert_same_run(state(lab, name), uninterrupted, killed="killed" in where)
+
+
+def test_loader_workers_change_nothing_and_lose_nothing(lab: Path, uninterrupted: VALUE) -> None:
+    workers = ("--data.num_workers", "2")
+    assert interrupt(lab, "workers", "SIGTERM", "on_train_batch_end", 5, *workers) == 143
+    assert interrupt(lab, "workers", "SIGKILL", "on_train_batch_end", 6, *workers) == -signal.SIGKILL
+    assert fit(lab, "workers", "--ckpt_path", "last", *workers, config="full.yaml") == 0
+    assert_same_run(state(lab, "workers"), uninterrupted, killed=True)
+
+
+def test_sigterm_to_a_real_process_saves_and_exits_with_143(lab: Path, uninterrupted: VALUE) -> None:
+    options = [
+        "--trainer.callbacks+=tests.helpers.saboteurs.SendSignal",
+        "--trainer.callbacks.signal=SIGTERM",
+        "--trainer.callbacks.hook=on_train_batch_start",
+        "--trainer.callbacks.call=3",
+    ]
+    finished = owl("fit", "--config", "full.yaml", "--name", "process", *options, cwd=lab, check=False)
+    assert finished.returncode == 143, finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert checkpoint(lab, "process")["global_step"] == 2
+    assert fit(lab, "process", "--ckpt_path", "last", config="full.yaml") == 0
+    assert_same_run(state(lab, "process"), uninterrupted)
+
+
+def test_a_finished_run_stays_as_it_is_and_can_be_made_longer(
+    lab: Path, uninterrupted: VALUE, capsys: pytest.CaptureFixture[str]
+) -> None:
+    constant = ("--model.warmup_steps", "0", "--model.final_lr", "1")
+    assert fit(lab, "longer", *constant, config="full.yaml") == 0
+    assert fit(lab, "shorter", *constant, "--trainer.max_steps", "4", config="full.yaml") == 0
+    before = state(lab, "shorter")
+    files = {path: path.read_bytes() for path in (lab / "runs" / "shorter").rglob("*.*") if "media" in str(path)}
+    capsys.readouterr()
+    for _ in range(2):
+        assert (
+            fit(lab, "shorter", *constant, "--trainer.max_steps", "4", "--ckpt_path", "last", config="full.yaml") == 0
+        )
+    printed = capsys.readouterr().out
+    assert "already finished" in printed
+    assert "val/psnr" in printed
+    assert_equal(state(lab, "shorter"), before)
+    assert {path: path.read_bytes() for path in files} == files
+    assert "![reconstruction]" in (lab / "runs" / "shorter" / "report.md").read_text()
+    assert fit(lab, "shorter", *constant, "--ckpt_path", "last", config="full.yaml") == 0
+    # the validation at the former end is one more than the longer run had
+    longer, extended = state(lab, "longer"), state(lab, "shorter")
+    assert longer["curves"].items() <= extended["curves"].items()
+    assert_equal({**extended, "curves": None}, {**longer, "curves": None})
+
+
+def in_child_with_output(function: Callable[[], int], output: Path) -> int:
+    """Like in_child, with what it prints to stderr in a file."""
+
+    def run() -> int:
+        with open(output, "w", buffering=1) as file, open(os.devnull, "w") as nowhere:
+            sys.stderr, sys.stdout = file, nowhere
+            return function()
+
+    return in_child(run)
+
+
+def test_kill_during_a_save_leaves_the_previous_checkpoint(lab: Path) -> None:
+    def die_amid_the_second_save() -> int:
+        whole, saves = torch.save, []
+
+        def save(content: VALUE, file: Any) -> None:
+            saves.append(content)
+            if len(saves) == 2:
+                file.write(b"half of it")
+                file.flush()
+                signal.raise_signal(signal.SIGKILL)
+            whole(content, file)
+
+        torch.save = save
+        return fit(lab, "torn", "--checkpoint.every_n_steps", "1")
+
+    assert in_child(die_amid_the_second_save) == -signal.SIGKILL
+    folder = lab / "runs" / "torn" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "last.ckpt.partial"]
+    assert checkpoint(lab, "torn")["global_step"] == 1
+    assert fit(lab, "torn", "--ckpt_path", "last") == 0
+    assert [path.name for path in folder.iterdir()] == ["last.ckpt"]
+    assert checkpoint(lab, "torn")["global_step"] == 4
+
+
+def test_a_full_disk_is_told_and_leaves_the_previous_checkpoint(lab: Path, tmp_path: Path) -> None:
+    assert fit(lab, "full", "--trainer.max_steps", "1") == 0
+    path = lab / "runs" / "full" / "checkpoints" / "last.ckpt"
+    before = path.read_bytes()
+
+    def fill_up() -> int:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
+        sys.argv = ["owl", "fit", "--config", str(lab / "tiny.yaml"), "--runs", str(lab / "runs")]
+        sys.argv += ["--name", "full", "--ckpt_path", "last", "--checkpoint.every_n_steps", "1"]
+        try:
+            main()
+        except SystemExit as exit_:
+            return int(exit_.code or 0)
+        return 0
+
+    assert in_child_with_output(fill_up, tmp_path / "stderr") == 2
+    (line,) = (tmp_path / "stderr").read_text().splitlines()
+    assert line.startswith("owl: error: could not write the checkpoint")
+    assert "free space" in line
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_two_processes_of_batch_4_equal_one_of_batch_8(lab: Path) -> None:
+    options = ["--trainer.max_steps", "4", "--model.sample", "false", "--data.validation_windows", "7"]
+    options += ["--trainer.callbacks+=tests.helpers.saboteurs.Diary"]
+    runs = {"one": ["--data.batch_size", "8"], "two": ["--trainer.devices", "2", "--trainer.strategy", "ddp"]}
+    diaries = {}
+    for name, more in runs.items():
+        folder = lab / name
+        folder.mkdir()
+        arguments = [*options, f"--trainer.callbacks.folder={folder}", *more]
+        if name == "one":
+            assert fit(lab, name, *arguments) == 0
+        else:
+            owl("fit", "--config", "tiny.yaml", "--name", name, *arguments, cwd=lab)
+        diaries[name] = [
+            [list(map(int, line.split())) for line in file.read_text().splitlines()]
+            for file in sorted(folder.iterdir())
+        ]
+    assert len(diaries["two"]) == 2
+    together = [first + second[1:] for first, second in zip(*diaries["two"], strict=True)]
+    assert together == diaries["one"][0]
+    epoch = [window for entry in together if entry[0] == 0 for window in entry[1:]]
+    assert sorted(epoch) == list(range(24))  # each sample once
+    one, two = (checkpoint(lab, name) for name in runs)
+    for part in ("state_dict", "ema"):  # the averaged weights with the latents' statistics, and the raw ones
+        tensors = (one[part], two[part]) if part == "state_dict" else (one["ema"]["raw"], two["ema"]["raw"])
+        torch.testing.assert_close(*reversed(tensors), atol=1e-5, rtol=1e-5)
+    assert one["ema"]["updates"] == two["ema"]["updates"] == 4
+    assert two["state_dict"]["network.latent_std"].ne(1).all()
+    metrics = {name: json.loads((lab / "runs" / name / "metrics.json").read_text()) for name in runs}
+    validated = [key for key in metrics["one"] if key.startswith("val/")]
+    assert len(validated) >= 9
+    for key in validated:
+        assert metrics["two"][key] == pytest.approx(metrics["one"][key], rel=1e-4, abs=1e-5), key
+
+
+def test_accumulating_4_batches_equals_a_batch_of_4_times_the_size(lab: Path) -> None:
+    options = ("--model.sample", "false", "--trainer.max_steps", "2", "--trainer.gradient_clip_val", "0.5")
+    assert fit(lab, "large", *options, "--data.batch_size", "8") == 0
+    assert fit(lab, "accumulated", *options, "--data.batch_size", "2", "--trainer.accumulate_grad_batches", "4") == 0
+    large, accumulated = checkpoint(lab, "large"), checkpoint(lab, "accumulated")
+    for key in ("state_dict", "ema"):
+        torch.testing.assert_close(accumulated[key], large[key], atol=1e-5, rtol=1e-5)
+    assert large["global_step"] == accumulated["global_step"] == 2
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_nan_stops_and_names_the_samples(
+    lab: Path, gradient: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = f"nan-{gradient}"
+    poison = ["--trainer.callbacks+=tests.helpers.saboteurs.Poison", "--trainer.callbacks.step=2"]
+    options = [*poison, f"--trainer.callbacks.gradient={gradient}", "--checkpoint.every_n_steps", "1"]
+    line = told(["fit", "--config", "tiny.yaml", "--name", name, *options], lab, monkeypatch, capsys)
+    path = Path("runs") / name / "nonfinite-rank0.json"
+    what = "a weight" if gradient else "the loss"
+    assert line.startswith(f"owl: error: {what} became nan at step 3; the batch's samples are named in {path};")
+    record = json.loads((lab / path).read_text())
+    assert record["step"] == 3
+    assert len(record["samples"]) == len(record["windows"]) == 4
+    for window, sample in zip(record["windows"], record["samples"], strict=True):
+        assert sample["episode"] == f"episode-{window // 12:03d}"
+        assert sample["frames"] == [window % 12, window % 12]
+    stored = checkpoint(lab, name)
+    assert stored["global_step"] == 2
+    assert all(tensor.isfinite().all() for tensor in stored["ema"]["raw"].values())
+
+
+@pytest.fixture(scope="module")
+def finished(lab: Path) -> str:
+    """A run with a best checkpoint."""
+    assert fit(lab, "finished", "--checkpoint.monitor", "val/psnr", "--checkpoint.mode", "max") == 0
+    return "finished"
+
+
+def test_the_run_folder_holds_what_it_should(lab: Path, finished: str) -> None:
+    folder = lab / "runs" / finished
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    events = {file for file in files if file.startswith("events.out.tfevents.")}
+    assert len(events) == 1
+    assert files - events == {
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "config.yaml",
+        "hparams.yaml",
+        "media/step-0000004/reconstruction.png",
+        "metrics.json",
+        "report.md",
+    }
+    assert yaml.safe_load((folder / "config.yaml").read_text())["name"] == finished
+
+
+def test_a_checkpoint_names_what_made_it(lab: Path, finished: str) -> None:
+    content = checkpoint(lab, finished)  # weights_only=True
+    assert content["owl"]["recipe"] == "owl.recipes.image_vae.ImageVAE"
+    assert content["owl"]["config"]["model"]["init_args"]["network"]["init_args"]["widths"] == [8, 16, 16]
+    assert content["owl"]["config"]["trainer"]["max_steps"] == 4
+    assert content["owl"]["code_version"].startswith("0.")
+    assert content["owl"]["dataset"]["path"] == str(lab / "data")
+    assert len(content["owl"]["dataset"]["identity"]) >= 8
+    assert content["owl"]["metrics"]["val/psnr"] > 0
+
+
+def test_an_existing_run_is_kept_unless_told_otherwise(
+    lab: Path, finished: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(lab / "runs" / finished, lab / "runs" / "kept")
+    folder = lab / "runs" / "kept"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    arguments = ["fit", "--config", "tiny.yaml", "--name", "kept"]
+    line = told(arguments, lab, monkeypatch, capsys)
+    assert line == (
+        "owl: error: runs/kept already holds a run; continue it with --ckpt_path last, choose another --name, "
+        "or start anew with --overwrite true"
+    )
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert fit(lab, "kept", "--overwrite", "true", "--trainer.max_steps", "2") == 0
+    assert checkpoint(lab, "kept")["global_step"] == 2
+    assert not (folder / "checkpoints" / "best.ckpt").exists()  # it was the other run's
+    assert "media/step-0000002/reconstruction.png" in (folder / "report.md").read_text()
+    assert len(list(folder.glob("events*"))) == 1
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_measuring_uses_the_averaged_weights(lab: Path, finished: str, command: str) -> None:
+    folder = lab / "runs" / finished
+    config = (folder / "config.yaml").read_bytes()
+    assert owl_here(command, "--config", "tiny.yaml", "--name", finished, "--ckpt_path", "last", cwd=lab) == 0
+    assert (folder / "config.yaml").read_bytes() == config
+    fitted = json.loads((folder / "metrics.json").read_text())
+    validated = {key.removeprefix("val/"): value for key, value in fitted.items() if key.startswith("val/")}
+    assert len(validated) >= 9
+    if command == "predict":
+        pictures = sorted((folder / "predictions").glob("batch-*-rank0/reconstruction.png"))
+        assert len(pictures) == 2
+        assert pictures[0].read_bytes() == (folder / "media" / "step-0000004" / "reconstruction.png").read_bytes()
+    else:
+        found = json.loads((folder / f"{command}.json").read_text())
+        assert found == {f"{'val' if command == 'validate' else 'test'}/{key}": v for key, v in validated.items()}
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict", "fit"])
+def test_a_wrong_checkpoint_is_told(
+    lab: Path, finished: str, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def tell(path: str | Path) -> str:
+        arguments = [command, "--config", "tiny.yaml", "--name", f"wrong-{command}", "--ckpt_path", str(path)]
+        return told(arguments, lab, monkeypatch, capsys)
+
+    assert "--ckpt_path nothing.ckpt does not exist" in tell("nothing.ckpt")
+    (lab / "garbage.ckpt").write_bytes(b"no checkpoint at all")
+    assert "garbage.ckpt is not a readable checkpoint" in tell("garbage.ckpt")
+    whole = (lab / "runs" / finished / "checkpoints" / "last.ckpt").read_bytes()
+    (lab / "torn.ckpt").write_bytes(whole[: len(whole) // 2])
+    assert "torn.ckpt is not a readable checkpoint" in tell("torn.ckpt")
+    torch.save({"weights": torch.zeros(1)}, lab / "foreign.ckpt")
+    assert "foreign.ckpt was not written by python -m owl fit" in tell("foreign.ckpt")
+    if command != "fit":
+        assert "does not exist; train first" in tell("last")
+        arguments = [command, "--config", "tiny.yaml", "--name", finished]
+        assert "needs a checkpoint; add --ckpt_path" in told(arguments, lab, monkeypatch, capsys)
+
+
+def test_a_checkpoint_of_another_network_is_told(
+    lab: Path, finished: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--name", finished, "--ckpt_path", "last", "--model.network.widths", "[8, 16, 32]"]
+    line = told(["fit", "--config", "tiny.yaml", *options], lab, monkeypatch, capsys)
+    assert "differs from the configured one in" in line
+    assert "size mismatch" in line
+
+
+def test_flags_win_over_what_a_checkpoint_remembers(lab: Path, finished: str) -> None:
+    assert fit(lab, "flags", "--trainer.max_steps", "1") == 0
+    remembered = checkpoint(lab, "flags")["hyper_parameters"]
+    assert remembered["warmup_steps"] == 2
+    flags = ("--model.weights.l2", "0.5", "--model.warmup_steps", "7", "--trainer.max_steps", "2")
+    assert fit(lab, "flags", "--ckpt_path", "last", *flags) == 0
+    content = checkpoint(lab, "flags")
+    assert content["hyper_parameters"]["warmup_steps"] == 7
+    assert content["owl"]["config"]["model"]["init_args"]["weights"]["l2"] == 0.5
+    assert "train/l2" in content["owl"]["metrics"]
+
+
+def test_an_interrupting_user_is_answered_without_a_traceback(lab: Path) -> None:
+    options = ["--trainer.callbacks+=tests.helpers.saboteurs.SendSignal", "--trainer.callbacks.signal=SIGINT"]
+    options += ["--trainer.callbacks.hook=on_train_batch_end", "--trainer.callbacks.call=1"]
+    finished = owl("fit", "--config", "tiny.yaml", "--name", "interrupted", *options, cwd=lab, check=False)
+    assert finished.returncode == 130
+    assert finished.stderr.strip() == "owl: interrupted"
