@@ -28,7 +28,7 @@ test-slow: $(VENV)/.installed-dev ## longer checks of what training reaches
 	$(RUN) pytest -m slow
 
 bench: $(VENV)/.installed-dev ## every benchmark, each a ratio against a named baseline
-	for script in benchmarks/*.py; do echo "== $$script"; $(VENV)/bin/python $$script || exit 1; done
+	for script in benchmarks/*.py; do echo "== $$script"; $(RUN) benchmarks.$$(basename $$script .py) || exit 1; done
 
 lint: $(VENV)/.installed-dev ## formatting, lint and types
 	$(RUN) ruff format --check .

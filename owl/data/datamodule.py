@@ -8,7 +8,8 @@ from torch.utils.data import DataLoader
 
 from owl.data.loader import GlobalBatches, ResumableLoader, evaluation_loader
 from owl.data.recorder import GameRecording, record_game
-from owl.data.shards import INDEX_NAME, INFO_NAME, open_filesystem
+from owl.data.reader import ShardReader
+from owl.data.shards import INDEX_NAME, INFO_NAME, DatasetInfo, ShardIndex, open_filesystem
 from owl.data.windows import WindowDataset
 from owl.errors import OwlError
 
@@ -30,7 +31,8 @@ class ShardDataModule(LightningDataModule):
         seed: Seeds order and augmentation.
         validation_windows: Windows of each validation and test pass, evenly spaced; None takes all.
         shuffle_block: Shards that are shuffled together (for remote data); None shuffles everything.
-        cache_dir: Local folder for whole copies of remote shards.
+        cache_dir: Local folder for whole copies of remote shards: all of them before training, or, with
+            ``shuffle_block``, each when it is first read.
         flip: Probability of mirroring a training window.
         crop: (h, w) of random crops of training windows, central ones for validation; None keeps all.
         record: What to record from the game where ``path`` holds no finished dataset; None expects one there.
@@ -55,7 +57,7 @@ class ShardDataModule(LightningDataModule):
         record: GameRecording | None = None,
     ) -> None:
         super().__init__()
-        self.path, self.record = path, record
+        self.path, self.record, self.cache_dir = path, record, cache_dir
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.hop, self.flip, self.shuffle_block = hop, flip, shuffle_block
         self.validation_windows = validation_windows
@@ -69,15 +71,21 @@ class ShardDataModule(LightningDataModule):
         }
 
     def prepare_data(self) -> None:
-        """Record the dataset if it is to be recorded and is not finished."""
-        if self.record is None:
-            return
-        filesystem, path = open_filesystem(self.path)
-        if not all(filesystem.exists(f"{path}/{name}") for name in (INFO_NAME, INDEX_NAME)):
-            record_game(self.path, self.record)
+        """Record the dataset if it is to be recorded and is not finished; download what a global shuffle reads at once.
+
+        With ``shuffle_block``, remote shards are fetched when their block's turn comes instead.
+        """
+        if self.record is not None:
+            filesystem, path = open_filesystem(self.path)
+            if not all(filesystem.exists(f"{path}/{name}") for name in (INFO_NAME, INDEX_NAME)):
+                record_game(self.path, self.record)
+        if self.cache_dir is not None and self.shuffle_block is None:
+            index = ShardIndex.load(self.path)
+            identity = DatasetInfo.load(self.path).identity(index)
+            ShardReader(self.path, self.cache_dir, identity).download(index.shards.tolist())
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the splits that a stage ("fit", "validate", "test") needs; None opens all.
+        """Open the splits that a stage ("fit", "validate", "test", "predict") needs; None opens all.
 
         Raises:
             OwlError: The dataset is not fit for use; see :class:`WindowDataset`.
@@ -86,7 +94,7 @@ class ShardDataModule(LightningDataModule):
             self.train_dataset = WindowDataset(self.path, "train", hop=self.hop, flip=self.flip, **self._windows)
         if stage in ("fit", "validate", None):
             self.validation_dataset = WindowDataset(self.path, "validation", **self._windows)
-        if stage in ("test", None):
+        if stage in ("test", "predict", None):
             self.test_dataset = WindowDataset(self.path, "test", **self._windows)
 
     def train_dataloader(self) -> ResumableLoader:
@@ -103,6 +111,10 @@ class ShardDataModule(LightningDataModule):
 
     def test_dataloader(self) -> DataLoader:
         """This rank's part of the test windows."""
+        return self._evaluation_loader(self.test_dataset)
+
+    def predict_dataloader(self) -> DataLoader:
+        """What ``predict`` runs over: this rank's part of the test windows."""
         return self._evaluation_loader(self.test_dataset)
 
     def identity(self) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+from tqdm import tqdm
 
 from owl.atomic import PARTIAL_SUFFIX
 from owl.data.shards import open_filesystem, shard_name
@@ -52,6 +53,12 @@ class ShardReader:
                 f"{self.url} has no {name} though its index lists it; copy the shard back, or rebuild the index with "
                 f"`python -m owl data verify {self.url} --repair`"
             ) from error
+
+    def download(self, shards: list[int]) -> None:
+        """Copy whole shards into the cache now, with a progress bar, rather than when they are first read."""
+        if self._cache is not None:
+            for shard in tqdm(shards, desc=f"downloading {self.url}", unit="shard", disable=not shards):
+                self._cached(shard_name(shard))
 
     def _pread(self, path: Path, start: int, stop: int) -> bytes:
         # pread keeps no position, so processes that were forked may share the descriptors; a memory map would turn a

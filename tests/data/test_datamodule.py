@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 from jsonargparse import ArgumentParser
@@ -195,3 +196,22 @@ def test_lightning_must_not_divide_the_batches_once_more(dataset: Path, injected
     else:
         assert len(data.train_dataloader()) == 24 // 8
         assert sum(len(batch["window"]) for batch in data.val_dataloader()) == 6
+
+
+@pytest.mark.parametrize("shuffle_block", [None, 1])
+def test_prepare_data_downloads_what_a_global_shuffle_reads_at_once(
+    dataset: Path, tmp_path: Path, shuffle_block: int | None
+) -> None:
+    memory = fsspec.filesystem("memory")
+    for file in dataset.iterdir():
+        memory.pipe(f"/downloads/{shuffle_block}/{file.name}", file.read_bytes())
+    url = f"memory://downloads/{shuffle_block}"
+    data = ShardDataModule(url, num_workers=0, cache_dir=str(tmp_path), shuffle_block=shuffle_block)
+    data.prepare_data()
+    copies = {path.name for path in tmp_path.rglob("shard-*.tar")}
+    everything = {path.name for path in dataset.glob("shard-*.tar")}
+    assert copies == (everything if shuffle_block is None else set())
+    for shard in everything if shuffle_block is None else set():
+        memory.rm(f"/downloads/{shuffle_block}/{shard}")  # training reads the copies alone
+    data.setup("fit")
+    assert next(iter(data.train_dataloader()))["rgb"].shape[0] == 16
