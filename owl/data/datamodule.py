@@ -7,8 +7,8 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from owl.data.loader import GlobalBatches, ResumableLoader, evaluation_loader
-from owl.data.recorder import GameRecording, record_game
 from owl.data.reader import ShardReader
+from owl.data.recorder import GameRecording, record_game
 from owl.data.shards import INDEX_NAME, INFO_NAME, DatasetInfo, ShardIndex, open_filesystem
 from owl.data.windows import WindowDataset
 from owl.errors import OwlError
