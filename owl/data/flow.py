@@ -10,8 +10,13 @@ FLOW_DIRECTION = "frame[t-1](x + flow) ~ frame[t](x); zero at an episode's first
 
 
 def flow_downscale(size: tuple[int, int]) -> int:
-    """Pixels of an (H, W) frame per cell of its flow's grid: 2 where both sides are even, else 1."""
-    return 1 if size[0] % 2 or size[1] % 2 else 2
+    """Pixels of an (H, W) frame per cell of its flow's grid: 2, and 4 where W is above 320; 1 where they do not divide.
+
+    At 360x640 DIS to the finest scale on a quarter of the resolution warps one frame onto the next as well as DIS to
+    the next finest on half of it, in a third of the bytes and half of the time.
+    """
+    wanted = 4 if size[1] > 320 else 2
+    return next(cell for cell in (wanted, 2, 1) if not (size[0] % cell or size[1] % cell))
 
 
 def estimate_flow(previous: np.ndarray, current: np.ndarray, downscale: int) -> np.ndarray:
@@ -35,6 +40,7 @@ def estimate_flow(previous: np.ndarray, current: np.ndarray, downscale: int) -> 
     ]
     try:
         estimator = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+        estimator.setFinestScale(0)
         flow: np.ndarray = estimator.calc(grey[0], grey[1], None)  # type: ignore[call-overload]  # no first guess
     except cv2.error as error:
         height, width = current.shape[:2]

@@ -237,12 +237,8 @@ def _vizdoom() -> Any:
 def _is_playable(config: Path) -> bool:
     """Whether one player can start it with what ViZDoom ships."""
     text = config.read_text()
-    lines = dict(
-        (part.strip().lower() for part in line.split("=", 1))
-        for line in text.splitlines()
-        if "=" in line and not line.lstrip().startswith("#")
-    )
-    needed = [lines[key] for key in ("doom_scenario_path", "doom_game_path") if key in lines]
+    settings = [line.partition("=") for line in text.lower().splitlines() if not line.lstrip().startswith("#")]
+    needed = [value.strip() for key, _, value in settings if key.strip() in ("doom_scenario_path", "doom_game_path")]
     files = [config.parent / file for file in needed] + [config.parent.parent / file for file in needed]
     return "-host" not in text and sum(file.exists() for file in files) >= len(needed)
 

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from owl.atomic import PARTIAL_SUFFIX
 from owl.data import codecs, game
+from owl.data.flow import FLOW_DIRECTION, FLOW_UNIT, estimate_flow, flow_downscale
 from owl.data.shards import (
     INDEX_NAME,
     INFO_NAME,
@@ -39,7 +40,6 @@ from owl.errors import OwlError
 from owl.version import code_version
 
 JPEG_QUALITY = 95
-FLOW_DOWNSCALE = 2
 SPLIT_SHARE = 0.05  # of the episodes, for validation and for test each
 LOCK_PATIENCE = 5.0  # seconds; the processes of a killed recording need a moment to notice
 
@@ -54,7 +54,7 @@ class GameRecording:
         scenario: A scenario that ViZDoom brings along, or the path of a .cfg file.
         seed: Equal seeds give equal bytes, whatever the number of workers.
         depth: Record depth maps.
-        flow: Record optical flow (OpenCV's DIS) at half the resolution.
+        flow: Record optical flow (OpenCV's DIS) on a grid of half or a quarter of the resolution.
         audio: Record stereo sound at 44.1 kHz.
         workers: Processes; None takes one per core.
         episode_frames: Longest episode; the frames are divided evenly among as few episodes as that allows, at least
@@ -124,9 +124,9 @@ def _check(recording: GameRecording) -> None:
         raise OwlError(f"workers is {recording.workers}, at least 1 was expected; leave it out for one per core")
     if recording.seed < 0:
         raise OwlError(f"seed is {recording.seed}, 0 or more was expected; use another seed")
-    if min(recording.size) < 32 or any(n % FLOW_DOWNSCALE for n in recording.size):
+    if min(recording.size) < 32:
         raise OwlError(
-            f"size is {recording.size[0]}x{recording.size[1]} (height x width), even numbers from 32 on were expected; "
+            f"size is {recording.size[0]}x{recording.size[1]} (height x width), at least 32 of each were expected; "
             "use for example 96x160 or 360x640"
         )
     game.find_scenario(recording.scenario)
@@ -189,9 +189,9 @@ def _modalities(recording: GameRecording) -> dict[str, dict]:
         modalities["flow"] = {
             "extension": "flow.png",
             "encoding": "kitti-uint16",
-            "downscale": FLOW_DOWNSCALE,
-            "unit": "pixels of the stored rgb frame",
-            "direction": "frame[t-1](x + flow) ~ frame[t](x), dx to the right, dy down; zero at an episode's beginning",
+            "downscale": flow_downscale(recording.size),
+            "unit": FLOW_UNIT,
+            "direction": FLOW_DIRECTION,
         }
     if recording.audio:
         modalities["audio"] = {
@@ -305,7 +305,8 @@ def _record_episode(root: str, recording: GameRecording, number: int, frames: in
     frames_played = game.play(
         recording.scenario, frames, recording.size, seed, depth=recording.depth, audio=recording.audio
     )
-    estimate = _FlowEstimator() if recording.flow else None
+    previous: np.ndarray | None = None
+    downscale = flow_downscale(recording.size)
     loudest = 0
     with _lock(Path(root), fcntl.LOCK_SH), ShardWriter(root, number) as writer:
         for position, frame in enumerate(frames_played):
@@ -314,8 +315,10 @@ def _record_episode(root: str, recording: GameRecording, number: int, frames: in
             members = {"rgb.jpg": codecs.encode_rgb(frame.rgb, JPEG_QUALITY)}
             if frame.depth is not None:
                 members["depth.png"] = codecs.encode_depth(frame.depth)
-            if estimate is not None:
-                members["flow.png"] = codecs.encode_flow(estimate(frame.rgb, frame.cut))
+            if recording.flow:
+                origin = frame.rgb if previous is None or frame.cut else previous
+                members["flow.png"] = codecs.encode_flow(estimate_flow(origin, frame.rgb, downscale))
+                previous = frame.rgb
             if frame.audio is not None:
                 members["audio.npy"] = codecs.encode_array(frame.audio)
                 loudest = max(loudest, int(np.abs(frame.audio.astype(np.int32)).max()))
@@ -328,24 +331,6 @@ def _record_episode(root: str, recording: GameRecording, number: int, frames: in
                 f"{episode} of {recording.scenario} is silent from beginning to end, sound was expected; "
                 "reinstall libopenal1 or record without --audio"
             )
-
-
-class _FlowEstimator:
-    """Dense flow from each frame back to the one before, by OpenCV's DIS."""
-
-    def __init__(self) -> None:
-        self._dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
-        self._dis.setFinestScale(0)
-        self._previous: np.ndarray | None = None
-
-    def __call__(self, rgb: np.ndarray, cut: bool) -> np.ndarray:
-        """uint8[H, W, 3] to float32[H / 2, W / 2, 2] in pixels of the full frame; zero at a cut."""
-        size = (rgb.shape[0] // FLOW_DOWNSCALE, rgb.shape[1] // FLOW_DOWNSCALE)
-        grey = codecs.resize(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), size)
-        previous, self._previous = self._previous, grey
-        if cut or previous is None:
-            return np.zeros((*size, 2), np.float32)
-        return self._dis.calc(grey, previous, None) * FLOW_DOWNSCALE
 
 
 @contextmanager
