@@ -45,7 +45,7 @@ def compare(init_args: dict[str, Any], dtype: torch.dtype, compiled: bool, round
     decoders: list[nn.Module] = []
     for changes in VARIANTS.values():
         network = ImageAutoencoder(**(init_args | changes)).eval().fold_weight_norm()
-        decoder = network.decoder.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        decoder = network.decoder.to(device, dtype).to(memory_format=torch.channels_last)
         if compiled:
             decoder.compile(fullgraph=True)
         decoders.append(decoder)
