@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import yaml
 
@@ -24,8 +24,6 @@ class Place(NamedTuple):
     path: str
     """Dotted path of the key."""
     value: Any
-    enclosing_class: str | None
-    """The ``class_path`` whose ``init_args`` hold the key, if any."""
 
 
 def explain(message: str, arguments: list[str], options: list[str]) -> str:
@@ -37,27 +35,49 @@ def explain(message: str, arguments: list[str], options: list[str]) -> str:
         options: Every dotted option that the command knows, for suggestions.
     """
     files = config_files(arguments)
-    if found := re.search(r"[Oo]ption '([\w.]+)'(?: is not accepted|$)", message, re.MULTILINE):
-        return unknown_key(found.group(1), files, options, arguments)
+    if found := re.search(
+        r"(?:Group '([\w.]+)' does not accept o|O|o)ption '([\w.]+)'(?: is not accepted|$)", message, re.MULTILINE
+    ):
+        before = message[: found.start()]  # what encloses the key, from the outside in
+        classes = re.findall(r"class_path '([^']*)'", before)
+        classes += re.findall(r"^\. Got value: Namespace\(class_path='([^']+)'", message[found.end() :])
+        group = found.group(1) or ""
+        enclosing = [*re.findall(r'Parser key "([\w.]+)"', before), group] if classes else [group]
+        key = ".".join([*filter(None, enclosing), found.group(2)])
+        return unknown_key(key, files, options, arguments, classes[-1] if classes else None, group)
     if found := re.search(r"unrecognized arguments?: (--?[\w.+]+)", message):
-        option = found.group(1).lstrip("-").partition("=")[0]
+        option = found.group(1).lstrip("-")
+        option = next((name for name in given_options(arguments) if name.endswith(f".{option}")), option)
+        head, _, middle = option.rpartition(".")[0].partition(".")
+        if chosen := find_key(f"{head}.class_path", files):  # an argument of the class, itself a group
+            return unknown_key(option, [], options, arguments, chosen.value, middle)
         return f"option --{option} is not known{suggestion(option, options, prefix='--')}"
     if all_found := re.findall(r'Parser key "([\w.]+)":\s*\n\s*Expected (.+?)\. Got value: (.*)', message):
         key, expected, value = all_found[-1]
         place = find_key(key, files, value)
         where = f"{place.file}: key '{place.path}'" if place else f"option --{key}"
         return f"{where} is {value.strip()!r}, but expects {readable_type(expected)}"
+    if found := re.search(r"Expected a path but (\S+\.ya?ml) either not accessible", message):
+        named = [place for place in places(files) if place.value == found.group(1)]
+        where = f"{named[-1].file}: key '{named[-1].path}'" if named else "an option"
+        return f"{where} names the file {found.group(1)!r}, which is not there; paths are relative to the naming file"
+    if found := re.search(r"callable class: (.+)\. Got value: Namespace\(class_path='([^']+)'", message):
+        return unknown_class(found.group(2), found.group(1), files)
     if all_found := re.findall(r"Problem with given class_path '([^']*)':\s*(?!Parser key)(.+)", message):
         class_path, reason = all_found[-1]  # the innermost of nested classes
         return unknown_class(class_path, reason.strip(), files)
+    if found := re.search(r"Import path ([\w.]+) does not correspond to a (subclass of \w+)", message):
+        return unknown_class(found.group(1), f"not a {found.group(2)}", files)
     if found := re.search(r"File does not exist: '(.+?)'", message):
         return f"there is no file {found.group(1)!r}; give the path of an existing YAML file"
     if found := re.search(r"Problems parsing config: (.*)", message, re.DOTALL):
         return f"{unreadable_file(files)} is not valid YAML: {found.group(1)}"
-    if all_found := re.findall(r"Interpolation key \'(.+?)\' not found", message):
-        place = find_value("${" + all_found[0] + "}", files)
-        where = f"{place.file}: key '{place.path}'" if place else "an interpolation"
-        return f"{where} refers to ${{{all_found[0]}}}, which is not set anywhere{suggestion(all_found[0], options)}"
+    if found := re.search(r"Interpolation key '\.*(.+?)' not found.*?full_key: \w+\.([\w.]+)", message, re.DOTALL):
+        reference, key = found.groups()
+        place = find_key(key, files)
+        where = f"{place.file}: key '{place.path}'" if place else f"option --{key}"
+        known = [place.path for place in places(files)] + options
+        return f"{where} refers to ${{{reference}}}, which is not set anywhere{suggestion(reference, known)}"
     if all_found := re.findall(r"fit\.(\w+)|validate\.(\w+)|test\.(\w+)|predict\.(\w+)", message):
         missing = " and ".join("".join(groups) for groups in all_found)
         return f"the configuration has no {missing}; give them in a YAML file with --config"
@@ -70,42 +90,63 @@ def config_files(arguments: list[str]) -> list[str]:
     return files + [a.partition("=")[2] for a in arguments if a.startswith(("--config=", "-c="))]
 
 
+def given_options(arguments: list[str]) -> list[str]:
+    """Return the names of the options on a command line."""
+    return [a.lstrip("-").partition("=")[0] for a in arguments if a.startswith("--")]
+
+
 def suggestion(name: str, valid: list[str], prefix: str = "") -> str:
     """Return ``; did you mean '...'?`` for the nearest valid name, or an empty string."""
     nearest = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     return f"; did you mean '{prefix}{nearest[0]}'?" if nearest else ""
 
 
-def unknown_key(key: str, files: list[str], options: list[str], arguments: list[str]) -> str:
-    """Describe a key that nothing accepts."""
-    leaf = key.rpartition(".")[2]
-    place = next((p for p in places(files) if p.path == key), None) or find_key(leaf, files)
-    if place is None and "." in key:  # jsonargparse names the first child of an unknown group
+def unknown_key(
+    key: str, files: list[str], options: list[str], arguments: list[str], class_path: str | None = None, group: str = ""
+) -> str:
+    """Describe a key that nothing accepts.
+
+    Args:
+        key: Dotted path, without ``init_args`` where the parser left it out.
+        files: Where it may stand.
+        options: Every dotted option of the command.
+        arguments: Where it may stand otherwise.
+        class_path: The class that does not accept it, if it is an argument of one.
+        group: Which of the class's arguments, themselves groups, the key is in.
+    """
+    found = [place for place in places(files) if spoken(place.path) == spoken(key)]
+    if not found and "." in key and class_path is None:  # jsonargparse names the first child of an unknown group
         return unknown_key(key.rpartition(".")[0], files, options, arguments)
-    if place is None:
-        option = next((a.partition("=")[0] for a in arguments if a.partition("=")[0].endswith(f".{key}")), key)
-        return f"option {option} is not accepted{suggestion(option.lstrip('-'), options, prefix='--')}"
-    group, _, leaf = place.path.rpartition(".")
-    if place.enclosing_class:
-        valid = parameters(place.enclosing_class)
-        owner = f" by {place.enclosing_class}"
+    if found:
+        where, path = f"{found[-1].file}: key '{found[-1].path}'", found[-1].path
     else:
-        depth = group.count(".") + 1 if group else 0
-        under = [option for option in options if not group or option.startswith(f"{group}.")]
+        path = next((name for name in given_options(arguments) if name.endswith(f".{key}")), key)
+        where = f"option --{path}"
+    above, _, leaf = path.rpartition(".")
+    if class_path:
+        valid = parameters(class_path, group)
+    else:
+        depth = above.count(".") + 1 if above else 0
+        under = [option for option in options if not above or option.startswith(f"{above}.")]
         valid = sorted({option.split(".")[depth].rstrip("+") for option in under if option.count(".") >= depth})
-        owner = ""
-        if group and not valid:  # the whole group is unknown
-            return unknown_key(group, files, options, arguments)
+        if above and not valid:  # the whole group is unknown
+            return unknown_key(above, files, options, arguments)
+    owner = f" by {class_path}" if class_path else ""
     listed = f" (accepted: {', '.join(valid)})" if len(valid) <= LONGEST_LIST else ""
-    return f"{place.file}: key '{place.path}' is not accepted{owner}{suggestion(leaf, valid)}{listed}"
+    return f"{where} is not accepted{owner}{suggestion(leaf, valid)}{listed}"
+
+
+def spoken(path: str) -> str:
+    """Return a path as options and the parser's messages say it: ``model.network.size``."""
+    return ".".join(part for part in path.split(".") if part != "init_args" and not part.isdigit())
 
 
 def unknown_class(class_path: str, reason: str, files: list[str]) -> str:
     """Describe a ``class_path`` that cannot be imported or is of another kind."""
-    place = find_value(class_path, files)
-    where = f"{place.file}: key '{place.path}'" if place else "an option"
-    module = class_path.rpartition(".")[0]
-    return f"{where} names the class '{class_path}': {reason}{suggestion(class_path, classes_near(module), '')}"
+    named = [place for place in places(files) if place.value == class_path]
+    where = f"{named[-1].file}: key '{named[-1].path}'" if named else "an option"
+    others = [name for name in classes_near(class_path.rpartition(".")[0]) if name != class_path]
+    return f"{where} names the class '{class_path}': {reason}{suggestion(class_path, others)}"
 
 
 def classes_near(module: str) -> list[str]:
@@ -124,15 +165,18 @@ def classes_near(module: str) -> list[str]:
             f"{m.__name__}.{name}"
             for m in modules
             for name, value in vars(m).items()
-            if inspect.isclass(value) and value.__module__ == m.__name__
+            if inspect.isclass(value) and value.__module__.startswith(m.__name__)  # its own, and those it passes on
         ]
     return []
 
 
-def parameters(class_path: str) -> list[str]:
-    """Return the names of a class's constructor arguments."""
+def parameters(class_path: str, group: str = "") -> list[str]:
+    """Return the names of a class's constructor arguments, or of those of its argument ``group``, itself a class."""
     module, _, name = class_path.rpartition(".")
-    signature = inspect.signature(getattr(importlib.import_module(module), name))
+    owner = getattr(importlib.import_module(module), name)
+    for part in filter(None, group.split(".")):
+        owner = get_type_hints(owner.__init__)[part]
+    signature = inspect.signature(owner)
     return [p.name for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
@@ -149,10 +193,10 @@ def places(files: list[str]) -> Iterator[Place]:
             content = yaml.safe_load(Path(file).read_text())
         except (OSError, yaml.YAMLError):
             continue
-        yield from keys_below(file, "", content, None)
+        yield from keys_below(file, "", content)
 
 
-def keys_below(file: str, prefix: str, node: Any, enclosing_class: str | None) -> Iterator[Place]:
+def keys_below(file: str, prefix: str, node: Any) -> Iterator[Place]:
     """Yield the keys below one node, depth first."""
     if isinstance(node, dict):
         children = [(str(key), value) for key, value in node.items()]
@@ -162,9 +206,8 @@ def keys_below(file: str, prefix: str, node: Any, enclosing_class: str | None) -
         return
     for key, value in children:
         path = f"{prefix}.{key}" if prefix else key
-        yield Place(file, path, value, enclosing_class)
-        is_arguments = key == "init_args" and isinstance(node, dict)
-        yield from keys_below(file, path, value, node.get("class_path") if is_arguments else None)
+        yield Place(file, path, value)
+        yield from keys_below(file, path, value)
 
 
 def find_key(key: str, files: list[str], value: str | None = None) -> Place | None:
@@ -172,11 +215,6 @@ def find_key(key: str, files: list[str], value: str | None = None) -> Place | No
     found = [p for p in places(files) if p.path == key or p.path.endswith(f".{key}")]
     exact = [p for p in found if value is None or str(p.value) == value.strip()]
     return exact[-1] if exact else None
-
-
-def find_value(value: str, files: list[str]) -> Place | None:
-    """Return the first place that holds this text."""
-    return next((p for p in places(files) if isinstance(p.value, str) and value in p.value), None)
 
 
 def unreadable_file(files: list[str]) -> str:

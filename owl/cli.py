@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class Parser(LightningArgumentParser):
     """A parser that raises its errors, so that :func:`main` can tell them in one line."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, "exit_on_error": False})
+        super().__init__(*args, **{**kwargs, "exit_on_error": False, "allow_abbrev": False})
 
 
 class SaveConfig(SaveConfigCallback):
@@ -122,7 +123,10 @@ class OwlCLI(LightningCLI):
         kwargs["default_root_dir"] = str(self.run_folder)
         if self._get(self.config_init, "trainer").get("logger") in (None, True):
             kwargs["logger"] = TensorBoardLogger(self.run_folder, name="", version="")
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, MisconfigurationException) as error:  # devices, precisions, strategies there are not
+            raise OwlError(f"the trainer refuses this configuration: {error}") from error
 
     def before_fit(self) -> None:
         """With ``--overwrite``, remove what the earlier run wrote, so that its pictures and curves do not mix in."""
@@ -142,6 +146,14 @@ def run_name(arguments: list[str]) -> str:
     """Name a run after its last configuration file."""
     files = config_files(arguments)
     return Path(files[-1]).stem if files else "run"
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception and whatever it was raised from or after."""
+    following: BaseException | None = error
+    while following is not None:
+        yield following
+        following = following.__cause__ or following.__context__
 
 
 def is_main_process() -> bool:
@@ -195,6 +207,8 @@ def main(arguments: list[str]) -> int:
         raise
     except MisconfigurationException as error:
         raise OwlError(f"the trainer refuses this configuration: {error}") from error
+    except ValueError as error:  # jsonargparse wraps what a constructor raises
+        raise next((e for e in causes(error) if isinstance(e, OwlError)), error) from error
     except RuntimeError as error:
         if "Error(s) in loading state_dict" not in str(error):
             raise

@@ -1,0 +1,258 @@
+"""Configuration: files that merge, references between them, and one line for every mistake, with the nearest name."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from owl.__main__ import main
+from tests.helpers.tiny import owl, owl_here, tiny_experiment, write_config
+
+Tell = Callable[..., str]
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with base.yaml; its dataset is never opened."""
+    write_config(tmp_path / "base.yaml", tiny_experiment(Path("data")))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def tell(lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tell:
+    """Run a mistaken ``fit`` as users do; it must end with status 2 and one line, which is returned."""
+
+    def run(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["owl", "fit", *arguments])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert exit_.value.code == 2
+        assert len(lines) == 1, lines
+        assert not (lab / "runs").exists()
+        return lines[0].removeprefix("owl: error: ")
+
+    return run
+
+
+def printed(lab: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    """The resolved configuration."""
+    with pytest.raises(SystemExit) as exit_:
+        owl_here("fit", *arguments, "--print_config", cwd=lab)
+    assert exit_.value.code == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def test_later_files_and_then_options_win(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_config(lab / "longer.yaml", {"trainer": {"max_steps": 50}, "data": {"init_args": {"batch_size": 2}}})
+    files = ("--config", "base.yaml", "--config", "longer.yaml")
+    config = printed(lab, capsys, *files, "--data.batch_size", "3", "--model.weights.kl", "0.5")
+    assert config["trainer"]["max_steps"] == 50
+    assert config["trainer"]["log_every_n_steps"] == 1  # the first file's, kept
+    assert config["data"]["init_args"]["batch_size"] == 3
+    assert config["data"]["init_args"]["size"] == [32, 48]
+    assert config["model"]["init_args"]["weights"] == {
+        "l1": 1.0,
+        "l2": 0.0,
+        "logit_laplace": 0.0,
+        "lpips": 0.0,
+        "dwt": 0.0,
+        "kl": 0.5,
+    }
+
+
+def test_references_reach_across_files_and_follow_overrides(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shared = {"model": {"init_args": {"network": {"init_args": {"size": "${data.init_args.size}"}}}}}
+    write_config(lab / "shared.yaml", shared)
+    files = ("--config", "base.yaml", "--config", "shared.yaml")
+
+    def size(*options: str) -> list[int]:
+        return printed(lab, capsys, *files, *options)["model"]["init_args"]["network"]["init_args"]["size"]
+
+    assert size() == [32, 48]
+    assert size("--data.size", "[48, 32]") == [48, 32]
+    write_config(lab / "larger.yaml", {"data": {"init_args": {"size": [64, 96]}}})
+    assert size("--config", "larger.yaml") == [64, 96]
+
+
+def test_a_network_may_be_a_file_of_its_own(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    experiment = tiny_experiment(Path("data"))
+    (lab / "networks").mkdir()
+    write_config(lab / "networks" / "small.yaml", experiment["model"]["init_args"]["network"])
+    experiment["model"]["init_args"]["network"] = "networks/small.yaml"
+    write_config(lab / "split.yaml", experiment)
+    config = printed(lab, capsys, "--config", "split.yaml")
+    assert config["model"]["init_args"]["network"]["init_args"]["widths"] == [8, 16, 16]
+
+
+def test_a_printed_configuration_gives_itself(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = printed(lab, capsys, "--config", "base.yaml", "--trainer.max_steps", "9", "--ema.decay", "0.5")
+    assert config["ema"]["decay"] == 0.5
+    write_config(lab / "whole.yaml", config)
+    assert printed(lab, capsys, "--config", "whole.yaml") == config
+
+
+def test_callbacks_are_appended(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lightning = "lightning.pytorch.callbacks"
+    first = {"class_path": f"{lightning}.LearningRateMonitor", "init_args": {"logging_interval": "step"}}
+    write_config(lab / "more.yaml", {"trainer": {"callbacks": [first]}})
+    options = ("--trainer.callbacks+", f"{lightning}.RichModelSummary", "--trainer.callbacks.max_depth", "3")
+    config = printed(lab, capsys, "--config", "base.yaml", "--config", "more.yaml", *options)
+    found = [callback["class_path"] for callback in config["trainer"]["callbacks"]]
+    assert found == [f"{lightning}.LearningRateMonitor", f"{lightning}.RichModelSummary"]
+    assert config["trainer"]["callbacks"][1]["init_args"]["max_depth"] == 3
+
+
+def at(path: str, value: Any) -> dict[str, Any]:
+    """A configuration with one value."""
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    return value
+
+
+EARLY_STOPPING = "lightning.pytorch.callbacks.EarlyStopping"
+NETWORK = "model.init_args.network"
+# What is written into wrong.yaml, and what the line must say.
+MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "key at the top": (at("trianer.max_steps", 3), ["wrong.yaml: key 'trianer' is not accepted", "'trainer'"]),
+    "key of the trainer": (
+        at("trainer.max_step", 3),
+        ["wrong.yaml: key 'trainer.max_step' is not accepted", "did you mean 'max_steps'?"],
+    ),
+    "key of the recipe": (
+        at("model.init_args.warmup_step", 3),
+        ["wrong.yaml: key 'model.init_args.warmup_step'", "owl.recipes.image_vae.ImageVAE", "'warmup_steps'"],
+    ),
+    "key of the weights": (
+        at("model.init_args.weights.lpip", 3),
+        ["wrong.yaml: key 'model.init_args.weights.lpip' is not accepted", "did you mean 'lpips'?"],
+    ),
+    "key of the network": (
+        at(f"{NETWORK}.init_args.latent_chanels", 3),
+        [f"wrong.yaml: key '{NETWORK}.init_args.latent_chanels'", "'latent_channels'"],
+    ),
+    "key of the data": (
+        at("data.init_args.batchsize", 3),
+        ["wrong.yaml: key 'data.init_args.batchsize'", "'batch_size'"],
+    ),
+    "key of the average": (at("ema.decai", 0.5), ["wrong.yaml: key 'ema.decai' is not accepted", "'decay'"]),
+    "type of the trainer": (
+        at("trainer.max_steps", "many"),
+        ["wrong.yaml: key 'trainer.max_steps' is 'many'", "an int"],
+    ),
+    "type of the network": (
+        at(f"{NETWORK}.init_args.latent_channels", "four"),
+        [f"wrong.yaml: key '{NETWORK}.init_args.latent_channels' is 'four'", "an int"],
+    ),
+    "type of the recipe": (
+        at("model.init_args.sample", "perhaps"),
+        ["wrong.yaml: key 'model.init_args.sample' is 'perhaps'", "bool"],
+    ),
+    "key of a callback": (
+        at("trainer.callbacks", [{"class_path": EARLY_STOPPING, "init_args": {"monitor": "val/psnr", "patince": 3}}]),
+        ["wrong.yaml: key 'trainer.callbacks.0.init_args.patince'", EARLY_STOPPING, "did you mean 'patience'?"],
+    ),
+    "key of the optimizer": (
+        at("model.init_args.optimizer", {"class_path": "owl.optim.MuonAdamW", "init_args": {"learning_rate": 0.1}}),
+        ["wrong.yaml: key 'model.init_args.optimizer.init_args.learning_rate'", "owl.optim.MuonAdamW", "muon_ratio"],
+    ),
+    "class of the optimizer": (
+        at("model.init_args.optimizer", {"class_path": "torch.optim.AdamV"}),
+        ["wrong.yaml: key 'model.init_args.optimizer.class_path'", "'torch.optim.AdamV'", "AdamW"],
+    ),
+    "a choice": (at("checkpoint.mode", "maximum"), ["wrong.yaml: key 'checkpoint.mode' is 'maximum'", "max"]),
+    "a value out of range": (at("ema.decay", 1.5), ["ema.decay is 1.5, expected a number in [0, 1)"]),
+    "class that is not there": (
+        at(f"{NETWORK}.class_path", "owl.models.image_autoencoder.ImageAutoencodr"),
+        [f"wrong.yaml: key '{NETWORK}.class_path'", "did you mean 'owl.models.image_autoencoder.ImageAutoencoder'?"],
+    ),
+    "class of another kind": (
+        at("model.class_path", "owl.models.image_autoencoder.ImageAutoencoder"),
+        [
+            "wrong.yaml: key 'model.class_path'",
+            "owl.models.image_autoencoder.ImageAutoencoder",
+            "not a subclass of LightningModule",
+        ],
+    ),
+    "module that is not there": (
+        at("model.class_path", "owl.recipe.image_vae.ImageVAE"),
+        ["wrong.yaml: key 'model.class_path'", "owl.recipe.image_vae.ImageVAE"],
+    ),
+    "network that cannot be": (
+        at(f"{NETWORK}.init_args.latent_channels", 3),
+        ["latent_channels is 3, expected a divisor of the last width 16"],
+    ),
+    "reference to nothing": (
+        at("trainer.max_steps", "${data.init_args.batch_sise}"),
+        ["wrong.yaml: key 'trainer.max_steps' refers to ${data.init_args.batch_sise}", "'data.init_args.batch_size'?"],
+    ),
+    "more devices than there are": (at("trainer.accelerator", "gpuu"), ["gpuu"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_wrong_configuration_is_told_in_one_line(lab: Path, tell: Tell, mistake: str) -> None:
+    content, expected = MISTAKES[mistake]
+    write_config(lab / "wrong.yaml", content)
+    line = tell("--config", "base.yaml", "--config", "wrong.yaml")
+    for part in expected:
+        assert part in line
+
+
+def test_a_wrong_option_is_told_the_nearest_one(tell: Tell) -> None:
+    base = ("--config", "base.yaml")
+    assert tell(*base, "--trainer.max_step", "3").startswith("option --trainer.max_step is not")
+    assert "did you mean '--trainer.max_steps'?" in tell(*base, "--trainer.max_step", "3")
+    assert "did you mean '--overwrite'?" in tell(*base, "--overwrit", "true")
+    assert "'many'" in tell(*base, "--trainer.max_steps", "many")
+    recipe = "owl.recipes.image_vae.ImageVAE"
+    line = tell(*base, "--model.warmup_step", "3")
+    assert line.startswith(f"option --model.warmup_step is not accepted by {recipe}; did you mean 'warmup_steps'?")
+    assert "did you mean 'lpips'?" in tell(*base, "--model.weights.lpip", "3")
+    assert "did you mean 'latent_channels'?" in tell(*base, "--model.network.latent_chanels", "3")
+
+
+def test_a_file_that_is_missing_or_broken_is_named(lab: Path, tell: Tell) -> None:
+    nothing = str(lab / "nothing.yaml")
+    assert tell("--config", "nothing.yaml") == f"there is no file {nothing!r}; give the path of an existing YAML file"
+    (lab / "broken.yaml").write_text("trainer:\n  max_steps: [1, 2\nmodel: {")
+    line = tell("--config", "base.yaml", "--config", "broken.yaml")
+    assert "broken.yaml is not valid YAML" in line
+    assert "line 3" in line
+    write_config(lab / "absent.yaml", at(NETWORK, "networks/none.yaml"))
+    line = tell("--config", "base.yaml", "--config", "absent.yaml")
+    assert line.startswith(f"absent.yaml: key '{NETWORK}' names the file 'networks/none.yaml', which is not there")
+
+
+def test_a_missing_part_is_named(lab: Path, tell: Tell) -> None:
+    write_config(lab / "part.yaml", {"trainer": {"max_steps": 3}})
+    assert tell("--config", "part.yaml") == (
+        "the configuration has no data and model; give them in a YAML file with --config"
+    )
+    assert "no data and model" in tell()
+    experiment = tiny_experiment(Path("data"))
+    del experiment["model"]["init_args"]["network"]
+    write_config(lab / "part.yaml", experiment)
+    assert "network" in tell("--config", "part.yaml")
+
+
+def test_a_missing_dataset_is_told(tell: Tell, lab: Path) -> None:
+    # the run folder exists by then
+    write_config(lab / "wrong.yaml", {"runs": "elsewhere"})
+    assert "data" in tell("--config", "base.yaml", "--config", "wrong.yaml")
+
+
+def test_a_folder_that_cannot_be_written_is_told(tell: Tell) -> None:
+    assert "/proc/runs" in tell("--config", "base.yaml", "--runs", "/proc/runs")
+
+
+def test_debug_shows_where_it_happened(lab: Path) -> None:
+    write_config(lab / "wrong.yaml", at("trainer.max_step", 3))
+    finished = owl("fit", "--config", "wrong.yaml", "--debug", cwd=lab, check=False)
+    assert finished.returncode == 1
+    assert "Traceback" in finished.stderr
