@@ -1,10 +1,13 @@
 """How fast training runs and how long it waits for data."""
 
+import sys
 import time
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+SECONDS_BETWEEN_LINES = 30.0
 
 
 class Throughput(Callback):
@@ -19,6 +22,7 @@ class Throughput(Callback):
         self._reset()
         self.step_seconds = 0.0
         self.wait_seconds = 0.0
+        self._printed = -SECONDS_BETWEEN_LINES
 
     def _reset(self) -> None:
         self._start: float = 0.0
@@ -65,5 +69,20 @@ class Throughput(Callback):
         }
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
+        self._print(trainer, values)
         self._reset()
         self._end = time.perf_counter()
+
+    def _print(self, trainer: Trainer, values: dict[str, float]) -> None:
+        """Where no terminal shows a progress bar, such as in a job's log, say now and then how far training is."""
+        now = time.monotonic()
+        if sys.stdout.isatty() or not trainer.is_global_zero or now - self._printed < SECONDS_BETWEEN_LINES:
+            return
+        self._printed = now
+        loss = trainer.callback_metrics.get("train/loss")
+        shown = "" if loss is None else f", loss {float(loss):.4g}"
+        limit = f" of {trainer.max_steps}" if trainer.max_steps > 0 else ""
+        print(
+            f"step {trainer.global_step}{limit}, {values['speed/steps_per_second']:.2f} steps/s{shown}",
+            flush=True,
+        )
