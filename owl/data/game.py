@@ -153,6 +153,10 @@ def play(
                 action = policy.act(*state.game_variables[:2])
                 game.make_action(action.tolist())
                 cut = False
+        except vizdoom.FileDoesNotExistException as error:
+            raise OwlError(
+                f"scenario {scenario} cannot start ({error}); put the file there or correct the .cfg"
+            ) from error
         except (vizdoom.ViZDoomErrorException, vizdoom.ViZDoomUnexpectedExitException) as error:
             raise OwlError(
                 f"the game stopped while playing {scenario} ({error}); run the same command again"
