@@ -163,7 +163,11 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "class of the optimizer": (
         at("model.init_args.optimizer", {"class_path": "torch.optim.AdamV"}),
-        ["wrong.yaml: key 'model.init_args.optimizer.class_path'", "'torch.optim.AdamV'", "AdamW"],
+        [
+            "wrong.yaml: key 'model.init_args.optimizer.class_path'",
+            "'torch.optim.AdamV'",
+            "did you mean 'torch.optim.Adam",
+        ],
     ),
     "a choice": (at("checkpoint.mode", "maximum"), ["wrong.yaml: key 'checkpoint.mode' is 'maximum'", "max"]),
     "a value out of range": (at("ema.decay", 1.5), ["ema.decay is 1.5, expected a number in [0, 1)"]),

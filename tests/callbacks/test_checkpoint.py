@@ -1,0 +1,106 @@
+"""last.ckpt in its interval and before validations, best.ckpt by its metric, files that are whole."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from torch import Tensor
+
+from owl.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint, load_checkpoint
+from owl.callbacks.report import Report
+from owl.errors import OwlError
+from tests.helpers.line import Line, loader, trainer
+
+
+class Scored(Line):
+    """Validations give 3, 1, 2, 0, ..."""
+
+    scores = (3.0, 1.0, 2.0, 0.0)
+
+    def validation_step(self, batch: dict[str, Tensor], index: int) -> None:
+        self.log("val/score", self.scores[len(self.validated)])
+        self.validated.append(self.trainer.global_step)
+
+
+class Watch(Callback):
+    """Notes the steps at which each file is written."""
+
+    def __init__(self) -> None:
+        self.saves: dict[str, list[int]] = {}
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        save = trainer.save_checkpoint
+
+        def note(path: Path, **options: Any) -> None:
+            self.saves.setdefault(Path(path).name, []).append(trainer.global_step)
+            save(path, **options)
+
+        trainer.save_checkpoint = note
+
+
+def fit(folder: Path, checkpoint: Checkpoint, ckpt_path: Path | None = None, **options: Any) -> dict[str, list[int]]:
+    watch = Watch()
+    run = trainer(folder, [Report(), watch, checkpoint], plugins=[AtomicCheckpointIO()], **options)
+    run.fit(Scored(), loader(6), loader(1), ckpt_path=ckpt_path, weights_only=True)
+    return watch.saves
+
+
+@pytest.mark.parametrize(("mode", "saved"), [("min", [2, 4, 8]), ("max", [2])])
+def test_best_is_the_best_by_its_metric(tmp_path: Path, mode: Any, saved: list[int]) -> None:
+    checkpoint = Checkpoint(monitor="val/score", mode=mode)
+    validate_every_2 = {"val_check_interval": 2, "check_val_every_n_epoch": None, "max_steps": 8}
+    assert fit(tmp_path, checkpoint, **validate_every_2)["best.ckpt"] == saved
+    best = load_checkpoint(tmp_path / "checkpoints" / "best.ckpt")
+    assert best["global_step"] == saved[-1]
+    assert checkpoint.best == {"min": 0.0, "max": 3.0}[mode]
+
+
+def test_last_is_written_in_its_interval_before_validations_and_at_the_end(tmp_path: Path) -> None:
+    saves = fit(tmp_path, Checkpoint(every_n_steps=4), max_steps=10, val_check_interval=3)
+    assert saves == {"last.ckpt": [3, 4, 6, 8, 9, 10]}
+    assert load_checkpoint(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 10
+
+
+def test_a_last_step_between_validations_is_validated(tmp_path: Path) -> None:
+    line = Scored()
+    run = trainer(tmp_path, [Report(), Checkpoint()], max_steps=4, val_check_interval=3)
+    run.fit(line, loader(6), loader(1))
+    assert line.validated == [3, 4]
+
+
+def test_the_best_value_survives_a_resume(tmp_path: Path) -> None:
+    options = {"val_check_interval": 2, "check_val_every_n_epoch": None}
+    fit(tmp_path, Checkpoint(monitor="val/score"), max_steps=4, **options)  # 3, 1
+    resumed = Checkpoint(monitor="val/score")
+    saves = fit(tmp_path, resumed, tmp_path / "checkpoints" / "last.ckpt", max_steps=6, **options)  # 3
+    assert "best.ckpt" not in saves
+    assert resumed.best == 1
+
+
+def test_an_unknown_metric_is_told(tmp_path: Path) -> None:
+    with pytest.raises(OwlError, match=r"checkpoint.monitor is 'val/psmr', .* choose one of: train/loss, val/score"):
+        fit(tmp_path, Checkpoint(monitor="val/psmr"))
+
+
+def test_accumulation_is_never_cut(tmp_path: Path) -> None:
+    saves = fit(tmp_path, Checkpoint(every_n_steps=1), max_steps=3, accumulate_grad_batches=2, val_check_interval=3)
+    assert saves == {"last.ckpt": [1, 2, 3]}
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
+    torch.save({"owl": {}, "state_dict": {}, "code": print}, tmp_path / "evil.ckpt")
+    with pytest.raises(OwlError, match=r"evil.ckpt is not a readable checkpoint"):
+        load_checkpoint(tmp_path / "evil.ckpt")
+
+
+def test_other_places_than_disks(tmp_path: Path) -> None:
+    io = AtomicCheckpointIO()
+    content = {"owl": {}, "state_dict": {"weight": torch.ones(2)}}
+    for path in ("memory://run/a.ckpt", tmp_path / "deep" / "a.ckpt"):
+        io.save_checkpoint(content, path)
+        assert torch.equal(io.load_checkpoint(path)["state_dict"]["weight"], torch.ones(2))
+        io.remove_checkpoint(path)
+        with pytest.raises(OwlError, match="there is no checkpoint"):
+            io.load_checkpoint(path)
