@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -253,7 +254,7 @@ def _record_missing(root: Path, recording: GameRecording) -> None:
             ) from error
         finally:
             stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 @contextmanager
@@ -281,6 +282,7 @@ class _StoppedError(Exception):
 def _start_worker(recorded: Any, stop: Any, parent: int, scratch: str) -> None:
     global _recorded, _stop
     _recorded, _stop = recorded, stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which says stop
     cv2.setNumThreads(1)  # the cores are busy with the other workers
     tempfile.tempdir = scratch
     # a game that inherited the pipe whose end tells the parent of this process's death would keep that from it

@@ -1,0 +1,205 @@
+"""Recording: complete, the same bytes however it was interrupted, and one sentence where it cannot go on."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import psutil
+import pytest
+
+from owl.data import recorder
+from owl.data.overview import DatasetReader
+from owl.data.recorder import GameRecording, record_game
+from owl.data.shards import INDEX_NAME, INFO_NAME, ShardIndex
+from owl.errors import OwlError
+from tests.data.test_game import can_sound
+
+LONG = GameRecording(frames=1200, size=(48, 80), seed=3, workers=2, depth=True, flow=True)  # three episodes of 400
+SHORT = GameRecording(frames=30, size=(48, 80), workers=1, depth=True, flow=True, audio=can_sound())
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What LONG becomes when one process records it without a break."""
+    root = tmp_path_factory.mktemp("recorder") / "uninterrupted"
+    record_game(str(root), replace(LONG, workers=1))
+    return root
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(root.iterdir())}
+
+
+def start(root: Path) -> subprocess.Popen:
+    """LONG, from the command line, in a process of its own."""
+    options = ["--frames", "1200", "--size", "48x80", "--seed", "3", "--workers", "2", "--depth", "--flow"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "owl", "data", "record", str(root), *options],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def wait_until_gone(processes: list[psutil.Process]) -> None:
+    """Until none is alive; who reaps the dead is not our concern."""
+
+    def are_gone() -> bool:
+        return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
+
+    wait_until(are_gone)
+
+
+def test_a_dataset_holds_every_frame_with_every_modality(tmp_path: Path) -> None:
+    info = record_game(str(tmp_path), SHORT)
+    assert sorted(info.modalities) == sorted(["rgb", "depth", "flow", "controls"] + ["audio"] * SHORT.audio)
+    reader = DatasetReader(str(tmp_path))
+    assert reader.index.episode_frames.tolist() == [10, 10, 10]
+    splits = reader.info.splits
+    assert [len(splits[name]) for name in ("train", "validation", "test")] == [1, 1, 1]
+    assert sorted(name for names in splits.values() for name in names) == sorted(reader.index.episodes)
+    for episode in range(3):
+        for frame in range(10):
+            members = {name: reader.frame(name, episode, frame) for name in reader.info.modalities}
+            assert all(member is not None for member in members.values())
+            assert members["rgb"].shape == (48, 80, 3)
+            assert members["depth"].shape == (48, 80)
+            assert members["flow"].shape == (24, 40, 2)
+            assert frame > 0 or not members["flow"].any()
+            assert members["controls"].shape == (6,)
+            assert "audio" not in members or members["audio"].shape == (1260, 2)
+    controls = reader.info.modalities["controls"]
+    assert "the tic that brought frame t about" in controls["timing"]
+    assert controls["mirror"]["buttons"]["MOVE_LEFT"] == "MOVE_RIGHT"
+
+
+def test_frames_are_divided_among_episodes_without_loss() -> None:
+    for frames, longest in ((3, 500), (1000, 500), (1501, 500), (20_000, 500), (7, 2)):
+        lengths = GameRecording(frames=frames, episode_frames=longest).episode_lengths()
+        assert sum(lengths) == frames
+        assert len(lengths) >= 3
+        assert 1 <= min(lengths) <= max(lengths) <= longest
+        assert max(lengths) - min(lengths) <= 1
+
+
+def test_a_killed_recording_goes_on_to_the_same_bytes(uninterrupted: Path, tmp_path: Path) -> None:
+    process = start(tmp_path)
+    wait_until(lambda: any(tmp_path.glob("shard-*.tar")))
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate()
+    assert not (tmp_path / INDEX_NAME).exists()
+    kept = {file.name: file.stat().st_mtime_ns for file in tmp_path.glob("shard-*.tar")}
+    assert 0 < len(kept) < 3
+    wait_until_gone(family)  # neither workers nor games live on
+    record_game(str(tmp_path), LONG)
+    assert {name: (tmp_path / name).stat().st_mtime_ns for name in kept} == kept  # complete shards were not redone
+    assert contents(tmp_path) == contents(uninterrupted)
+
+
+def test_a_killed_worker_ends_the_recording_with_one_sentence(uninterrupted: Path, tmp_path: Path) -> None:
+    process = start(tmp_path)
+    wait_until(lambda: len(list(tmp_path.glob("shard-*.partial"))) == 2)
+    workers = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
+    family = psutil.Process(process.pid).children(recursive=True)
+    workers[0].kill()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "was killed, perhaps for want of memory" in errors.splitlines()[-1]
+    assert not any(tmp_path.glob("*.partial"))
+    wait_until_gone(family)
+    record_game(str(tmp_path), LONG)
+    assert contents(tmp_path) == contents(uninterrupted)
+
+
+def test_other_parameters_are_refused_and_both_values_named(tmp_path: Path) -> None:
+    record_game(str(tmp_path), SHORT)
+    before = {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    with pytest.raises(OwlError, match="recorded with seed 0, now it is 1"):
+        record_game(str(tmp_path), replace(SHORT, seed=1))
+    record_game(str(tmp_path), replace(SHORT, workers=2))  # how many record makes no difference
+    assert {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == before
+
+
+def test_a_full_disk_is_reported_and_nothing_half_written_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "shard-000001.tar.partial").symlink_to("/dev/full")  # every write fails as on a full disk
+    with pytest.raises(OwlError, match=r"disk of .* is full .*the same command goes on from there"):
+        record_game(str(tmp_path), SHORT)
+    assert not any(tmp_path.glob("*.partial"))
+    assert not (tmp_path / INDEX_NAME).exists()
+    record_game(str(tmp_path), SHORT)
+    assert ShardIndex.load(str(tmp_path)).episode_frames.tolist() == [10, 10, 10]
+
+
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OwlError, match="cannot be written"):
+        record_game(str(tmp_path / "file" / "dataset"), SHORT)
+
+
+def test_two_recordings_do_not_write_into_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record_game(str(tmp_path), SHORT)
+    monkeypatch.setattr(recorder, "LOCK_PATIENCE", 0.1)
+    with open(tmp_path / INFO_NAME) as held:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        with pytest.raises(OwlError, match="being recorded by another process"):
+            record_game(str(tmp_path), SHORT)
+
+
+def test_impossible_parameters_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    root = tmp_path / "dataset"
+    for wrong, message in (
+        ({"frames": 2}, "frames is 2"),
+        ({"workers": 0}, "workers is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"size": (16, 160)}, "size is 16x160"),
+        ({"size": (2000, 4000)}, "none the game can draw"),
+        ({"scenario": "deathmach"}, "did you mean deathmatch"),
+    ):
+        with pytest.raises(OwlError, match=message):
+            record_game(str(root), replace(SHORT, **wrong))
+    with pytest.raises(OwlError, match="not a local folder"):
+        record_game("memory://dataset", SHORT)
+    assert not root.exists()
+
+
+def test_an_interrupted_recording_stops_its_games(tmp_path: Path) -> None:
+    process = start(tmp_path)
+    wait_until(lambda: len(list(tmp_path.glob("shard-*.partial"))) == 2)
+    family = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "owl: interrupted"
+    assert "Traceback" not in errors
+    wait_until_gone(family)
+    assert not any(tmp_path.glob("*.partial"))
+
+
+def test_neighbouring_frames_match_after_warping_by_the_flow(uninterrupted: Path) -> None:
+    reader = DatasetReader(str(uninterrupted))
+    better = 0
+    for frame in range(100, 140):
+        before, now = (reader.frame("rgb", 0, number).astype(np.float32) for number in (frame - 1, frame))
+        flow = cv2.resize(reader.frame("flow", 0, frame), (80, 48))
+        y, x = np.mgrid[:48, :80].astype(np.float32)
+        warped = cv2.remap(
+            before, x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )
+        better += np.abs(warped - now).mean() < np.abs(before - now).mean()
+    assert better > 30
