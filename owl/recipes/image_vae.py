@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torchmetrics.image import StructuralSimilarityIndexMeasure
 
+from owl.errors import OwlError
 from owl.losses import pixel
 from owl.losses.equivariance import draw
 from owl.losses.lpips import LPIPS, SMALLEST, random_crops
@@ -82,6 +83,8 @@ class ImageVAE(LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
+        if not any(asdict(weights).values()):
+            raise OwlError("every weight of the loss is 0, expected at least one above; set one in model.weights")
         self.save_hyperparameters()
         self.network = network
         self.weights = weights

@@ -1,0 +1,285 @@
+"""Every weight acts, a weight of 0 costs nothing, and what YAML can switch on keeps results and names."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from owl.errors import OwlError
+from owl.losses.lpips import LPIPS
+from owl.models.image_autoencoder import ImageAutoencoder
+from owl.nn.posterior import Posterior
+from owl.recipes import image_vae
+from owl.recipes.image_vae import ImageVAE, Weights
+from tests.helpers.shards import make_dataset
+from tests.helpers.tiny import owl_here, tiny_experiment, write_config
+
+TERMS = [field.name for field in fields(Weights)]
+NONE = dict.fromkeys(TERMS, 0.0)
+
+
+@pytest.fixture(scope="module")
+def lpips() -> LPIPS:
+    return LPIPS()
+
+
+def network(**options: Any) -> ImageAutoencoder:
+    torch.manual_seed(1)
+    shape = {"size": (32, 48), "latent_size": (4, 6), "latent_channels": 4, "widths": [8, 16, 16], "blocks": [1, 1, 1]}
+    return ImageAutoencoder(**{**shape, **options})
+
+
+def recipe(lpips: LPIPS, weights: dict[str, float], **options: Any) -> ImageVAE:
+    made = ImageVAE(options.pop("network", None) or network(), Weights(**weights), lpips, **options)
+    made.log = made.log_dict = lambda *arguments, **keywords: None  # no trainer is attached
+    return made
+
+
+def batch(size: int = 2, frames: int = 1) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return {"rgb": torch.randint(0, 256, (size, frames, 3, 32, 48), dtype=torch.uint8, generator=generator)}
+
+
+def gradient(made: ImageVAE) -> Tensor:
+    """All gradients of one training step as a vector."""
+    torch.manual_seed(3)
+    made.zero_grad()
+    made.training_step(batch(), 0).backward()
+    parameters = made.network.parameters()
+    return torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters])
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_every_weight_changes_the_gradient_in_proportion(lpips: LPIPS, term: str) -> None:
+    base = NONE | {"l1": 1.0}
+    without = gradient(recipe(lpips, base))
+    once, twice = (gradient(recipe(lpips, base | {term: base[term] + weight})) for weight in (0.5, 1.0))
+    change = once - without
+    assert change.norm() > 1e-4 * without.norm()
+    torch.testing.assert_close(twice - without, 2 * change, rtol=1e-3, atol=1e-5)
+
+
+# Where each term is computed, as the recipe calls it.
+PLACES: dict[str, tuple[Any, str]] = {
+    "l1": (image_vae.pixel, "l1"),
+    "l2": (image_vae.pixel, "l2"),
+    "logit_laplace": (image_vae.pixel, "logit_laplace"),
+    "lpips": (LPIPS, "forward"),
+    "dwt": (image_vae, "dwt"),
+    "kl": (Posterior, "kl"),
+}
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How often each term is computed."""
+    counts = dict.fromkeys(TERMS, 0)
+
+    def counted(term: str, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def count(*arguments: Any) -> Tensor:
+            counts[term] += 1
+            return function(*arguments)
+
+        return count
+
+    for term, (owner, name) in PLACES.items():
+        monkeypatch.setattr(owner, name, counted(term, getattr(owner, name)))
+    return counts
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_a_weight_of_zero_costs_nothing(lpips: LPIPS, calls: dict[str, int], term: str) -> None:
+    recipe(lpips, NONE | {term: 1.0}).training_step(batch(), 0)
+    assert calls == dict.fromkeys(TERMS, 0) | {term: 1}
+
+
+def test_all_weights_zero_is_told(lpips: LPIPS) -> None:
+    with pytest.raises(OwlError, match="every weight of the loss is 0"):
+        recipe(lpips, NONE)
+
+
+def test_terms_are_logged_unweighted_and_add_up(lpips: LPIPS) -> None:
+    weights = {"l1": 1.0, "l2": 0.5, "logit_laplace": 0.01, "lpips": 0.1, "dwt": 0.2, "kl": 0.3}
+    made, logged = recipe(lpips, weights), {}
+    made.log = lambda name, value, **options: logged.update({name: value})
+    made.log_dict = logged.update
+    loss = made.training_step(batch(), 0)
+    assert logged["train/loss"] == loss
+    expected = sum(weight * logged[f"train/{term}"] for term, weight in weights.items())
+    torch.testing.assert_close(loss, expected)
+
+
+def test_the_mean_is_decoded_without_sampling(lpips: LPIPS) -> None:
+    image = recipe(lpips, NONE | {"l1": 1.0}).images(batch(frames=3))
+    assert image.shape == (6, 3, 32, 48)
+    assert -1 <= image.min() < -0.9
+    assert 0.9 < image.max() <= 1
+
+    def reconstruct(sample: bool) -> tuple[Tensor, Tensor]:
+        made = recipe(lpips, NONE | {"l1": 1.0}, sample=sample)
+        return made.reconstruct(image)[0], made.reconstruct(image)[0]
+
+    first, second = reconstruct(False)
+    assert torch.equal(first, second)
+    first, second = reconstruct(True)
+    assert not torch.equal(first, second)
+
+
+def test_lpips_crops_are_taken_alike_from_both(lpips: LPIPS, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = recipe(lpips, NONE | {"lpips": 1.0}, lpips_crop=32, lpips_samples=1)
+    seen: list[tuple[Tensor, Tensor]] = []
+    monkeypatch.setattr(LPIPS, "forward", lambda self, x, y: seen.append((x, y)) or x.mean(dim=(1, 2, 3)))
+    image = made.images(batch(4))
+    made.lpips_loss(image, image)
+    ((x, y),) = seen
+    assert x.shape == (1, 3, 32, 32)
+    assert torch.equal(x, y)
+
+
+def test_one_transform_a_step_serves_all_losses(
+    lpips: LPIPS, calls: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, compared = [], []
+    real = image_vae.draw
+    monkeypatch.setattr(image_vae, "draw", lambda *a, **k: drawn.append(real(*a, **k)) or drawn[-1])
+    made = recipe(lpips, dict.fromkeys(TERMS, 0.1), equivariance=1.0)
+    terms = made.terms
+    made.terms = lambda *arguments: compared.append(arguments) or terms(*arguments)  # type: ignore[method-assign]
+    for step in range(4):
+        torch.manual_seed(step)
+        made.training_step(batch(), 0).backward()
+        assert len(drawn) == len(compared) == step + 1
+        reconstruction, image, _ = compared[-1]
+        assert torch.equal(image, drawn[-1](made.images(batch())))
+        assert reconstruction.shape == image.shape
+    assert len(set(drawn)) > 1
+    assert set(calls.values()) == {4}
+
+
+@pytest.mark.parametrize(("probability", "expected"), [(0.0, 0), (1.0, 8)])
+def test_equivariance_is_drawn_with_its_probability(
+    lpips: LPIPS, monkeypatch: pytest.MonkeyPatch, probability: float, expected: int
+) -> None:
+    drawn, real = [], image_vae.draw
+    monkeypatch.setattr(image_vae, "draw", lambda *a, **k: drawn.append(1) or real(*a, **k))
+    made = recipe(lpips, NONE | {"l1": 1.0}, equivariance=probability)
+    for _ in range(8):
+        made.training_step(batch(), 0)
+    assert len(drawn) == expected
+
+
+def test_equivariance_with_learned_ends_only_turns_round(lpips: LPIPS) -> None:
+    square = network(size=(24, 48), latent_size=(4, 6))  # a grid of 32x48
+    made = recipe(lpips, NONE | {"l1": 1.0}, network=square, equivariance=1.0, sample=False)
+    image = torch.rand(2, 3, 24, 48) * 2 - 1
+    reconstruction, target, posterior = made.reconstruct(image)
+    assert torch.equal(target, image.flip(-1, -2))
+    torch.testing.assert_close(reconstruction, square.decode(posterior.mean.flip(-1, -2)))
+
+
+def test_the_divergence_is_that_of_the_posterior(lpips: LPIPS) -> None:
+    made = recipe(lpips, NONE | {"kl": 1.0})
+    posterior = made.network.encode(made.images(batch()))
+    deviation = posterior.logvar.mul(0.5).exp().expand_as(posterior.mean)
+    distribution = torch.distributions.Normal(posterior.mean, deviation)
+    expected = torch.distributions.kl_divergence(distribution, torch.distributions.Normal(0.0, 1.0)).mean()
+    torch.testing.assert_close(made.training_step(batch(), 0), expected)
+
+
+def test_the_log_variance_makes_the_round_trip(lpips: LPIPS) -> None:
+    made = recipe(lpips, NONE | {"kl": 1.0})
+    posterior = made.network.encode(made.images(batch()))
+    samples = torch.stack([posterior.sample() for _ in range(400)])
+    torch.testing.assert_close(
+        samples.var(dim=0).mean(dim=(1, 2, 3)).log(), posterior.logvar.mean(dim=(1, 2, 3)), atol=0.03, rtol=0
+    )
+
+
+def test_activation_checkpointing_changes_no_gradient(lpips: LPIPS) -> None:
+    weights = NONE | {"l1": 1.0, "kl": 0.1}
+    plain = gradient(recipe(lpips, weights))
+    saved = gradient(recipe(lpips, weights, network=network(checkpoint=True)))
+    torch.testing.assert_close(saved, plain)
+
+
+def test_the_perceptual_network_is_a_constant(lpips: LPIPS) -> None:
+    made = recipe(lpips, {})
+    assert set(dict(made.named_parameters())) == {f"network.{name}" for name, _ in made.network.named_parameters()}
+    assert all(name.startswith("network.") for name in made.state_dict())
+    made.train()
+    assert not made.lpips.trunk.training
+    assert not made.frechet.features.training
+
+
+# --- through the command line
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("image_vae")
+    data = make_dataset(folder / "data", episodes=4, frames=6, size=(32, 48), modalities=("rgb",))
+    experiment = tiny_experiment(data, max_steps=2)
+    experiment["data"]["init_args"] |= {"validation_windows": 2}
+    write_config(folder / "tiny.yaml", experiment)
+    return folder
+
+
+def fit(lab: Path, name: str, *options: str) -> dict[str, Any]:
+    assert owl_here("fit", "--config", "tiny.yaml", "--name", name, *options, cwd=lab) == 0
+    return torch.load(lab / "runs" / name / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def plain(lab: Path) -> dict[str, Any]:
+    return fit(lab, "plain")
+
+
+def test_statistics_of_the_latents_are_in_the_checkpoint(plain: dict[str, Any]) -> None:
+    mean, std = (plain["state_dict"][f"network.latent_{name}"] for name in ("mean", "std"))
+    assert mean.shape == std.shape == (4,)
+    assert (mean != 0).all()
+    assert ((std > 0) & (std != 1)).all()
+
+
+def test_bfloat16_trains_and_keeps_weights_in_float32(lab: Path, plain: dict[str, Any]) -> None:
+    half = fit(lab, "bf16", "--trainer.precision", "bf16-mixed", "--model.weights.lpips", "0.1")
+    assert half["state_dict"].keys() == plain["state_dict"].keys()
+    for name, tensor in half["state_dict"].items():
+        assert tensor.dtype == torch.float32, name
+        assert tensor.isfinite().all(), name
+    assert half["owl"]["metrics"]["train/l1"] == pytest.approx(plain["owl"]["metrics"]["train/l1"], rel=0.1)
+
+
+def test_compiling_keeps_names_and_results(lab: Path, plain: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str] = []
+
+    def compile(module: torch.nn.Module) -> None:
+        compiled.append(type(module).__name__)
+        module._compiled_call_impl = torch.compile(module._call_impl, backend="aot_eager")  # needs no C++ compiler
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile)
+    found = fit(lab, "compiled", "--model.compile", "true")
+    assert compiled == ["Encoder", "Decoder"]
+    assert found["state_dict"].keys() == plain["state_dict"].keys()
+    torch.testing.assert_close(dict(found["state_dict"]), dict(plain["state_dict"]), atol=1e-5, rtol=1e-4)
+
+
+def test_muon_is_chosen_in_yaml(lab: Path) -> None:
+    stored = fit(lab, "muon", "--model.optimizer", "owl.optim.MuonAdamW", "--model.optimizer.lr", "0.002")
+    (optimizer,) = stored["optimizer_states"]
+    groups = {group["algorithm"]: group for group in optimizer["param_groups"]}
+    assert groups.keys() == {"muon", "adamw"}
+    assert groups["adamw"]["initial_lr"] == 0.002
+    parameters = sum(len(group["params"]) for group in groups.values())
+    assert parameters == len(optimizer["state"]) == len(stored["ema"]["raw"])  # the network's, and nothing else
+
+
+def test_the_schedule_warms_up_and_ends_low(lab: Path) -> None:
+    stored = fit(lab, "schedule", "--trainer.max_steps", "4", "--model.final_lr", "0.1")
+    (schedule,) = stored["lr_schedulers"]
+    assert schedule["last_epoch"] == 4
+    assert schedule["_last_lr"] == [pytest.approx(0.1 * 3e-4)]
