@@ -24,8 +24,15 @@ def main(checkpoint: str, directory: str, fold: bool = False) -> None:
     """
     content = load_checkpoint(checkpoint)
     module, _, name = content["owl"]["recipe"].rpartition(".")
-    recipe_class = getattr(importlib.import_module(module), name)
-    recipe = recipe_class.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+    try:
+        recipe_class = getattr(importlib.import_module(module), name)
+        recipe = recipe_class.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+    except (ImportError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise OwlError(
+            f"the recipe {content['owl']['recipe']} of {checkpoint} cannot be rebuilt ({reason}); "
+            f"export with the code that trained it, {content['owl']['code_version']}"
+        ) from error
     network = recipe.network.eval()
     if fold:
         if not hasattr(network, "fold_weight_norm"):

@@ -1,0 +1,115 @@
+"""What is exported gives the outputs that were validated, and says where it comes from."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from owl import models
+from owl.commands.export import main
+from owl.errors import OwlError
+from owl.models.image_autoencoder import ImageAutoencoder
+from tests.helpers.shards import make_dataset
+from tests.helpers.tiny import owl_here, tiny_experiment, write_config
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a run whose averaged weights are far from the raw ones."""
+    folder = tmp_path_factory.mktemp("export")
+    data = make_dataset(folder / "data", episodes=4, frames=6, size=(32, 48), modalities=("rgb",))
+    experiment = tiny_experiment(data, max_steps=3)
+    experiment["data"]["init_args"] |= {"validation_windows": 2}
+    write_config(folder / "tiny.yaml", experiment)
+    options = ("--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "0.05")
+    assert owl_here("fit", "--config", "tiny.yaml", *options, cwd=folder) == 0
+    return folder / "runs" / "tiny" / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture(scope="module")
+def image() -> torch.Tensor:
+    return torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoint: Path, image: torch.Tensor) -> torch.Tensor:
+    """The averaged network's reconstruction, built by hand."""
+    content = torch.load(checkpoint, weights_only=True)
+    arguments = content["owl"]["config"]["model"]["init_args"]["network"]["init_args"]
+    network = ImageAutoencoder(**arguments).eval()
+    weights = {name.removeprefix("network."): value for name, value in content["state_dict"].items()}
+    network.load_state_dict(weights)
+    with torch.no_grad():
+        averaged = network(image, sample=False)[0]
+        network.load_state_dict({n.removeprefix("network."): v for n, v in content["ema"]["raw"].items()}, strict=False)
+        assert (network(image, sample=False)[0] - averaged).abs().max() > 0.01
+    return averaged
+
+
+def test_a_loaded_export_gives_the_outputs_of_the_averaged_weights(
+    checkpoint: Path, image: torch.Tensor, expected: torch.Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert owl_here("export", checkpoint, tmp_path / "network", cwd=tmp_path) == 0
+    assert "owl.models.load" in capsys.readouterr().out
+    assert {file.name for file in (tmp_path / "network").iterdir()} == {
+        "config.yaml",
+        "model.safetensors",
+        "provenance.yaml",
+    }
+    network = models.load(tmp_path / "network")
+    assert not network.training
+    with torch.no_grad():
+        assert torch.equal(network(image, sample=False)[0], expected)
+    stored = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert torch.equal(network.latent_std, stored["network.latent_std"])
+    assert (network.latent_std != 1).all()
+
+
+def test_folding_keeps_the_outputs(
+    checkpoint: Path, image: torch.Tensor, expected: torch.Tensor, tmp_path: Path
+) -> None:
+    assert owl_here("export", checkpoint, tmp_path / "folded", "--fold", cwd=tmp_path) == 0
+    network = models.load(tmp_path / "folded")
+    assert network.config["norm"] == "none"
+    assert not any("parametrizations" in name for name in network.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(network(image, sample=False)[0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_provenance_names_what_made_it(checkpoint: Path, tmp_path: Path) -> None:
+    main(str(checkpoint), str(tmp_path))
+    found = yaml.safe_load((tmp_path / "provenance.yaml").read_text())
+    content = torch.load(checkpoint, weights_only=True)
+    assert found == {
+        "checkpoint": str(checkpoint),
+        "global_step": 3,
+        "recipe": "owl.recipes.image_vae.ImageVAE",
+        "code_version": content["owl"]["code_version"],
+        "dataset": content["owl"]["dataset"],
+    }
+    main(str(checkpoint), str(tmp_path), fold=True)  # an earlier export is replaced
+    assert models.load(tmp_path).config["norm"] == "none"
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_wrong_checkpoint_is_told_and_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def told(path: Path) -> str:
+        with pytest.raises(OwlError) as error:
+            main(str(path), str(out))
+        assert not out.exists()
+        return str(error.value)
+
+    assert "there is no checkpoint" in told(tmp_path / "none.ckpt")
+    (tmp_path / "garbage.ckpt").write_bytes(b"garbage")
+    assert "is not a readable checkpoint" in told(tmp_path / "garbage.ckpt")
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    assert "was not written by python -m owl fit" in told(tmp_path / "foreign.ckpt")
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save(content | {"owl": content["owl"] | {"recipe": "theirs.Recipe"}}, tmp_path / "theirs.ckpt")
+    assert "theirs.Recipe" in told(tmp_path / "theirs.ckpt")
+    del content["state_dict"]["network.latent_mean"]
+    torch.save(content, tmp_path / "less.ckpt")
+    assert "latent_mean" in told(tmp_path / "less.ckpt")
