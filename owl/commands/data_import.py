@@ -43,7 +43,7 @@ def main(
             are scaled to cover it and cut about the centre, never squeezed.
         fps: Frames per second; the default is the first video's. Videos of another or a varying rate have frames
             repeated or left out.
-        flow: Compute optical flow too (OpenCV's DIS, at half the resolution).
+        flow: Compute optical flow too (OpenCV's DIS, on a grid of half or a quarter of the resolution).
         audio: Keep the sound, as stereo at 44.1 kHz; videos without a sound track are silent.
     """
     height_width = _parse_size(size) if size is not None else None

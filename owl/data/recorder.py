@@ -183,7 +183,7 @@ def _modalities(recording: GameRecording) -> dict[str, dict]:
         modalities["depth"] = {
             "extension": "depth.png",
             "encoding": "uint8",
-            "unit": "ViZDoom depth buffer, 0 at the eye, 255 far away or beyond",
+            "unit": "distance in steps of about 7 map units, 0 at the eye, 255 for all beyond",
             "range": [0, 255],
         }
     if recording.flow:

@@ -1,0 +1,37 @@
+"""The command line of the recorder."""
+
+from pathlib import Path
+
+import pytest
+
+from owl.__main__ import run
+from owl.data.shards import DatasetInfo, ShardIndex
+from owl.errors import OwlError
+
+
+def test_a_recording_ends_with_what_it_made_and_what_comes_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a game"
+    assert run(["data", "record", str(path), "--frames=30", "--size=48x80", "--seed=2", "--depth", "--workers=1"]) == 0
+    shown = capsys.readouterr()
+    assert f"{path} holds 30 frames" in shown.out
+    assert f"python -m owl data inspect '{path}'" in shown.out
+    assert "30/30" in shown.err  # the progress bar counts frames
+    info = DatasetInfo.load(path)
+    assert (info.size, list(info.modalities), info.source["seed"]) == ((48, 80), ["rgb", "depth", "controls"], 2)
+    assert ShardIndex.load(path).episode_frames.sum() == 30
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--size=48"], "--size is 48, height x width"),
+        (["--scenario=deathmach"], "did you mean deathmatch"),
+        (["--farmes=30"], "did you mean '--frames'"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_written(tmp_path: Path, options: list[str], message: str) -> None:
+    with pytest.raises(OwlError, match=message):
+        run(["data", "record", str(tmp_path / "game"), *options])
+    assert not (tmp_path / "game").exists()
