@@ -239,13 +239,20 @@ def test_a_finished_run_stays_as_it_is_and_can_be_made_longer(
     assert_equal({**extended, "curves": None}, {**longer, "curves": None})
 
 
-def in_child_with_output(function: Callable[[], int], output: Path) -> int:
-    """Like in_child, with what it prints to stderr in a file."""
+def main_in_child(lab: Path, arguments: list[str], errors: Path, before: Callable[[], None] | None = None) -> int:
+    """Run a command as users do, in a forked process; what it says to stderr goes to a file."""
 
     def run() -> int:
-        with open(output, "w", buffering=1) as file, open(os.devnull, "w") as nowhere:
-            sys.stderr, sys.stdout = file, nowhere
-            return function()
+        with open(errors, "w", buffering=1) as file, open(os.devnull, "w") as nowhere:
+            sys.stderr, sys.stdout, sys.argv = file, nowhere, ["owl", *arguments]
+            os.chdir(lab)
+            if before is not None:
+                before()
+            try:
+                main()
+            except SystemExit as exit_:
+                return int(exit_.code or 0)
+        return 0
 
     return in_child(run)
 
@@ -279,17 +286,11 @@ def test_a_full_disk_is_told_and_leaves_the_previous_checkpoint(lab: Path, tmp_p
     path = lab / "runs" / "full" / "checkpoints" / "last.ckpt"
     before = path.read_bytes()
 
-    def fill_up() -> int:
+    def fill_up() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
-        sys.argv = ["owl", "fit", "--config", str(lab / "tiny.yaml"), "--runs", str(lab / "runs")]
-        sys.argv += ["--name", "full", "--ckpt_path", "last", "--checkpoint.every_n_steps", "1"]
-        try:
-            main()
-        except SystemExit as exit_:
-            return int(exit_.code or 0)
-        return 0
 
-    assert in_child_with_output(fill_up, tmp_path / "stderr") == 2
+    arguments = ["fit", "--config", "tiny.yaml", "--name", "full", "--ckpt_path", "last"]
+    assert main_in_child(lab, [*arguments, "--checkpoint.every_n_steps=1"], tmp_path / "stderr", fill_up) == 2
     (line,) = (tmp_path / "stderr").read_text().splitlines()
     assert line.startswith("owl: error: could not write the checkpoint")
     assert "free space" in line
@@ -437,7 +438,7 @@ def test_measuring_uses_the_averaged_weights(lab: Path, finished: str, command: 
         assert found == {f"{'val' if command == 'validate' else 'test'}/{key}": v for key, v in validated.items()}
 
 
-@pytest.mark.parametrize("command", ["validate", "test", "predict", "fit"])
+@pytest.mark.parametrize("command", ["validate", "fit"])
 def test_a_wrong_checkpoint_is_told(
     lab: Path, finished: str, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -480,9 +481,9 @@ def test_flags_win_over_what_a_checkpoint_remembers(lab: Path, finished: str) ->
     assert "train/l2" in content["owl"]["metrics"]
 
 
-def test_an_interrupting_user_is_answered_without_a_traceback(lab: Path) -> None:
+def test_an_interrupting_user_is_answered_without_a_traceback(lab: Path, tmp_path: Path) -> None:
     options = ["--trainer.callbacks+=tests.helpers.saboteurs.SendSignal", "--trainer.callbacks.signal=SIGINT"]
     options += ["--trainer.callbacks.hook=on_train_batch_end", "--trainer.callbacks.call=1"]
-    finished = owl("fit", "--config", "tiny.yaml", "--name", "interrupted", *options, cwd=lab, check=False)
-    assert finished.returncode == 130
-    assert finished.stderr.strip() == "owl: interrupted"
+    arguments = ["fit", "--config", "tiny.yaml", "--name", "interrupted", *options]
+    assert main_in_child(lab, arguments, tmp_path / "stderr") == 130
+    assert (tmp_path / "stderr").read_text() == "owl: interrupted\n"

@@ -1,0 +1,94 @@
+"""No shipped configuration rots: every YAML of experiments/ and configs/ trains two steps, at a tiny size."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from owl.models.image_autoencoder import ImageAutoencoder
+from tests.helpers.shards import make_dataset
+from tests.helpers.tiny import REPOSITORY, owl_here
+
+EXPERIMENTS = sorted((REPOSITORY / "experiments").glob("*.yaml"))
+NETWORKS = sorted((REPOSITORY / "configs" / "models").glob("*.yaml"))
+SMALLEST = 64  # pixels: what crops for LPIPS need
+
+# What is changed; everything else stays as it is shipped.
+DATA = {"batch_size": 2, "num_workers": 0, "validation_windows": 2, "record": "null", "cache_dir": "null"}
+TRAINER = {"accelerator": "cpu", "devices": 1, "strategy": "auto", "num_nodes": 1, "max_steps": 2}
+
+
+def shrink(network: dict[str, Any]) -> dict[str, Any]:
+    """Smaller pictures of the same shape, one block a stage, two groups of channels in each: the same parts."""
+    size, latent = network["size"], network["latent_size"]
+    divisor = next(
+        d for d in (4, 2, 1) if not any(n % d for n in (*size, *latent)) and (size[0] >= SMALLEST * d or d == 1)
+    )
+    width = 2 * (network.get("group_size") or 8)
+    return {
+        "size": [side // divisor for side in size],
+        "latent_size": [side // divisor for side in latent],
+        "latent_channels": min(network["latent_channels"], width // 2),
+        "widths": [width] * len(network["widths"]),
+        "blocks": [min(count, 1) for count in network["blocks"]],
+    }
+
+
+def options(group: str, values: dict[str, Any]) -> list[str]:
+    return [
+        f"--{group}.{name}={json.dumps(value) if isinstance(value, list) else value}" for name, value in values.items()
+    ]
+
+
+def test_there_is_something_to_test() -> None:
+    assert len(EXPERIMENTS) >= 4
+    assert len(NETWORKS) >= 4
+    shipped = {path for folder in ("experiments", "configs") for path in (REPOSITORY / folder).rglob("*.yaml")}
+    assert shipped == {*EXPERIMENTS, *NETWORKS}
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_an_experiment_trains_two_steps(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[torch.nn.Module] = []
+    # compiling takes minutes; that it keeps results is tests/recipes/test_image_vae.py's to show
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
+    shipped = yaml.safe_load(path.read_text())
+    network = yaml.safe_load((path.parent / shipped["model"]["init_args"]["network"]).read_text())
+    small = shrink(network["init_args"])
+    data = make_dataset(tmp_path / "data", episodes=3, frames=4, size=tuple(small["size"]), modalities=("rgb",))
+    changes = [
+        *options("data", {"path": str(data), **DATA}),
+        *options("trainer", TRAINER),
+        *options("model.network", small),
+    ]
+    assert owl_here("fit", "--config", path, *changes, cwd=tmp_path) == 0
+    run = tmp_path / "runs" / path.stem
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["steps"] == 2
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert bool(compiled) == shipped["model"]["init_args"].get("compile", False)
+    monitor = shipped.get("checkpoint", {}).get("monitor")
+    assert monitor is None or (run / "checkpoints" / "best.ckpt").exists()
+
+
+@pytest.mark.parametrize("path", NETWORKS, ids=lambda path: path.stem)
+def test_a_network_can_be_built_as_shipped_and_learns_when_small(path: Path) -> None:
+    shipped = yaml.safe_load(path.read_text())
+    assert shipped["class_path"] == "owl.models.image_autoencoder.ImageAutoencoder"
+    with torch.device("meta"):
+        ImageAutoencoder(**shipped["init_args"])
+    network = ImageAutoencoder(**shipped["init_args"] | shrink(shipped["init_args"]))
+    image = torch.rand(1, 3, *network.size) * 2 - 1
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(3):
+        loss = (network(image, sample=False)[0] - image).square().mean()
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < losses[0]
