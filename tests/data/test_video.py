@@ -1,0 +1,179 @@
+"""Videos as read: the right picture at the right time, upright and unsqueezed, with the sound that belongs to it."""
+
+import wave
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from owl.data.video import (
+    SAMPLE_RATE,
+    AudioTrack,
+    UnreadableVideoError,
+    VideoFacts,
+    first_sample,
+    probe,
+    read_frames,
+    to_picture,
+)
+from tests.helpers.videos import RATE, SIZE, frame_number, make_video, picture
+
+
+def numbers(facts: VideoFacts, fps: Fraction | int) -> list[int]:
+    """The number that each frame of the grid shows."""
+    return [frame_number(to_picture(frame, facts.size)) for frame in read_frames(facts, Fraction(fps))]
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "sound_codec", "sound", "rate"),
+    [
+        ("a.mp4", "libx264", "aac", 48_000, RATE),
+        ("a.mkv", "libx264", "aac", 44_100, Fraction(30_000, 1001)),  # Matroska rounds times to milliseconds
+        ("a.webm", "libvpx-vp9", "libopus", 48_000, 24),
+        ("a.ts", "libx264", "aac", 22_050, 25),  # transport streams do not begin at time zero
+        ("a.mov", "mpeg4", "pcm_s16le", 8_000, 50),
+    ],
+)
+def test_flash_and_beep_fall_on_the_same_frame(
+    tmp_path: Path, name: str, codec: str, sound_codec: str, sound: int, rate: Fraction | int
+) -> None:
+    path = make_video(
+        tmp_path / name, 40, rate=rate, codec=codec, sound=sound, sound_codec=sound_codec, flashes=[7, 20]
+    )
+    facts = probe(path)
+    fps = facts.rate
+    assert fps == rate
+    expected = [255 if frame in (7, 20) else frame for frame in range(40)]
+    assert numbers(facts, fps) == expected
+    track = AudioTrack(facts)
+    loud = []
+    for frame in range(40):
+        samples = track.read(first_sample(frame + 1, fps) - first_sample(frame, fps))
+        loud.append(float(np.abs(samples[:, 0] / 2**15).mean()))
+    # a sine of amplitude 1/2 has mean 1/pi; its neighbours hear the codec's smear at most
+    assert [round(loud[frame] * np.pi) for frame in (7, 20)] == [1, 1]
+    assert max(volume for frame, volume in enumerate(loud) if frame not in (7, 20)) < 0.05
+
+
+def test_sound_is_placed_to_the_millisecond_and_keeps_left_from_right(tmp_path: Path) -> None:
+    facts = probe(make_video(tmp_path / "a.mp4", 60, sound=48_000, flashes=[30]))
+    sound = AudioTrack(facts).read(2 * SAMPLE_RATE).astype(int)
+    on = np.flatnonzero(np.abs(sound[:, 0]) > 4000)
+    assert abs(on[0] / SAMPLE_RATE - 1) < 1e-3
+    assert abs(on[-1] / SAMPLE_RATE - 31 / 30) < 1e-3
+    assert np.abs(sound).max(0) == pytest.approx([2**14, 2**13], rel=0.05)
+
+
+def test_a_late_track_begins_with_silence_and_a_short_one_ends_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        video, audio = container.add_stream("libx264", rate=RATE), container.add_stream("pcm_s16le", rate=SAMPLE_RATE)
+        video.height, video.width, video.pix_fmt = *SIZE, "yuv420p"
+        audio.layout = "stereo"
+        tone = np.full((1, 2 * SAMPLE_RATE // 2), 8000, np.int16)  # half a second, from 0.5 s on
+        frame = av.AudioFrame.from_ndarray(tone, format="s16", layout="stereo")
+        frame.sample_rate, frame.pts, frame.time_base = SAMPLE_RATE, SAMPLE_RATE // 2, Fraction(1, SAMPLE_RATE)
+        container.mux(audio.encode(frame))
+        container.mux(audio.encode(None))
+        for number in range(60):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture(number), format="rgb24")))
+        container.mux(video.encode(None))
+    sound = AudioTrack(probe(path)).read(2 * SAMPLE_RATE)
+    on = np.flatnonzero(sound[:, 0])
+    assert abs(on[0] - SAMPLE_RATE // 2) < 50
+    assert abs(len(on) - SAMPLE_RATE // 2) < 50
+    assert sound.shape == (2 * SAMPLE_RATE, 2)
+
+
+def test_samples_of_neighbouring_frames_add_up_for_every_window(tmp_path: Path) -> None:
+    for fps in (Fraction(24), Fraction(30_000, 1001), Fraction(35), Fraction(25, 2)):
+        starts = [first_sample(frame, fps) for frame in range(200)]
+        for span in (1, 2, 7):
+            lengths = [b - a for a, b in zip(starts, starts[span:], strict=False)]
+            assert min(lengths) >= int(span * SAMPLE_RATE / fps)
+
+
+def test_half_the_rate_takes_every_other_frame_and_double_the_rate_shows_each_twice(tmp_path: Path) -> None:
+    facts = probe(make_video(tmp_path / "a.mp4", 40))
+    assert numbers(facts, 15) == list(range(0, 40, 2))
+    assert numbers(facts, 60) == [frame // 2 for frame in range(80)]
+
+
+def test_a_varying_rate_is_laid_on_a_constant_one(tmp_path: Path) -> None:
+    fast, slow = [Fraction(frame, 60) for frame in range(30)], [Fraction(1, 2) + Fraction(k, 10) for k in range(5)]
+    facts = probe(make_video(tmp_path / "a.mp4", 35, rate=60, times=fast + slow))
+    shown = numbers(facts, 60)
+    assert shown[:30] == list(range(30))
+    assert shown[30:54] == [30 + k // 6 for k in range(24)]
+    assert set(shown) == set(range(35))
+    assert 40 <= len(numbers(facts, 50)) <= 50
+
+
+def test_one_frame_is_enough(tmp_path: Path) -> None:
+    facts = probe(make_video(tmp_path / "a.mp4", 1))
+    assert numbers(facts, facts.rate) == [0]
+    assert numbers(facts, 5) == [0]
+
+
+@pytest.mark.parametrize("rotation", [90, 180, -90])
+def test_pictures_come_upright(tmp_path: Path, rotation: int) -> None:
+    facts = probe(make_video(tmp_path / "a.mp4", 200, rotation=rotation))
+    assert facts.size == (SIZE if rotation == 180 else SIZE[::-1])
+    frames = list(read_frames(facts, facts.rate))
+    expected = np.rot90(picture(199), rotation // 90)
+    error = np.abs(to_picture(frames[-1], facts.size).astype(int) - expected)
+    assert np.median(error) < 10
+
+
+def test_other_shapes_are_cut_about_the_centre_not_squeezed(tmp_path: Path) -> None:
+    facts = probe(make_video(tmp_path / "a.mp4", 1, size=(64, 128)))
+    frame = next(read_frames(facts, facts.rate))
+    whole, middle = to_picture(frame, (64, 128)), to_picture(frame, (32, 32))
+    np.testing.assert_allclose(middle, whole[::2, 32:96:2], atol=3)
+    # an anamorphic video: its pixels are twice as wide as high, so all of its width is needed for half its height
+    wide = to_picture(frame, (32, 128), Fraction(2))
+    np.testing.assert_allclose(wide, whole[16:48], atol=3)
+
+
+def test_what_is_no_video_says_why(tmp_path: Path) -> None:
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
+    (tmp_path / "poem.txt").write_text("Tyger Tyger, burning bright,\n" * 50)
+    make_video(tmp_path / "whole.mp4", 40)
+    (tmp_path / "cut.mp4").write_bytes((tmp_path / "whole.mp4").read_bytes()[:-500])  # loses its table of contents
+    with wave.open(str(tmp_path / "sound.wav"), "wb") as file:
+        file.setparams((2, 2, SAMPLE_RATE, 0, "NONE", ""))
+        file.writeframes(bytes(4000))
+    for name, reason in {
+        "empty.mp4": "is empty",
+        "noise.mp4": "cannot be read as a video",
+        "poem.txt": "not a video",
+        "cut.mp4": "cannot be read as a video",
+        "sound.wav": "no video track",
+    }.items():
+        with pytest.raises(UnreadableVideoError, match=reason):
+            probe(tmp_path / name)
+
+
+def test_a_video_that_breaks_off_keeps_what_is_whole(tmp_path: Path) -> None:
+    whole = make_video(tmp_path / "whole.mkv", 60).read_bytes()
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(whole[: len(whole) // 2])
+    facts = probe(cut)
+    shown = numbers(facts, facts.rate)
+    assert 10 < len(shown) < 59
+    assert shown == list(range(len(shown)))
+
+
+def test_damage_in_the_middle_costs_the_damaged_frames_only(tmp_path: Path) -> None:
+    whole = bytearray(make_video(tmp_path / "whole.mp4", 60, codec="mpeg4").read_bytes())
+    at = whole.index(b"mdat") + len(whole) // 3
+    whole[at : at + 40] = np.random.default_rng(0).bytes(40)
+    (tmp_path / "hit.mp4").write_bytes(whole)
+    facts = probe(tmp_path / "hit.mp4")
+    shown = numbers(facts, facts.rate)
+    assert len(shown) == 60
+    wrong = [frame for frame, number in enumerate(shown) if number != frame]
+    assert 0 < len(wrong) <= 12  # up to the next key frame

@@ -1,0 +1,132 @@
+"""Small real videos with a flash and a beep at a known time, and OWL Control recordings around them."""
+
+import json
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+RATE = 30
+SIZE = (48, 64)
+
+
+def picture(frame: int, size: tuple[int, int] = SIZE, flash: bool = False) -> np.ndarray:
+    """uint8[H, W, 3]: the frame's number as eight black or white columns, most significant left; white in a flash.
+
+    Columns are wide enough to survive compression, so that :func:`frame_number` reads them back.
+    """
+    if flash:
+        return np.full((*size, 3), 255, np.uint8)
+    bits = np.array([(frame >> bit) & 1 for bit in range(7, -1, -1)], np.uint8) * 200 + 20
+    row = np.repeat(bits, -(-size[1] // 8))[: size[1]]
+    return np.ascontiguousarray(np.broadcast_to(row[None, :, None], (*size, 3)))
+
+
+def frame_number(rgb: np.ndarray) -> int:
+    """Read the number that :func:`picture` drew, from a picture of any size."""
+    width = rgb.shape[1]
+    centres = [int((column + 0.5) * width / 8) for column in range(8)]
+    return int(sum((rgb[:, x].mean() > 127) << (7 - bit) for bit, x in enumerate(centres)))
+
+
+def make_video(
+    path: Path,
+    frames: int = 60,
+    *,
+    rate: Fraction | int = RATE,
+    size: tuple[int, int] = SIZE,
+    times: Sequence[Fraction] | None = None,
+    sound: int | None = None,
+    flashes: Sequence[int] = (),
+    rotation: int = 0,
+    codec: str = "libx264",
+    sound_codec: str = "aac",
+) -> Path:
+    """Encode a video.
+
+    Args:
+        path: Its suffix names the container.
+        frames: Number of frames.
+        rate: Frames per second.
+        size: (H, W).
+        times: Seconds at which each frame is shown; the default is a constant rate.
+        sound: Sample rate of the sound track, None for none: silence, and a 1 kHz tone during flashes.
+        flashes: Frames that are white and beep.
+        rotation: Degrees counterclockwise by which a player is told to turn the picture.
+        codec: Of the pictures.
+        sound_codec: Of the sound.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        video = container.add_stream(codec, rate=rate)
+        video.height, video.width, video.pix_fmt = *size, "yuv420p"
+        video.codec_context.time_base = Fraction(1, 90_000) if times else 1 / Fraction(rate)
+        video.codec_context.thread_count = 1
+        if codec == "libx264":
+            video.options = {"preset": "ultrafast", "crf": "10"}
+        else:
+            video.bit_rate = 2_000_000
+        if rotation:
+            video.set_display_rotation(rotation)
+        if sound:
+            audio = container.add_stream(sound_codec, rate=sound, layout="stereo")
+            seconds = times[-1] + Fraction(1, rate) if times else frames / Fraction(rate)
+            _encode_sound(container, audio, float(seconds), sound, [float(f / Fraction(rate)) for f in flashes], rate)
+        for number in range(frames):
+            frame = av.VideoFrame.from_ndarray(picture(number, size, number in flashes), format="rgb24")
+            frame.time_base = video.codec_context.time_base
+            frame.pts = round(times[number] / frame.time_base) if times else number
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+    return path
+
+
+def _encode_sound(
+    container: av.container.OutputContainer,
+    stream: av.AudioStream,
+    seconds: float,
+    rate: int,
+    beeps: Sequence[float],
+    fps: Fraction | int,
+) -> None:
+    time = np.arange(round(seconds * rate)) / rate
+    heard = np.zeros(len(time), bool)
+    for beep in beeps:
+        heard |= (time >= beep) & (time < beep + 1 / fps)
+    tone = np.where(heard, 0.5 * np.sin(2 * np.pi * 1000 * time), 0)
+    samples = np.stack([tone, tone / 2]).astype(np.float32)
+    for first in range(0, len(time), 1024):
+        frame = av.AudioFrame.from_ndarray(
+            np.ascontiguousarray(samples[:, first : first + 1024]), format="fltp", layout="stereo"
+        )
+        frame.sample_rate, frame.pts, frame.time_base = rate, first, Fraction(1, rate)
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+
+
+VIDEO_START = 1_758_000_123.456789  # unix seconds
+
+
+def make_recording(
+    folder: Path, events: Sequence[tuple[float, str, list]], frames: int = 60, *, rate: int = RATE, ended: bool = True
+) -> Path:
+    """Write an OWL Control recording.
+
+    Args:
+        folder: Where recording.mp4, inputs.csv and metadata.json go.
+        events: (seconds since VIDEO_START, type, arguments).
+        frames: Frames of the video.
+        rate: Its frames per second.
+        ended: Whether VIDEO_END and END are logged.
+    """
+    make_video(folder / "recording.mp4", frames, rate=rate)
+    rows = [(-1.0, "START", []), (-0.5, "HOOK_START", []), (0.0, "VIDEO_START", []), *events]
+    if ended:
+        rows += [(frames / rate, "VIDEO_END", []), (frames / rate + 0.1, "END", [])]
+    rows.sort(key=lambda row: row[0])
+    lines = [f'{VIDEO_START + time!r},{event},"{json.dumps(arguments)}"\n' for time, event, arguments in rows]
+    (folder / "inputs.csv").write_text("timestamp,event_type,event_args\n" + "".join(lines))
+    (folder / "metadata.json").write_text(json.dumps({"game_exe": "game.exe", "duration": frames / rate}))
+    return folder
