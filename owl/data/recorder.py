@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import tarfile
 import tempfile
 import threading
 import time
@@ -104,6 +105,10 @@ def record_game(path: str, recording: GameRecording) -> DatasetInfo:
             pass  # nobody else records here any more
         if not (root / INDEX_NAME).exists():
             _record_missing(root, recording)
+            splits = _name_all(root, info.splits)
+            if splits != info.splits:
+                info.splits = splits
+                info.save(root)
             write_index(root)
     except OSError as error:
         raise _explain(error, root) from error
@@ -220,8 +225,19 @@ def _splits(episodes: int, seed: int) -> dict[str, list[str]]:
     return {split: [_episode_name(number) for number in sorted(part.tolist())] for split, part in parts.items()}
 
 
-def _episode_name(number: int) -> str:
-    return f"episode-{number:06d}"
+def _episode_name(number: int, beginning: int = 0) -> str:
+    """Of what is played for shard ``number``: where a scenario ends early and begins anew, so does the episode."""
+    return f"episode-{number:06d}" + (f"-{beginning}" if beginning else "")
+
+
+def _name_all(root: Path, splits: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Put the episodes that begin anew into the split of the one that they go on from."""
+    of: dict[str, list[str]] = {}
+    for shard in sorted(root.glob("shard-*.tar")):
+        with tarfile.open(shard) as file:
+            names = list(dict.fromkeys(name.rpartition("/")[0] for name in file.getnames()))
+        of[names[0]] = names
+    return {split: [name for first in firsts for name in of.get(first, [])] for split, firsts in splits.items()}
 
 
 def _record_missing(root: Path, recording: GameRecording) -> None:
@@ -231,7 +247,8 @@ def _record_missing(root: Path, recording: GameRecording) -> None:
         return
     workers = min(len(missing), recording.workers or len(os.sched_getaffinity(0)))
     context = multiprocessing.get_context("spawn")  # a fork would copy the locks of the caller's threads
-    recorded, stop = context.Value("q", 0), context.Event()
+    # a count for each episode: a lock around a common one would stay locked for ever if its holder were killed
+    recorded, stop = context.RawArray("q", len(lengths)), context.Event()
     done = sum(lengths) - sum(lengths[number] for number in missing)
     with (
         _scratch_folder(root) as scratch,
@@ -244,7 +261,7 @@ def _record_missing(root: Path, recording: GameRecording) -> None:
         try:
             while pending:
                 finished, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-                bar.update(done + recorded.value - bar.n)
+                bar.update(done + sum(recorded) - bar.n)
                 for future in finished:
                     future.result()
         except BrokenProcessPool as error:
@@ -271,7 +288,7 @@ def _scratch_folder(root: Path) -> Iterator[str]:
 
 # What follows runs in the worker processes.
 
-_recorded: Any = None  # shared with the parent: frames so far
+_recorded: Any = None  # shared with the parent: frames so far of each episode
 _stop: Any = None  # shared with the parent: set when the recording is over or has failed
 
 
@@ -303,17 +320,18 @@ def _die_with(parent: int, scratch: str) -> None:
 
 def _record_episode(root: str, recording: GameRecording, number: int, frames: int) -> None:
     seed = int(np.random.SeedSequence((recording.seed, number)).generate_state(1)[0])
-    episode = _episode_name(number)
     frames_played = game.play(
         recording.scenario, frames, recording.size, seed, depth=recording.depth, audio=recording.audio
     )
     previous: np.ndarray | None = None
     downscale = flow_downscale(recording.size)
-    loudest = 0
+    loudest, beginnings, first = 0, 0, 0
     with _lock(Path(root), fcntl.LOCK_SH), ShardWriter(root, number) as writer:
         for position, frame in enumerate(frames_played):
             if _stop.is_set():
                 raise _StoppedError
+            if frame.cut and position:
+                beginnings, first = beginnings + 1, position
             members = {"rgb.jpg": codecs.encode_rgb(frame.rgb, JPEG_QUALITY)}
             if frame.depth is not None:
                 members["depth.png"] = codecs.encode_depth(frame.depth)
@@ -325,12 +343,11 @@ def _record_episode(root: str, recording: GameRecording, number: int, frames: in
                 members["audio.npy"] = codecs.encode_array(frame.audio)
                 loudest = max(loudest, int(np.abs(frame.audio.astype(np.int32)).max()))
             members["controls.npy"] = codecs.encode_array(np.concatenate([frame.buttons, frame.axes]))
-            writer.write(episode, position, members)
-            with _recorded.get_lock():
-                _recorded.value += 1
+            writer.write(_episode_name(number, beginnings), position - first, members)
+            _recorded[number] = position + 1
         if recording.audio and loudest == 0:
             raise OwlError(
-                f"{episode} of {recording.scenario} is silent from beginning to end, sound was expected; "
+                f"{_episode_name(number)} of {recording.scenario} is silent from beginning to end, sound was expected; "
                 "reinstall libopenal1 or record without --audio"
             )
 

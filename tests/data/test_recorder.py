@@ -91,6 +91,21 @@ def test_a_dataset_holds_every_frame_with_every_modality(tmp_path: Path) -> None
     assert controls["mirror"]["buttons"]["MOVE_LEFT"] == "MOVE_RIGHT"
 
 
+def test_a_scenario_that_ends_and_begins_anew_begins_an_episode(tmp_path: Path) -> None:
+    # its player often reaches the goal or is pushed out of the map within a hundred tics
+    recording = GameRecording(frames=600, size=(48, 80), scenario="deadly_corridor", workers=1)
+    record_game(str(tmp_path), recording)
+    reader = DatasetReader(str(tmp_path))
+    names = reader.index.episodes.tolist()
+    assert reader.index.episode_frames.sum() == 600
+    assert any(name.endswith("-1") for name in names)
+    assert sorted(name for split in reader.info.splits.values() for name in split) == sorted(names)
+    split_of = {name: split for split, names in reader.info.splits.items() for name in names}
+    for number, name in enumerate(names):
+        assert split_of[name] == split_of[name[: len("episode-000000")]]  # the same take is not in two splits
+        assert not reader.frame("controls", number, 0).any()
+
+
 def test_frames_are_divided_among_episodes_without_loss() -> None:
     for frames, longest in ((3, 500), (1000, 500), (1501, 500), (20_000, 500), (7, 2)):
         lengths = GameRecording(frames=frames, episode_frames=longest).episode_lengths()
