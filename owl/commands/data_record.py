@@ -3,8 +3,10 @@
 import re
 import shlex
 import time
+from pathlib import Path
 
 from owl.data.recorder import GameRecording, count_recorded, record_game
+from owl.data.shards import INFO_NAME
 from owl.errors import OwlError
 
 
@@ -50,8 +52,11 @@ def main(
         audio=audio,
         workers=workers,
     )
+    is_new = not (Path(directory) / INFO_NAME).exists()
     began = time.monotonic()
     record_game(directory, recording)
     seconds = time.monotonic() - began
-    print(f"{directory} holds {count_recorded(directory):,} frames ({frames / seconds:.0f} frames/s)")
+    # a recording that was continued or already complete took other time than this run's
+    rate = f" ({frames / seconds:.0f} frames/s)" if is_new else ""
+    print(f"{directory} holds {count_recorded(directory):,} frames{rate}")
     print(f"look at it: python -m owl data inspect {shlex.quote(directory)}")

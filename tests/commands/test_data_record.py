@@ -13,14 +13,17 @@ def test_a_recording_ends_with_what_it_made_and_what_comes_next(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "a game"
-    assert run(["data", "record", str(path), "--frames=30", "--size=48x80", "--seed=2", "--depth", "--workers=1"]) == 0
+    command = ["data", "record", str(path), "--frames=30", "--size=48x80", "--seed=2", "--depth", "--workers=1"]
+    assert run([*command]) == 0
     shown = capsys.readouterr()
-    assert f"{path} holds 30 frames" in shown.out
+    assert f"{path} holds 30 frames (" in shown.out
     assert f"python -m owl data inspect '{path}'" in shown.out
     assert "30/30" in shown.err  # the progress bar counts frames
     info = DatasetInfo.load(path)
     assert (info.size, list(info.modalities), info.source["seed"]) == ((48, 80), ["rgb", "depth", "controls"], 2)
     assert ShardIndex.load(path).episode_frames.sum() == 30
+    assert run([*command]) == 0
+    assert f"{path} holds 30 frames\n" in capsys.readouterr().out  # nothing was recorded, so there is no rate
 
 
 @pytest.mark.parametrize(
