@@ -79,6 +79,8 @@ def read_inputs(path: str | Path) -> Inputs:
     start, ended, last, unreadable, gamepad = math.nan, False, -math.inf, 0, 0
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         header = file.readline().strip()
+        if not header:
+            raise ValueError(f"{INPUTS_NAME} is empty")
         if [name.strip() for name in header.split(",")] != HEADER:
             raise ValueError(f"{INPUTS_NAME} begins with {header[:60]!r} instead of {','.join(HEADER)!r}")
         for line in file:

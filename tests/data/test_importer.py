@@ -1,0 +1,292 @@
+"""Importing: every frame once, in order, with its sound; the same bytes however it was interrupted; plain refusals."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from owl.commands import data_import
+from owl.data import importer
+from owl.data.codecs import decode_array, decode_flow, decode_rgb
+from owl.data.footage import Recording
+from owl.data.importer import cut_episodes, import_footage
+from owl.data.overview import DatasetReader
+from owl.data.shards import INDEX_NAME, INFO_NAME, shard_name
+from owl.data.verification import missing_episodes, verify_members
+from owl.data.video import SAMPLE_RATE, VideoFacts
+from owl.data.windows import WindowDataset
+from owl.errors import OwlError
+from tests.helpers.videos import RATE, SIZE, frame_number, make_recording, make_video
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """Every byte, but for the version of the code: a commit between two imports of a test is no failure."""
+    files = {file.name: file.read_bytes() for file in sorted(root.iterdir())}
+    files[INFO_NAME] = b"\n".join(line for line in files[INFO_NAME].splitlines() if b'"code_version"' not in line)
+    return files
+
+
+def decoded(root: Path, modality: str) -> list[np.ndarray]:
+    """All members of a modality, in the order of shards and time."""
+    reader = DatasetReader(str(root))
+    decode = {"rgb": decode_rgb, "flow": decode_flow}.get(modality, decode_array)
+    return [
+        decode(reader.content(modality, episode, frame))
+        for episode, frames in enumerate(reader.index.episode_frames)
+        for frame in range(int(frames))
+    ]
+
+
+def recording(frames: int, name: str = "a.mp4") -> Recording:
+    rate = Fraction(RATE)
+    return Recording(name, VideoFacts(Path(name), Fraction(0), frames / rate, rate, Fraction(1), SIZE, False), 0)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Videos of several containers, sizes, rates and lengths, some unfit, among files that are no videos."""
+    root = tmp_path_factory.mktemp("footage")
+    make_video(root / "a.mp4", 60, sound=48_000, flashes=[10, 40])
+    make_video(root / "nested" / "b b.mkv", 50, rate=25, size=(96, 96))
+    make_video(root / "c.webm", 30, codec="libvpx-vp9")
+    make_video(root / "one.mp4", 1)
+    whole = (root / "a.mp4").read_bytes()
+    (root / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    (root / "empty.mp4").touch()
+    (root / "readme.txt").write_text("these are films")
+    (root / "cover.jpg").write_bytes(b"\xff\xd8\xff")
+    (root / ".hidden.mp4").write_bytes(b"no")
+    return root
+
+
+def test_a_folder_of_videos_becomes_a_dataset(videos: Path, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="is left out") as caught:
+        imported = import_footage(videos, tmp_path / "data", flow=False)
+    assert sorted(str(warning.message).split(" ")[0] for warning in caught) == ["cut.mp4", "empty.mp4"]
+    assert list(imported.episodes.values()) == [60, 30, 60, 1]  # a, c, b at 30 instead of 25 frames/s, one
+    assert sorted(map(len, imported.info.splits.values())) == [1, 1, 2]
+    reader = DatasetReader(str(tmp_path / "data"))
+    assert (reader.info.fps, reader.info.size) == (30, SIZE)
+    assert not missing_episodes(reader)
+    assert not any(verify_members(reader))
+    pictures = [frame_number(rgb) for rgb in decoded(tmp_path / "data", "rgb")]
+    assert pictures[:60] == [255 if frame in (10, 40) else frame for frame in range(60)]
+    assert pictures[60:90] == list(range(30))
+    assert set(pictures[90:150]) == set(range(50))
+    sound = decoded(tmp_path / "data", "audio")
+    assert [len(samples) for samples in sound] == [SAMPLE_RATE // 30] * 151
+    loud = [frame for frame, samples in enumerate(sound) if np.abs(samples.astype(int)).mean() > 2000]
+    assert loud == [10, 40]
+    train = WindowDataset(str(tmp_path / "data"), "train", ["rgb", "audio"], length=4)
+    assert train[0]["audio"].shape == (2, 4 * SAMPLE_RATE // 30)
+
+
+def test_a_short_clip_has_all_splits_and_every_frame_once(tmp_path: Path) -> None:
+    make_video(tmp_path / "clip.mp4", 132, rate=25, sound=48_000, flashes=[100])
+    imported = import_footage(tmp_path / "clip.mp4", tmp_path / "data", size=(24, 32), flow=False)
+    assert {split: len(names) for split, names in imported.info.splits.items()} == {
+        "train": 6,
+        "validation": 1,
+        "test": 1,
+    }
+    pictures = [frame_number(rgb) for rgb in decoded(tmp_path / "data", "rgb")]
+    assert pictures == [255 if frame == 100 else frame for frame in range(132)]
+    loud = [i for i, s in enumerate(decoded(tmp_path / "data", "audio")) if np.abs(s.astype(int)).mean() > 2000]
+    assert loud == [100]
+
+
+@pytest.mark.parametrize("lengths", [[1], [2], [3], [5], [132], [1000], [100_000], [1, 1], [2, 300], [7, 800, 2000]])
+def test_episodes_are_bounded_and_hold_every_frame_once(lengths: list[int]) -> None:
+    recordings = [recording(frames, f"{number}.mp4") for number, frames in enumerate(lengths)]
+    episodes = cut_episodes(recordings, Fraction(RATE))
+    for one, frames in zip(recordings, lengths, strict=True):
+        mine = [episode for episode in episodes if episode.recording is one]
+        assert [e.first for e in mine] == [sum(e.frames for e in mine[:k]) for k in range(len(mine))]
+        assert sum(e.frames for e in mine) == frames
+    assert all(0 < episode.frames < 2 * importer.EPISODE_FRAMES for episode in episodes)
+    assert len({episode.name for episode in episodes}) == len(episodes) >= min(3, sum(lengths))
+
+
+def test_flow_points_back_and_ends_at_cuts(tmp_path: Path) -> None:
+    make_video(tmp_path / "a.mp4", 60, size=(96, 160))
+    import_footage(tmp_path / "a.mp4", tmp_path / "data", flow=True)
+    flow = decoded(tmp_path / "data", "flow")
+    assert flow[0].shape == (48, 80, 2)
+    moved = [float(np.abs(field).max()) for field in flow]
+    starts = [0, 20, 40]
+    assert [frame for frame, most in enumerate(moved) if most == 0] == starts
+
+
+def test_unequal_shapes_are_cut_to_the_wanted_one(tmp_path: Path) -> None:
+    make_video(tmp_path / "v" / "a.mp4", 4, size=(96, 64))
+    make_video(tmp_path / "v" / "b.mp4", 4, size=(64, 192))
+    import_footage(tmp_path / "v", tmp_path / "data", size=(32, 32))
+    assert {rgb.shape for rgb in decoded(tmp_path / "data", "rgb")} == {(32, 32, 3)}
+
+
+def test_without_any_sound_track_or_on_request_there_is_no_sound(videos: Path, tmp_path: Path) -> None:
+    assert "audio" not in import_footage(videos / "c.webm", tmp_path / "silent").info.modalities
+    assert "audio" not in import_footage(videos / "a.mp4", tmp_path / "muted", audio=False).info.modalities
+
+
+def test_a_video_whose_end_cannot_be_decoded_is_kept_up_to_there(tmp_path: Path) -> None:
+    whole = bytearray(make_video(tmp_path / "a.mp4", 60).read_bytes())
+    begin, end = whole.index(b"mdat") + 4, whole.index(b"moov") - 4
+    lost = begin + (end - begin) * 3 // 4
+    whole[lost:end] = bytes(end - lost)  # the table of contents still promises 60 frames
+    (tmp_path / "a.mp4").write_bytes(whole)
+    with pytest.warns(UserWarning, match=r"a.mp4: only \d+ of its 60 frames can be decoded"):
+        imported = import_footage(tmp_path / "a.mp4", tmp_path / "data")
+    pictures = [frame_number(rgb) for rgb in decoded(tmp_path / "data", "rgb")]
+    assert 20 < len(pictures) < 60
+    assert pictures[:-1] == list(range(len(pictures) - 1))  # the frame that was hit half may repeat the one before
+    assert sum(imported.episodes.values()) == len(pictures)
+    assert all(imported.info.splits.values())
+    assert not missing_episodes(DatasetReader(str(tmp_path / "data")))
+
+
+IMPORT = """
+import sys
+from owl.data import importer
+importer.SHARD_FRAMES = 30
+importer.import_footage(sys.argv[1], sys.argv[2], flow=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What IMPORT makes of the clip when nothing disturbs it: several shards."""
+    root = tmp_path_factory.mktemp("imported") / "data"
+    subprocess.run([sys.executable, "-c", IMPORT, videos / "a.mp4", root], check=True, capture_output=True)
+    assert len(list(root.glob("shard-*.tar"))) == 3
+    return root
+
+
+def test_killed_and_run_again_it_ends_with_the_same_bytes(videos: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    slowly = IMPORT.replace(
+        "importer.SHARD_FRAMES",
+        "import time\ntrue = importer.encode_rgb\n"
+        "importer.encode_rgb = lambda *a: (time.sleep(0.05), true(*a))[1]\nimporter.SHARD_FRAMES",
+    )
+    process = subprocess.Popen([sys.executable, "-c", slowly, videos / "a.mp4", root], stderr=subprocess.DEVNULL)
+    partial = root / (shard_name(1) + ".partial")
+    while not (partial.exists() and partial.stat().st_size):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (root / INFO_NAME).exists()
+    assert not (root / INDEX_NAME).exists()
+    kept = (root / shard_name(0)).stat()
+    subprocess.run([sys.executable, "-c", IMPORT, videos / "a.mp4", root], check=True, capture_output=True)
+    assert contents(root) == contents(uninterrupted)
+    assert (root / shard_name(0)).stat().st_mtime_ns == kept.st_mtime_ns  # the complete shard was not made again
+
+
+def test_any_missing_shard_is_made_again_with_the_same_bytes(
+    videos: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importer, "SHARD_FRAMES", 30)
+    root = tmp_path / "data"
+    shutil.copytree(uninterrupted, root)
+    for number in (0, 2):
+        (root / shard_name(number)).unlink()
+    (root / INDEX_NAME).unlink()
+    import_footage(videos / "a.mp4", root, flow=True)
+    assert contents(root) == contents(uninterrupted)
+
+
+def test_a_full_disk_is_one_sentence_and_the_import_goes_on_afterwards(
+    videos: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "data"
+    limit = (uninterrupted / shard_name(0)).stat().st_size // 2  # a limit on files stands for that of the disk
+    code = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n{IMPORT}"
+    result = subprocess.run([sys.executable, "-c", code, videos / "a.mp4", root], capture_output=True, text=True)
+    assert "OwlError" in result.stderr.splitlines()[-1]
+    assert "cannot be written (File too large); make room" in result.stderr.splitlines()[-1]
+    assert [file.name for file in root.iterdir()] == [INFO_NAME]
+    subprocess.run([sys.executable, "-c", IMPORT, videos / "a.mp4", root], check=True, capture_output=True)
+    assert contents(root) == contents(uninterrupted)
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(videos: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OwlError, match=r"file/data cannot be written \(Not a directory\)"):
+        import_footage(videos / "a.mp4", tmp_path / "file" / "data")
+
+
+def test_other_options_or_footage_are_refused_with_both_values(
+    videos: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    def refusal(source: Path, **options: object) -> str:
+        with pytest.raises(OwlError) as caught:
+            import_footage(source, uninterrupted, **{"flow": True, **options})
+        return str(caught.value)
+
+    before = contents(uninterrupted)
+    assert "begun with size 48x64, not 24x32" in refusal(videos / "a.mp4", size=(24, 32))
+    assert "begun with fps 30, not 12.5" in refusal(videos / "a.mp4", fps=12.5)
+    assert "begun with rgb, flow, audio, not rgb, audio" in refusal(videos / "a.mp4", flow=False)
+    other = make_video(tmp_path / "a.mp4", 60, sound=48_000)
+    (size, longer) = ((videos / "a.mp4").stat().st_size, other.stat().st_size)
+    assert (where := refusal(other)).count("a.mp4") == 2
+    assert str(size) in where
+    assert str(longer) in where
+    assert "was made of videos, not owl-control" in refusal(make_recording(tmp_path / "owl", []))
+    assert contents(uninterrupted) == before
+
+
+def test_refusals_before_anything_is_written(videos: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("no film")
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / shard_name(0)).write_bytes(bytes(1024))
+    data = tmp_path / "data"
+    for source, root, options, message in (
+        (tmp_path / "nowhere", data, {}, "there is no .*nowhere; give a folder"),
+        (tmp_path / "texts", data, {}, "nothing in .*texts can be used"),
+        (videos / "empty.mp4", data, {}, "none of the 1 recordings in .* can be used; empty.mp4: the file is empty"),
+        (videos, videos, {}, "is the footage itself"),
+        (videos / "a.mp4", "s3://bucket/data", {}, "is not a local folder"),
+        (videos / "a.mp4", tmp_path / "shards", {}, "holds shards but no dataset.json"),
+        (videos / "a.mp4", data, {"flow": True, "size": (16, 16)}, "optical flow cannot be computed on 16x16"),
+    ):
+        with pytest.raises(OwlError, match=message):
+            import_footage(source, root, **options)
+    assert not data.exists()
+    assert [file.name for file in (tmp_path / "shards").iterdir()] == [shard_name(0)]
+
+
+def test_a_dataset_inside_the_footage_is_not_footage(tmp_path: Path) -> None:
+    make_video(tmp_path / "a.mp4", 10)
+    first = import_footage(tmp_path, tmp_path / "data")
+    (tmp_path / "data" / "stray.mp4").write_bytes((tmp_path / "a.mp4").read_bytes())
+    again = import_footage(tmp_path, tmp_path / "data")
+    assert again.episodes == first.episodes
+
+
+def test_the_command_tells_what_became_of_each_recording(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
+    data_import.main(str(videos), str(tmp_path / "data"), size="24x32", fps=15)
+    out, err = capsys.readouterr()
+    for name in ("a.mp4", "c.webm", "nested/b b.mkv", "one.mp4"):
+        assert name in out
+    assert "left out: the file is empty" in out
+    assert "warning: empty.mp4 is left out: the file is empty" in err
+    assert "76 frames, 5.1 s at 15 frames/s, 24x32, rgb, audio" in out
+    described = json.loads((tmp_path / "data" / INFO_NAME).read_text())
+    assert (described["size"], described["fps"], described["source"]["kind"]) == ([24, 32], 15, "videos")
+    for options in ({"size": "large"}, {"size": "0x32"}, {"fps": 0.0}, {"fps": float("nan")}):
+        with pytest.raises(OwlError, match="was expected"):
+            data_import.main(str(videos), str(tmp_path / "other"), **options)
