@@ -104,6 +104,9 @@ def main() -> None:
     if debug:
         sys.argv.remove("--debug")
     arguments = sys.argv[1:]
+    # Threads that wait must sleep, not spin: where loader workers or other programs share the cores, spinning threads
+    # keep the ones they wait for off them (3.6 times slower training, measured with two cores and a load of 4).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.path.insert(0, os.getcwd())  # so that a class_path may name the user's own module beside their YAML
     try:
         status = run(arguments)
