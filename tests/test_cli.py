@@ -130,8 +130,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["wrong.yaml: key 'model.init_args.warmup_step'", "owl.recipes.image_vae.ImageVAE", "'warmup_steps'"],
     ),
     "key of the weights": (
-        at("model.init_args.weights.lpip", 3),
-        ["wrong.yaml: key 'model.init_args.weights.lpip' is not accepted", "did you mean 'lpips'?"],
+        at("model.init_args.weights.logit_laplac", 3),
+        ["wrong.yaml: key 'model.init_args.weights.logit_laplac' is not accepted", "did you mean 'logit_laplace'?"],
     ),
     "key of the network": (
         at(f"{NETWORK}.init_args.latent_chanels", 3),

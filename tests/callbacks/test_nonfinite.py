@@ -43,8 +43,10 @@ class Breaks(Line):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_the_samples_of_the_step_are_named(tmp_path: Path, value: float) -> None:
+    line = Breaks(1, value)
     with pytest.raises(OwlError, match=rf"the loss became {value} at step 2; .*nonfinite-rank0.json"):
-        trainer(tmp_path, [NonFiniteGuard()], max_steps=4).fit(Breaks(1, value), Data())
+        trainer(tmp_path, [NonFiniteGuard()], max_steps=4).fit(line, Data())
+    assert len(line.draws) == 2  # on a CPU at once
     assert json.loads((tmp_path / "nonfinite-rank0.json").read_text()) == {
         "step": 2,
         "found": f"the loss became {value}",
