@@ -59,6 +59,11 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
         time.sleep(0.002)
 
 
+def are_recording(root: Path) -> bool:
+    """Whether the games of both workers have begun, some 30 frames ago."""
+    return sum(partial.stat().st_size > 100_000 for partial in root.glob("shard-*.partial")) == 2
+
+
 def wait_until_gone(processes: list[psutil.Process]) -> None:
     """Until none is alive; who reaps the dead is not our concern."""
 
@@ -132,7 +137,7 @@ def test_a_killed_recording_goes_on_to_the_same_bytes(uninterrupted: Path, tmp_p
 
 def test_a_killed_worker_ends_the_recording_with_one_sentence(uninterrupted: Path, tmp_path: Path) -> None:
     process = start(tmp_path)
-    wait_until(lambda: len(list(tmp_path.glob("shard-*.partial"))) == 2)
+    wait_until(lambda: are_recording(tmp_path))
     workers = [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
     family = psutil.Process(process.pid).children(recursive=True)
     workers[0].kill()
@@ -198,7 +203,7 @@ def test_impossible_parameters_are_refused_before_anything_is_written(tmp_path: 
 
 def test_an_interrupted_recording_stops_its_games(tmp_path: Path) -> None:
     process = start(tmp_path)
-    wait_until(lambda: len(list(tmp_path.glob("shard-*.partial"))) == 2)
+    wait_until(lambda: are_recording(tmp_path))
     family = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     _, errors = process.communicate(timeout=60)
