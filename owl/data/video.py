@@ -221,17 +221,13 @@ def _packets(container: av.container.InputContainer, stream: av.stream.Stream) -
         return
 
 
-def _decode(container: av.container.InputContainer, stream: av.VideoStream | av.AudioStream) -> Iterator[Any]:
+def _decode(container: av.container.InputContainer, stream: av.stream.Stream) -> Iterator[Any]:
     """Yield the frames of a stream in time order; what is damaged is left out."""
     for packet in _packets(container, stream):
         try:
             yield from packet.decode()
         except av.FFmpegError:
             continue
-    try:
-        yield from stream.decode(None)  # what the decoder still holds if the end was not found
-    except av.FFmpegError:
-        return
 
 
 def _time(item: av.Packet | av.VideoFrame | av.AudioFrame) -> Fraction | None:

@@ -43,9 +43,11 @@ def test_a_key_is_held_between_its_events(tmp_path: Path) -> None:
 
 
 def test_an_event_at_a_frames_time_belongs_to_that_frame(tmp_path: Path) -> None:
-    columns = controls(tmp_path, [(10 / RATE, "MOUSE_MOVE", [3, -1]), (10.01 / RATE, "MOUSE_MOVE", [5, 2])])
-    assert {frame: columns["mouse_x"][frame] for frame in on(columns["mouse_x"])} == {10: 3, 11: 5}
-    assert {frame: columns["mouse_y"][frame] for frame in on(columns["mouse_y"])} == {10: -1, 11: 2}
+    sharp = [(frame / RATE, "MOUSE_MOVE", [frame, -1]) for frame in range(30)]
+    late = [((frame + 0.01) / RATE, "MOUSE_MOVE", [100, 0]) for frame in range(9, 29)]
+    columns = controls(tmp_path, sharp + late)
+    assert columns["mouse_x"].tolist() == [frame + (100 if frame >= 10 else 0) for frame in range(30)]
+    assert columns["mouse_y"].tolist() == [-1] * 30
 
 
 def test_mouse_and_wheel_are_summed_per_frame(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Small real videos with a flash and a beep at a known time, and OWL Control recordings around them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -43,6 +43,8 @@ def make_video(
     rotation: int = 0,
     codec: str = "libx264",
     sound_codec: str = "aac",
+    draw: Callable[[int, tuple[int, int], bool], np.ndarray] = picture,
+    movflags: str = "",
 ) -> Path:
     """Encode a video.
 
@@ -57,9 +59,11 @@ def make_video(
         rotation: Degrees counterclockwise by which a player is told to turn the picture.
         codec: Of the pictures.
         sound_codec: Of the sound.
+        draw: Draws frame (number, size, flash).
+        movflags: Options of the .mp4 container.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options={"movflags": movflags} if movflags else {}) as container:
         video = container.add_stream(codec, rate=rate)
         video.height, video.width, video.pix_fmt = *size, "yuv420p"
         video.codec_context.time_base = Fraction(1, 90_000) if times else 1 / Fraction(rate)
@@ -75,7 +79,7 @@ def make_video(
             seconds = times[-1] + Fraction(1, rate) if times else frames / Fraction(rate)
             _encode_sound(container, audio, float(seconds), sound, [float(f / Fraction(rate)) for f in flashes], rate)
         for number in range(frames):
-            frame = av.VideoFrame.from_ndarray(picture(number, size, number in flashes), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(draw(number, size, number in flashes), format="rgb24")
             frame.time_base = video.codec_context.time_base
             frame.pts = round(times[number] / frame.time_base) if times else number
             container.mux(video.encode(frame))
