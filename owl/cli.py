@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -156,6 +157,12 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         following = following.__cause__ or following.__context__
 
 
+def raised_by_lightning(error: BaseException) -> bool:
+    """Whether an error comes from Lightning's own code, as its complaints about settings do."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith("lightning.")
+
+
 def is_main_process() -> bool:
     """Whether this process decides: ranks launched later must not mistake the first one's files for an older run."""
     return all(os.environ.get(variable, "0") == "0" for variable in ("LOCAL_RANK", "SLURM_PROCID", "RANK"))
@@ -207,8 +214,13 @@ def main(arguments: list[str]) -> int:
         raise
     except MisconfigurationException as error:
         raise OwlError(f"the trainer refuses this configuration: {error}") from error
-    except ValueError as error:  # jsonargparse wraps what a constructor raises
-        raise next((e for e in causes(error) if isinstance(e, OwlError)), error) from error
+    except ValueError as error:
+        told = next(
+            (e for e in causes(error) if isinstance(e, OwlError)), None
+        )  # jsonargparse wraps constructors' errors
+        if told is None and raised_by_lightning(error):
+            told = OwlError(f"the trainer refuses this configuration: {error}")
+        raise told or error from error
     except RuntimeError as error:
         if "Error(s) in loading state_dict" not in str(error):
             raise

@@ -10,6 +10,7 @@ import yaml
 
 from owl.__main__ import main
 from owl.errors import OwlError
+from tests.helpers.shards import make_dataset
 from tests.helpers.tiny import owl_here, tiny_experiment, write_config
 
 Tell = Callable[..., str]
@@ -250,6 +251,19 @@ def test_a_missing_dataset_is_told(tell: Tell, lab: Path) -> None:
     # the run folder exists by then
     write_config(lab / "wrong.yaml", {"runs": "elsewhere"})
     assert "data" in tell("--config", "base.yaml", "--config", "wrong.yaml")
+
+
+def test_what_the_trainer_refuses_once_it_knows_the_data_is_told(
+    lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_dataset(lab / "data", episodes=3, frames=6, size=(32, 48), modalities=("rgb",))
+    monkeypatch.setattr(sys, "argv", ["owl", "fit", "--config", "base.yaml", "--trainer.val_check_interval", "100"])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("owl: error: the trainer refuses this configuration: `val_check_interval` (100)")
 
 
 def test_a_folder_that_cannot_be_written_is_told(tell: Tell) -> None:

@@ -213,6 +213,14 @@ def test_sigterm_to_a_real_process_saves_and_exits_with_143(lab: Path, uninterru
     assert_same_run(state(lab, "process"), uninterrupted)
 
 
+def test_a_sigterm_to_all_processes_leaves_training_its_loader(lab: Path) -> None:
+    """As job schedulers send it."""
+    sabotage = ["--trainer.callbacks+=tests.helpers.saboteurs.SignalWorkers", "--trainer.callbacks.step=2"]
+    options = ["--data.num_workers", "2", "--checkpoint.every_n_steps", "100", *sabotage]
+    assert fit(lab, "scheduler", *options, "--trainer.max_steps", "12") == 143
+    assert checkpoint(lab, "scheduler")["global_step"] == 9
+
+
 def test_a_finished_run_stays_as_it_is_and_can_be_made_longer(
     lab: Path, uninterrupted: VALUE, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,8 @@
 """A loader whose batches are a pure function of (seed, epoch, batch): a run continues exactly where it stopped."""
 
+import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -119,7 +122,7 @@ class ResumableLoader(DataLoader):
             sampler=batches,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
-            worker_init_fn=single_threaded,
+            worker_init_fn=start_worker,
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -190,9 +193,28 @@ def evaluation_loader(
         batch_size=None,
         sampler=[part for part in parts if part],
         num_workers=num_workers,
-        worker_init_fn=single_threaded,
+        worker_init_fn=start_worker,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def start_worker(worker: int) -> None:
+    """Make a loader's process ready: one thread, and signals left to the process that trains.
+
+    Terminals and job schedulers signal all processes at once, and training, which answers a SIGTERM with a checkpoint,
+    needs its batches until then. Only that process ends its workers, or its own end does.
+    """
+    single_threaded(worker)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # which macOS lacks
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_told_by_parent, daemon=True).start()
+
+
+def _end_when_told_by_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def single_threaded(worker: int) -> None:

@@ -209,7 +209,8 @@ class ImageVAE(LightningModule):
         statistics = self.latents.compute()
         self.latents.reset()
         scalars = {f"{split}/latent_{name}": value for name, value in statistics.items() if value.ndim == 0}
-        self.log_dict({**scalars, f"{split}/tsr": self.network.tsr})
+        # already the same in every process, which Lightning cannot know
+        self.log_dict({**scalars, f"{split}/tsr": self.network.tsr}, sync_dist=True)
         return statistics
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:

@@ -2,9 +2,11 @@
 
 import os
 import signal as signals
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -28,6 +30,25 @@ class SendSignal(Callback):
         self.left -= 1
         if self.left == 0:
             os.kill(os.getpid(), self.signal)
+
+
+class SignalWorkers(Callback):
+    """Sends SIGTERM to the loader's workers, and to this very process only a whole epoch later.
+
+    Args:
+        step: Optimiser steps before it.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Trainer, *arguments: Any) -> None:
+        """Send them when their time has come."""
+        if trainer.global_step == self.step:
+            workers = [str(child.pid) for child in psutil.Process().children()]
+            subprocess.run(["kill", *workers], check=True)  # from outside: a parent may end its workers
+        if trainer.global_step == self.step + 6:
+            os.kill(os.getpid(), signals.SIGTERM)
 
 
 class Poison(Callback):
