@@ -143,17 +143,15 @@ def _import(
     if splits != info.splits:  # a recording broke off before an episode that its packets had promised
         info.splits = splits
         info.save(root)
-    for recording in footage.recordings:
-        mine = [episode for episode in episodes if episode.recording is recording]
-        planned = sum(episode.frames for episode in mine)
-        frames = sum(written.get(episode.name, 0) for episode in mine)
-        if frames < planned:
-            problems[recording.name].append(f"only {frames} of its {planned} frames can be decoded")
+    of = {episode.name: episode.recording.name for episode in episodes}
+    planned = _frames_of_recordings({episode.name: episode.frames for episode in episodes}, of)
+    for name, frames in _frames_of_recordings(written, of).items():
+        if frames < planned[name]:
+            problems[name].append(f"only {frames} of its {planned[name]} frames can be decoded")
     for name, clauses in problems.items():
         if clauses:
             warnings.warn(f"{name}: {'; '.join(clauses)}", stacklevel=3)
-    recording_of = {episode.name: episode.recording.name for episode in episodes if episode.name in written}
-    return Imported(info, footage, written, recording_of, problems)
+    return Imported(info, footage, written, {name: of[name] for name in written}, problems)
 
 
 def cut_episodes(recordings: list[Recording], fps: Fraction) -> list[Episode]:
@@ -193,16 +191,20 @@ def _slug(number: int, recording: Recording) -> str:
 
 def _splits(written: dict[str, int], episodes: list[Episode]) -> dict[str, list[str]]:
     """Split whole recordings where there are three or more, else episodes in order."""
-    frames: dict[str, int] = {}
-    for episode in episodes:
-        if episode.name in written:
-            name = episode.recording.name
-            frames[name] = frames.get(name, 0) + written[episode.name]
-    names = [episode.name for episode in episodes if episode.name in written]
+    of = {episode.name: episode.recording.name for episode in episodes if episode.name in written}
+    frames = _frames_of_recordings(written, of)
     if len(frames) < 3:
-        return split_in_order(names)
-    of = {episode.name: episode.recording.name for episode in episodes}
-    return {split: [n for n in names if of[n] in set(chosen)] for split, chosen in split_recordings(frames).items()}
+        return split_in_order(list(of))
+    split_of = {name: split for split, names in split_recordings(frames).items() for name in names}
+    return {s: [name for name in of if split_of[of[name]] == s] for s in ("train", "validation", "test")}
+
+
+def _frames_of_recordings(frames: dict[str, int], recording_of: dict[str, str]) -> dict[str, int]:
+    """Sum the frames of episodes by recording."""
+    sums: dict[str, int] = {}
+    for name, count in frames.items():
+        sums[recording_of[name]] = sums.get(recording_of[name], 0) + count
+    return sums
 
 
 def _modalities(footage: Footage, size: tuple[int, int], flow: bool, audio: bool) -> dict[str, dict]:

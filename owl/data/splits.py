@@ -38,17 +38,18 @@ def split_recordings(frames: Mapping[str, int]) -> dict[str, list[str]]:
     left = sorted(frames, key=lambda name: hashlib.sha256(name.encode()).digest())
     splits: dict[str, list[str]] = {}
     for split, others in (("test", 2), ("validation", 1)):  # others: splits that need a recording after this one
-        chosen: list[str] = []
+        chosen: set[str] = set()
+        held = 0
         for name in left:
-            held = sum(frames[n] for n in chosen)
             if held >= wanted or len(left) - len(chosen) <= others:
                 break
             if held + frames[name] <= 1.5 * wanted:
-                chosen.append(name)
-        # every recording is longer than that, or a few frames are all that fits
-        if sum(frames[n] for n in chosen) < wanted / 4:
-            chosen = [min(left, key=lambda name: abs(frames[name] - wanted))]
+                chosen.add(name)
+                held += frames[name]
+        if held < wanted / 4:  # every recording is longer than that, or a few frames are all that fits
+            chosen = {min(left, key=lambda name: abs(frames[name] - wanted))}
         left = [name for name in left if name not in chosen]
         splits[split] = [name for name in frames if name in chosen]
-    splits["train"] = [name for name in frames if name in left]
+    remaining = set(left)
+    splits["train"] = [name for name in frames if name in remaining]
     return {split: splits[split] for split in ("train", "validation", "test")}

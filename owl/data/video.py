@@ -73,13 +73,15 @@ def probe(path: str | Path) -> VideoFacts:
             aspect = Fraction(stream.sample_aspect_ratio or 1)
         with _open(path) as container:
             stream = _video_stream(container)
-            times = sorted(_packet_times(container, stream))
+            count, start, last = 0, Fraction(0), Fraction(0)
+            for time in _packet_times(container, stream):
+                start, last = (min(start, time), max(last, time)) if count else (time, time)
+                count += 1
     except av.FFmpegError as error:
         raise UnreadableVideoError(f"it cannot be read as a video ({error.strerror})") from error
-    start = times[0] if times else Fraction(0)
-    between = (times[-1] - start) / (len(times) - 1) if len(times) > 1 else Fraction(0)
+    between = (last - start) / (count - 1) if count > 1 else Fraction(0)
     if between > LONGEST_PAUSE:
-        raise UnreadableVideoError(f"its {len(times)} frames claim to last {float(times[-1] - start):.0f} s")
+        raise UnreadableVideoError(f"its {count} frames claim to last {float(last - start):.0f} s")
     rate = Fraction(stream.average_rate or stream.guessed_rate or 0) or (1 / between if between else Fraction(30))
     # a container's mean rate is wrong where the file is cut short or its rate varies a lot: its frames know better
     if between and not Fraction(9, 10) < rate * between < Fraction(11, 10):
@@ -87,7 +89,7 @@ def probe(path: str | Path) -> VideoFacts:
     return VideoFacts(
         path=path,
         start=start,
-        seconds=(times[-1] if times else start) - start + 1 / rate,
+        seconds=last - start + 1 / rate,
         rate=rate,
         pixel_aspect=aspect,
         size=_shown_size(frame, aspect),

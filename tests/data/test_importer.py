@@ -1,6 +1,5 @@
 """Importing: every frame once, in order, with its sound; the same bytes however it was interrupted; plain refusals."""
 
-import json
 import shutil
 import signal
 import subprocess
@@ -13,7 +12,6 @@ import cv2
 import numpy as np
 import pytest
 
-from owl.commands import data_import
 from owl.data import importer
 from owl.data.codecs import decode_array, decode_flow, decode_rgb
 from owl.data.footage import Recording
@@ -283,21 +281,3 @@ def test_a_dataset_inside_the_footage_is_not_footage(tmp_path: Path) -> None:
     (tmp_path / "data" / "stray.mp4").write_bytes((tmp_path / "a.mp4").read_bytes())
     again = import_footage(tmp_path, tmp_path / "data")
     assert again.episodes == first.episodes
-
-
-def test_the_command_tells_what_became_of_each_recording(
-    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "140")
-    data_import.main(str(videos), str(tmp_path / "data"), size="24x32", fps=15)
-    out, err = capsys.readouterr()
-    for name in ("a.mp4", "c.webm", "nested/b b.mkv", "one.mp4"):
-        assert name in out
-    assert "left out: the file is empty" in out
-    assert "warning: empty.mp4 is left out: the file is empty" in err
-    assert "76 frames, 5.1 s at 15 frames/s, 24x32, rgb, audio" in out
-    described = json.loads((tmp_path / "data" / INFO_NAME).read_text())
-    assert (described["size"], described["fps"], described["source"]["kind"]) == ([24, 32], 15, "videos")
-    for options in ({"size": "large"}, {"size": "0x32"}, {"fps": 0.0}, {"fps": float("nan")}):
-        with pytest.raises(OwlError, match="was expected"):
-            data_import.main(str(videos), str(tmp_path / "other"), **options)
