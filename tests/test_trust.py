@@ -1,9 +1,8 @@
-"""What users trust: runs continue exactly, checkpoints are whole, two processes do what one does, mistakes are told."""
+"""What users trust: runs continue exactly, checkpoints are whole, two processes do what one does."""
 
 import json
 import os
 import resource
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -12,16 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from owl.__main__ import main
-from owl.data.shards import DatasetInfo
-from tests.helpers.shards import make_dataset
-from tests.helpers.tiny import in_child, owl, owl_here, tiny_experiment, write_config
+from tests.helpers.lab import VALUE, checkpoint, fit, make_lab
+from tests.helpers.tiny import in_child, owl
 
 UNREPEATABLE = {"seconds", "data_wait"}  # the clock's
-VALUE = dict[str, Any]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -35,49 +31,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data, tiny.yaml, and everything that could make resuming go wrong switched on: full.yaml."""
-    folder = tmp_path_factory.mktemp("trust")
-    data = make_dataset(folder / "data", episodes=4, frames=12, size=(32, 48), modalities=("rgb",))
-    info = DatasetInfo.load(data)
-    info.splits["test"] = info.splits["validation"]  # so that every command must find the same numbers
-    info.save(data)
-    experiment = tiny_experiment(data)
-    experiment["data"]["init_args"] |= {"validation_windows": 6}
-    write_config(folder / "tiny.yaml", experiment)
-    # 6 batches in an epoch, of which 2 make a step; validation after batches 4, 8, 12, and at the end
-    experiment["trainer"] |= {
-        "max_steps": 8,
-        "accumulate_grad_batches": 2,
-        "gradient_clip_val": 0.5,
-        "val_check_interval": 4,
-        "check_val_every_n_epoch": None,
-    }
-    experiment["data"]["init_args"] |= {"flip": 0.5}
-    experiment["checkpoint"] = {"every_n_steps": 3}
-    write_config(folder / "full.yaml", experiment)
-    return folder
-
-
-def fit(lab: Path, name: str, *options: str, config: str = "tiny.yaml") -> int:
-    return owl_here("fit", "--config", config, "--name", name, *options, cwd=lab)
-
-
-def checkpoint(lab: Path, name: str, which: str = "last") -> VALUE:
-    return torch.load(lab / "runs" / name / "checkpoints" / f"{which}.ckpt", weights_only=True)
-
-
-def told(arguments: list[str], lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
-    """Run a command that must fail as users see it, with one line and status 2; return that line."""
-    monkeypatch.chdir(lab)
-    monkeypatch.setattr(sys, "argv", ["owl", *arguments])
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_:
-        main()
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert exit_.value.code == 2
-    assert len(lines) == 1, lines
-    return lines[0]
+    return make_lab(tmp_path_factory.mktemp("trust"))
 
 
 def assert_equal(found: Any, expected: Any, where: str = "") -> None:
@@ -349,144 +303,6 @@ def test_accumulating_4_batches_equals_a_batch_of_4_times_the_size(lab: Path) ->
     for key in ("state_dict", "ema"):
         torch.testing.assert_close(accumulated[key], large[key], atol=1e-5, rtol=1e-5)
     assert large["global_step"] == accumulated["global_step"] == 2
-
-
-@pytest.mark.parametrize("gradient", [False, True])
-def test_nan_stops_and_names_the_samples(
-    lab: Path, gradient: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    name = f"nan-{gradient}"
-    poison = ["--trainer.callbacks+=tests.helpers.saboteurs.Poison", "--trainer.callbacks.step=2"]
-    options = [*poison, f"--trainer.callbacks.gradient={gradient}", "--checkpoint.every_n_steps", "1"]
-    line = told(["fit", "--config", "tiny.yaml", "--name", name, *options], lab, monkeypatch, capsys)
-    path = Path("runs") / name / "nonfinite-rank0.json"
-    what = "a weight" if gradient else "the loss"
-    assert line.startswith(f"owl: error: {what} became nan at step 3; the batch's samples are named in {path};")
-    record = json.loads((lab / path).read_text())
-    assert record["step"] == 3
-    assert len(record["samples"]) == len(record["windows"]) == 4
-    for window, sample in zip(record["windows"], record["samples"], strict=True):
-        assert sample["episode"] == f"episode-{window // 12:03d}"
-        assert sample["frames"] == [window % 12, window % 12]
-    stored = checkpoint(lab, name)
-    assert stored["global_step"] == 2
-    assert all(tensor.isfinite().all() for tensor in stored["ema"]["raw"].values())
-
-
-@pytest.fixture(scope="module")
-def finished(lab: Path) -> str:
-    """A run with a best checkpoint."""
-    assert fit(lab, "finished", "--checkpoint.monitor", "val/psnr", "--checkpoint.mode", "max") == 0
-    return "finished"
-
-
-def test_the_run_folder_holds_what_it_should(lab: Path, finished: str) -> None:
-    folder = lab / "runs" / finished
-    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    events = {file for file in files if file.startswith("events.out.tfevents.")}
-    assert len(events) == 1
-    assert files - events == {
-        "checkpoints/best.ckpt",
-        "checkpoints/last.ckpt",
-        "config.yaml",
-        "hparams.yaml",
-        "media/step-0000004/reconstruction.png",
-        "metrics.json",
-        "report.md",
-    }
-    assert yaml.safe_load((folder / "config.yaml").read_text())["name"] == finished
-
-
-def test_a_checkpoint_names_what_made_it(lab: Path, finished: str) -> None:
-    content = checkpoint(lab, finished)  # weights_only=True
-    assert content["owl"]["recipe"] == "owl.recipes.image_vae.ImageVAE"
-    assert content["owl"]["config"]["model"]["init_args"]["network"]["init_args"]["widths"] == [8, 16, 16]
-    assert content["owl"]["config"]["trainer"]["max_steps"] == 4
-    assert content["owl"]["code_version"].startswith("0.")
-    assert content["owl"]["dataset"]["path"] == str(lab / "data")
-    assert len(content["owl"]["dataset"]["identity"]) >= 8
-    assert content["owl"]["metrics"]["val/psnr"] > 0
-
-
-def test_an_existing_run_is_kept_unless_told_otherwise(
-    lab: Path, finished: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shutil.copytree(lab / "runs" / finished, lab / "runs" / "kept")
-    folder = lab / "runs" / "kept"
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    arguments = ["fit", "--config", "tiny.yaml", "--name", "kept"]
-    line = told(arguments, lab, monkeypatch, capsys)
-    assert line == (
-        "owl: error: runs/kept already holds a run; continue it with --ckpt_path last, choose another --name, "
-        "or start anew with --overwrite true"
-    )
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-    assert fit(lab, "kept", "--overwrite", "true", "--trainer.max_steps", "2") == 0
-    assert checkpoint(lab, "kept")["global_step"] == 2
-    assert not (folder / "checkpoints" / "best.ckpt").exists()  # it was the other run's
-    assert "media/step-0000002/reconstruction.png" in (folder / "report.md").read_text()
-    assert len(list(folder.glob("events*"))) == 1
-
-
-@pytest.mark.parametrize("command", ["validate", "test", "predict"])
-def test_measuring_uses_the_averaged_weights(lab: Path, finished: str, command: str) -> None:
-    folder = lab / "runs" / finished
-    config = (folder / "config.yaml").read_bytes()
-    assert owl_here(command, "--config", "tiny.yaml", "--name", finished, "--ckpt_path", "last", cwd=lab) == 0
-    assert (folder / "config.yaml").read_bytes() == config
-    fitted = json.loads((folder / "metrics.json").read_text())
-    validated = {key.removeprefix("val/"): value for key, value in fitted.items() if key.startswith("val/")}
-    assert len(validated) >= 9
-    if command == "predict":
-        pictures = sorted((folder / "predictions").glob("batch-*-rank0/reconstruction.png"))
-        assert len(pictures) == 2
-        assert pictures[0].read_bytes() == (folder / "media" / "step-0000004" / "reconstruction.png").read_bytes()
-    else:
-        found = json.loads((folder / f"{command}.json").read_text())
-        assert found == {f"{'val' if command == 'validate' else 'test'}/{key}": v for key, v in validated.items()}
-
-
-@pytest.mark.parametrize("command", ["validate", "fit"])
-def test_a_wrong_checkpoint_is_told(
-    lab: Path, finished: str, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def tell(path: str | Path) -> str:
-        arguments = [command, "--config", "tiny.yaml", "--name", f"wrong-{command}", "--ckpt_path", str(path)]
-        return told(arguments, lab, monkeypatch, capsys)
-
-    assert "--ckpt_path nothing.ckpt does not exist" in tell("nothing.ckpt")
-    (lab / "garbage.ckpt").write_bytes(b"no checkpoint at all")
-    assert "garbage.ckpt is not a readable checkpoint" in tell("garbage.ckpt")
-    whole = (lab / "runs" / finished / "checkpoints" / "last.ckpt").read_bytes()
-    (lab / "torn.ckpt").write_bytes(whole[: len(whole) // 2])
-    assert "torn.ckpt is not a readable checkpoint" in tell("torn.ckpt")
-    torch.save({"weights": torch.zeros(1)}, lab / "foreign.ckpt")
-    assert "foreign.ckpt was not written by python -m owl fit" in tell("foreign.ckpt")
-    if command != "fit":
-        assert "does not exist; train first" in tell("last")
-        arguments = [command, "--config", "tiny.yaml", "--name", finished]
-        assert "needs a checkpoint; add --ckpt_path" in told(arguments, lab, monkeypatch, capsys)
-
-
-def test_a_checkpoint_of_another_network_is_told(
-    lab: Path, finished: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = ["--name", finished, "--ckpt_path", "last", "--model.network.widths", "[8, 16, 32]"]
-    line = told(["fit", "--config", "tiny.yaml", *options], lab, monkeypatch, capsys)
-    assert "differs from the configured one in" in line
-    assert "size mismatch" in line
-
-
-def test_flags_win_over_what_a_checkpoint_remembers(lab: Path, finished: str) -> None:
-    assert fit(lab, "flags", "--trainer.max_steps", "1") == 0
-    remembered = checkpoint(lab, "flags")["hyper_parameters"]
-    assert remembered["warmup_steps"] == 2
-    flags = ("--model.weights.l2", "0.5", "--model.warmup_steps", "7", "--trainer.max_steps", "2")
-    assert fit(lab, "flags", "--ckpt_path", "last", *flags) == 0
-    content = checkpoint(lab, "flags")
-    assert content["hyper_parameters"]["warmup_steps"] == 7
-    assert content["owl"]["config"]["model"]["init_args"]["weights"]["l2"] == 0.5
-    assert "train/l2" in content["owl"]["metrics"]
 
 
 def test_an_interrupting_user_is_answered_without_a_traceback(lab: Path, tmp_path: Path) -> None:

@@ -1,0 +1,155 @@
+"""What a run leaves behind, what it refuses, and how mistakes and bad numbers are told."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.helpers.lab import checkpoint, fit, make_lab, told
+from tests.helpers.tiny import owl_here
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_lab(tmp_path_factory.mktemp("run_folder"))
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_nan_stops_and_names_the_samples(
+    lab: Path, gradient: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = f"nan-{gradient}"
+    poison = ["--trainer.callbacks+=tests.helpers.saboteurs.Poison", "--trainer.callbacks.step=2"]
+    options = [*poison, f"--trainer.callbacks.gradient={gradient}", "--checkpoint.every_n_steps", "1"]
+    line = told(["fit", "--config", "tiny.yaml", "--name", name, *options], lab, monkeypatch, capsys)
+    path = Path("runs") / name / "nonfinite-rank0.json"
+    what = "a weight" if gradient else "the loss"
+    assert line.startswith(f"owl: error: {what} became nan at step 3; the batch's samples are named in {path};")
+    record = json.loads((lab / path).read_text())
+    assert record["step"] == 3
+    assert len(record["samples"]) == len(record["windows"]) == 4
+    for window, sample in zip(record["windows"], record["samples"], strict=True):
+        assert sample["episode"] == f"episode-{window // 12:03d}"
+        assert sample["frames"] == [window % 12, window % 12]
+    stored = checkpoint(lab, name)
+    assert stored["global_step"] == 2
+    assert all(tensor.isfinite().all() for tensor in stored["ema"]["raw"].values())
+
+
+@pytest.fixture(scope="module")
+def finished(lab: Path) -> str:
+    """A run with a best checkpoint."""
+    assert fit(lab, "finished", "--checkpoint.monitor", "val/psnr", "--checkpoint.mode", "max") == 0
+    return "finished"
+
+
+def test_the_run_folder_holds_what_it_should(lab: Path, finished: str) -> None:
+    folder = lab / "runs" / finished
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    events = {file for file in files if file.startswith("events.out.tfevents.")}
+    assert len(events) == 1
+    assert files - events == {
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "config.yaml",
+        "hparams.yaml",
+        "media/step-0000004/reconstruction.png",
+        "metrics.json",
+        "report.md",
+    }
+    assert yaml.safe_load((folder / "config.yaml").read_text())["name"] == finished
+
+
+def test_a_checkpoint_names_what_made_it(lab: Path, finished: str) -> None:
+    content = checkpoint(lab, finished)  # weights_only=True
+    assert content["owl"]["recipe"] == "owl.recipes.image_vae.ImageVAE"
+    assert content["owl"]["config"]["model"]["init_args"]["network"]["init_args"]["widths"] == [8, 16, 16]
+    assert content["owl"]["config"]["trainer"]["max_steps"] == 4
+    assert content["owl"]["code_version"].startswith("0.")
+    assert content["owl"]["dataset"]["path"] == str(lab / "data")
+    assert len(content["owl"]["dataset"]["identity"]) >= 8
+    assert content["owl"]["metrics"]["val/psnr"] > 0
+
+
+def test_an_existing_run_is_kept_unless_told_otherwise(
+    lab: Path, finished: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(lab / "runs" / finished, lab / "runs" / "kept")
+    folder = lab / "runs" / "kept"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    arguments = ["fit", "--config", "tiny.yaml", "--name", "kept"]
+    line = told(arguments, lab, monkeypatch, capsys)
+    assert line == (
+        "owl: error: runs/kept already holds a run; continue it with --ckpt_path last, choose another --name, "
+        "or start anew with --overwrite true"
+    )
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert fit(lab, "kept", "--overwrite", "true", "--trainer.max_steps", "2") == 0
+    assert checkpoint(lab, "kept")["global_step"] == 2
+    assert not (folder / "checkpoints" / "best.ckpt").exists()  # it was the other run's
+    assert "media/step-0000002/reconstruction.png" in (folder / "report.md").read_text()
+    assert len(list(folder.glob("events*"))) == 1
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_measuring_uses_the_averaged_weights(lab: Path, finished: str, command: str) -> None:
+    folder = lab / "runs" / finished
+    config = (folder / "config.yaml").read_bytes()
+    assert owl_here(command, "--config", "tiny.yaml", "--name", finished, "--ckpt_path", "last", cwd=lab) == 0
+    assert (folder / "config.yaml").read_bytes() == config
+    fitted = json.loads((folder / "metrics.json").read_text())
+    validated = {key.removeprefix("val/"): value for key, value in fitted.items() if key.startswith("val/")}
+    assert len(validated) >= 9
+    if command == "predict":
+        pictures = sorted((folder / "predictions").glob("batch-*-rank0/reconstruction.png"))
+        assert len(pictures) == 2
+        assert pictures[0].read_bytes() == (folder / "media" / "step-0000004" / "reconstruction.png").read_bytes()
+    else:
+        found = json.loads((folder / f"{command}.json").read_text())
+        assert found == {f"{'val' if command == 'validate' else 'test'}/{key}": v for key, v in validated.items()}
+
+
+@pytest.mark.parametrize("command", ["validate", "fit"])
+def test_a_wrong_checkpoint_is_told(
+    lab: Path, finished: str, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def tell(path: str | Path) -> str:
+        arguments = [command, "--config", "tiny.yaml", "--name", f"wrong-{command}", "--ckpt_path", str(path)]
+        return told(arguments, lab, monkeypatch, capsys)
+
+    assert "--ckpt_path nothing.ckpt does not exist" in tell("nothing.ckpt")
+    (lab / "garbage.ckpt").write_bytes(b"no checkpoint at all")
+    assert "garbage.ckpt is not a readable checkpoint" in tell("garbage.ckpt")
+    whole = (lab / "runs" / finished / "checkpoints" / "last.ckpt").read_bytes()
+    (lab / "torn.ckpt").write_bytes(whole[: len(whole) // 2])
+    assert "torn.ckpt is not a readable checkpoint" in tell("torn.ckpt")
+    torch.save({"weights": torch.zeros(1)}, lab / "foreign.ckpt")
+    assert "foreign.ckpt was not written by python -m owl fit" in tell("foreign.ckpt")
+    if command != "fit":
+        assert "does not exist; train first" in tell("last")
+        arguments = [command, "--config", "tiny.yaml", "--name", finished]
+        assert "needs a checkpoint; add --ckpt_path" in told(arguments, lab, monkeypatch, capsys)
+
+
+def test_a_checkpoint_of_another_network_is_told(
+    lab: Path, finished: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--name", finished, "--ckpt_path", "last", "--model.network.widths", "[8, 16, 32]"]
+    line = told(["fit", "--config", "tiny.yaml", *options], lab, monkeypatch, capsys)
+    assert "differs from the configured one in" in line
+    assert "size mismatch" in line
+
+
+def test_flags_win_over_what_a_checkpoint_remembers(lab: Path, finished: str) -> None:
+    assert fit(lab, "flags", "--trainer.max_steps", "1") == 0
+    remembered = checkpoint(lab, "flags")["hyper_parameters"]
+    assert remembered["warmup_steps"] == 2
+    flags = ("--model.weights.l2", "0.5", "--model.warmup_steps", "7", "--trainer.max_steps", "2")
+    assert fit(lab, "flags", "--ckpt_path", "last", *flags) == 0
+    content = checkpoint(lab, "flags")
+    assert content["hyper_parameters"]["warmup_steps"] == 7
+    assert content["owl"]["config"]["model"]["init_args"]["weights"]["l2"] == 0.5
+    assert "train/l2" in content["owl"]["metrics"]
