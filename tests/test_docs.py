@@ -1,120 +1,262 @@
-"""The documentation keeps its word: every command in it runs, every link leads somewhere."""
+"""The documentation keeps its word: its commands and examples run, its links lead somewhere, its options exist."""
 
+import pkgutil
 import re
 import shlex
-import sys
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+import torch
 import yaml
 
-from owl.__main__ import run
-from tests.helpers.tiny import REPOSITORY
+from owl.__main__ import COMMANDS, find_command
+from tests.data.test_game import can_sound
+from tests.helpers.tiny import REPOSITORY, owl_here
 
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
-EXECUTED = ["docs/tutorial/first-autoencoder.md", "docs/how-to/record.md", "docs/how-to/experiments.md"]
-"""Pages whose commands are run, in order and in one folder, as a reader would. docs/how-to/own-footage.md is run by
-tests/commands/test_data_import.py, which has footage."""
-
-# What makes a command short without changing its kind; options given later win.
-SHORTER = {
-    "data record": ["--frames", "90", "--workers", "1"],
-    "fit": [
-        *("--trainer.max_time", "null", "--data.init_args.batch_size", "2", "--data.init_args.num_workers", "0"),
-        *("--data.init_args.validation_windows", "2", "--trainer.enable_progress_bar", "false"),
-    ],
-    "measure": ["--data.init_args.batch_size", "2", "--data.init_args.num_workers", "0"],
+DOCS = REPOSITORY / "docs"
+PAGES = [
+    str(path.relative_to(REPOSITORY))
+    for path in (REPOSITORY / "README.md", REPOSITORY / "experiments" / "README.md", *sorted(DOCS.rglob("*.md")))
+]
+EXECUTED = [
+    "docs/tutorial/first-autoencoder.md",
+    "docs/how-to/record.md",
+    "docs/how-to/experiments.md",
+]
+"""Pages whose blocks are run from top to bottom in one folder, as a reader would."""
+EXECUTED_ELSEWHERE = {
+    "docs/how-to/own-footage.md": "tests/commands/test_data_import.py",
+    "docs/reference/shards.md": "tests/data/test_shards.py",
 }
-STEPS = {"first": "2", "longer": "3"}
+"""Pages that take a dataset or footage for granted; the tests there, which have them, run their blocks."""
+
+# Everything that differs from what the page says: options appended to a command (the last one wins), and what a page
+# takes for granted.
+MEASURE = (
+    *("--data.init_args.batch_size", "2", "--data.init_args.num_workers", "0"),
+    *("--data.init_args.validation_windows", "2", "--trainer.enable_progress_bar", "false"),
+)
+SHORTER = {
+    "data record": ("--frames", "90", "--workers", "1"),
+    "fit": (*MEASURE, "--trainer.max_time", "null", "--trainer.max_steps", "2"),
+    "fit on": (*MEASURE, "--trainer.max_time", "null", "--trainer.max_steps", "3"),  # where the page trains longer
+    "fit quickstart": ("--data.init_args.record.frames", "90"),
+    "validate": MEASURE,
+    "test": MEASURE,
+    "predict": MEASURE,
+}
+NAMES = {"docs/how-to/experiments.md": {"image": torch.zeros(1, 3, 96, 160)}}
+FOREIGN_OPTIONS = {"--logdir"}  # of tensorboard
 
 
-def blocks(page: Path, language: str) -> list[tuple[str, str]]:
-    """Return (rest of the opening line, content) of every fenced block of a language."""
-    return re.findall(rf"^```{language}([^\n]*)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+class Block(NamedTuple):
+    """A fenced block of a page."""
+
+    language: str
+    title: str
+    content: str
+
+
+def blocks(page: Path) -> list[Block]:
+    """Return the fenced blocks of a page in order."""
+    found = re.findall(r"^```(\w+)([^\n]*)\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [Block(language, (re.findall(r'title="(.+?)"', rest) or [""])[0], text) for language, rest, text in found]
+
+
+def lines(block: str) -> list[str]:
+    """Return the commands of a bash block without comments."""
+    every = (line.partition(" #")[0].strip() for line in block.replace("\\\n", " ").splitlines())
+    return [line for line in every if line and not line.startswith("#")]
 
 
 def commands(page: Path) -> list[str]:
-    """Return the command lines of a page without comments."""
-    lines = [line for _, block in blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()]
-    return [stripped for line in lines if (stripped := line.partition(" #")[0].strip()) and stripped[0] != "#"]
+    """Return all commands of a page."""
+    return [line for block in blocks(page) if block.language == "bash" for line in lines(block.content)]
+
+
+def inline(page: Path) -> list[str]:
+    """Return the inline code of a page."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return [code.replace("\\|", "|") for code in re.findall(r"`([^`\n]+)`", text)]
 
 
 def shortened(command: str) -> list[str]:
     """Turn a documented ``python -m owl`` command into arguments that take seconds instead of minutes."""
     arguments = shlex.split(command)[3:]
-    name = " ".join(arguments[:2]) if arguments[0] == "data" else arguments[0]
-    if name == "fit" and "--print_config" not in arguments:
-        longer = "--trainer.max_steps" in arguments
-        arguments += [*SHORTER["fit"], "--trainer.max_steps", STEPS["longer" if longer else "first"]]
-        if "experiments/quickstart.yaml" in arguments:
-            arguments += ["--data.init_args.record.frames", "90"]
-    elif name in ("validate", "test", "predict"):
-        arguments += [*SHORTER["measure"], "--data.init_args.validation_windows", "2"]
-    return arguments + SHORTER.get(name, []) if name == "data record" else arguments
+    name = find_command(arguments)[0]
+    if "--print_config" in arguments:
+        return arguments
+    if name == "fit" and "experiments/quickstart.yaml" in arguments:
+        arguments += SHORTER["fit quickstart"]
+    return [*arguments, *SHORTER.get("fit on" if "--trainer.max_steps" in arguments else name, ())]
 
 
-@pytest.mark.parametrize("page", EXECUTED)
-def test_every_command_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for folder in ("experiments", "configs"):
-        (tmp_path / folder).symlink_to(REPOSITORY / folder)
-    for title, content in blocks(REPOSITORY / page, "yaml"):
-        if named := re.search(r'title="(.+?)"', title):
-            (tmp_path / named.group(1)).write_text(content)
-    for command in commands(REPOSITORY / page):
-        if command.startswith("python -m owl"):
-            arguments = shortened(command)
-            monkeypatch.setattr(sys, "argv", ["owl", *arguments])
-            try:
-                status: object = run(arguments)
-            except SystemExit as exit_:  # --print_config and --help leave this way
-                status = exit_.code or 0
-            assert status == 0, command
-        else:
-            check_without_running(command)
-    for _, code in blocks(REPOSITORY / page, "python"):
-        if "import torch\n" in code:  # complete examples; the others show a call
-            exec(code, {})
+def execute(command: str) -> None:
+    """Run a command of a page in the current folder, or check it if it is of another program."""
+    if not command.startswith("python -m owl "):
+        return check(command)
+    arguments = shortened(command)
+    if "--audio" in arguments and not can_sound():  # then the command says what to install, as the page tells
+        arguments.remove("--audio")
+    status = leave(arguments) if "--print_config" in arguments else owl_here(*arguments, cwd=Path.cwd())
+    assert status == 0, command
 
 
-def check_without_running(command: str) -> None:
+def leave(arguments: list[str]) -> int:
+    """Run a command that prints something and then leaves by itself; return the exit status."""
+    with pytest.raises(SystemExit) as exit_:
+        owl_here(*arguments, cwd=Path.cwd())
+    return int(exit_.value.code or 0)
+
+
+def check(command: str) -> None:
     """Check a command of another program as far as that goes without running it."""
     words = shlex.split(command)
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (REPOSITORY / "Makefile").read_text(), re.MULTILINE), command
     elif words[0] == "tensorboard":
         assert words[1] == "--logdir", command
-    elif words[0] == "apt-get":
-        assert words[1] == "install", command
+    elif words[:2] == ["apt-get", "install"]:
+        assert words[2:] == ["libopenal1"], command
     elif words[:2] == ["pip", "install"]:
-        extra = re.fullmatch(r"owl-platform\[(\w+)\]", words[2])
+        extra = re.fullmatch(r"(?:owl-platform|\.)\[(\w+)\]", words[-1])
         assert extra, command
-        assert f"\n{extra.group(1)} = [" in (REPOSITORY / "pyproject.toml").read_text(), command
+        assert f"\n{extra[1]} = [" in (REPOSITORY / "pyproject.toml").read_text(), command
     else:
         pytest.fail(f"no rule says how to check {command!r}")
 
 
-@pytest.mark.parametrize("page", [str(page.relative_to(REPOSITORY)) for page in PAGES])
-def test_commands_that_are_only_shown_exist_and_links_lead_somewhere(page: str) -> None:
+@pytest.mark.parametrize("page", EXECUTED)
+def test_every_block_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("experiments", "configs"):
+        (tmp_path / folder).symlink_to(REPOSITORY / folder)
+    for block in blocks(REPOSITORY / page):
+        if block.language == "yaml" and block.title:
+            Path(block.title).write_text(block.content)
+        elif block.language == "bash":
+            for command in lines(block.content):
+                execute(command)
+        elif block.language == "python":
+            exec(block.content, dict(NAMES.get(page, {})))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_is_run_or_checked(page: str) -> None:
     path = REPOSITORY / page
-    for command in commands(path):
-        if not command.startswith("python -m owl") and command.split()[0] in ("make", "pip", "apt-get", "tensorboard"):
-            check_without_running(command)
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", path.read_text()):
-        if "://" not in target and "snippet" not in target:
-            assert (path.parent / target).exists(), f"{page} links to {target}, which does not exist"
+    if page in EXECUTED_ELSEWHERE:
+        assert path.name in (REPOSITORY / EXECUTED_ELSEWHERE[page]).read_text()
+    elif page not in EXECUTED:
+        for command in commands(path):
+            check(command)
 
 
-def test_navigation_names_every_page() -> None:
-    navigation = (REPOSITORY / "mkdocs.yml").read_text()
-    for page in (REPOSITORY / "docs").rglob("*.md"):
-        assert str(page.relative_to(REPOSITORY / "docs")) in navigation
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_within_sentences_exist(page: str) -> None:
+    for code in inline(REPOSITORY / page):
+        words = code.split()
+        if words[0] in ("make", "tensorboard", "pip", "apt-get"):
+            if len(words) > 1:
+                check(code)
+        elif words[:3] == ["python", "-m", "owl"] and len(words) > 3 and words[3][0] not in "-C":
+            for name in words[3].split("|") if words[3] != "data" else [f"data {n}" for n in words[4].split("|")]:
+                assert name in COMMANDS, code
+        elif words[:2] == ["python", "-m"] and words[2].startswith("benchmarks."):
+            script = (REPOSITORY / f"{words[2].replace('.', '/')}.py").read_text()
+            assert all(f'"{option}"' in script for option in words[3:]), code
 
 
-def test_documented_options_exist() -> None:
-    from owl.cli import OwlCLI  # noqa: F401  (imports Lightning: only where it is needed)
+@pytest.fixture(scope="module")
+def options() -> set[str]:
+    """Every option of every command, as --help tells them."""
+    text = StringIO()
+    with redirect_stdout(text):
+        for name in COMMANDS:
+            leave([*name.split(), "--help"])
+        leave(["fit", "--data.help", "owl.data.datamodule.ShardDataModule"])
+    return {"--debug", *re.findall(r"--[\w.]+", text.getvalue())}
 
-    documented = (REPOSITORY / "docs" / "reference" / "configuration.md").read_text()
-    quickstart = yaml.safe_load((REPOSITORY / "experiments" / "quickstart.yaml").read_text())
-    for key in quickstart:
-        assert f"`{key}" in documented, f"experiments/quickstart.yaml uses {key}, which is not documented"
+
+def test_options_within_sentences_exist(options: set[str]) -> None:
+    for page in PAGES:
+        for code in inline(REPOSITORY / page):
+            for option in re.findall(r"(?<!\S)--[\w.]+", code) if "benchmarks." not in code else ():
+                known = option in options | FOREIGN_OPTIONS or ".init_args." in option  # these are run
+                assert known, f"{page} names {option}, which no command has"
+
+
+def test_the_configuration_reference_is_true_and_complete(options: set[str]) -> None:
+    page = (DOCS / "reference" / "configuration.md").read_text()
+    documented = []
+    for row in re.findall(r"^\| (`.+?`) \|", page, re.MULTILINE):
+        keys = re.findall(r"`([\w.]+)`", row)
+        documented += [keys[0].partition(".")[0] + key if key[0] == "." else key for key in keys]
+    assert documented
+    assert {f"--{key}" for key in documented} <= options
+    for experiment in sorted((REPOSITORY / "experiments").glob("*.yaml")):
+        for key, value in yaml.safe_load(experiment.read_text()).items():
+            leaves = (
+                [f"{key}.{leaf}" for leaf in value] if key in ("ema", "checkpoint", "media", "step_seed") else [key]
+            )
+            assert set(leaves) <= set(documented), f"{experiment.name} uses keys that are not documented"
+
+
+def test_the_settings_of_the_how_to_page_are_accepted(capsys: pytest.CaptureFixture[str]) -> None:
+    """The table of ways to be faster: each row alone, on the quickstart."""
+    page = (DOCS / "how-to" / "experiments.md").read_text()
+    settings = re.findall(r"^\| [^|]+ \| `([\w.]+): (.+?)`", page, re.MULTILINE)
+    assert len(settings) >= 5
+    for key, value in settings:
+        experiment = REPOSITORY / "experiments" / "quickstart.yaml"
+        assert leave(["fit", "--config", str(experiment), f"--{key}={value}", "--print_config"]) == 0
+    assert "owl.optim.MuonAdamW" in capsys.readouterr().out
+
+
+def headings(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub and mkdocs make them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in found}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_pictures_lead_somewhere(page: str) -> None:
+    path = REPOSITORY / page
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", path.read_text()):
+        if "://" in target:
+            continue
+        goal = path.parent / target if target else path
+        assert goal.exists(), f"{page} links to {target}, which does not exist"
+        assert not anchor or anchor in headings(goal), f"{page} links to {target}#{anchor}, which does not exist"
+
+
+def test_every_picture_is_shown_and_small() -> None:
+    shown = "".join((REPOSITORY / page).read_text() for page in PAGES)
+    for picture in (DOCS / "images").iterdir():
+        assert f"images/{picture.name}" in shown
+        assert picture.stat().st_size < 200_000, picture.name
+
+
+def pages_of(navigation: list | dict | str) -> Iterator[str]:
+    """Yield the pages that a part of mkdocs' navigation names."""
+    if isinstance(navigation, str):
+        yield navigation
+    else:
+        for part in navigation.values() if isinstance(navigation, dict) else navigation:
+            yield from pages_of(part)
+
+
+def test_the_navigation_names_every_page_once() -> None:
+    navigation = yaml.safe_load((REPOSITORY / "mkdocs.yml").read_text())["nav"]
+    assert sorted(pages_of(navigation)) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
+
+
+def test_the_api_reference_names_what_exists() -> None:
+    names = re.findall(r"^::: ([\w.]+)$", (DOCS / "reference" / "api.md").read_text(), re.MULTILINE)
+    assert names
+    for name in names:
+        assert pkgutil.resolve_name(name).__doc__, name
