@@ -1,6 +1,8 @@
 """The smallest real experiment: a tiny autoencoder on a tiny dataset, through the real command line."""
 
+import faulthandler
 import os
+import signal
 import subprocess
 import sys
 import traceback
@@ -66,13 +68,20 @@ def owl(*arguments: str | Path, cwd: Path, check: bool = True) -> subprocess.Com
     """Run ``python -m owl`` as a user would, in ``cwd``.
 
     Raises:
-        AssertionError: It failed although ``check`` was set; the message holds what it printed.
+        AssertionError: It failed although ``check`` was set, or hung; the message holds what it printed.
     """
     command = [sys.executable, "-m", "owl", *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}  # for the callbacks in tests/
-    finished = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=280, env=environment)
-    assert not check or finished.returncode == 0, f"{finished.stdout}\n{finished.stderr}"
-    return finished
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=cwd, env=environment, start_new_session=True, **pipes)
+    try:
+        output, errors = process.communicate(timeout=200)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # with the ranks that it launched, which hold the pipes open
+        output, errors = process.communicate()
+        raise AssertionError(f"it hung\n{output}\n{errors}") from None
+    assert not check or process.returncode == 0, f"{output}\n{errors}"
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 def owl_here(*arguments: str | Path, cwd: Path) -> int:
@@ -97,6 +106,7 @@ def in_child(function: Callable[[], int]) -> int:
     child = os.fork()
     if child == 0:
         status = 70
+        faulthandler.dump_traceback_later(100, exit=True, file=sys.__stderr__)  # says where it hangs
         try:
             torch.set_num_threads(1)  # as in the loader's workers: OpenMP's threads do not survive a fork
             status = function()
