@@ -184,7 +184,7 @@ def options() -> set[str]:
 def test_options_within_sentences_exist(options: set[str]) -> None:
     for page in PAGES:
         for code in inline(REPOSITORY / page):
-            for option in re.findall(r"(?<!\S)--[\w.]+", code) if "benchmarks." not in code else ():
+            for option in re.findall(r"(?<![\w-])--[\w.]+", code) if "benchmarks." not in code else ():
                 known = option in options | FOREIGN_OPTIONS or ".init_args." in option  # these are run
                 assert known, f"{page} names {option}, which no command has"
 
