@@ -174,7 +174,9 @@ def parameters(class_path: str, group: str = "") -> list[str]:
     """Return the names of a class's constructor arguments, or of those of its argument ``group``, itself a class."""
     module, _, name = class_path.rpartition(".")
     owner = getattr(importlib.import_module(module), name)
-    for part in filter(None, group.split(".")):
+    for part in group.split("."):
+        if part in ("", "init_args"):  # an option may spell init_args out or leave it out
+            continue
         owner = get_type_hints(owner.__init__)[part]
     signature = inspect.signature(owner)
     return [p.name for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]

@@ -31,6 +31,7 @@ SIGTERM_STATUS = 143
 CHATTER = (
     ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning calling a deprecated function of torch
     ".*module\\(s\\) in eval mode.*",  # frozen parts are meant to be
+    ".*not supported by the model summary.*",  # the size it prints is that of 32-bit weights
     ".*does not have many workers.*",  # small machines have few cores
     ".*Checkpoint directory .* exists and is not empty.*",
 )
