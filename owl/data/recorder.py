@@ -38,11 +38,11 @@ from owl.data.shards import (
     shard_name,
     write_index,
 )
+from owl.data.splits import HELD_OUT
 from owl.errors import OwlError
 from owl.version import code_version
 
 JPEG_QUALITY = 95
-SPLIT_SHARE = 0.05  # of the episodes, for validation and for test each
 LOCK_PATIENCE = 5.0  # seconds; the processes of a killed recording need a moment to notice
 
 
@@ -219,7 +219,7 @@ def _modalities(recording: GameRecording) -> dict[str, dict]:
 
 def _splits(episodes: int, seed: int) -> dict[str, list[str]]:
     """Episode names by split: about 5% each for validation and test, at least one."""
-    held_out = max(1, round(SPLIT_SHARE * episodes))
+    held_out = max(1, round(HELD_OUT * episodes))
     order = np.random.default_rng((seed, episodes)).permutation(episodes)
     parts = {"train": order[2 * held_out :], "validation": order[:held_out], "test": order[held_out : 2 * held_out]}
     return {split: [_episode_name(number) for number in sorted(part.tolist())] for split, part in parts.items()}
