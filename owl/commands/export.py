@@ -1,13 +1,11 @@
 """``python -m owl export``: from a training checkpoint to a network that others can load."""
 
-import importlib
 from pathlib import Path
 
 import yaml
 
 from owl import models
 from owl.atomic import atomic_write
-from owl.callbacks.checkpoint import load_checkpoint
 from owl.errors import OwlError
 
 
@@ -22,22 +20,11 @@ def main(checkpoint: str, directory: str, fold: bool = False) -> None:
         directory: Where to write; existing files of an earlier export are replaced.
         fold: Fold weight normalisation into the weights: the same outputs, faster, for inference only.
     """
-    content = load_checkpoint(checkpoint)
-    module, _, name = content["owl"]["recipe"].rpartition(".")
-    try:
-        recipe_class = getattr(importlib.import_module(module), name)
-        recipe = recipe_class.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
-    except (ImportError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise OwlError(
-            f"the recipe {content['owl']['recipe']} of {checkpoint} cannot be rebuilt ({reason}); "
-            f"export with the code that trained it, {content['owl']['code_version']}"
-        ) from error
-    network = recipe.network.eval()
+    network, content = models.rebuild(checkpoint)
     if fold:
         if not hasattr(network, "fold_weight_norm"):
             raise OwlError(f"{type(network).__name__} has no weight normalisation to fold; leave --fold out")
-        network.fold_weight_norm()
+        network.fold_weight_norm()  # type: ignore[operator]
     models.save(network, directory)
     provenance = {
         "checkpoint": str(checkpoint),

@@ -1,9 +1,9 @@
-"""Networks, and their exchange format: a folder with ``model.safetensors`` and ``config.yaml``."""
+"""Networks, their exchange format (a folder with ``model.safetensors`` and ``config.yaml``) and their fingerprint."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from owl.atomic import atomic_write
 from owl.errors import OwlError
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.yaml"
+CHECKPOINT_SUFFIX = ".ckpt"
 
 
 def save(network: nn.Module, directory: str | Path) -> None:
@@ -40,18 +41,90 @@ def save(network: nn.Module, directory: str | Path) -> None:
     atomic_write(Path(directory) / CONFIG, text)
 
 
-def load(directory: str | Path) -> nn.Module:
-    """Rebuild a network that ``save`` or ``python -m owl export`` wrote.
+def load(path: str | Path) -> nn.Module:
+    """Rebuild a network from a training checkpoint or from what ``save`` or ``python -m owl export`` wrote.
 
     Args:
-        directory: Folder with ``model.safetensors`` and ``config.yaml``.
+        path: A ``.ckpt`` file that fit wrote, or a folder with ``model.safetensors`` and ``config.yaml``.
 
     Returns:
-        The network on the CPU in eval mode, in the dtype it was saved in, with outputs equal to the saved one's.
+        The network on the CPU in eval mode, in the dtype it was saved in, with outputs equal to the saved one's; of a
+        checkpoint with the averaged weights (EMA) where the run kept an average.
 
     Raises:
         OwlError: A file is missing or damaged, the class cannot be imported, or weights and arguments disagree.
     """
+    return rebuild(path)[0] if str(path).endswith(CHECKPOINT_SUFFIX) else _load_export(Path(path))
+
+
+def rebuild(checkpoint: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Rebuild the network of a training checkpoint, with the code of the recipe that trained it.
+
+    Args:
+        checkpoint: A ``.ckpt`` file that fit wrote.
+
+    Returns:
+        The recipe's ``network`` on the CPU in eval mode, and the content of the checkpoint.
+
+    Raises:
+        OwlError: The file is missing or damaged, or the recipe it names cannot be rebuilt.
+    """
+    import importlib
+
+    from owl.callbacks.checkpoint import load_checkpoint
+
+    content = load_checkpoint(checkpoint)
+    module, _, name = content["owl"]["recipe"].rpartition(".")
+    try:
+        recipe_class = getattr(importlib.import_module(module), name)
+        recipe = recipe_class.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+        network: nn.Module = recipe.network
+    except (ImportError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise OwlError(
+            f"the recipe {content['owl']['recipe']} of {checkpoint} cannot be rebuilt ({reason}); "
+            f"use the code that trained it, {content['owl']['code_version']}"
+        ) from error
+    return network.eval(), content
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Sixteen hexadecimal digits that tell networks apart by their weights.
+
+    They are the same for a checkpoint and its export, on every machine, and do not change when weight normalisation is
+    folded (in float32) or the module is frozen: a weight-normalised weight enters as the one that folding would leave.
+
+    Args:
+        module: Any network, or the part of it that matters: the encoder, where latents are to be recognised.
+
+    Returns:
+        The beginning of the SHA-256 of names, shapes and float32 values of all parameters and buffers.
+    """
+    import hashlib
+
+    import torch
+
+    from owl.nn.convolution import folded_weight, is_weight_normed
+
+    tensors: dict[str, torch.Tensor] = {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
+    for path, layer in module.named_modules():
+        if is_weight_normed(layer):
+            prefix = f"{path}." if path else ""
+            for original in ("original0", "original1"):
+                del tensors[f"{prefix}parametrizations.weight.{original}"]
+            tensors[f"{prefix}weight"] = folded_weight(layer)
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        values = tensors[name].detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{name} {list(values.shape)}\n".encode())
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _load_export(directory: Path) -> nn.Module:
     import importlib
 
     import yaml
@@ -59,7 +132,7 @@ def load(directory: str | Path) -> nn.Module:
     from safetensors.torch import load_file
     from torch import nn
 
-    weights, config = Path(directory) / WEIGHTS, Path(directory) / CONFIG
+    weights, config = directory / WEIGHTS, directory / CONFIG
     for path in (weights, config):
         if not path.is_file():
             raise OwlError(f"{path} does not exist, expected a folder with {WEIGHTS} and {CONFIG}; export a checkpoint")

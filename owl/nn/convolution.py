@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -60,11 +61,42 @@ def convolution(
 def fold_weight_norm(module: nn.Module) -> None:
     """Replace every weight-normalised weight below ``module`` by its present value, in place.
 
-    The outputs stay the same; the per-call cost of the normalisation and the split into length and direction go.
+    The outputs stay the same but for rounding; the per-call cost of the normalisation and the split into length and
+    direction go.
     """
     for layer in module.modules():
-        if parametrize.is_parametrized(layer, "weight"):
+        if is_weight_normed(layer):
+            weight = folded_weight(layer)
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+            with torch.no_grad():
+                layer.weight.copy_(weight)  # type: ignore[operator]
+
+
+def is_weight_normed(layer: nn.Module) -> bool:
+    """Whether a layer's weight is weight-normalised and not folded yet."""
+    # other parametrisations have one original only
+    return parametrize.is_parametrized(layer, "weight") and hasattr(layer.parametrizations.weight, "original1")  # type: ignore[union-attr]
+
+
+def folded_weight(layer: nn.Module) -> Tensor:
+    """The value of a weight-normalised weight, bit for bit the same on every machine.
+
+    torch adds up a filter's norm in an order that depends on the processor's vectors, so the last bit of its own value
+    does too, and with it every fingerprint.
+
+    Args:
+        layer: A layer for which :func:`is_weight_normed` is true.
+
+    Returns:
+        float32, on the CPU, in the shape of the weight.
+    """
+    length, direction = (
+        getattr(layer.parametrizations.weight, name).detach().to("cpu", torch.float64).numpy()  # type: ignore[union-attr]
+        for name in ("original0", "original1")
+    )
+    # a running sum has one order only; squares of float32 are exact in float64
+    norm = np.sqrt(np.cumsum(np.square(direction.reshape(len(direction), -1)), axis=1)[:, -1])
+    return torch.from_numpy(direction * (length / norm.reshape(length.shape))).float()
 
 
 def leaky_relu(x: Tensor) -> Tensor:

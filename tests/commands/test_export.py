@@ -66,6 +66,20 @@ def test_a_loaded_export_gives_the_outputs_of_the_averaged_weights(
     assert (network.latent_std != 1).all()
 
 
+def test_a_checkpoint_loads_like_its_export_and_has_its_fingerprint(
+    checkpoint: Path, image: torch.Tensor, expected: torch.Tensor, tmp_path: Path
+) -> None:
+    main(str(checkpoint), str(tmp_path / "plain"))
+    main(str(checkpoint), str(tmp_path / "folded"), fold=True)
+    network = models.load(checkpoint)
+    assert not network.training
+    with torch.no_grad():
+        assert torch.equal(network(image, sample=False)[0], expected)
+    for folder in ("plain", "folded"):
+        exported = models.load(tmp_path / folder)
+        assert models.fingerprint(exported.encoder) == models.fingerprint(network.encoder)
+
+
 def test_folding_keeps_the_outputs(
     checkpoint: Path, image: torch.Tensor, expected: torch.Tensor, tmp_path: Path
 ) -> None:

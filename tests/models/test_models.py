@@ -13,6 +13,8 @@ from torch import nn
 from owl import models
 from owl.errors import OwlError
 from owl.models.image_autoencoder import ImageAutoencoder
+from owl.nn.convolution import folded_weight
+from owl.nn.frozen import freeze
 
 
 def network(**changes: object) -> ImageAutoencoder:
@@ -114,3 +116,38 @@ def test_weights_that_are_torn_or_of_another_network_are_refused(tmp_path: Path)
 def test_importing_the_package_does_not_import_torch() -> None:
     code = "import sys, owl.models; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_fingerprint_follows_the_weights_and_nothing_else() -> None:
+    original = network()
+    found = models.fingerprint(original.encoder)
+    assert len(bytes.fromhex(found)) == 8
+    other_layout = network().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for same in (network(), other_layout, network().fold_weight_norm(), freeze(network())):
+        assert models.fingerprint(same.encoder) == found
+    assert models.fingerprint(original.decoder) != found
+    with torch.no_grad():
+        direction = next(p for name, p in original.encoder.named_parameters() if name.endswith("original1"))
+        direction[0] *= 2  # a direction has no length: the same function
+        assert models.fingerprint(original.encoder) == found
+        direction[0, 0] += 1e-3
+    assert models.fingerprint(original.encoder) != found
+
+
+def test_the_fingerprint_counts_names_shapes_and_buffers() -> None:
+    def of(**tensors: torch.Tensor) -> str:
+        module = nn.Module()
+        for name, tensor in tensors.items():
+            module.register_buffer(name, tensor)
+        return models.fingerprint(module)
+
+    found = of(a=torch.zeros(2, 3), b=torch.ones(1))
+    assert of(b=torch.ones(1), a=torch.zeros(2, 3)) == found
+    for other in (of(a=torch.zeros(3, 2), b=torch.ones(1)), of(c=torch.zeros(2, 3), b=torch.ones(1))):
+        assert other != found
+    assert of(a=torch.zeros(2, 3), b=torch.ones(1) * 2) != found
+
+
+def test_a_folded_weight_has_the_value_that_torch_computes() -> None:
+    layer = network().encoder.stem
+    torch.testing.assert_close(folded_weight(layer), layer.weight.detach())
