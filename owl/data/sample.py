@@ -12,7 +12,8 @@ from owl.data import codecs
 from owl.data.shards import DatasetInfo
 from owl.errors import OwlError
 
-MODALITIES = ("rgb", "depth", "flow", "audio", "controls")
+LATENTS = ("latent", "audio_latent", "motion_latent")
+MODALITIES = ("rgb", "depth", "flow", "audio", "controls", *LATENTS)
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,12 @@ class SampleDecoder:
         modalities: What will be decoded.
         span: Stored frames from a window's first to its last, both counted.
         stride: Stored frames from one frame of a window to the next.
-        size: (h, w) of delivered pictures before the crop; None keeps the stored size.
+        size: (h, w) of delivered pictures before the crop; None keeps the stored size. Latents keep theirs.
         crop: (h, w) of the crop; None keeps all.
         flip: Probability of mirroring.
 
     Raises:
-        OwlError: The crop does not fit, or controls cannot be mirrored.
+        OwlError: The crop does not fit, controls cannot be mirrored, or latents were to be mirrored or cropped.
     """
 
     def __init__(
@@ -104,6 +105,12 @@ class SampleDecoder:
         self._size = (int(size[0]), int(size[1])) if size is not None else info.size
         self._downscale = int(info.modalities["flow"]["downscale"]) if "flow" in modalities else 1
         self._crop = self._check_crop(crop)
+        for modality in LATENTS:
+            if modality in modalities and (flip > 0 or crop is not None):
+                raise OwlError(
+                    f"{modality} of {url} can be neither mirrored nor cropped, but flip is {flip:g} and crop {crop}; "
+                    "set flip to 0 and leave crop out"
+                )
         if "audio" in modalities:
             # frames hold one sample more or less where the rate is no multiple of fps; this many are always there
             self._samples = math.floor(span * info.modalities["audio"]["sample_rate"] / info.fps + 1e-6)
@@ -151,6 +158,8 @@ class SampleDecoder:
             elif modality == "controls":
                 shapes["buttons"] = ((length, self._buttons), torch.float32)
                 shapes["axes"] = ((length, self._axes), torch.float32)
+            else:
+                shapes[modality] = ((length, *self._info.modalities[modality]["shape"]), torch.float32)
         return shapes
 
     def decode(self, modality: str, content: bytes | memoryview) -> np.ndarray:
@@ -173,6 +182,10 @@ class SampleDecoder:
             scale = np.array([reduced[1] / width, reduced[0] / height], np.float32)
             return codecs.resize(flow, (reduced[0] // step, reduced[1] // step)) * scale
         array = codecs.decode_array(content)
+        if modality in LATENTS:
+            if not np.isfinite(_checked(array, tuple(self._info.modalities[modality]["shape"]))).all():
+                raise ValueError("it holds NaN or infinity")
+            return array
         if modality == "audio":
             return _checked(array, (len(array), self._info.modalities["audio"]["channels"]))
         return _checked(array, (self._buttons + self._axes,))
@@ -205,6 +218,9 @@ class SampleDecoder:
                 planes[1] = seen[..., 1]
         elif modality == "audio":
             self._assemble_audio(np.concatenate(list(frames)), view, into["audio"])
+        elif modality in LATENTS:
+            for latent, frame in zip(into[modality], frames, strict=True):
+                latent[:] = frame
         else:
             controls = np.stack(list(frames)).astype(np.float32)
             self._assemble_controls(controls[:, : self._buttons], controls[:, self._buttons :], view, into)

@@ -41,14 +41,17 @@ class WindowDataset(Dataset):
     Args:
         path: The dataset's folder, any fsspec URL.
         split: "train", "validation" or "test".
-        modalities: What to decode, of "rgb", "depth", "flow", "audio" and "controls".
+        modalities: What to decode, of "rgb", "depth", "flow", "audio", "controls", "latent", "audio_latent" and
+            "motion_latent".
         length: Frames in a window (T).
         stride: Stored frames from one frame of a window to the next.
         hop: Stored frames from the beginning of one window to that of the next.
         size: (h, w) of the delivered pictures; None keeps the stored size. Smaller JPEGs are decoded at reduced scale.
         cache_dir: Local folder for whole copies of remote shards.
-        flip: Probability of mirroring a window left to right: pictures, flow dx, stereo channels and controls.
-        crop: (h, w) of a crop of the delivered pictures, the same for all frames and modalities; None keeps all.
+        flip: Probability of mirroring a window left to right: pictures, flow dx, stereo channels and controls; 0 with
+            latents, which cannot be mirrored.
+        crop: (h, w) of a crop of the delivered pictures, the same for all frames and modalities; None keeps all, and
+            latents allow nothing else.
 
     Raises:
         OwlError: The dataset is missing, unfinished or of another version, lacks a modality, the split is empty, or
@@ -185,7 +188,9 @@ class WindowDataset(Dataset):
             "audio": float32[channels, samples] in [-1, 1], unbroken from the first frame's to the last frame's end,
             the same number of samples for every window;
             "buttons": float32[T, B] and "axes": float32[T, A]: where a stride skips frames, a button counts if it was
-            down in any frame since the previous one of the window, and axes are summed.
+            down in any frame since the previous one of the window, and axes are summed;
+            "latent" and "motion_latent": float32[T, c, h, w], and "audio_latent": float32[T, k, c], as the encoder gave
+            them, not standardised: mean and std are in dataset.json.
 
         Raises:
             IndexError: There is no such window.
