@@ -16,6 +16,9 @@ TEXT = (228, 228, 231)
 FAINT = (161, 161, 170)
 ERROR_LEVELS = (8, 16, 32, 64, 128, 255)  # ends of the error scale, in steps of 8-bit images
 COLOUR_BAR_WIDTH = 120
+WRONG = (248, 113, 113)
+LINE_HEIGHT = 18  # of one control below a frame
+MOST_CONTROLS = 8  # below a clip; those that occur in it come first
 
 
 def reconstruction_grid(original: Tensor, reconstruction: Tensor, latent: Tensor) -> np.ndarray:
@@ -71,6 +74,69 @@ def reconstruction_grid(original: Tensor, reconstruction: Tensor, latent: Tensor
     bar = _coloured(torch.linspace(0, 1, COLOUR_BAR_WIDTH).expand(1, CAPTION_HEIGHT // 2, -1))[0]
     picture.paste(Image.fromarray(bar), (round(left), 2 * step + CAPTION_HEIGHT // 4))
     return np.asarray(picture)
+
+
+def controls_strip(
+    video: Tensor,
+    played: tuple[Tensor, Tensor],
+    read: tuple[Tensor, Tensor],
+    buttons: list[str],
+    axes: list[str],
+) -> np.ndarray:
+    """Draw clips as film strips, with two columns of controls below each frame: played, and read from the frames.
+
+    A line for each axis and for each button that occurs in the clip; where the two differ, that of what was read is
+    red: another button state, or an axis that is off by more than a quarter of the played value and by more than one.
+    The first frame of a clip has no controls, since nothing shows what led to it.
+
+    Args:
+        video: float[B, T, 3, H, W] in [-1, 1].
+        played: Buttons float[B, T, len(buttons)], 0 or 1, and axes float[B, T, len(axes)] in their own unit.
+        read: The same, of a network.
+        buttons: Names.
+        axes: Names.
+
+    Returns:
+        uint8[height, width, 3], RGB.
+    """
+    size = _tile_size(video.shape[-2], video.shape[-1])
+    font = ImageFont.load_default(FONT_SIZE)
+    margin = 2 * GAP + round(max(font.getlength(name) for name in ["played", *buttons, *axes]))
+    strips = []
+    for clip in range(len(video)):
+        frames = _row(_bytes(video[clip].detach().float().cpu().clamp(-1, 1)), size)
+        values = [[part[clip].detach().float().cpu() for part in side] for side in (played, read)]
+        occurring = [n for n in range(len(buttons)) if any(side[0][1:, n].any() for side in values)]
+        lines = [(name, 1, number) for number, name in enumerate(axes)]
+        lines += [(buttons[number], 0, number) for number in occurring]
+        lines = lines[:MOST_CONTROLS]
+        canvas = np.empty(
+            (size[0] + (len(lines) + 1) * LINE_HEIGHT + 2 * GAP, margin + frames.shape[1] + GAP, 3), np.uint8
+        )
+        canvas[:] = BACKGROUND
+        canvas[GAP : GAP + size[0], margin : margin + frames.shape[1]] = frames
+        picture = Image.fromarray(canvas)
+        pen = ImageDraw.Draw(picture)
+        for line, name in enumerate(["", *(name for name, _, _ in lines)]):
+            y = GAP + size[0] + (line + 0.5) * LINE_HEIGHT
+            pen.text((margin - GAP, y), name, fill=FAINT, font=font, anchor="rm")
+            for frame in range(1, video.shape[1]):
+                for side in range(2):
+                    x = margin + frame * (size[1] + GAP) + size[1] * (0.25 + 0.5 * side)
+                    if not line:
+                        pen.text((x, y), ("played", "read")[side], fill=FAINT, font=font, anchor="mm")
+                        continue
+                    _, kind, number = lines[line - 1]
+                    true, found = (float(values[k][kind][frame, number]) for k in range(2))
+                    differ = abs(found - true) > max(1.0, abs(true) / 4) if kind else found != true
+                    colour = WRONG if side and differ else TEXT
+                    value = (true, found)[side]
+                    if kind:
+                        pen.text((x, y), f"{value:+.1f}", fill=colour, font=font, anchor="mm")
+                    else:
+                        pen.rectangle((x - 5, y - 5, x + 5, y + 5), fill=colour if value else None, outline=colour)
+        strips.append(np.asarray(picture))
+    return np.concatenate(strips)
 
 
 def principal_components(latent: Tensor, count: int) -> tuple[Tensor, float]:

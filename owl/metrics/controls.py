@@ -1,0 +1,88 @@
+"""Whether controls that were read from pictures are those that were played."""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class AxisAccuracy(Metric):
+    """How often the direction of an axis is right: negative, none (less than the dead zone), or positive.
+
+    Args:
+        axes: Their names.
+        dead_zone: In the axis's own unit.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    correct: Tensor
+    directions: Tensor
+
+    def __init__(self, axes: list[str], dead_zone: float) -> None:
+        super().__init__()
+        self.axes = list(axes)
+        self.dead_zone = dead_zone
+        self.add_state("correct", torch.zeros(len(axes)), dist_reduce_fx="sum")
+        self.add_state("directions", torch.zeros(len(axes), 3), dist_reduce_fx="sum")
+
+    def update(self, predicted: Tensor, actual: Tensor) -> None:
+        """Add frames: float[N, axes] twice, in the axis's own unit."""
+        read, played = self.direction(predicted), self.direction(actual)
+        self.correct += (read == played).sum(0)
+        self.directions += torch.stack([(played == sign).sum(0) for sign in (-1, 0, 1)], -1)
+
+    def direction(self, axis: Tensor) -> Tensor:
+        """-1, 0 or 1 for each value."""
+        return axis.sign() * (axis.abs() >= self.dead_zone)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Scalars: ``axis_accuracy_<name>``, the fraction of frames whose direction is right, ``axis_chance_<name>``,
+        what always answering the commonest direction would reach, and ``axis_accuracy``, the mean of the former."""
+        frames = self.directions.sum(-1)
+        accuracy, chance = self.correct / frames, self.directions.amax(-1) / frames
+        values = {f"axis_accuracy_{name}": value for name, value in zip(self.axes, accuracy, strict=True)}
+        values |= {f"axis_chance_{name}": value for name, value in zip(self.axes, chance, strict=True)}
+        return values | ({"axis_accuracy": accuracy.mean()} if self.axes else {})
+
+
+class ButtonAccuracy(Metric):
+    """Balanced accuracy of each button: mean of the fractions of its pressed and its released frames that are right.
+
+    One half is chance, however rarely a button is pressed.
+
+    Args:
+        buttons: Their names.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    correct: Tensor
+    frames: Tensor
+
+    def __init__(self, buttons: list[str]) -> None:
+        super().__init__()
+        self.buttons = list(buttons)
+        for name in ("correct", "frames"):
+            self.add_state(name, torch.zeros(len(buttons), 2), dist_reduce_fx="sum")
+
+    def update(self, predicted: Tensor, actual: Tensor) -> None:
+        """Add frames: [N, buttons] twice, 1 or True where a button is down."""
+        read, played = predicted.bool(), actual.bool()
+        for state, occurs in enumerate((~played, played)):
+            self.correct[:, state] += (occurs & (read == played)).sum(0)
+            self.frames[:, state] += occurs.sum(0)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Scalars: ``button_accuracy_<name>`` and ``button_accuracy``, their mean; without those that were always or
+        never down, of which nothing can be said."""
+        accuracy = (self.correct / self.frames).mean(-1)  # NaN where a state does not occur
+        values = {
+            f"button_accuracy_{name}": value
+            for name, value in zip(self.buttons, accuracy, strict=True)
+            if value.isfinite()
+        }
+        return values | ({"button_accuracy": accuracy.nanmean()} if values else {})

@@ -1,0 +1,204 @@
+"""Learns to read controls from frames, from footage whose controls are known."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+
+from owl.metrics.controls import AxisAccuracy, ButtonAccuracy
+from owl.models.inverse_dynamics import InverseDynamicsModel
+from owl.nn.symlog import symlog
+from owl.optim import warmup_cosine
+from owl.pictures import controls_strip
+
+SOFTENING = 0.05  # of the frames of a batch: bounds the weight of a button that is down in one frame of it, or in none
+
+
+@dataclass
+class Augmentation:
+    """How training clips are spoiled, each by its own draw, so that nothing is read from texture that a decoder loses.
+
+    Args:
+        blur: Largest standard deviation of a Gaussian blur, in pixels as the frames are delivered.
+        noise: Largest standard deviation of white noise, frames being in [-1, 1].
+        brightness: Largest change of brightness and, as a fraction, of contrast.
+    """
+
+    blur: float = 1.5
+    noise: float = 0.1
+    brightness: float = 0.2
+
+
+class InverseDynamics(LightningModule):
+    """Trains :class:`InverseDynamicsModel` on batches of rgb and controls.
+
+    loss = binary cross-entropy of the buttons, pressed and released frames counting alike + smooth L1 of symlog(axes).
+    The first frame of a window, whose controls nothing shows, is left out of loss and metrics.
+
+    Args:
+        network: Reads frames; its buttons and axes are those of the dataset, in the dataset's order.
+        augmentation: How training clips are spoiled.
+        dead_zone: Axes nearer to 0 than this, in their own unit and summed over the stride, count as none.
+        optimizer: Called with the parameters; e.g. ``owl.optim.MuonAdamW``.
+        warmup_steps: Steps of linear warm-up; a cosine follows until the trainer's last step.
+        final_lr: Learning rate at the end, as a fraction of its peak.
+        compile: Whether the network runs through ``torch.compile``.
+    """
+
+    def __init__(
+        self,
+        network: InverseDynamicsModel,
+        augmentation: Augmentation = Augmentation(),  # noqa: B008 (a dataclass of floats, never changed)
+        dead_zone: float = 1.0,
+        optimizer: Callable[[Iterable], Optimizer] = lambda p: AdamW(p, lr=1e-3, weight_decay=1e-4),
+        warmup_steps: int = 50,
+        final_lr: float = 0.0,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.network = network
+        self.augmentation = augmentation
+        self.optimizer = optimizer
+        self.warmup_steps = warmup_steps
+        self.final_lr = final_lr
+        self.compile_network = compile
+        self.axis_accuracy = AxisAccuracy(network.axes, dead_zone)
+        self.button_accuracy = ButtonAccuracy(network.buttons)
+
+    def configure_model(self) -> None:
+        """Lay the weights out as convolutions like them; compile in place, which keeps the names in checkpoints."""
+        self.network.to(memory_format=torch.channels_last)
+        if self.compile_network:
+            self.network.compile()
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """One step on spoiled clips."""
+        logits, axes = self.network(spoil(video(batch), self.augmentation))
+        terms = {}
+        if self.network.buttons:
+            terms["buttons"] = balanced_cross_entropy(logits[:, 1:], batch["buttons"][:, 1:])
+        if self.network.axes:
+            terms["axes"] = F.smooth_l1_loss(axes[:, 1:], symlog(batch["axes"][:, 1:]))
+        loss = torch.stack(list(terms.values())).sum()
+        self.log("train/loss", loss, prog_bar=True)
+        self.log_dict({f"train/{name}": term for name, term in terms.items()})
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Measure on clips as they are."""
+        self.measure(batch)
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Measure on clips as they are."""
+        self.measure(batch)
+
+    def measure(self, batch: dict[str, Tensor]) -> None:
+        """Update the metrics."""
+        buttons, axes = self.network.label(video(batch))
+        self.button_accuracy.update(buttons[:, 1:].flatten(0, 1), batch["buttons"][:, 1:].flatten(0, 1))
+        self.axis_accuracy.update(axes[:, 1:].flatten(0, 1), batch["axes"][:, 1:].flatten(0, 1))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics."""
+        self.log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics."""
+        self.log_metrics("test")
+
+    def log_metrics(self, split: str) -> None:
+        """Log every metric and begin anew."""
+        for metric in (self.axis_accuracy, self.button_accuracy):
+            values = metric.compute()
+            metric.reset()
+            # already the same in every process, which Lightning cannot know
+            self.log_dict({f"{split}/{name}": value for name, value in values.items()}, sync_dist=True)
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Return what :meth:`InverseDynamicsModel.label` reads."""
+        buttons, axes = self.network.label(video(batch))
+        return {"buttons": buttons, "axes": axes}
+
+    @torch.no_grad()
+    def media(self, batch: dict[str, Tensor]) -> dict[str, np.ndarray]:
+        """Draw up to 4 clips with true and read controls below each frame, uint8[H, W, 3]."""
+        clips = video(batch)[:4]
+        read = self.network.label(clips)
+        played = batch["buttons"][:4], batch["axes"][:4]
+        return {"controls": controls_strip(clips, played, read, self.network.buttons, self.network.axes)}
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimiser with warm-up and cosine over the trainer's steps."""
+        optimizer = self.optimizer(self.network.parameters())
+        total = int(self.trainer.estimated_stepping_batches)
+        schedule = warmup_cosine(optimizer, self.warmup_steps, total, self.final_lr)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def video(batch: dict[str, Tensor]) -> Tensor:
+    """``rgb`` of a batch, uint8[B, T, 3, H, W], as float[B, T, 3, H, W] in [-1, 1]."""
+    return batch["rgb"].float() / 127.5 - 1
+
+
+def balanced_cross_entropy(logits: Tensor, buttons: Tensor) -> Tensor:
+    """Binary cross-entropy in which the pressed frames of a button weigh about as much as its released ones.
+
+    Args:
+        logits: float[B, T, buttons].
+        buttons: The same shape, 0 or 1.
+
+    Returns:
+        A scalar: mean over frames and buttons.
+    """
+    pressed = (buttons.mean(dim=(0, 1)) + SOFTENING) / (1 + 2 * SOFTENING)
+    weight = torch.where(buttons > 0, 0.5 / pressed, 0.5 / (1 - pressed))
+    return F.binary_cross_entropy_with_logits(logits, buttons, weight)
+
+
+def spoil(clips: Tensor, augmentation: Augmentation) -> Tensor:
+    """Blur each clip, change its brightness and contrast, and add noise, by amounts drawn evenly up to the largest.
+
+    Args:
+        clips: float[B, T, 3, H, W] in [-1, 1].
+        augmentation: The largest amounts.
+
+    Returns:
+        The same shape, in [-1, 1].
+    """
+
+    def draw(largest: float, lowest: float = 0.0) -> Tensor:
+        return torch.empty(len(clips), 1, 1, 1, 1, device=clips.device).uniform_(lowest, largest)
+
+    if augmentation.blur:
+        clips = blur(clips, draw(augmentation.blur).flatten())
+    strength = augmentation.brightness
+    clips = clips * (1 + draw(strength, -strength)) + draw(strength, -strength)
+    return (clips + draw(augmentation.noise) * torch.randn_like(clips)).clamp(-1, 1)
+
+
+def blur(clips: Tensor, sigma: Tensor) -> Tensor:
+    """Blur each clip by a Gaussian of its own.
+
+    Args:
+        clips: float[B, T, 3, H, W].
+        sigma: float[B], standard deviations in pixels.
+
+    Returns:
+        The same shape.
+    """
+    radius = max(1, int(2 * sigma.max().item() + 0.5))
+    offset = torch.arange(-radius, radius + 1, device=clips.device)
+    kernel = torch.exp(-0.5 * (offset / sigma.clamp(min=1e-3)[:, None]).square())
+    kernel = kernel / kernel.sum(1, keepdim=True)  # [B, taps]
+    rows = clips.flatten(1, 2).transpose(0, 1)  # [T * 3, B, H, W]: a group of the convolution is a clip
+    across, down = kernel[:, None, None, :], kernel[:, None, :, None]
+    rows = F.conv2d(F.pad(rows, (radius, radius, 0, 0), mode="replicate"), across, groups=len(clips))
+    rows = F.conv2d(F.pad(rows, (0, 0, radius, radius), mode="replicate"), down, groups=len(clips))
+    return rows.transpose(0, 1).unflatten(1, clips.shape[1:3])
