@@ -17,6 +17,7 @@ COMMANDS = {
     "predict": "run a checkpoint over the test split and write what it makes",
     "data record": "record a real game (ViZDoom): frames, depth, flow, sound and controls",
     "data import": "import your own footage: a folder of videos or of OWL Control recordings",
+    "data encode": "turn a dataset's pictures into latents of a trained autoencoder, for world models",
     "data inspect": "summarise a dataset and draw its contact sheet",
     "data verify": "check every member of a dataset, rebuild a missing index",
     "export": "turn a checkpoint into safetensors + config.yaml, ready for owl.models.load",

@@ -1,0 +1,76 @@
+"""``python -m owl data encode``: from pictures to the latents that world models train on."""
+
+import shlex
+import sys
+import warnings
+from pathlib import Path
+
+from tqdm import tqdm
+
+from owl import models
+from owl.data.encoder import FrameEncoder, encode_dataset
+from owl.data.shards import INDEX_NAME, ShardIndex
+from owl.errors import OwlError
+
+INTERFACE = ("encode", "encoder", "size", "latent_channels", "latent_size")
+
+
+def main(
+    checkpoint: str,
+    source: str,
+    directory: str,
+    *,
+    keep: str | None = None,
+    sample: bool = False,
+    batch_size: int = 64,
+) -> None:
+    """Encode every picture of a dataset with a trained image autoencoder into a new dataset of latents.
+
+    The new dataset has the same episodes, splits and shards, and says in dataset.json which encoder made it and what
+    mean and standard deviation each channel has. Pictures must have the size that the autoencoder was trained on. A GPU
+    is used where there is one.
+
+    Killed or out of disk space? Run the same command again: it keeps the shards that are complete.
+
+    Args:
+        checkpoint: A .ckpt file that fit wrote, or a folder that export wrote.
+        source: The dataset to encode: a folder, or any fsspec URL.
+        directory: Local folder for the new dataset; made where needed.
+        keep: Modalities to copy as they are, e.g. controls,rgb; controls where left out, if there are any.
+        sample: Store a draw of each posterior rather than its mean.
+        batch_size: Pictures that are encoded together.
+    """
+    is_complete = (Path(directory) / INDEX_NAME).exists()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = lambda message, *_: tqdm.write(f"warning: {message}", file=sys.stderr)
+        info = encode_dataset(
+            _load(checkpoint),
+            source,
+            directory,
+            keep=None if keep is None else [name.strip() for name in keep.split(",")],
+            sample=sample,
+            batch_size=batch_size,
+        )
+    frames = int(ShardIndex.load(directory).episode_frames.sum())
+    shape = "x".join(map(str, info.modalities["latent"]["shape"]))
+    complete = "is complete already and was left as it is: it " if is_complete else ""
+    print(f"{directory} {complete}holds {frames:,} frames, {', '.join(info.modalities)}, latents of {shape}")
+    print(f"look at it: python -m owl data inspect {shlex.quote(directory)}")
+
+
+def _load(checkpoint: str) -> FrameEncoder:
+    network = models.load(checkpoint)
+    name = type(network).__qualname__
+    for attribute in INTERFACE:
+        if not hasattr(network, attribute):
+            raise OwlError(
+                f"the network of {checkpoint} is {name}, which has no {attribute}, an image autoencoder was expected; "
+                "give the checkpoint of one"
+            )
+    return FrameEncoder(
+        network=network,
+        fingerprint=models.fingerprint(network.encoder),  # type: ignore[arg-type]
+        class_path=f"{type(network).__module__}.{name}",
+        checkpoint=checkpoint,
+    )

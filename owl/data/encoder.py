@@ -1,0 +1,402 @@
+"""Latent datasets: the pictures of a dataset, encoded once and for all by a trained autoencoder."""
+
+import fcntl
+import tarfile
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fsspec.implementations.local import LocalFileSystem
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from owl.data import codecs
+from owl.data.reader import ShardReader
+from owl.data.sample import SampleDecoder
+from owl.data.shards import (
+    INDEX_NAME,
+    INFO_NAME,
+    MEMBER,
+    DatasetInfo,
+    ShardIndex,
+    ShardWriter,
+    open_filesystem,
+    shard_name,
+    write_index,
+)
+from owl.errors import OwlError
+from owl.version import code_version
+
+EXTENSION = "latent.npy"
+
+
+@dataclass(frozen=True)
+class FrameEncoder:
+    """An image autoencoder, and what a dataset says of it.
+
+    Attributes:
+        network: With ``encode(float[B, 3, H, W] in [-1, 1])`` giving a posterior, ``size`` (H, W), ``latent_channels``
+            and ``latent_size``.
+        fingerprint: Tells encoders apart by their weights.
+        class_path: Of the network's class.
+        checkpoint: Where the network was read from.
+    """
+
+    network: nn.Module
+    fingerprint: str
+    class_path: str
+    checkpoint: str
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the pictures that it encodes."""
+        height, width = self.network.size  # type: ignore[misc]
+        return int(height), int(width)
+
+    @property
+    def latent_shape(self) -> list[int]:
+        """[c, h, w] of a frame's latent."""
+        return [int(n) for n in (self.network.latent_channels, *self.network.latent_size)]  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
+class Footage:
+    """The dataset that is encoded.
+
+    Attributes:
+        url: Its folder, any fsspec URL.
+        info: Its description.
+        index: Its index.
+        kept: Modalities that are copied, in the order of its members.
+    """
+
+    url: str
+    info: DatasetInfo
+    index: ShardIndex
+    kept: tuple[str, ...]
+
+    @classmethod
+    def open(cls, url: str, keep: Sequence[str] | None) -> "Footage":
+        """Open a dataset; ``keep`` names the modalities to copy, None means controls if there are any.
+
+        Raises:
+            OwlError: It is no finished dataset, has no pictures, no training split, or not what is to be kept.
+        """
+        info = DatasetInfo.load(url)
+        index = ShardIndex.load(url)
+        stored = ", ".join(info.modalities)
+        wanted = [name for name in ("controls",) if name in info.modalities] if keep is None else list(keep)
+        for name in ("rgb", *wanted):
+            if name not in info.modalities or name == "latent":
+                raise OwlError(f"{url} has no {name} to encode or to keep, it holds {stored}; ask for what is there")
+        if not info.splits.get("train"):
+            raise OwlError(
+                f"the train split of {url} is empty, the latents' mean and standard deviation are those of its frames; "
+                "record or import more episodes"
+            )
+        return cls(str(url), info, index, tuple(name for name in info.modalities if name in wanted))
+
+    @property
+    def identity(self) -> str:
+        """That of the dataset (:meth:`DatasetInfo.identity`)."""
+        return self.info.identity(self.index)
+
+
+def encode_dataset(
+    encoder: FrameEncoder,
+    source: str,
+    directory: str | Path,
+    *,
+    keep: Sequence[str] | None = None,
+    sample: bool = False,
+    batch_size: int = 64,
+) -> DatasetInfo:
+    """Write a dataset of latents, shard by shard, or finish one that was interrupted; a finished one is left as it is.
+
+    An episode with a damaged member ends before it, with a warning.
+
+    Args:
+        encoder: The autoencoder; it is moved to the GPU if there is one.
+        source: The dataset to encode, any fsspec URL.
+        directory: Local folder for the new dataset.
+        keep: Modalities of the source to copy byte for byte; None keeps controls if there are any.
+        sample: Whether to store a draw of each posterior rather than its mean.
+        batch_size: Frames that are encoded together.
+
+    Returns:
+        The description of the finished dataset.
+
+    Raises:
+        OwlError: The source cannot be encoded (:meth:`Footage.open`) or its pictures have another size than the
+            encoder's, the folder was begun with another encoder or source, is being written by another process or
+            cannot be written, or the encoder gives NaN. Complete shards stay, and the same call goes on from there.
+    """
+    filesystem, folder = open_filesystem(directory)
+    if not isinstance(filesystem, LocalFileSystem):
+        raise OwlError(f"{directory} is not a local folder; encode into one and copy the dataset there afterwards")
+    if batch_size < 1:
+        raise OwlError(f"batch_size is {batch_size}, at least 1 was expected; use for example 64")
+    footage = Footage.open(source, keep)
+    if footage.info.size != encoder.size:
+        found, expected = ("x".join(map(str, size)) for size in (footage.info.size, encoder.size))
+        raise OwlError(
+            f"the pictures of {source} are {found} (height x width), the encoder of {encoder.checkpoint} takes "
+            f"{expected}; use footage of that size or an encoder that was trained on this one"
+        )
+    root = Path(folder)
+    try:
+        info = _begin(root, _describe(encoder, footage, sample))
+        with _lock(root):
+            if not (root / INDEX_NAME).exists():
+                _write(encoder, footage, root, sample, batch_size)
+                _finish(root, info)
+    except OSError as error:
+        raise OwlError(
+            f"{directory} cannot be written ({error.strerror}); make room or give another folder, then run the same "
+            "command again: it goes on where it stopped"
+        ) from error
+    return info
+
+
+def _describe(encoder: FrameEncoder, footage: Footage, sample: bool) -> DatasetInfo:
+    latent: dict[str, Any] = {
+        "extension": EXTENSION,
+        "encoding": "npy float16[c, h, w]",
+        "shape": encoder.latent_shape,
+        "posterior": "sample" if sample else "mean",
+        "encoder": {
+            "fingerprint": encoder.fingerprint,
+            "class_path": encoder.class_path,
+            "checkpoint": encoder.checkpoint,
+        },
+    }
+    return DatasetInfo(
+        fps=footage.info.fps,
+        size=footage.info.size,
+        modalities={"latent": latent, **{name: footage.info.modalities[name] for name in footage.kept}},
+        splits=footage.info.splits,
+        source={
+            "kind": "encoded",
+            "path": footage.url,
+            "identity": footage.identity,
+            "checkpoint": encoder.checkpoint,
+        },
+        code_version=code_version(),
+    )
+
+
+def _begin(root: Path, info: DatasetInfo) -> DatasetInfo:
+    """Write ``dataset.json``, or check that the one there was begun with the same encoder and source.
+
+    Raises:
+        OwlError: It was not, or shards lie there that belong to no dataset.
+    """
+    if not (root / INFO_NAME).exists():
+        if any(root.glob("shard-*.tar")):
+            raise OwlError(f"{root} holds shards but no {INFO_NAME}; give an empty folder")
+        info.save(root)
+        return info
+    begun = DatasetInfo.load(root)
+    if begun.source.get("kind") != "encoded":
+        raise OwlError(
+            f"{root} holds a dataset of kind {begun.source.get('kind')}, an empty folder or a dataset of latents was "
+            "expected; give another folder"
+        )
+    old, new = begun.modalities["latent"], info.modalities["latent"]
+    for what, before, now in (
+        ("encoder", _name(old["encoder"]), _name(new["encoder"])),
+        ("source", _name(begun.source, "identity", "path"), _name(info.source, "identity", "path")),
+        ("posterior", (old["posterior"],) * 2, (new["posterior"],) * 2),
+        ("modalities", (", ".join(begun.modalities),) * 2, (", ".join(info.modalities),) * 2),
+    ):
+        if before[0] != now[0]:
+            raise OwlError(
+                f"{root} was begun with {what} {before[1]}, now it is {now[1]}; run with the same {what} as before, or "
+                "give another folder"
+            )
+    return begun
+
+
+def _name(of: dict, identity: str = "fingerprint", place: str = "checkpoint") -> tuple[str, str]:
+    """What tells an encoder or a source apart, and how it is called in messages."""
+    return of[identity], f"{of[place]} ({of[identity]})"
+
+
+@contextmanager
+def _lock(root: Path) -> Iterator[None]:
+    """Keep other processes from writing the same shards; the lock goes when the process dies."""
+    with open(root / INFO_NAME, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OwlError(f"{root} is being written by another process; wait for it or use another folder") from None
+        yield
+
+
+def _write(encoder: FrameEncoder, footage: Footage, root: Path, sample: bool, batch_size: int) -> None:
+    """Write the shards that are missing; one thread reads and decodes ahead of the encoder."""
+    index = footage.index
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = encoder.network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    reader = _FrameReader(footage, pin=device.type == "cuda")
+    with (
+        tqdm(total=int(index.episode_frames.sum()), unit="frame", desc="encode") as progress,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        for number in index.shards.tolist():
+            episodes = np.flatnonzero(index.episode_shard == number)
+            if (root / shard_name(number)).exists():
+                progress.update(int(index.episode_frames[episodes].sum()))
+                continue
+            with ShardWriter(root, number) as writer:
+                for episode in episodes[np.argsort(index.episode_row[episodes])].tolist():
+                    name = str(index.episodes[episode])
+                    # the noise depends on the episode alone, not on where an interrupted run goes on
+                    noise = torch.Generator(device).manual_seed(zlib.crc32(name.encode())) if sample else None
+                    frame = 0
+                    for pictures, kept in reader.batches(episode, batch_size, pool):
+                        latents = _encode(network, pictures.to(device, non_blocking=True), noise)
+                        if not np.isfinite(latents).all():
+                            raise OwlError(
+                                f"the encoder of {encoder.checkpoint} gives latents of episode {name} that are no "
+                                "finite float16; use a checkpoint of a run that did not diverge"
+                            )
+                        for latent, members in zip(latents, kept, strict=True):
+                            writer.write(name, frame, {EXTENSION: codecs.encode_array(latent), **members})
+                            frame += 1
+                        progress.update(len(latents))
+
+
+@torch.inference_mode()
+def _encode(network: nn.Module, pictures: Tensor, noise: torch.Generator | None) -> np.ndarray:
+    """uint8[B, 3, H, W] to float16[B, c, h, w]; with a source of noise draws of the posteriors, else their means."""
+    image = pictures.contiguous(memory_format=torch.channels_last).float() / 127.5 - 1
+    posterior = network.encode(image)  # type: ignore[operator]
+    latent = posterior.mean if noise is None else posterior.sample(noise)
+    return latent.half().contiguous().cpu().numpy()
+
+
+class _FrameReader:
+    """Reads a dataset's frames in batches of consecutive ones, each with one contiguous read."""
+
+    def __init__(self, footage: Footage, pin: bool) -> None:
+        self._footage, self._pin = footage, pin
+        self._reader = ShardReader(footage.url, None, footage.identity)
+        self._decoder = SampleDecoder(footage.info, footage.url, ("rgb",), 1, 1, None, None, 0.0)
+        extensions = footage.index.extensions.tolist()
+        names = ("rgb", *(name for name in footage.kept if name != "rgb"))
+        self._columns = {name: extensions.index(footage.info.modalities[name]["extension"]) for name in names}
+
+    def batches(
+        self, episode: int, batch_size: int, pool: ThreadPoolExecutor
+    ) -> Iterator[tuple[Tensor, list[dict[str, bytes]]]]:
+        """Yield an episode's frames, uint8[B, 3, H, W], each with the members to keep by extension.
+
+        The next batch is decoded in the pool meanwhile. At a damaged member the episode ends, with a warning.
+        """
+        frames = int(self._footage.index.episode_frames[episode])
+        following = pool.submit(self._batch, episode, 0, min(batch_size, frames))
+        for first in range(0, frames, batch_size):
+            pictures, kept, damage = following.result()
+            stop = first + batch_size
+            if stop < frames and damage is None:
+                following = pool.submit(self._batch, episode, stop, min(stop + batch_size, frames))
+            if kept:
+                yield pictures, kept
+            if damage is not None:
+                warnings.warn(f"{self._footage.url}: {damage}; the episode ends before it", stacklevel=3)
+                return
+
+    def _batch(self, episode: int, first: int, stop: int) -> tuple[Tensor, list[dict[str, bytes]], str | None]:
+        """Frames [first, stop) up to the first damaged one, and what is wrong with that."""
+        index, columns = self._footage.index, list(self._columns.values())
+        rows = int(index.episode_row[episode]) + np.arange(first, stop)
+        offsets, sizes = index.offsets[rows][:, columns], index.sizes[rows][:, columns]
+        there = sizes >= 0
+        start = int(offsets[there].min(initial=2**62))  # where nothing is there: an empty range
+        end = int((offsets + sizes)[there].max(initial=0))
+        content = memoryview(self._reader.read(int(index.episode_shard[episode]), min(start, end), end))
+        height, width = self._footage.info.size
+        pictures = torch.empty((stop - first, 3, height, width), dtype=torch.uint8, pin_memory=self._pin)
+        kept: list[dict[str, bytes]] = []
+        for position, row in enumerate(rows.tolist()):
+            try:
+                members = {name: self._member(content, start, row, name) for name in self._columns}
+                picture = self._decoder.decode("rgb", members["rgb"])
+            except ValueError as error:
+                damage = f"episode {index.episodes[episode]}, frame {first + position} is damaged ({error})"
+                return pictures[:position], kept, damage
+            pictures[position] = torch.from_numpy(picture).movedim(-1, 0)
+            modalities = self._footage.info.modalities
+            kept.append({modalities[name]["extension"]: bytes(members[name]) for name in self._footage.kept})
+        return pictures, kept, None
+
+    def _member(self, content: memoryview, start: int, row: int, modality: str) -> memoryview:
+        """One member's bytes; ``content`` begins at ``start`` in the shard.
+
+        Raises:
+            ValueError: They are absent or damaged.
+        """
+        index, column = self._footage.index, self._columns[modality]
+        offset, size = int(index.offsets[row, column]) - start, int(index.sizes[row, column])
+        if size < 0:
+            raise ValueError(f"it has no {modality}")
+        member = content[offset : offset + size]
+        if len(member) < size:
+            raise ValueError("the shard is cut short")
+        if zlib.crc32(member) != index.checksums[row, column]:
+            raise ValueError(f"the checksum of its {modality} is wrong")
+        return member
+
+
+def _finish(root: Path, info: DatasetInfo) -> None:
+    """Add the statistics of the training latents to ``dataset.json``, and write the index."""
+    train = set(info.splits["train"])
+    latents = (
+        latent for shard in sorted(root.glob("shard-*.tar")) for episode, latent in _latents(shard) if episode in train
+    )
+    mean, std = measure(latents)
+    info.modalities["latent"] |= {"mean": mean.tolist(), "std": std.tolist()}
+    info.save(root)
+    write_index(root)
+
+
+def _latents(shard: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the episode and the latent of each frame of a shard."""
+    with tarfile.open(shard) as file:
+        for member in file:
+            match = MEMBER.fullmatch(member.name)
+            content = file.extractfile(member)
+            if match and match["extension"] == EXTENSION and content:
+                yield match["episode"], codecs.decode_array(content.read())
+
+
+def measure(latents: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel over frames and positions.
+
+    Args:
+        latents: float[c, h, w] each.
+
+    Returns:
+        Two float64[c].
+
+    Raises:
+        OwlError: There are no latents.
+    """
+    count, total, squares = 0, np.zeros(()), np.zeros(())
+    for latent in latents:
+        values = latent.reshape(len(latent), -1).astype(np.float64)
+        count += values.shape[1]
+        total = total + values.sum(axis=1)
+        squares = squares + np.square(values).sum(axis=1)
+    if not count:
+        raise OwlError("no training episode could be encoded, at least one was expected; make the source dataset again")
+    mean = total / count
+    return mean, np.sqrt(np.maximum(squares / count - np.square(mean), 0))
