@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from owl.models.image_autoencoder import ImageAutoencoder
-from tests.helpers.shards import make_dataset
+from tests.helpers.shards import AXES, BUTTONS, make_dataset
 from tests.helpers.tiny import REPOSITORY, owl_here
 
 EXPERIMENTS = sorted((REPOSITORY / "experiments").glob("*.yaml"))
@@ -20,6 +20,17 @@ SMALLEST = 64  # pixels: what crops for LPIPS need
 # What is changed; everything else stays as it is shipped.
 DATA = {"batch_size": 2, "num_workers": 0, "validation_windows": 2, "record": "null", "cache_dir": "null"}
 TRAINER = {"accelerator": "cpu", "devices": 1, "strategy": "auto", "num_nodes": 1, "max_steps": 2}
+
+
+def network_of(path: Path, shipped: dict[str, Any]) -> dict[str, Any]:
+    """The network's class_path and init_args, in the experiment itself or in a file of its own."""
+    network = shipped["model"]["init_args"]["network"]
+    return network if isinstance(network, dict) else yaml.safe_load((path.parent / network).read_text())
+
+
+def shrink_inverse_dynamics(network: dict[str, Any]) -> dict[str, Any]:
+    """Fewer channels, and the controls of the tests' footage."""
+    return {"size": [32, 48], "width": 16, "hidden": 16, "buttons": BUTTONS, "axes": AXES}
 
 
 def shrink(network: dict[str, Any]) -> dict[str, Any]:
@@ -36,6 +47,13 @@ def shrink(network: dict[str, Any]) -> dict[str, Any]:
         "widths": [width] * len(network["widths"]),
         "blocks": [min(count, 1) for count in network["blocks"]],
     }
+
+
+SHRINK = {
+    "owl.models.image_autoencoder.ImageAutoencoder": shrink,
+    "owl.models.inverse_dynamics.InverseDynamicsModel": shrink_inverse_dynamics,
+}
+"""How the network of each class is made small."""
 
 
 def options(group: str, values: dict[str, Any]) -> list[str]:
@@ -57,9 +75,12 @@ def test_an_experiment_trains_two_steps(path: Path, tmp_path: Path, monkeypatch:
     # compiling takes minutes; that it keeps results is tests/recipes/test_image_vae.py's to show
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
     shipped = yaml.safe_load(path.read_text())
-    network = yaml.safe_load((path.parent / shipped["model"]["init_args"]["network"]).read_text())
-    small = shrink(network["init_args"])
-    data = make_dataset(tmp_path / "data", episodes=3, frames=4, size=tuple(small["size"]), modalities=("rgb",))
+    network = network_of(path, shipped)
+    small = SHRINK[network["class_path"]](network["init_args"])
+    wanted = shipped["data"]["init_args"]
+    frames = wanted.get("length", 1) * wanted.get("stride", 1) + 3  # some windows in each episode
+    modalities = wanted.get("modalities", ["rgb"])
+    data = make_dataset(tmp_path / "data", 3, frames, tuple(small["size"]), modalities)
     changes = [
         *options("data", {"path": str(data), **DATA}),
         *options("trainer", TRAINER),

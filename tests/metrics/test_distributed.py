@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics.image import StructuralSimilarityIndexMeasure
 
 from owl.losses.lpips import LPIPS
+from owl.metrics.controls import AxisAccuracy, ButtonAccuracy
 from owl.metrics.frechet import FEATURES, FrechetDistance
 from owl.metrics.latents import LatentStatistics
 from owl.metrics.perceptual import PerceptualDistance
@@ -35,6 +36,8 @@ def measure(indices: list[int]) -> dict[str, list[float]]:
     frechet, latents, perceptual = FrechetDistance(), LatentStatistics(2), PerceptualDistance(LPIPS())
     frechet.features = BlockMeans()
     psnr = MeanPSNR()
+    axes, buttons = AxisAccuracy(["x", "y"], 0.5), ButtonAccuracy(["a", "b"])
+    moved, read = torch.randn(2, 5, 2, generator=generator)
     ssim = StructuralSimilarityIndexMeasure(data_range=1.0)
     for i in indices:
         x, y = image[i : i + 1], other[i : i + 1]
@@ -43,9 +46,13 @@ def measure(indices: list[int]) -> dict[str, list[float]]:
         latents.update(Posterior(mean[i : i + 1], mean[i : i + 1, :1] - 4))
         psnr.update(x, y)
         ssim.update(x, y)
+        axes.update(read[i : i + 1], moved[i : i + 1])
+        buttons.update(read[i : i + 1] > 0, moved[i : i + 1] > 0)
     values = {"frechet": frechet, "perceptual": perceptual, "psnr": psnr, "ssim": ssim}
     answers = {name: [metric.compute().item()] for name, metric in values.items()}
     answers |= {f"latent_{name}": value.flatten().tolist() for name, value in latents.compute().items()}
+    for controls in (axes.compute(), buttons.compute()):
+        answers |= {name: [value.item()] for name, value in controls.items()}
     return answers
 
 
