@@ -16,6 +16,7 @@ CELL = 4  # pixels: side of a cell, the grid on which frames are compared
 SIDE = 8  # pixels: each side of the picture is a multiple, so that cells halve once more
 SHARPNESS = 4.0  # factor on similarities in [-1, 1], which brings them to about the scale of the other inputs
 PAIRS = 3  # (t-2, t-1), (t-1, t) and (t, t+1)
+BEFORE, AFTER = 2, 1  # frames around one that its controls are read from
 
 
 class InverseDynamicsModel(nn.Module):

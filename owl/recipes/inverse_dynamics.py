@@ -11,6 +11,8 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
+from owl.data.windows import WindowDataset
+from owl.errors import OwlError
 from owl.metrics.controls import AxisAccuracy, ButtonAccuracy
 from owl.models.inverse_dynamics import InverseDynamicsModel
 from owl.nn.symlog import symlog
@@ -71,6 +73,13 @@ class InverseDynamics(LightningModule):
         self.compile_network = compile
         self.axis_accuracy = AxisAccuracy(network.axes, dead_zone)
         self.button_accuracy = ButtonAccuracy(network.buttons)
+
+    def setup(self, stage: str) -> None:
+        """Refuse a dataset whose controls are not those of the network."""
+        for split in ("train_dataset", "validation_dataset", "test_dataset"):
+            dataset = getattr(self.trainer.datamodule, split, None)  # type: ignore[attr-defined]
+            if dataset is not None:
+                check_controls(self.network, dataset)
 
     def configure_model(self) -> None:
         """Lay the weights out as convolutions like them; compile in place, which keeps the names in checkpoints."""
@@ -140,6 +149,26 @@ class InverseDynamics(LightningModule):
         total = int(self.trainer.estimated_stepping_batches)
         schedule = warmup_cosine(optimizer, self.warmup_steps, total, self.final_lr)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def check_controls(network: InverseDynamicsModel, dataset: WindowDataset) -> None:
+    """Compare what a dataset delivers with what a network reads.
+
+    Raises:
+        OwlError: The dataset delivers no pictures or controls, others than the network's, or windows of one frame.
+    """
+    if not {"rgb", "controls"} <= set(dataset.modalities) or dataset.length < 2:
+        raise OwlError(
+            f"windows of {dataset.path} hold {dataset.length} frames of {', '.join(dataset.modalities)}, at least 2 of "
+            "rgb and controls were expected; set data.init_args.modalities to [rgb, controls] and length to 8"
+        )
+    controls = dataset.info.modalities["controls"]
+    for kind, expected in (("buttons", network.buttons), ("axes", network.axes)):
+        if list(controls[kind]) != expected:
+            raise OwlError(
+                f"{dataset.path} has the {kind} {', '.join(controls[kind]) or 'none'}, the network reads "
+                f"{', '.join(expected) or 'none'}; set model.init_args.network.init_args.{kind} to those of the dataset"
+            )
 
 
 def video(batch: dict[str, Tensor]) -> Tensor:
