@@ -6,16 +6,19 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from owl.data.codecs import resize
 from owl.data.reader import ShardReader
-from owl.data.sample import SampleDecoder
+from owl.data.sample import LATENTS, SampleDecoder
 from owl.data.shards import DatasetInfo, ShardIndex
+from owl.pictures import principal_components
 
 BACKGROUND, PANEL, TEXT, MUTED = (18, 20, 26), (32, 36, 45), (236, 239, 244), (140, 148, 163)
 SPLIT_COLOURS = {"train": (122, 162, 247), "validation": (158, 206, 106), "test": (224, 175, 104)}
 COLUMNS, CELL_WIDTH, GUTTER, GAP, MARGIN, HEADER, WAVE = 6, 216, 184, 4, 24, 92, 44
+LATENT_PICTURES = ("latent", "motion_latent")  # [c, h, w], shown by their principal components
 PICTURE_ROWS = 9  # rows of pictures on a sheet: fewer episodes are shown where each has depth and flow
 
 
@@ -112,18 +115,22 @@ def summarize_modalities(reader: DatasetReader) -> dict[str, ModalitySummary]:
             for key, value in reader.info.modalities[modality].items()
             if key not in ("extension", "direction", "timing") and isinstance(value, str | int | float)
         ]
+        if modality in LATENTS:
+            facts.append("shape " + "x".join(map(str, reader.info.modalities[modality]["shape"])))
         stored = sizes[sizes >= 0]
         summaries[modality] = ModalitySummary(len(stored), int(stored.sum()), ", ".join(facts))
     return summaries
 
 
 def draw_contact_sheet(reader: DatasetReader) -> Image.Image:
-    """Draw episodes as rows and time as columns: rgb, and depth, flow and sound in rows of their own where present.
+    """Draw episodes as rows and time as columns, with rgb, depth, flow, latents and sound in rows of their own.
+
+    Latents are shown by their first three principal components as red, green and blue, fitted on what the sheet shows.
 
     Returns:
         An RGB picture, about 1,500 pixels wide.
     """
-    kinds = [modality for modality in ("rgb", "depth", "flow") if modality in reader.columns]
+    kinds = [modality for modality in ("rgb", "depth", "flow", *LATENT_PICTURES) if modality in reader.columns]
     waveform = "audio" in reader.columns
     episodes = _choose_episodes(reader, max(2, PICTURE_ROWS // max(1, len(kinds))))
     cell_height = round(CELL_WIDTH * reader.info.size[0] / reader.info.size[1])
@@ -132,7 +139,10 @@ def draw_contact_sheet(reader: DatasetReader) -> Image.Image:
     sheet = Image.new("RGB", (width, HEADER + len(episodes) * (block + 20) + MARGIN - 20), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     frames = [np.linspace(0, reader.index.episode_frames[e] - 1, COLUMNS).round().astype(int) for _, e in episodes]
-    speed = _flow_scale(reader, [(e, f) for (_, e), times in zip(episodes, frames, strict=True) for f in times])
+    shown = [(e, int(f)) for (_, e), times in zip(episodes, frames, strict=True) for f in times]
+    speed = _flow_scale(reader, shown)
+    cell = (cell_height, CELL_WIDTH)
+    latents = {kind: _colour_latents(reader, kind, shown, cell) for kind in kinds if kind in LATENT_PICTURES}
     _draw_header(draw, reader, kinds, speed, width)
     for number, ((split, episode), times) in enumerate(zip(episodes, frames, strict=True)):
         top = HEADER + number * (block + 20)
@@ -141,7 +151,11 @@ def draw_contact_sheet(reader: DatasetReader) -> Image.Image:
             left = MARGIN + GUTTER + column * (CELL_WIDTH + GAP)
             for row, kind in enumerate(kinds):
                 y = top + row * (cell_height + GAP)
-                picture = _picture(reader, kind, episode, int(frame), speed, (cell_height, CELL_WIDTH))
+                picture = (
+                    latents[kind].get((episode, int(frame)))
+                    if kind in latents
+                    else _picture(reader, kind, episode, int(frame), speed, cell)
+                )
                 if picture is None:
                     draw.rectangle((left, y, left + CELL_WIDTH - 1, y + cell_height - 1), PANEL)
                     draw.text((left + CELL_WIDTH / 2, y + cell_height / 2), "missing", MUTED, _font(13), anchor="mm")
@@ -183,6 +197,23 @@ def _picture(
     elif kind == "flow":
         array = colour_flow(array, speed)
     return resize(array, size)
+
+
+def _colour_latents(
+    reader: DatasetReader, kind: str, shown: list[tuple[int, int]], size: tuple[int, int]
+) -> dict[tuple[int, int], np.ndarray]:
+    """uint8[h, w, 3] of each (episode, frame) whose latent can be read, all on the same axes."""
+    latents = {(episode, frame): reader.frame(kind, episode, frame) for episode, frame in shown}
+    there = {place: latent for place, latent in latents.items() if latent is not None}
+    if not there:
+        return {}
+    components, _ = principal_components(torch.from_numpy(np.stack(list(there.values()))), 3)
+    pictures = (components * 255).round().byte().movedim(1, -1).numpy()
+    height, width = size  # enlarged without smoothing: a latent's positions are few
+    return {
+        place: cv2.resize(picture, (width, height), interpolation=cv2.INTER_NEAREST)
+        for place, picture in zip(there, pictures, strict=True)
+    }
 
 
 def colour_flow(flow: np.ndarray, speed: float) -> np.ndarray:

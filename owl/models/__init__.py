@@ -70,6 +70,7 @@ def rebuild(checkpoint: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         OwlError: The file is missing or damaged, or the recipe it names cannot be rebuilt.
     """
     import importlib
+    import warnings
 
     from owl.callbacks.checkpoint import load_checkpoint
 
@@ -77,7 +78,9 @@ def rebuild(checkpoint: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     module, _, name = content["owl"]["recipe"].rpartition(".")
     try:
         recipe_class = getattr(importlib.import_module(module), name)
-        recipe = recipe_class.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # recipes keep networks as hyperparameters on purpose
+            warnings.filterwarnings("ignore", message="Attribute .* is an instance of `nn.Module`")
+            recipe = recipe_class.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
         network: nn.Module = recipe.network
     except (ImportError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
