@@ -393,3 +393,45 @@ def test_a_truncated_remote_shard_costs_only_its_windows(dataset: Path) -> None:
     with pytest.warns(CorruptSampleWarning, match="cut short"):
         assert int(windows[7]["window"]) != 7
     assert int(windows[0]["window"]) == 0
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight frames of two kinds of latents and controls; every latent is filled with its frame's number."""
+    root = tmp_path_factory.mktemp("latents")
+    modalities = {
+        "latent": {"extension": "latent.npy", "encoding": "npy float16[c, h, w]", "shape": [4, 3, 5]},
+        "audio_latent": {"extension": "audio_latent.npy", "encoding": "npy float16[k, c]", "shape": [2, 6]},
+        "controls": DESCRIPTIONS["controls"],
+    }
+    DatasetInfo(30.0, SIZE, modalities, {"train": ["a"]}, {}, "test").save(root)
+    with ShardWriter(root, 0) as writer:
+        for frame in range(8):
+            arrays = {
+                "latent.npy": np.full((4, 3, 5), frame, np.float16),
+                "audio_latent.npy": np.full((2, 6), -frame, np.float16),
+                "controls.npy": np.full(5, 1, np.float32),
+            }
+            writer.write("a", frame, {name: codecs.encode_array(array) for name, array in arrays.items()})
+    write_index(root)
+    return root
+
+
+def test_latents_follow_the_stride_and_keep_their_size(latents: Path) -> None:
+    windows = WindowDataset(
+        latents, modalities=("latent", "audio_latent", "controls"), length=3, stride=2, size=(12, 20)
+    )
+    for batch in (windows.batch([1]), {name: tensor[None] for name, tensor in windows[1].items()}):
+        assert batch["latent"].dtype == batch["audio_latent"].dtype == torch.float32
+        assert torch.equal(batch["latent"], torch.tensor([1.0, 3, 5]).view(1, 3, 1, 1, 1).expand(1, 3, 4, 3, 5))
+        assert torch.equal(batch["audio_latent"], -torch.tensor([1.0, 3, 5]).view(1, 3, 1, 1).expand(1, 3, 2, 6))
+        assert batch["axes"][0, 1:].unique().item() == 2  # controls are summed over what the stride skips
+
+
+def test_latents_can_be_neither_mirrored_nor_cropped(latents: Path) -> None:
+    for modality in ("latent", "audio_latent"):
+        with pytest.raises(OwlError, match=rf"{modality} of .* can be neither mirrored nor cropped, but flip is 0.5"):
+            WindowDataset(latents, modalities=("controls", modality), flip=0.5)
+        with pytest.raises(OwlError, match=r"crop \(12, 20\)"):
+            WindowDataset(latents, modalities=(modality,), crop=(12, 20))
+    WindowDataset(latents, modalities=("controls",), flip=0.5)
