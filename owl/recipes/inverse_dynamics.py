@@ -138,9 +138,10 @@ class InverseDynamics(LightningModule):
     @torch.no_grad()
     def media(self, batch: dict[str, Tensor]) -> dict[str, np.ndarray]:
         """Draw up to 4 clips with true and read controls below each frame, uint8[H, W, 3]."""
-        clips = video(batch)[:4]
+        chosen = slice(0, None, -(-len(batch["rgb"]) // 4))
+        clips = video(batch)[chosen]
         read = self.network.label(clips)
-        played = batch["buttons"][:4], batch["axes"][:4]
+        played = batch["buttons"][chosen], batch["axes"][chosen]
         return {"controls": controls_strip(clips, played, read, self.network.buttons, self.network.axes)}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from owl.__main__ import run
+from tests.helpers.shards import AXES, BUTTONS
 
 REPOSITORY = Path(__file__).parent.parent.parent
 
@@ -56,6 +57,23 @@ def tiny_experiment(dataset: Path, **trainer: Any) -> dict[str, Any]:
             **trainer,
         },
     }
+
+
+def tiny_inverse_dynamics(dataset: Path, **trainer: Any) -> dict[str, Any]:
+    """Return the configuration of an InverseDynamics that trains in seconds on a dataset of tests/helpers/shards.py."""
+    experiment = tiny_experiment(dataset, **trainer)
+    experiment["model"] = {
+        "class_path": "owl.recipes.inverse_dynamics.InverseDynamics",
+        "init_args": {
+            "network": {
+                "class_path": "owl.models.inverse_dynamics.InverseDynamicsModel",
+                "init_args": {"buttons": BUTTONS, "axes": AXES, "size": [16, 24], "width": 16, "hidden": 16},
+            },
+            "warmup_steps": 2,
+        },
+    }
+    experiment["data"]["init_args"] |= {"modalities": ["rgb", "controls"], "length": 4, "size": [16, 24]}
+    return experiment
 
 
 def write_config(path: Path, configuration: dict[str, Any]) -> Path:
