@@ -222,7 +222,7 @@ def _modalities(footage: Footage, size: tuple[int, int], flow: bool, audio: bool
             "extension": "audio.npy",
             "sample_rate": SAMPLE_RATE,
             "channels": CHANNELS,
-            "timing": "frame t holds the sound from frame t's time to that of frame t+1",
+            "timing": "frame t holds the sound from frame t-1 to frame t; a recording's first frame is silent",
         }
     if footage.kind == OWL_CONTROL:
         names = [name for recording in footage.recordings for name in recording.buttons]
@@ -355,10 +355,11 @@ class _Source:
             self._position += 1
 
     def _next_audio(self) -> np.ndarray | None:
+        """Return what was heard since the previous frame: as in recorded games it led to this one, like the controls."""
         if self._audio is None:
             return None
-        first, end = (first_sample(self._position + k, self._fps) for k in (0, 1))
-        return self._audio.read(end - first)
+        begin, end = (first_sample(self._position + k, self._fps) for k in (-1, 0))
+        return self._audio.read(end - begin) if self._position else np.zeros((end - begin, CHANNELS), np.int16)
 
 
 def _ahead(pool: ThreadPoolExecutor, frames: Iterator[_Frame], depth: int) -> Iterator[dict[str, bytes]]:
