@@ -355,7 +355,7 @@ class _Source:
             self._position += 1
 
     def _next_audio(self) -> np.ndarray | None:
-        """Return what was heard since the previous frame: as in recorded games it led to this one, like the controls."""
+        """Return what was heard since the previous frame, which led to this one; recorded games have it so too."""
         if self._audio is None:
             return None
         begin, end = (first_sample(self._position + k, self._fps) for k in (-1, 0))
