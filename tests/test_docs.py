@@ -30,6 +30,7 @@ EXECUTED = [
 """Pages whose blocks are run from top to bottom in one folder, as a reader would."""
 EXECUTED_ELSEWHERE = {
     "docs/how-to/encode.md": "tests/commands/test_data_encode.py",
+    "docs/how-to/controls.md": "tests/commands/test_data_annotate.py",
     "docs/how-to/own-footage.md": "tests/commands/test_data_import.py",
     "docs/reference/shards.md": "tests/data/test_shards.py",
 }

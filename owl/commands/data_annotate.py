@@ -86,8 +86,8 @@ class Labeller:
         stride = content["owl"]["config"]["data"]["init_args"].get("stride", 1)
         if stride != 1:
             raise OwlError(
-                f"the network of {checkpoint} was trained on every {stride}th frame, so it would read the motion of "
-                f"{stride} frames in each; train one with --data.init_args.stride 1"
+                f"the network of {checkpoint} was trained with stride {stride}, a stride of 1 was expected, since "
+                "every frame is to be labelled; train one with --data.init_args.stride 1"
             )
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(network.to(device), checkpoint, models.fingerprint(network))
