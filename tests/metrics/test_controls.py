@@ -13,7 +13,7 @@ def values(metric) -> dict[str, float]:
 def test_directions_and_the_dead_zone():
     metric = AxisAccuracy(["turn", "look"], dead_zone=1.0)
     played = torch.tensor([[-4.0, 0.0], [4.0, 0.0], [0.9, 0.0], [1.0, -3.0]])
-    read = torch.tensor([[-1.0, 0.5], [-4.0, 2.0], [-0.9, 0.9], [0.99, -1.5]])  # right: yes no yes no; yes no yes yes
+    read = torch.tensor([[-1.5, 0.5], [-4.0, 2.0], [-0.9, 0.9], [0.99, -1.5]])  # right: yes no yes no; yes no yes yes
     metric.update(read[:1], played[:1])
     metric.update(read[1:], played[1:])
     assert values(metric) == pytest.approx(
