@@ -67,7 +67,7 @@ class FrameEncoder:
 
 
 @dataclass(frozen=True)
-class Footage:
+class Source:
     """The dataset that is encoded.
 
     Attributes:
@@ -83,7 +83,7 @@ class Footage:
     kept: tuple[str, ...]
 
     @classmethod
-    def open(cls, url: str, keep: Sequence[str] | None) -> "Footage":
+    def open(cls, url: str, keep: Sequence[str] | None) -> "Source":
         """Open a dataset; ``keep`` names the modalities to copy, None means controls if there are any.
 
         Raises:
@@ -94,8 +94,10 @@ class Footage:
         stored = ", ".join(info.modalities)
         wanted = [name for name in ("controls",) if name in info.modalities] if keep is None else list(keep)
         for name in ("rgb", *wanted):
-            if name not in info.modalities or name == "latent":
+            if name not in info.modalities:
                 raise OwlError(f"{url} has no {name} to encode or to keep, it holds {stored}; ask for what is there")
+        if "latent" in wanted:
+            raise OwlError(f"the latent of {url} has no place beside the new one; leave it out of what is kept")
         if not info.splits.get("train"):
             raise OwlError(
                 f"the train split of {url} is empty, the latents' mean and standard deviation are those of its frames; "
@@ -134,7 +136,7 @@ def encode_dataset(
         The description of the finished dataset.
 
     Raises:
-        OwlError: The source cannot be encoded (:meth:`Footage.open`) or its pictures have another size than the
+        OwlError: The source cannot be encoded (:meth:`Source.open`) or its pictures have another size than the
             encoder's, the folder was begun with another encoder or source, is being written by another process or
             cannot be written, or the encoder gives NaN. Complete shards stay, and the same call goes on from there.
     """
@@ -143,19 +145,19 @@ def encode_dataset(
         raise OwlError(f"{directory} is not a local folder; encode into one and copy the dataset there afterwards")
     if batch_size < 1:
         raise OwlError(f"batch_size is {batch_size}, at least 1 was expected; use for example 64")
-    footage = Footage.open(source, keep)
-    if footage.info.size != encoder.size:
-        found, expected = ("x".join(map(str, size)) for size in (footage.info.size, encoder.size))
+    original = Source.open(source, keep)
+    if original.info.size != encoder.size:
+        found, expected = ("x".join(map(str, size)) for size in (original.info.size, encoder.size))
         raise OwlError(
             f"the pictures of {source} are {found} (height x width), the encoder of {encoder.checkpoint} takes "
             f"{expected}; use footage of that size or an encoder that was trained on this one"
         )
     root = Path(folder)
     try:
-        info = _begin(root, _describe(encoder, footage, sample))
+        info = _begin(root, _describe(encoder, original, sample))
         with _lock(root):
             if not (root / INDEX_NAME).exists():
-                _write(encoder, footage, root, sample, batch_size)
+                _write(encoder, original, root, sample, batch_size)
                 _finish(root, info)
     except OSError as error:
         raise OwlError(
@@ -165,7 +167,7 @@ def encode_dataset(
     return info
 
 
-def _describe(encoder: FrameEncoder, footage: Footage, sample: bool) -> DatasetInfo:
+def _describe(encoder: FrameEncoder, original: Source, sample: bool) -> DatasetInfo:
     latent: dict[str, Any] = {
         "extension": EXTENSION,
         "encoding": "npy float16[c, h, w]",
@@ -178,14 +180,14 @@ def _describe(encoder: FrameEncoder, footage: Footage, sample: bool) -> DatasetI
         },
     }
     return DatasetInfo(
-        fps=footage.info.fps,
-        size=footage.info.size,
-        modalities={"latent": latent, **{name: footage.info.modalities[name] for name in footage.kept}},
-        splits=footage.info.splits,
+        fps=original.info.fps,
+        size=original.info.size,
+        modalities={"latent": latent, **{name: original.info.modalities[name] for name in original.kept}},
+        splits=original.info.splits,
         source={
             "kind": "encoded",
-            "path": footage.url,
-            "identity": footage.identity,
+            "path": original.url,
+            "identity": original.identity,
             "checkpoint": encoder.checkpoint,
         },
         code_version=code_version(),
@@ -240,12 +242,12 @@ def _lock(root: Path) -> Iterator[None]:
         yield
 
 
-def _write(encoder: FrameEncoder, footage: Footage, root: Path, sample: bool, batch_size: int) -> None:
+def _write(encoder: FrameEncoder, original: Source, root: Path, sample: bool, batch_size: int) -> None:
     """Write the shards that are missing; one thread reads and decodes ahead of the encoder."""
-    index = footage.index
+    index = original.index
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = encoder.network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    reader = _FrameReader(footage, pin=device.type == "cuda")
+    reader = _FrameReader(original, pin=device.type == "cuda")
     with (
         tqdm(total=int(index.episode_frames.sum()), unit="frame", desc="encode") as progress,
         ThreadPoolExecutor(1) as pool,
@@ -286,13 +288,13 @@ def _encode(network: nn.Module, pictures: Tensor, noise: torch.Generator | None)
 class _FrameReader:
     """Reads a dataset's frames in batches of consecutive ones, each with one contiguous read."""
 
-    def __init__(self, footage: Footage, pin: bool) -> None:
-        self._footage, self._pin = footage, pin
-        self._reader = ShardReader(footage.url, None, footage.identity)
-        self._decoder = SampleDecoder(footage.info, footage.url, ("rgb",), 1, 1, None, None, 0.0)
-        extensions = footage.index.extensions.tolist()
-        names = ("rgb", *(name for name in footage.kept if name != "rgb"))
-        self._columns = {name: extensions.index(footage.info.modalities[name]["extension"]) for name in names}
+    def __init__(self, original: Source, pin: bool) -> None:
+        self._original, self._pin = original, pin
+        self._reader = ShardReader(original.url, None, original.identity)
+        self._decoder = SampleDecoder(original.info, original.url, ("rgb",), 1, 1, None, None, 0.0)
+        extensions = original.index.extensions.tolist()
+        names = ("rgb", *(name for name in original.kept if name != "rgb"))
+        self._columns = {name: extensions.index(original.info.modalities[name]["extension"]) for name in names}
 
     def batches(
         self, episode: int, batch_size: int, pool: ThreadPoolExecutor
@@ -301,7 +303,7 @@ class _FrameReader:
 
         The next batch is decoded in the pool meanwhile. At a damaged member the episode ends, with a warning.
         """
-        frames = int(self._footage.index.episode_frames[episode])
+        frames = int(self._original.index.episode_frames[episode])
         following = pool.submit(self._batch, episode, 0, min(batch_size, frames))
         for first in range(0, frames, batch_size):
             pictures, kept, damage = following.result()
@@ -311,19 +313,19 @@ class _FrameReader:
             if kept:
                 yield pictures, kept
             if damage is not None:
-                warnings.warn(f"{self._footage.url}: {damage}; the episode ends before it", stacklevel=3)
+                warnings.warn(f"{self._original.url}: {damage}; the episode ends before it", stacklevel=3)
                 return
 
     def _batch(self, episode: int, first: int, stop: int) -> tuple[Tensor, list[dict[str, bytes]], str | None]:
         """Frames [first, stop) up to the first damaged one, and what is wrong with that."""
-        index, columns = self._footage.index, list(self._columns.values())
+        index, columns = self._original.index, list(self._columns.values())
         rows = int(index.episode_row[episode]) + np.arange(first, stop)
         offsets, sizes = index.offsets[rows][:, columns], index.sizes[rows][:, columns]
         there = sizes >= 0
         start = int(offsets[there].min(initial=2**62))  # where nothing is there: an empty range
         end = int((offsets + sizes)[there].max(initial=0))
         content = memoryview(self._reader.read(int(index.episode_shard[episode]), min(start, end), end))
-        height, width = self._footage.info.size
+        height, width = self._original.info.size
         pictures = torch.empty((stop - first, 3, height, width), dtype=torch.uint8, pin_memory=self._pin)
         kept: list[dict[str, bytes]] = []
         for position, row in enumerate(rows.tolist()):
@@ -334,8 +336,8 @@ class _FrameReader:
                 damage = f"episode {index.episodes[episode]}, frame {first + position} is damaged ({error})"
                 return pictures[:position], kept, damage
             pictures[position] = torch.from_numpy(picture).movedim(-1, 0)
-            modalities = self._footage.info.modalities
-            kept.append({modalities[name]["extension"]: bytes(members[name]) for name in self._footage.kept})
+            modalities = self._original.info.modalities
+            kept.append({modalities[name]["extension"]: bytes(members[name]) for name in self._original.kept})
         return pictures, kept, None
 
     def _member(self, content: memoryview, start: int, row: int, modality: str) -> memoryview:
@@ -344,7 +346,7 @@ class _FrameReader:
         Raises:
             ValueError: They are absent or damaged.
         """
-        index, column = self._footage.index, self._columns[modality]
+        index, column = self._original.index, self._columns[modality]
         offset, size = int(index.offsets[row, column]) - start, int(index.sizes[row, column])
         if size < 0:
             raise ValueError(f"it has no {modality}")

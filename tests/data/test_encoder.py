@@ -164,11 +164,13 @@ def test_samples_differ_from_means_by_the_posterior_s_noise(source: Path, encode
     info = encode_dataset(make_encoder(), str(source), tmp_path / "drawn", sample=True)
     assert info.modalities["latent"]["posterior"] == "sample"
     drawn, means = (
-        WindowDataset(root, "train", ("latent",), length=FRAMES)[0] for root in (tmp_path / "drawn", encoded)
+        torch.stack([window["latent"] for window in WindowDataset(root, "train", ("latent",), length=FRAMES)])
+        for root in (tmp_path / "drawn", encoded)
     )
-    noise = (drawn["latent"] - means["latent"]) / np.exp(-4 / 2)  # the log-variance of an untrained encoder
+    noise = (drawn - means) / np.exp(-4 / 2)  # the log-variance of an untrained encoder
     assert 0.9 < noise.std() < 1.1
-    assert abs(noise.mean()) < 0.1
+    for one, other in ((noise[0], noise[1]), (noise[:, :-1], noise[:, 1:])):  # of episodes, of frames
+        assert abs((one * other).mean()) < 0.1
 
 
 def test_a_finished_dataset_is_left_as_it_is(source: Path, encoded: Path) -> None:
@@ -207,6 +209,9 @@ def test_what_cannot_be_encoded_is_refused_before_anything_is_written(source: Pa
     assert "has no depth to encode or to keep, it holds rgb, audio, controls" in refusal(
         make_encoder(), source, out, keep=["depth"]
     )
+    both = tmp_path / "both"
+    encode_dataset(make_encoder(), str(source), both, keep=["rgb"])
+    assert "has no place beside the new one" in refusal(make_encoder(1), both, out, keep=["latent"])
     assert "batch_size is 0" in refusal(make_encoder(), source, out, batch_size=0)
     sound = make_dataset(tmp_path / "sound", 3, 2, SIZE, ("audio",))
     assert "has no rgb" in refusal(make_encoder(), sound, out)
@@ -223,7 +228,7 @@ def test_what_cannot_be_encoded_is_refused_before_anything_is_written(source: Pa
 
 def test_two_processes_do_not_write_into_one_folder(encoded: Path, source: Path) -> None:
     with open(encoded / INFO_NAME) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_SH)
         assert "being written by another process" in refusal(make_encoder(), source, encoded, keep=["rgb", "controls"])
 
 
