@@ -1,0 +1,328 @@
+"""A frame-causal diffusion transformer over latent video and audio, conditioned on controls: the world model."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as activation_checkpoint
+
+from owl.errors import OwlError
+from owl.nn.attention import Attend, Frames, training_attention, visible
+from owl.nn.cache import CachedAttention, LayerCache, Ring
+from owl.nn.rotary import rotation
+from owl.nn.transformer import Block, ControlEmbedding, Head, LevelEmbedding, zero_linear
+
+Streams = dict[str, Tensor]
+"""Latents of every stream: "video" float[B, F, c, h, w], and where the model has them "audio" float[B, F, k, c] and
+"motion" float[B, F, m, h, w]."""
+
+
+@dataclass
+class Controls:
+    """What the player does in each frame: it leads from the frame before to this one.
+
+    Attributes:
+        buttons: float[B, F, number of buttons], 1 where one is down.
+        axes: float[B, F, number of axes], movement in the axis's own unit.
+        known: bool[B, F]; where False, the learned null control stands in. None: all are known.
+    """
+
+    buttons: Tensor
+    axes: Tensor
+    known: Tensor | None = None
+
+
+@dataclass
+class Cache:
+    """Keys and values of a rollout, and which frames they belong to.
+
+    Attributes:
+        rings: By window.
+        layers: One per layer.
+    """
+
+    rings: dict[int, Ring]
+    layers: list[LayerCache]
+
+    def tensors(self) -> list[Tensor]:
+        """All state, for snapshots."""
+        return [r.time for r in self.rings.values()] + [t for layer in self.layers for t in (layer.key, layer.value)]
+
+
+class WorldTransformer(nn.Module):
+    """Predicts the velocity of the rectified flow of every frame's latents from the frames before it.
+
+    A frame is ``h / patch * w / patch`` video tokens, then its audio tokens. Attention is causal over frames: a frame
+    sees itself and the ``window`` frames before it (every ``global_every``-th layer: ``global_window`` frames), and the
+    first ``sink`` frames always. Noise level and controls belong to frames and enter through adaLN (DiT, Peebles and
+    Xie 2023); positions through rotary embedding in time, row and column, for rollouts of any length.
+
+    The convention of the whole project: x_t = (1 - t) x0 + t eps with t in [0, 1], velocity v = eps - x0.
+
+    Args:
+        latent: (channels, height, width) of a frame's video latent.
+        patch: Side of the squares of latent positions that become one token.
+        buttons: Names of the buttons, as the dataset has them.
+        axes: Names of the axes.
+        width: Channels of a token.
+        depth: Layers.
+        heads: Heads, each of a multiple of 16 channels.
+        mlp_ratio: Channels within the MLPs, as a multiple of ``width``.
+        window: Frames before itself that a frame sees in a local layer.
+        global_window: The same in a global layer. Bounded, so that memory stays flat however long a rollout is.
+        global_every: Every n-th layer is global; 0: none.
+        sink: First frames that all later ones see.
+        audio: (tokens per frame, channels) of audio latents; absent without sound.
+        motion_channels: Channels of a second latent on the video's grid that is generated along with it, such as
+            encoded flow or depth (VideoJAM, Chefer et al. 2025). Its input begins at zero, so that a model extended
+            by it begins as the model it extends.
+        conditioning_channels: Channels of a given latent on the video's grid, such as an encoded depth or a rendered
+            point cloud of the frame to come; its input begins at zero too.
+        checkpoint: Whether training recomputes activations in the backward pass to save memory.
+
+    Attributes:
+        streams: Shape of every stream's latent of one frame.
+        config: The arguments above as plain values; building from them gives a network of the same shape.
+
+    Raises:
+        OwlError: The arguments do not describe a possible network.
+    """
+
+    def __init__(
+        self,
+        latent: tuple[int, int, int] = (4, 12, 20),
+        patch: int = 2,
+        buttons: list[str] = ["ATTACK", "MOVE_FORWARD", "MOVE_BACKWARD", "MOVE_LEFT", "MOVE_RIGHT"],  # noqa: B006
+        axes: list[str] = ["mouse_x"],  # noqa: B006  (never changed; a list is what YAML gives)
+        width: int = 256,
+        depth: int = 6,
+        heads: int = 4,
+        mlp_ratio: float = 4.0,
+        window: int = 16,
+        global_window: int = 64,
+        global_every: int = 4,
+        sink: int = 0,
+        audio: tuple[int, int] | None = None,
+        motion_channels: int = 0,
+        conditioning_channels: int = 0,
+        checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        _check(latent, patch, width, depth, heads, window, global_window, global_every, sink)
+        self.config: dict[str, Any] = {
+            "latent": list(latent),
+            "patch": patch,
+            "buttons": list(buttons),
+            "axes": list(axes),
+            "width": width,
+            "depth": depth,
+            "heads": heads,
+            "mlp_ratio": mlp_ratio,
+            "window": window,
+            "global_window": global_window,
+            "global_every": global_every,
+            "sink": sink,
+            "audio": list(audio) if audio else None,
+            "motion_channels": motion_channels,
+            "conditioning_channels": conditioning_channels,
+            "checkpoint": checkpoint,
+        }
+        channels, height, columns = latent
+        self.patch, self.width, self.heads, self.sink = patch, width, heads, sink
+        self.buttons, self.axes = list(buttons), list(axes)
+        self.conditioning_channels, self.checkpoint = conditioning_channels, checkpoint
+        self.grid = (height // patch, columns // patch)
+        self.windows = [
+            global_window if global_every and layer % global_every == global_every - 1 else window
+            for layer in range(depth)
+        ]
+        self.streams: dict[str, tuple[int, ...]] = {"video": (channels, height, columns)}
+        if audio:
+            self.streams["audio"] = (int(audio[0]), int(audio[1]))
+        if motion_channels:
+            self.streams["motion"] = (motion_channels, height, columns)
+
+        self.level = LevelEmbedding(width)
+        self.controls = ControlEmbedding(len(buttons), len(axes), width)
+        self.video_in = nn.Linear(channels * patch**2, width)
+        self.video_out = Head(width, channels * patch**2)
+        if audio:
+            self.audio_in = nn.Linear(audio[1], width)
+            self.audio_out = Head(width, audio[1])
+        if motion_channels:
+            self.motion_in = zero_linear(motion_channels * patch**2, width, bias=False)
+            self.motion_out = Head(width, motion_channels * patch**2)
+        if conditioning_channels:
+            self.conditioning_in = zero_linear(conditioning_channels * patch**2, width, bias=False)
+        self.blocks = nn.ModuleList(Block(width, heads, round(width * mlp_ratio)) for _ in range(depth))
+        for name, shape in self.streams.items():
+            channels_of = shape[-1] if name == "audio" else shape[0]
+            self.register_buffer(f"{name}_mean", torch.zeros(channels_of))
+            self.register_buffer(f"{name}_std", torch.ones(channels_of))
+            self.register_buffer(f"{name}_encoder", torch.zeros(8, dtype=torch.uint8))
+
+    @property
+    def video_tokens(self) -> int:
+        """Video tokens per frame."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens per frame, video and audio."""
+        return self.video_tokens + (self.streams["audio"][0] if "audio" in self.streams else 0)
+
+    def standardize(self, latents: Streams) -> Streams:
+        """Bring every channel to mean 0 and standard deviation 1 over the training data."""
+        return {name: (x - self._of(name, "mean", x)) / self._of(name, "std", x) for name, x in latents.items()}
+
+    def restore(self, latents: Streams) -> Streams:
+        """Undo :meth:`standardize`."""
+        return {name: x * self._of(name, "std", x) + self._of(name, "mean", x) for name, x in latents.items()}
+
+    def _of(self, name: str, statistic: str, like: Tensor) -> Tensor:
+        values = getattr(self, f"{name}_{statistic}").to(like.dtype)
+        return values if name == "audio" else values[:, None, None]
+
+    def forward(
+        self,
+        latents: Streams,
+        level: Tensor,
+        controls: Controls,
+        frames: Frames | None = None,
+        conditioning: Tensor | None = None,
+        causal: bool = True,
+        cache: Cache | None = None,
+    ) -> Streams:
+        """Velocity of every stream.
+
+        Args:
+            latents: Standardised latents x_t of F frames.
+            level: float[B, F], the noise level t of each frame in [0, 1].
+            controls: Of each frame.
+            frames: Time, copy and document of each frame; None: F frames of one clip, in order.
+            conditioning: float[B, F, conditioning_channels, h, w]; None: nothing is given.
+            causal: Whether a frame sees earlier ones only.
+            cache: Keys and values of earlier frames, of :meth:`new_cache`; frames of copy 0 are added to it.
+
+        Returns:
+            For each stream the velocity, shaped like its latents.
+        """
+        if frames is None:
+            now = torch.arange(level.shape[1], device=level.device)
+            frames = Frames(now[None], torch.zeros_like(now))
+        condition = nn.functional.silu(
+            self.level(level) + self.controls(controls.buttons, controls.axes, controls.known)
+        )
+        x = self.embed(latents, conditioning)
+        rows, columns = self._positions(level.device)
+        turns = rotation(frames.time, rows, columns, self.width // self.heads)
+        if cache is None:
+            by_window: dict[int, Attend] = {
+                window: training_attention(visible(frames, frames, window, self.sink, causal), self.tokens)
+                for window in sorted(set(self.windows))
+            }
+            attends = [by_window[window] for window in self.windows]
+        else:
+            attends = self._cached_attention(cache, frames)
+        for block, attend in zip(self.blocks, attends, strict=True):
+            if self.checkpoint and self.training:
+                x = activation_checkpoint(block, x, condition, turns, attend, use_reentrant=False)
+            else:
+                x = block(x, condition, turns, attend)
+        return self.unembed(x, condition)
+
+    def embed(self, latents: Streams, conditioning: Tensor | None) -> Tensor:
+        """Latents to tokens, float[B, F, tokens, width]."""
+        x = self.video_in(self._patches(latents["video"]))
+        if "motion" in self.streams:
+            x = x + self.motion_in(self._patches(latents["motion"]))
+        if conditioning is not None:
+            x = x + self.conditioning_in(self._patches(conditioning))
+        if "audio" in self.streams:
+            x = torch.cat([x, self.audio_in(latents["audio"])], 2)
+        return x
+
+    def unembed(self, x: Tensor, condition: Tensor) -> Streams:
+        """Tokens to velocities."""
+        video = x[:, :, : self.video_tokens]
+        velocities = {"video": self._pixels(self.video_out(video, condition))}
+        if "motion" in self.streams:
+            velocities["motion"] = self._pixels(self.motion_out(video, condition))
+        if "audio" in self.streams:
+            velocities["audio"] = self.audio_out(x[:, :, self.video_tokens :], condition)
+        return velocities
+
+    def new_cache(
+        self, batch: int, copies: int = 1, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> Cache:
+        """An empty cache.
+
+        Args:
+            batch: Rollouts side by side.
+            copies: Noisy copies that a pass may hold.
+            dtype: Of keys and values.
+            device: Of everything.
+        """
+        rings = {window: Ring(window, self.sink, copies, device) for window in sorted(set(self.windows))}
+        layers = []
+        for window in self.windows:
+            shape = (batch, self.heads, len(rings[window].time), self.tokens, self.width // self.heads)
+            layers.append(
+                LayerCache(
+                    torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device)
+                )
+            )
+        return Cache(rings, layers)
+
+    def _cached_attention(self, cache: Cache, frames: Frames) -> list[Attend]:
+        entered = {window: ring.enter(frames.time[0], frames.copy) for window, ring in cache.rings.items()}
+        return [
+            CachedAttention(layer, *entered[window]) for layer, window in zip(cache.layers, self.windows, strict=True)
+        ]
+
+    def _patches(self, latent: Tensor) -> Tensor:
+        return rearrange(latent, "b f c (h p) (w q) -> b f (h w) (c p q)", p=self.patch, q=self.patch)
+
+    def _pixels(self, tokens: Tensor) -> Tensor:
+        return rearrange(tokens, "b f (h w) (c p q) -> b f c (h p) (w q)", h=self.grid[0], p=self.patch, q=self.patch)
+
+    def _positions(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Row and column of each token; audio lies in a row of its own below the picture."""
+        rows, columns = torch.meshgrid(
+            torch.arange(self.grid[0], device=device), torch.arange(self.grid[1], device=device), indexing="ij"
+        )
+        audio = torch.arange(self.tokens - self.video_tokens, device=device)
+        row = torch.cat([rows.flatten(), torch.full_like(audio, self.grid[0])])
+        return row.float(), torch.cat([columns.flatten(), audio]).float()
+
+
+def _check(
+    latent: tuple[int, int, int],
+    patch: int,
+    width: int,
+    depth: int,
+    heads: int,
+    window: int,
+    global_window: int,
+    global_every: int,
+    sink: int,
+) -> None:
+    """Refuse what cannot be built, naming the value at fault."""
+    if len(latent) != 3 or min(latent) < 1:
+        raise OwlError(f"latent is {list(latent)}, expected channels, height and width; correct latent")
+    if patch < 1 or latent[1] % patch or latent[2] % patch:
+        raise OwlError(
+            f"patch is {patch}, expected a divisor of the latent's {latent[1]}x{latent[2]} positions; change patch"
+        )
+    if depth < 1 or heads < 1 or width % heads or width // heads % 16:
+        raise OwlError(
+            f"width {width}, heads {heads}, depth {depth}: expected at least one layer and heads of a multiple of 16 "
+            "channels; change width or heads"
+        )
+    if window < 1 or sink < 0 or global_every < 0 or (global_every and global_window < window):
+        raise OwlError(
+            f"window {window}, global_window {global_window}, global_every {global_every}, sink {sink}: expected a "
+            "window of at least one frame, a global one no smaller, and no negative number; change them"
+        )

@@ -1,0 +1,157 @@
+"""Who sees whom among the frames of a sequence, and attention under that rule by the fastest means at hand.
+
+One rule serves training, packing and streaming. A frame has a time within its document and a copy: copy 0 is the
+context that later frames see, copies 1, 2, ... are noisy versions that only they themselves see (teacher forcing;
+the frame that is being denoised; both branches of classifier-free guidance).
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+NEVER = -1  # the time of an empty place: nothing sees it
+CHUNK_TOKENS = 256  # queries of a chunk on CPUs: shorter ones lose time in launching, longer ones in masked keys
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(query float[B, H, Q, e], key float[B, H, K, e], value float[B, H, K, e]) -> float[B, H, Q, e]."""
+
+
+@dataclass(frozen=True)
+class Frames:
+    """What the attention rule must know of each frame of a sequence.
+
+    Attributes:
+        time: int64[1 or B, F], number of the frame within its document, :data:`NEVER` where there is none.
+        copy: int64[F], 0 for context, above for noisy copies.
+        document: int64[1 or B, F], which document a frame belongs to; None where all belong to one.
+    """
+
+    time: Tensor
+    copy: Tensor
+    document: Tensor | None = None
+
+
+def visible(query: Frames, key: Frames, window: int, sink: int = 0, causal: bool = True) -> Tensor:
+    """Which frames see which.
+
+    A frame sees itself, and of its document the context of the ``window`` frames before it and of the first ``sink``
+    frames. Without ``causal`` it sees all frames of its own copy and document.
+
+    Returns:
+        bool[1 or B, Q, K].
+    """
+    asking, asked = query.time[:, :, None], key.time[:, None, :]
+    own_copy = query.copy[:, None] == key.copy[None, :]
+    if causal:
+        near = (asking - asked <= window) | (asked < sink)
+        seen = (key.copy == 0) & (asked < asking) & near | own_copy & (asked == asking)
+    else:
+        seen = own_copy.expand(len(asking), -1, -1)
+    seen = seen & (asked != NEVER) & (asking != NEVER)
+    if query.document is not None and key.document is not None:
+        seen = seen & (query.document[:, :, None] == key.document[:, None, :])
+    return seen
+
+
+def tokens_of(frames: Tensor, tokens: int) -> Tensor:
+    """Repeat a mask over frames for their tokens: bool[B, Q, K] -> bool[B, 1, Q * tokens, K * tokens]."""
+    batch, queries, keys = frames.shape
+    wide = frames[:, :, None, :, None].expand(-1, -1, tokens, -1, tokens)
+    return wide.reshape(batch, 1, queries * tokens, keys * tokens)
+
+
+class DenseAttention:
+    """PyTorch's attention with the whole mask: for few queries, and the reference of the other two.
+
+    Args:
+        seen: bool[1 or B, Q, K], which frames see which.
+        tokens: Tokens per frame.
+    """
+
+    def __init__(self, seen: Tensor, tokens: int) -> None:
+        self.mask = tokens_of(seen, tokens)
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attend."""
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask)
+
+
+class ChunkedAttention:
+    """Attention in chunks of queries, each with only the keys that some of them sees: for CPUs.
+
+    PyTorch's CPU kernel computes masked scores too. With a window of 8 of 32 frames this leaves most of them out.
+
+    Args:
+        seen: bool[1 or B, Q, K], which frames see which.
+        tokens: Tokens per frame.
+    """
+
+    def __init__(self, seen: Tensor, tokens: int) -> None:
+        self.tokens = tokens
+        self.chunks: list[tuple[int, int, list[tuple[int, int]], Tensor | None]] = []
+        union, step = seen.any(0), max(1, CHUNK_TOKENS // tokens)
+        for start in range(0, seen.shape[1], step):
+            stop = min(start + step, seen.shape[1])
+            needed = union[start:stop].any(0).nonzero().flatten()
+            if not len(needed):  # padding: its outputs are never read
+                needed = needed.new_zeros(1)
+            part = seen[:, start:stop, needed]
+            mask = None if part.all() else tokens_of(part, tokens)
+            self.chunks.append((start * tokens, stop * tokens, runs(needed.tolist(), tokens), mask))
+
+    @torch.compiler.disable  # the chunks are Python numbers: compiled in, every other packing would compile anew
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attend."""
+        parts = []
+        for start, stop, slices, mask in self.chunks:
+            keys = [key[:, :, a:b] for a, b in slices]
+            values = [value[:, :, a:b] for a, b in slices]
+            k, v = (keys[0], values[0]) if len(keys) == 1 else (torch.cat(keys, 2), torch.cat(values, 2))
+            parts.append(F.scaled_dot_product_attention(query[:, :, start:stop], k, v, attn_mask=mask))
+        return torch.cat(parts, 2)
+
+
+class BlockAttention:
+    """FlexAttention with a block mask, which skips what is masked: for GPUs, compiled there.
+
+    Args:
+        seen: bool[1 or B, Q, K], which frames see which.
+        tokens: Tokens per frame.
+    """
+
+    def __init__(self, seen: Tensor, tokens: int) -> None:
+        def rule(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return table[batch % len(table), query // tokens, key // tokens]
+
+        table, (batch, queries, keys) = seen, seen.shape
+        self.mask: BlockMask = create_block_mask(
+            rule, batch if batch > 1 else None, None, queries * tokens, keys * tokens, device=str(seen.device)
+        )
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attend."""
+        if query.is_cuda:
+            return compiled_flex_attention(query, key, value, block_mask=self.mask)
+        with warnings.catch_warnings():  # on a CPU it is slow, as it says itself, and only tests do it
+            warnings.simplefilter("ignore")
+            return flex_attention(query, key, value, block_mask=self.mask)
+
+
+compiled_flex_attention = torch.compile(flex_attention, dynamic=False)
+
+
+def training_attention(seen: Tensor, tokens: int) -> Attend:
+    """Choose for whole sequences: blocks on GPUs, chunks on CPUs."""
+    return BlockAttention(seen, tokens) if seen.is_cuda else ChunkedAttention(seen, tokens)
+
+
+def runs(numbers: list[int], scale: int) -> list[tuple[int, int]]:
+    """Join ascending numbers into ranges [start, stop), times ``scale``: [0, 1, 4] -> [(0, 2), (4, 5)]."""
+    breaks = [0, *(i for i, (a, b) in enumerate(pairwise(numbers), 1) if b != a + 1), len(numbers)]
+    return [(numbers[a] * scale, (numbers[b - 1] + 1) * scale) for a, b in pairwise(breaks)]

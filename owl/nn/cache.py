@@ -1,0 +1,85 @@
+"""A ring buffer of keys and values: bounded memory, rollouts of any length."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from owl.nn.attention import NEVER, Frames, tokens_of, visible
+
+
+class Ring:
+    """Which frame lies where: ``sink`` fixed places, a ring of ``window + 1``, and some for noisy copies.
+
+    All layers with the same window share one.
+
+    Args:
+        window: Frames before itself that a frame sees.
+        sink: First frames that are kept for ever.
+        copies: Noisy copies that may be in a pass.
+        device: Of the tables.
+
+    Attributes:
+        time: int64[places], frame whose context lies in each place, ``NEVER`` where there is none.
+    """
+
+    def __init__(self, window: int, sink: int, copies: int, device: torch.device | str = "cpu") -> None:
+        self.window, self.sink = window, sink
+        self.committed = sink + window + 1
+        self.time = torch.full((self.committed + copies,), NEVER, dtype=torch.int64, device=device)
+        self._copy = torch.cat([torch.zeros(self.committed), torch.arange(1, copies + 1)]).long().to(device)
+
+    def enter(self, time: Tensor, copy: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the frames of a pass their places.
+
+        Args:
+            time: int64[Q], number of each frame since the rollout began; frames of copy 0 must lie less than
+                ``window + 1`` apart, or they would take each other's place.
+            copy: int64[Q]: 0 commits a frame, above takes a place of its own and leaves all committed ones untouched.
+
+        Returns:
+            int64[Q], the place of each frame; bool[1, Q, places], what each frame sees.
+        """
+        in_ring = torch.where(time < self.sink, time, self.sink + (time - self.sink) % (self.window + 1))
+        places = torch.where(copy == 0, in_ring, self.committed + copy - 1)
+        self.time[self.committed :] = NEVER
+        self.time.index_copy_(0, places, time)
+        held = Frames(self.time[None], self._copy)
+        return places, visible(Frames(time[None], copy), held, self.window, self.sink)
+
+
+@dataclass
+class LayerCache:
+    """Keys and values of one layer.
+
+    Attributes:
+        key: float[B, heads, places, tokens per frame, channels of a head].
+        value: The same.
+    """
+
+    key: Tensor
+    value: Tensor
+
+
+class CachedAttention:
+    """Attention over what is cached and over the frames of a pass, which it writes into the cache first.
+
+    Args:
+        cache: Of this layer.
+        places: int64[Q], where the pass's frames go.
+        seen: bool[1, Q, places].
+    """
+
+    def __init__(self, cache: LayerCache, places: Tensor, seen: Tensor) -> None:
+        self.cache, self.places = cache, places
+        self.mask = tokens_of(seen, cache.key.shape[3])
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attend; see :data:`owl.nn.attention.Attend`."""
+        batch, heads, _, tokens, width = self.cache.key.shape
+        shape = (batch, heads, len(self.places), tokens, width)
+        self.cache.key.index_copy_(2, self.places, key.reshape(shape).to(self.cache.key.dtype))
+        self.cache.value.index_copy_(2, self.places, value.reshape(shape).to(self.cache.value.dtype))
+        keys, values = self.cache.key.flatten(2, 3), self.cache.value.flatten(2, 3)
+        return F.scaled_dot_product_attention(query.to(keys.dtype), keys, values, attn_mask=self.mask)

@@ -1,0 +1,164 @@
+"""Layers of a diffusion transformer whose noise level and controls belong to frames, not to samples (DiT, adaLN)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from owl.nn.attention import Attend
+from owl.nn.rotary import rotate
+from owl.nn.symlog import symlog
+
+LEVEL_CHANNELS = 256  # sines and cosines of a noise level, as in DiT
+LEVEL_SCALE = 1000.0  # noise levels in [0, 1] become the timesteps that the frequencies were made for
+
+
+class LevelEmbedding(nn.Module):
+    """Noise level -> vector: float[...] in [0, 1] -> float[..., width]."""
+
+    frequencies: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        half = LEVEL_CHANNELS // 2
+        self.register_buffer("frequencies", torch.exp(-math.log(10000) * torch.arange(half) / half), persistent=False)
+        self.first, self.second = nn.Linear(LEVEL_CHANNELS, width), nn.Linear(width, width)
+
+    def forward(self, level: Tensor) -> Tensor:
+        """Embed."""
+        angles = level.float()[..., None] * LEVEL_SCALE * self.frequencies
+        waves = torch.cat([angles.cos(), angles.sin()], -1).to(self.first.weight.dtype)
+        return self.second(F.silu(self.first(waves)))
+
+
+class ControlEmbedding(nn.Module):
+    """Buttons and axes -> vector, with a learned vector for "not known", which is not that of "nothing pressed".
+
+    Args:
+        buttons: Number of buttons.
+        axes: Number of axes.
+        width: Of the vector.
+    """
+
+    def __init__(self, buttons: int, axes: int, width: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(buttons + axes, width), nn.Linear(width, width)
+        self.unknown = nn.Parameter(torch.randn(width) * 0.02)
+
+    def forward(self, buttons: Tensor, axes: Tensor, known: Tensor | None = None) -> Tensor:
+        """Embed.
+
+        Args:
+            buttons: float[..., B], 1 where a button is down.
+            axes: float[..., A], movement of each axis in its own unit.
+            known: bool[...]; None where all controls are known.
+        """
+        given = torch.cat([buttons, symlog(axes)], -1).to(self.first.weight.dtype)
+        embedded = self.second(F.silu(self.first(given)))
+        if known is None:
+            return embedded
+        return torch.where(known[..., None], embedded, self.unknown.to(embedded.dtype))
+
+
+class Modulation(nn.Module):
+    """One linear map from a frame's condition to ``count`` shifts, scales or gates of its tokens; zero at first."""
+
+    def __init__(self, width: int, count: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, count * width)
+        self.count = count
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
+        """float[B, F, width] -> ``count`` times float[B, F, 1, width]."""
+        return self.linear(condition)[:, :, None].chunk(self.count, -1)
+
+
+class Block(nn.Module):
+    """Self-attention and MLP, both modulated by the frame's condition (adaLN-Zero, Peebles and Xie 2023).
+
+    Args:
+        width: Channels.
+        heads: Heads, each of a multiple of 16 channels.
+        hidden: Channels within the MLP.
+    """
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.modulation = Modulation(width, 6)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.query_norm = HeadNorm(width // heads)
+        self.key_norm = HeadNorm(width // heads)
+        self.out = nn.Linear(width, width)
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor, condition: Tensor, turns: Tensor, attend: Attend) -> Tensor:
+        """Apply the block.
+
+        Args:
+            x: float[B, F, n, width], n tokens of each frame.
+            condition: float[B, F, width], after its nonlinearity.
+            turns: float[1 or B, F * n, head width / 2, 2], of :func:`owl.nn.rotary.rotation`.
+            attend: The attention, under its mask, over these frames and whatever is cached.
+
+        Returns:
+            Like ``x``.
+        """
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)
+        x = x + gate1 * self.attention(modulate(x, shift1, scale1), turns, attend)
+        return x + gate2 * self.down(F.gelu(self.up(modulate(x, shift2, scale2)), approximate="tanh"))
+
+    def attention(self, x: Tensor, turns: Tensor, attend: Attend) -> Tensor:
+        """Self-attention over all tokens of all frames that the mask lets through."""
+        batch, frames, tokens, width = x.shape
+        query, key, value = (
+            self.qkv(x).view(batch, frames * tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        )
+        # norm and rotation in float32, whatever the rest runs in; compiled, they are one loop over memory
+        query = rotate(self.query_norm(query.float()), turns).to(value.dtype)
+        key = rotate(self.key_norm(key.float()), turns).to(value.dtype)
+        attended = attend(query, key, value)
+        return self.out(attended.transpose(1, 2).reshape(batch, frames, tokens, width))
+
+
+class HeadNorm(nn.Module):
+    """RMS norm of each head's queries or keys, which bounds attention's logits (QK norm, Dehghani et al. 2023)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32[..., channels] -> the same, also where the weights are of less precision."""
+        return F.rms_norm(x, x.shape[-1:], self.weight.float(), eps=1e-6)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Layer norm without weights of its own, then the frame's shift and scale."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+
+
+class Head(nn.Module):
+    """Last layer of one stream: modulated norm and a linear map that begins as zero."""
+
+    def __init__(self, width: int, channels: int) -> None:
+        super().__init__()
+        self.modulation = Modulation(width, 2)
+        self.linear = zero_linear(width, channels)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """float[B, F, n, width], float[B, F, width] -> float[B, F, n, channels]."""
+        return self.linear(modulate(x, *self.modulation(condition)))
+
+
+def zero_linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
+    """A linear layer that gives zeros until it has learnt something."""
+    linear = nn.Linear(inputs, outputs, bias)
+    nn.init.zeros_(linear.weight)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
+    return linear

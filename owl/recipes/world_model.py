@@ -1,0 +1,274 @@
+"""The world model's training: rectified flow on latents, each frame at a noise level of its own."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+
+from owl.errors import OwlError
+from owl.losses.flow import corrupt, logit_normal, velocity_loss
+from owl.models.world_model import Controls, Streams, WorldTransformer
+from owl.nn.attention import NEVER, Frames
+from owl.optim import warmup_cosine
+
+Forcing = Literal["teacher", "diffusion", "full"]
+
+MODALITIES = {"video": "latent", "audio": "audio_latent", "motion": "motion_latent"}
+"""Where the latents of each of the model's streams lie in a dataset."""
+LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Noise levels at which validation measures the loss."""
+
+
+class WorldModel(LightningModule):
+    """Trains a world model to predict each frame's latents from those before it and the controls.
+
+    Three ways of presenting a clip:
+
+    - ``teacher``: the clip twice, once (almost) clean as context, once noisy; a noisy frame sees the clean ones before
+      it and itself. What streaming does, so nothing has to be learnt from noisy pasts. Costs two tokens per token.
+    - ``diffusion``: once, each frame at an independent noise level (Diffusion Forcing, Chen et al. 2024).
+    - ``full``: once, all frames at one level and seeing each other: the bidirectional teacher of self forcing.
+
+    The loss is the mean squared error of the velocity, normalised within each stream by its own number of elements.
+
+    Args:
+        network: The world model.
+        forcing: How clips are presented.
+        level_mean: Noise levels are sigmoid(N(level_mean, level_std)).
+        level_std: See above.
+        context_noise: With ``teacher``: the context's noise levels are uniform between 0 and this, so that a rollout's
+            own errors do not look strange to it.
+        control_dropout: Share of the frames that see the null control instead of theirs, for guidance.
+        audio_weight: Weight of the audio's loss beside the video's.
+        motion_weight: Weight of the motion's.
+        optimizer: Called with the parameters; e.g. ``owl.optim.MuonAdamW``.
+        warmup_steps: Steps of linear warm-up; a cosine follows until the trainer's last step.
+        final_lr: Learning rate at the end, as a fraction of its peak.
+        compile: Whether the blocks run through ``torch.compile``.
+    """
+
+    def __init__(
+        self,
+        network: WorldTransformer,
+        forcing: Forcing = "teacher",
+        level_mean: float = 0.0,
+        level_std: float = 1.0,
+        context_noise: float = 0.15,
+        control_dropout: float = 0.1,
+        audio_weight: float = 1.0,
+        motion_weight: float = 1.0,
+        optimizer: Callable[[Iterable], Optimizer] = lambda p: AdamW(p, lr=3e-4, betas=(0.9, 0.95)),
+        warmup_steps: int = 100,
+        final_lr: float = 0.0,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value in (("context_noise", context_noise), ("control_dropout", control_dropout)):
+            if not 0 <= value <= 1:
+                raise OwlError(f"{name} is {value}, expected a number from 0 to 1; correct model.init_args.{name}")
+        self.save_hyperparameters(logger=False)
+        self.network = network
+        self.forcing = forcing
+        self.level_mean, self.level_std = level_mean, level_std
+        self.context_noise = context_noise
+        self.control_dropout = control_dropout
+        self.weights = {"video": 1.0, "audio": audio_weight, "motion": motion_weight}
+        self.optimizer = optimizer
+        self.warmup_steps = warmup_steps
+        self.final_lr = final_lr
+        self.compile_network = compile
+
+    def configure_model(self) -> None:
+        """Compile block by block, which keeps the names in checkpoints."""
+        if self.compile_network:
+            for block in self.network.blocks:
+                block.compile()
+
+    def setup(self, stage: str) -> None:
+        """Take the latents' statistics and their encoder's fingerprint from the dataset; they go into checkpoints."""
+        dataset = next(
+            d
+            for name in ("train_dataset", "validation_dataset", "test_dataset")
+            if (d := getattr(self.trainer.datamodule, name, None)) is not None  # type: ignore[attr-defined]
+        )
+        adopt(self.network, dataset.info.modalities, dataset.path)
+        self._described = (dataset.info.modalities, dataset.path)
+
+    def on_fit_start(self) -> None:
+        """A checkpoint that is continued must have been trained on these latents."""
+        verify(self.network, *self._described)
+
+    def on_validation_start(self) -> None:
+        """See :meth:`on_fit_start`."""
+        verify(self.network, *self._described)
+
+    def on_test_start(self) -> None:
+        """See :meth:`on_fit_start`."""
+        verify(self.network, *self._described)
+
+    def inputs(self, batch: dict[str, Tensor]) -> tuple[Streams, Controls, Tensor | None]:
+        """Standardised latents, controls, and the documents of packed clips (int64[B, F], ``NEVER``: padding)."""
+        latents = self.network.standardize({name: batch[MODALITIES[name]] for name in self.network.streams})
+        return latents, Controls(batch["buttons"], batch["axes"]), batch.get("document")
+
+    def losses(
+        self, latents: Streams, controls: Controls, document: Tensor | None, level: Tensor, context_level: Tensor
+    ) -> dict[str, Tensor]:
+        """Loss of every frame of every stream.
+
+        Args:
+            latents: x0, standardised.
+            controls: Of each frame, with which of them are known.
+            document: int64[B, F] or None.
+            level: float[B, F], noise level of the frames that are to be predicted.
+            context_level: float[B, F], that of the context; used by teacher forcing.
+
+        Returns:
+            float[B, F] for each stream.
+        """
+        noise = {name: torch.randn_like(x) for name, x in latents.items()}
+        noisy = {name: corrupt(x, noise[name], level) for name, x in latents.items()}
+        time = (
+            document_time(document) if document is not None else torch.arange(level.shape[1], device=level.device)[None]
+        )
+        copy = torch.zeros_like(time[0])
+        if self.forcing == "teacher":
+            context = {name: corrupt(x, torch.randn_like(x), context_level) for name, x in latents.items()}
+            noisy = {name: torch.cat([context[name], x], 1) for name, x in noisy.items()}
+            frames = Frames(
+                torch.cat([time, time], 1),
+                torch.cat([copy, copy + 1]),
+                None if document is None else torch.cat([document, document], 1),
+            )
+            doubled = Controls(controls.buttons.repeat(1, 2, 1), controls.axes.repeat(1, 2, 1), controls.known)
+            velocity = self.network(noisy, torch.cat([context_level, level], 1), doubled, frames)
+            velocity = {name: v[:, level.shape[1] :] for name, v in velocity.items()}
+        else:
+            frames = Frames(time, copy, document)
+            velocity = self.network(noisy, level, controls, frames, causal=self.forcing == "diffusion")
+        return {name: velocity_loss(v, latents[name], noise[name]) for name, v in velocity.items()}
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """One step."""
+        latents, controls, document = self.inputs(batch)
+        shape = (len(controls.buttons), controls.buttons.shape[1])
+        level = logit_normal(shape, self.level_mean, self.level_std, self.device)
+        if self.forcing == "full":
+            level = level[:, :1].expand(shape)
+        context_level = self.context_noise * torch.rand(shape, device=self.device)
+        if self.control_dropout:
+            drawn = torch.rand(len(level), shape[1] * (2 if self.forcing == "teacher" else 1), device=self.device)
+            controls.known = drawn >= self.control_dropout
+        losses = self.losses(latents, controls, document, level, context_level)
+        means = {name: masked_mean(loss, document) for name, loss in losses.items()}
+        self.log_dict({f"train/{name}": loss for name, loss in means.items()})
+        total = torch.stack([self.weights[name] * loss for name, loss in means.items()]).sum()
+        self.log("train/loss", total, prog_bar=True)
+        return total
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Measure the loss at fixed noise levels."""
+        self.measure(batch, batch_idx, "val")
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Measure the loss at fixed noise levels."""
+        self.measure(batch, batch_idx, "test")
+
+    def measure(self, batch: dict[str, Tensor], batch_idx: int, split: str) -> None:
+        """Log the loss of every stream at each of :data:`LEVELS`, the noise being the same at every validation."""
+        latents, controls, document = self.inputs(batch)
+        batch_size, length = controls.buttons.shape[:2]
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(batch_idx * self.trainer.world_size + self.global_rank)
+            context_level = controls.buttons.new_full((batch_size, length), self.context_noise / 2)
+            means: dict[str, list[Tensor]] = {name: [] for name in latents}
+            for t in LEVELS:
+                losses = self.losses(latents, controls, document, torch.full_like(context_level, t), context_level)
+                for name, loss in losses.items():
+                    means[name].append(masked_mean(loss, document))
+        logged: dict[str, Tensor] = {}
+        for name, values in means.items():
+            logged[f"{split}/{name}"] = torch.stack(values).mean()
+            logged |= {f"{split}/{name}_level_{t:.1f}": loss for t, loss in zip(LEVELS, values, strict=True)}
+        logged[f"{split}/loss"] = torch.stack(
+            [self.weights[name] * logged[f"{split}/{name}"] for name in latents]
+        ).sum()
+        self.log_dict(logged, on_epoch=True, sync_dist=True, batch_size=batch_size)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimiser with warm-up and cosine over the trainer's steps."""
+        optimizer = self.optimizer([p for p in self.network.parameters() if p.requires_grad])
+        total = int(self.trainer.estimated_stepping_batches)
+        schedule = warmup_cosine(optimizer, self.warmup_steps, total, self.final_lr)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def document_time(document: Tensor) -> Tensor:
+    """Number of each frame within its document: int64[B, F] -> int64[B, F], ``NEVER`` for padding."""
+    position = torch.arange(document.shape[1], device=document.device)
+    begins = torch.ones_like(document, dtype=torch.bool)
+    begins[:, 1:] = document[:, 1:] != document[:, :-1]
+    first = torch.where(begins, position, 0).cummax(1).values
+    return torch.where(document == NEVER, NEVER, position - first)
+
+
+def masked_mean(loss: Tensor, document: Tensor | None) -> Tensor:
+    """Mean over all frames but padding."""
+    if document is None:
+        return loss.mean()
+    real = document != NEVER
+    return (loss * real).sum() / real.sum().clamp(min=1)
+
+
+def adopt(network: WorldTransformer, modalities: dict[str, dict[str, Any]], url: str) -> None:
+    """Give the network a dataset's latent statistics and encoders.
+
+    Raises:
+        OwlError: The dataset's latents have another shape, or its controls other names.
+    """
+    for name, shape in network.streams.items():
+        description = modalities.get(MODALITIES[name])
+        if description is None:
+            raise OwlError(
+                f"{url} has no {MODALITIES[name]}, the world model's {name} stream needs it; "
+                "make a dataset of latents with `python -m owl data encode`"
+            )
+        if tuple(description["shape"]) != shape:
+            raise OwlError(
+                f"{MODALITIES[name]} of {url} has shape {description['shape']}, the world model expects {list(shape)}; "
+                f"change model.init_args.network or encode with the encoder it was made for"
+            )
+        getattr(network, f"{name}_mean").copy_(torch.tensor(description["mean"]))
+        getattr(network, f"{name}_std").copy_(torch.tensor(description["std"]))
+        getattr(network, f"{name}_encoder").copy_(_bytes(description["encoder"]["fingerprint"]))
+    controls = modalities.get("controls", {"buttons": [], "axes": []})
+    for kind, expected in (("buttons", network.buttons), ("axes", network.axes)):
+        if list(controls[kind]) != expected:
+            raise OwlError(
+                f"{url} has the {kind} {', '.join(controls[kind]) or 'none'}, the world model expects "
+                f"{', '.join(expected) or 'none'}; set the network's {kind} to those of the dataset and train anew"
+            )
+
+
+def verify(network: WorldTransformer, modalities: dict[str, dict[str, Any]], url: str) -> None:
+    """Refuse latents of another encoder than the one the network was trained on.
+
+    Raises:
+        OwlError: They are.
+    """
+    for name in network.streams:
+        found = modalities[MODALITIES[name]]["encoder"]["fingerprint"]
+        expected = bytes(getattr(network, f"{name}_encoder").tolist()).hex()
+        if found != expected:
+            raise OwlError(
+                f"{MODALITIES[name]} of {url} is of encoder {found}, the world model was trained on latents of encoder "
+                f"{expected}; encode the footage with that encoder, or train a new model under another --name"
+            )
+
+
+def _bytes(fingerprint: str) -> Tensor:
+    return torch.tensor(list(bytes.fromhex(fingerprint)), dtype=torch.uint8)

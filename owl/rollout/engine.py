@@ -1,0 +1,344 @@
+"""The streaming engine: one frame at a time, memory bounded. Validation, play, benchmarks and self forcing share it.
+
+Two passes per frame, one to denoise it and one to write its clean version into the cache, are made one: the pass that
+commits frame n takes the first denoising step of frame n + 1 too. It is exact, and reads the weights once.
+"""
+
+import time
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from owl import models
+from owl.errors import OwlError
+from owl.losses.flow import corrupt
+from owl.models.world_model import Cache, Controls, Streams, WorldTransformer
+from owl.nn.attention import Frames
+from owl.rollout.sampling import consistency, euler
+
+Sampler = Literal["euler", "consistency"]
+SAMPLERS = {"euler": euler, "consistency": consistency}
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One generated frame.
+
+    Attributes:
+        latents: Of every stream, as the encoder makes them: "video" float[B, c, h, w], "audio" float[B, k, c], ...
+        decoded: What the decoders made of them: "video" float[B, 3, H, W] in [-1, 1], ...
+        seconds: Time spent: "commit" (of the frame before, with this one's first denoising step), "denoise" (the
+            other steps), "decode".
+    """
+
+    latents: Streams
+    decoded: dict[str, Tensor]
+    seconds: dict[str, float]
+
+
+@dataclass
+class Snapshot:
+    """A rollout's whole state."""
+
+    cache: list[Tensor]
+    pending: tuple[Streams, Controls] | None
+    time: int
+    random: Tensor
+
+
+class Engine:
+    """Rolls a world model out, frame by frame.
+
+    Args:
+        network: The world model.
+        decoders: For any of its streams a network with ``decode(latent float[B, ...])``; others are not decoded.
+        levels: Noise levels of the steps of a frame, from 1 down; the last step ends at 0.
+        sampler: "euler", or "consistency" for few-step students.
+        context_level: Noise level at which frames are committed; the training's context noise covers it.
+        guidance: Weight w of classifier-free guidance, null + w (conditional - null); 1 costs nothing. Both
+            predictions are copies of the frame within one pass, over one cache.
+        one_pass: Whether committing a frame waits for the next frame's first denoising step. False commits at once:
+            more work per frame, less between the controls and their frame.
+        dtype: Of weights and cache, e.g. torch.bfloat16; None keeps the network's. The network given is not changed.
+        compile: Whether passes run through ``torch.compile``.
+        device: Where to run.
+
+    Raises:
+        OwlError: The settings make no sense, or a decoder is of another encoder than the world model was trained with.
+    """
+
+    def __init__(
+        self,
+        network: WorldTransformer,
+        decoders: dict[str, nn.Module] | None = None,
+        *,
+        levels: Sequence[float] = (1.0, 0.75, 0.5, 0.25),
+        sampler: Sampler = "euler",
+        context_level: float = 0.0,
+        guidance: float = 1.0,
+        one_pass: bool = True,
+        dtype: torch.dtype | None = None,
+        compile: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if not levels or levels[0] != 1 or any(a <= b for a, b in zip(levels, [*levels[1:], 0.0], strict=True)):
+            raise OwlError(f"levels are {list(levels)}, expected falling noise levels from 1 to above 0; correct them")
+        if sampler not in SAMPLERS:
+            raise OwlError(f'sampler is "{sampler}", expected {" or ".join(SAMPLERS)}')
+        for name, decoder in (decoders or {}).items():
+            _check_decoder(network, name, decoder)
+        self.network = deepcopy(network).eval().requires_grad_(False).to(device=device, dtype=dtype)
+        self.decoders = {name: decoder.to(device) for name, decoder in (decoders or {}).items()}
+        self.dtype = dtype or next(network.parameters()).dtype
+        self.device = torch.device(device)
+        self.levels = [*map(float, levels), 0.0]
+        self.sampler, self.context_level, self.guidance, self.one_pass = sampler, context_level, guidance, one_pass
+        self.batch = 0  # no rollout yet
+        self._forward = torch.compile(self.network, fullgraph=True, dynamic=False) if compile else self.network
+
+    @classmethod
+    def load(
+        cls, world_model: str | Path, decoders: dict[str, str | Path] | None = None, **settings: object
+    ) -> "Engine":
+        """Build an engine from files.
+
+        Args:
+            world_model: Checkpoint or export of a world model.
+            decoders: Checkpoint or export of the autoencoder of each stream to be decoded, e.g. {"video": ...}.
+            settings: See :class:`Engine`.
+
+        Raises:
+            OwlError: A file is missing or holds something else.
+        """
+        network = models.load(world_model)
+        if not isinstance(network, WorldTransformer):
+            raise OwlError(f"{world_model} holds a {type(network).__name__}, a world model was expected; give one")
+        loaded = {name: models.load(path) for name, path in (decoders or {}).items()}
+        return cls(network, loaded, **settings)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def reset(
+        self, context: Streams | None = None, controls: Controls | None = None, batch: int = 1, seed: int = 0
+    ) -> None:
+        """Begin a rollout.
+
+        Args:
+            context: Latents of the frames that came before, as the encoder makes them ("video" float[B, T, c, h, w],
+                ...), any number of them; None begins from nothing.
+            controls: Of each of these frames.
+            batch: Rollouts side by side, where there is no context to tell.
+            seed: Of all noise; equal seeds give equal rollouts.
+
+        Raises:
+            OwlError: Context and controls do not fit each other or the world model, or hold no frame or no numbers.
+        """
+        if context is not None:
+            if controls is None:
+                raise OwlError("the context has no controls, those of each of its frames were expected; give them")
+            batch = _check_context(self.network, context, controls)
+        self.batch, self.time = batch, 0
+        self._random = torch.Generator().manual_seed(seed)
+        copies = 1 if self.guidance == 1 else 2
+        self.cache: Cache = self.network.new_cache(batch, copies, self.dtype, self.device)
+        self._pending: tuple[Streams, Controls] | None = None
+        if context is None or controls is None:
+            return
+        latents = self.network.standardize({name: x.to(self.device, self.dtype) for name, x in context.items()})
+        for t in range(controls.buttons.shape[1]):
+            self._commit()
+            self._pending = (
+                {name: x[:, t : t + 1] for name, x in latents.items()},
+                self._controls(controls.buttons[:, t], controls.axes[:, t]),
+            )
+            self.time += 1
+        if not self.one_pass:
+            self._commit()
+
+    @torch.no_grad()
+    def step(self, buttons: Tensor, axes: Tensor, conditioning: Tensor | None = None) -> Frame:
+        """Generate the next frame.
+
+        Args:
+            buttons: float[B, number of buttons], 1 where one is down.
+            axes: float[B, number of axes], movement in the axis's own unit.
+            conditioning: float[B, conditioning channels, h, w], where the world model takes one.
+
+        Returns:
+            The frame that these controls lead to.
+
+        Raises:
+            OwlError: ``reset`` was not called, or the controls are of another batch or other buttons.
+        """
+        self._check_step(buttons, axes)
+        start = self._clock()
+        controls = self._controls(buttons, axes)
+        if conditioning is not None:
+            conditioning = conditioning[:, None].to(self.device, self.dtype)
+        x = {name: self._noise(shape) for name, shape in self.network.streams.items()}
+        committed = start
+        for number, (level, following) in enumerate(zip(self.levels, self.levels[1:], strict=False)):
+            velocity = self._velocity(x, level, controls, conditioning)
+            if number == 0:
+                committed = self._clock()
+            fresh = {
+                name: self._noise(x[name].shape[2:]) if self.sampler == "consistency" else v for name, v in x.items()
+            }
+            advance = SAMPLERS[self.sampler]
+            x = {name: advance(x[name], velocity[name], fresh[name], level, following) for name in x}
+        self._pending = (x, controls)
+        self.time += 1
+        if not self.one_pass:
+            self._commit()
+        denoised = self._clock()
+        latents = {name: latent[:, 0] for name, latent in self.network.restore(x).items()}
+        decoded = {name: self._decode(name, latents[name]) for name in self.decoders}
+        seconds = {"commit": committed - start, "denoise": denoised - committed, "decode": self._clock() - denoised}
+        return Frame(latents, decoded, seconds)
+
+    def snapshot(self) -> Snapshot:
+        """Copy the rollout's state.
+
+        Raises:
+            OwlError: ``reset`` was not called.
+        """
+        self._check_begun()
+        pending = deepcopy(self._pending)
+        return Snapshot([t.clone() for t in self.cache.tensors()], pending, self.time, self._random.get_state())
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Return to a state of this rollout.
+
+        Raises:
+            OwlError: ``reset`` was not called, or the snapshot is of another batch size.
+        """
+        self._check_begun()
+        found = snapshot.cache[-1].shape[0]
+        if found != self.batch:
+            raise OwlError(f"the snapshot holds {found} rollouts, {self.batch} run now; reset with that batch first")
+        for tensor, stored in zip(self.cache.tensors(), snapshot.cache, strict=True):
+            tensor.copy_(stored)
+        self._pending, self.time = deepcopy(snapshot.pending), snapshot.time
+        self._random.set_state(snapshot.random)
+
+    def _velocity(self, x: Streams, level: float, controls: Controls, conditioning: Tensor | None) -> Streams:
+        """Predict the velocity of the frame at hand, committing the one before in the same pass if that is due."""
+        noisy = [(x, level, controls, 1)]
+        if self.guidance != 1:
+            unknown = torch.zeros_like(controls.buttons[..., 0], dtype=torch.bool)
+            noisy.append((x, level, Controls(controls.buttons, controls.axes, unknown), 2))
+        velocity = self._pass([*self._take_pending(), *noisy], conditioning)
+        if self.guidance == 1:
+            return {name: v[:, -1:] for name, v in velocity.items()}
+        return {name: v[:, -1:] + self.guidance * (v[:, -2:-1] - v[:, -1:]) for name, v in velocity.items()}
+
+    def _take_pending(self) -> list[tuple[Streams, float, Controls, int]]:
+        """The frame that waits to be committed, with its context noise, as part of a pass; none if none waits."""
+        if self._pending is None:
+            return []
+        (latents, controls), self._pending = self._pending, None
+        if self.context_level:
+            level = torch.full((self.batch, 1), self.context_level, device=self.device, dtype=self.dtype)
+            latents = {name: corrupt(x, self._noise(x.shape[2:]), level) for name, x in latents.items()}
+        return [(latents, self.context_level, controls, 0)]
+
+    def _commit(self) -> None:
+        """Write the frame that waits into the cache by a pass of its own."""
+        if self._pending is not None:
+            self._pass(self._take_pending(), None)
+
+    def _pass(self, parts: list[tuple[Streams, float, Controls, int]], conditioning: Tensor | None) -> Streams:
+        """Run the network on frames given as (latents, noise level, controls, copy)."""
+        latents = {name: torch.cat([part[0][name] for part in parts], 1) for name in self.network.streams}
+        levels = torch.tensor([part[1] for part in parts], device=self.device)
+        controls = Controls(
+            torch.cat([part[2].buttons for part in parts], 1),
+            torch.cat([part[2].axes for part in parts], 1),
+            torch.cat([_known(part[2]) for part in parts], 1),
+        )
+        copies = torch.tensor([part[3] for part in parts], device=self.device)
+        now = torch.where(copies == 0, self.time - 1, self.time)
+        if conditioning is not None:
+            shown = [conditioning if part[3] else torch.zeros_like(conditioning) for part in parts]
+            conditioning = torch.cat(shown, 1)
+        return self._forward(
+            latents, levels.expand(self.batch, -1), controls, Frames(now[None], copies), conditioning, cache=self.cache
+        )
+
+    def _controls(self, buttons: Tensor, axes: Tensor) -> Controls:
+        return Controls(buttons[:, None].to(self.device, self.dtype), axes[:, None].to(self.device, self.dtype))
+
+    def _noise(self, shape: Sequence[int]) -> Tensor:
+        # drawn on the CPU, so that a seed means the same everywhere
+        return torch.randn(self.batch, 1, *shape, generator=self._random).to(self.device, self.dtype)
+
+    def _decode(self, name: str, latent: Tensor) -> Tensor:
+        decoder = self.decoders[name]
+        return decoder.decode(latent.to(next(decoder.parameters()).dtype)).float()  # type: ignore[operator]
+
+    def _clock(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def _check_begun(self) -> None:
+        if not self.batch:
+            raise OwlError("the engine has no rollout yet; call reset first")
+
+    def _check_step(self, buttons: Tensor, axes: Tensor) -> None:
+        self._check_begun()
+        network = self.network
+        for kind, values, names in (("buttons", buttons, network.buttons), ("axes", axes, network.axes)):
+            if tuple(values.shape) != (self.batch, len(names)):
+                raise OwlError(
+                    f"{kind} have shape {list(values.shape)}, expected {[self.batch, len(names)]}: one row for each "
+                    f"rollout since reset, one column for each of {', '.join(names) or 'no ' + kind}"
+                )
+
+
+def _known(controls: Controls) -> Tensor:
+    if controls.known is not None:
+        return controls.known
+    return torch.ones(controls.buttons.shape[:2], dtype=torch.bool, device=controls.buttons.device)
+
+
+def _check_decoder(network: WorldTransformer, name: str, decoder: nn.Module) -> None:
+    if name not in network.streams:
+        raise OwlError(f"there is a decoder for {name}, the world model has {', '.join(network.streams)}; leave it out")
+    expected = bytes(getattr(network, f"{name}_encoder").tolist()).hex()
+    found = models.fingerprint(decoder.encoder)  # type: ignore[arg-type]
+    if found != expected:
+        raise OwlError(
+            f"the {name} decoder belongs to encoder {found}, the world model was trained on latents of encoder "
+            f"{expected}; give the autoencoder that encoded its dataset, or a decoder trained on it"
+        )
+
+
+def _check_context(network: WorldTransformer, context: Streams, controls: Controls) -> int:
+    """Return the batch size of a valid context."""
+    batch, length = controls.buttons.shape[:2]
+    if length == 0:
+        raise OwlError(
+            "the context holds 0 frames, at least one was expected; give some, or None to begin from nothing"
+        )
+    expected: dict[str, tuple[int, ...]] = {name: (batch, length, *s) for name, s in network.streams.items()}
+    for name, shape in expected.items():
+        if name not in context or tuple(context[name].shape) != shape:
+            found = list(context[name].shape) if name in context else "missing"
+            raise OwlError(f"the context's {name} is {found}, expected {list(shape)} for these controls; correct it")
+        if not context[name].isfinite().all():
+            raise OwlError(f"the context's {name} holds NaN or infinite numbers, latents were expected; encode it anew")
+    for kind, values, names in (
+        ("buttons", controls.buttons, network.buttons),
+        ("axes", controls.axes, network.axes),
+    ):
+        if tuple(values.shape) != (batch, length, len(names)):
+            raise OwlError(
+                f"the context's {kind} are {list(values.shape)}, expected {[batch, length, len(names)]}: one column "
+                f"for each of {', '.join(names) or 'no ' + kind}"
+            )
+    return int(batch)
