@@ -1,6 +1,6 @@
 """Does a decoder without norms and middle block decode faster? Frames/s of both, batch 1, and their ratio.
 
-python benchmarks/decoder.py [--config configs/models/image_autoencoder_360p.yaml] [--rounds 30] [--compile]
+python -m benchmarks.decoder [--config configs/models/image_autoencoder_360p.yaml] [--rounds 30]
 
 The norm-free decoder has its weight normalisation folded away, as in inference. Its twin has the same stages, with a
 group norm before every convolution of a block and with a middle block. Where a GPU is present it is used.
@@ -64,11 +64,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", type=Path, default=CONFIG, help="a network's class_path and init_args")
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--compile", action="store_true", help="measure the decoders under torch.compile too")
     options = parser.parse_args()
     init_args = yaml.safe_load(options.config.read_text())["init_args"]
     table = Table("mode", *(f"{name}, frames/s" for name in VARIANTS), "ratio", title=options.config.stem)
-    for compiled in (False, True) if options.compile else (False,):
+    for compiled in (False, True):
         for dtype in (torch.float32, torch.bfloat16):
             plain, twin, ratio = compare(init_args, dtype, compiled, options.rounds)
             mode = f"{'compiled' if compiled else 'eager'}, {str(dtype).removeprefix('torch.')}"
