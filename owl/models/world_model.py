@@ -111,6 +111,7 @@ class WorldTransformer(nn.Module):
     ) -> None:
         super().__init__()
         _check(latent, patch, width, depth, heads, window, global_window, global_every, sink)
+        _check_channels(width, mlp_ratio, audio, motion_channels, conditioning_channels)
         self.config: dict[str, Any] = {
             "latent": list(latent),
             "patch": patch,
@@ -326,3 +327,16 @@ def _check(
             f"window {window}, global_window {global_window}, global_every {global_every}, sink {sink}: expected a "
             "window of at least one frame, a global one no smaller, and no negative number; change them"
         )
+
+
+def _check_channels(
+    width: int, mlp_ratio: float, audio: tuple[int, int] | None, motion_channels: int, conditioning_channels: int
+) -> None:
+    """The same for the number of channels of everything else."""
+    if round(width * mlp_ratio) < 1:
+        raise OwlError(f"mlp_ratio is {mlp_ratio:g}, expected a number above 0 such as 4; change mlp_ratio")
+    if audio and (len(audio) != 2 or min(audio) < 1):
+        raise OwlError(f"audio is {list(audio)}, expected tokens per frame and channels; correct audio or leave it out")
+    for name, channels in (("motion_channels", motion_channels), ("conditioning_channels", conditioning_channels)):
+        if channels < 0:
+            raise OwlError(f"{name} is {channels}, expected 0 or a number of channels; correct {name}")

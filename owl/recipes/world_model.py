@@ -111,33 +111,53 @@ class WorldModel(LightningModule):
         verify(self.network, *self._described)
 
     def inputs(self, batch: dict[str, Tensor]) -> tuple[Streams, Controls, Tensor | None]:
-        """Standardised latents, controls, and the documents of packed clips (int64[B, F], ``NEVER``: padding)."""
+        """Standardised latents, controls, and the documents of packed clips (int64[B, F], ``NEVER``: padding).
+
+        Raises:
+            OwlError: The data module does not deliver what the network needs.
+        """
+        needed = {MODALITIES[name]: MODALITIES[name] for name in self.network.streams} | {"controls": "buttons"}
+        missing = [modality for modality, tensor in needed.items() if tensor not in batch]
+        if missing:
+            raise OwlError(
+                f"samples hold no {' and no '.join(missing)}, the world model needs {', '.join(needed)}; set "
+                f"data.modalities to [{', '.join(needed)}]"
+            )
         latents = self.network.standardize({name: batch[MODALITIES[name]] for name in self.network.streams})
         return latents, Controls(batch["buttons"], batch["axes"]), batch.get("document")
 
     def losses(
-        self, latents: Streams, controls: Controls, document: Tensor | None, level: Tensor, context_level: Tensor
+        self,
+        latents: Streams,
+        controls: Controls,
+        document: Tensor | None,
+        level: Tensor,
+        context_level: Tensor,
+        noise: Streams,
+        context_noise: Streams,
     ) -> dict[str, Tensor]:
         """Loss of every frame of every stream.
 
         Args:
             latents: x0, standardised.
-            controls: Of each frame, with which of them are known.
+            controls: Of each frame; which of them are known, with teacher forcing of the context's frames first, then
+                of those that are to be predicted: bool[B, 2 F].
             document: int64[B, F] or None.
             level: float[B, F], noise level of the frames that are to be predicted.
             context_level: float[B, F], that of the context; used by teacher forcing.
+            noise: eps of the frames that are to be predicted, shaped like ``latents``.
+            context_noise: That of the context.
 
         Returns:
             float[B, F] for each stream.
         """
-        noise = {name: torch.randn_like(x) for name, x in latents.items()}
         noisy = {name: corrupt(x, noise[name], level) for name, x in latents.items()}
         time = (
             document_time(document) if document is not None else torch.arange(level.shape[1], device=level.device)[None]
         )
         copy = torch.zeros_like(time[0])
         if self.forcing == "teacher":
-            context = {name: corrupt(x, torch.randn_like(x), context_level) for name, x in latents.items()}
+            context = {name: corrupt(x, context_noise[name], context_level) for name, x in latents.items()}
             noisy = {name: torch.cat([context[name], x], 1) for name, x in noisy.items()}
             frames = Frames(
                 torch.cat([time, time], 1),
@@ -163,7 +183,8 @@ class WorldModel(LightningModule):
         if self.control_dropout:
             drawn = torch.rand(len(level), shape[1] * (2 if self.forcing == "teacher" else 1), device=self.device)
             controls.known = drawn >= self.control_dropout
-        losses = self.losses(latents, controls, document, level, context_level)
+        noise, context_noise = ({name: torch.randn_like(x) for name, x in latents.items()} for _ in range(2))
+        losses = self.losses(latents, controls, document, level, context_level, noise, context_noise)
         means = {name: masked_mean(loss, document) for name, loss in losses.items()}
         self.log_dict({f"train/{name}": loss for name, loss in means.items()})
         total = torch.stack([self.weights[name] * loss for name, loss in means.items()]).sum()
@@ -172,24 +193,26 @@ class WorldModel(LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Measure the loss at fixed noise levels."""
-        self.measure(batch, batch_idx, "val")
+        self.measure(batch, "val")
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Measure the loss at fixed noise levels."""
-        self.measure(batch, batch_idx, "test")
+        self.measure(batch, "test")
 
-    def measure(self, batch: dict[str, Tensor], batch_idx: int, split: str) -> None:
+    def measure(self, batch: dict[str, Tensor], split: str) -> None:
         """Log the loss of every stream at each of :data:`LEVELS`, the noise being the same at every validation."""
         latents, controls, document = self.inputs(batch)
         batch_size, length = controls.buttons.shape[:2]
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(batch_idx * self.trainer.world_size + self.global_rank)
-            context_level = controls.buttons.new_full((batch_size, length), self.context_noise / 2)
-            means: dict[str, list[Tensor]] = {name: [] for name in latents}
-            for t in LEVELS:
-                losses = self.losses(latents, controls, document, torch.full_like(context_level, t), context_level)
-                for name, loss in losses.items():
-                    means[name].append(masked_mean(loss, document))
+        # a function of the window alone: neither the batch size nor the number of processes changes what is measured
+        generators = [torch.Generator().manual_seed(window) for window in batch["window"].tolist()]
+        noise, context_noise = draw(generators, latents), draw(generators, latents)
+        context_level = controls.buttons.new_full((batch_size, length), self.context_noise / 2)
+        means: dict[str, list[Tensor]] = {name: [] for name in latents}
+        for t in LEVELS:
+            level = torch.full_like(context_level, t)
+            losses = self.losses(latents, controls, document, level, context_level, noise, context_noise)
+            for name, loss in losses.items():
+                means[name].append(masked_mean(loss, document))
         logged: dict[str, Tensor] = {}
         for name, values in means.items():
             logged[f"{split}/{name}"] = torch.stack(values).mean()
@@ -205,6 +228,14 @@ class WorldModel(LightningModule):
         total = int(self.trainer.estimated_stepping_batches)
         schedule = warmup_cosine(optimizer, self.warmup_steps, total, self.final_lr)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def draw(generators: list[torch.Generator], like: Streams) -> Streams:
+    """Normal noise, each sample's from a generator of its own on the CPU; shaped like ``like``."""
+    return {
+        name: torch.stack([torch.randn(x.shape[1:], generator=generator) for generator in generators]).to(x)
+        for name, x in like.items()
+    }
 
 
 def document_time(document: Tensor) -> Tensor:
@@ -242,8 +273,15 @@ def adopt(network: WorldTransformer, modalities: dict[str, dict[str, Any]], url:
                 f"{MODALITIES[name]} of {url} has shape {description['shape']}, the world model expects {list(shape)}; "
                 f"change model.init_args.network or encode with the encoder it was made for"
             )
+        std = torch.tensor(description["std"])
+        if not (std.isfinite() & (std > 0)).all():
+            raise OwlError(
+                f"{MODALITIES[name]} of {url} has a standard deviation of {float(std.min()):g} in channel "
+                f"{int(std.argmin())}, one above 0 was expected: an encoder's channels must say something; use another "
+                "encoder"
+            )
         getattr(network, f"{name}_mean").copy_(torch.tensor(description["mean"]))
-        getattr(network, f"{name}_std").copy_(torch.tensor(description["std"]))
+        getattr(network, f"{name}_std").copy_(std)
         getattr(network, f"{name}_encoder").copy_(_bytes(description["encoder"]["fingerprint"]))
     controls = modalities.get("controls", {"buttons": [], "axes": []})
     for kind, expected in (("buttons", network.buttons), ("axes", network.axes)):

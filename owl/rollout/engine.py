@@ -151,10 +151,8 @@ class Engine:
         latents = self.network.standardize({name: x.to(self.device, self.dtype) for name, x in context.items()})
         for t in range(controls.buttons.shape[1]):
             self._commit()
-            self._pending = (
-                {name: x[:, t : t + 1] for name, x in latents.items()},
-                self._controls(controls.buttons[:, t], controls.axes[:, t]),
-            )
+            shown = {name: x[:, t : t + 1] for name, x in latents.items()}
+            self._await_commit(shown, self._controls(controls.buttons[:, t], controls.axes[:, t]))
             self.time += 1
         if not self.one_pass:
             self._commit()
@@ -172,9 +170,10 @@ class Engine:
             The frame that these controls lead to.
 
         Raises:
-            OwlError: ``reset`` was not called, or the controls are of another batch or other buttons.
+            OwlError: ``reset`` was not called, or the controls or the conditioning are of another batch or another
+                world model.
         """
-        self._check_step(buttons, axes)
+        self._check_step(buttons, axes, conditioning)
         start = self._clock()
         controls = self._controls(buttons, axes)
         if conditioning is not None:
@@ -190,7 +189,7 @@ class Engine:
             }
             advance = SAMPLERS[self.sampler]
             x = {name: advance(x[name], velocity[name], fresh[name], level, following) for name in x}
-        self._pending = (x, controls)
+        self._await_commit(x, controls)
         self.time += 1
         if not self.one_pass:
             self._commit()
@@ -236,14 +235,18 @@ class Engine:
             return {name: v[:, -1:] for name, v in velocity.items()}
         return {name: v[:, -1:] + self.guidance * (v[:, -2:-1] - v[:, -1:]) for name, v in velocity.items()}
 
-    def _take_pending(self) -> list[tuple[Streams, float, Controls, int]]:
-        """The frame that waits to be committed, with its context noise, as part of a pass; none if none waits."""
-        if self._pending is None:
-            return []
-        (latents, controls), self._pending = self._pending, None
+    def _await_commit(self, latents: Streams, controls: Controls) -> None:
+        """Have a frame committed by the next pass, with its context noise: drawn now, however many passes there are."""
         if self.context_level:
             level = torch.full((self.batch, 1), self.context_level, device=self.device, dtype=self.dtype)
             latents = {name: corrupt(x, self._noise(x.shape[2:]), level) for name, x in latents.items()}
+        self._pending = (latents, controls)
+
+    def _take_pending(self) -> list[tuple[Streams, float, Controls, int]]:
+        """The frame that waits to be committed, as part of a pass; none if none waits."""
+        if self._pending is None:
+            return []
+        (latents, controls), self._pending = self._pending, None
         return [(latents, self.context_level, controls, 0)]
 
     def _commit(self) -> None:
@@ -289,7 +292,7 @@ class Engine:
         if not self.batch:
             raise OwlError("the engine has no rollout yet; call reset first")
 
-    def _check_step(self, buttons: Tensor, axes: Tensor) -> None:
+    def _check_step(self, buttons: Tensor, axes: Tensor, conditioning: Tensor | None) -> None:
         self._check_begun()
         network = self.network
         for kind, values, names in (("buttons", buttons, network.buttons), ("axes", axes, network.axes)):
@@ -298,6 +301,12 @@ class Engine:
                     f"{kind} have shape {list(values.shape)}, expected {[self.batch, len(names)]}: one row for each "
                     f"rollout since reset, one column for each of {', '.join(names) or 'no ' + kind}"
                 )
+        expected = [self.batch, network.conditioning_channels, *network.streams["video"][1:]]
+        if conditioning is not None and list(conditioning.shape) != expected:
+            raise OwlError(
+                f"the conditioning has shape {list(conditioning.shape)}, expected {expected}: one row for each rollout "
+                "since reset, the channels that the world model was trained with; correct it or leave it out"
+            )
 
 
 def _known(controls: Controls) -> Tensor:

@@ -4,13 +4,13 @@ from torch import Tensor
 
 
 def noise_levels(steps: int, shift: float = 1.0) -> list[float]:
-    """Levels from 1 to 0: ``steps + 1`` numbers, evenly spaced, then shifted towards noise.
+    """Levels of the steps of a frame, for ``Engine(levels=...)``: from 1, evenly spaced, then shifted towards noise.
 
     Args:
         steps: Evaluations of the network per frame.
         shift: s in s u / (1 + (s - 1) u) (Stable Diffusion 3, Esser et al. 2024, section 5.3.2); 1 keeps them even.
     """
-    even = [1 - step / steps for step in range(steps + 1)]
+    even = [1 - step / steps for step in range(steps)]
     return [shift * u / (1 + (shift - 1) * u) for u in even]
 
 
