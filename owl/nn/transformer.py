@@ -17,17 +17,16 @@ LEVEL_SCALE = 1000.0  # noise levels in [0, 1] become the timesteps that the fre
 class LevelEmbedding(nn.Module):
     """Noise level -> vector: float[...] in [0, 1] -> float[..., width]."""
 
-    frequencies: Tensor
-
     def __init__(self, width: int) -> None:
         super().__init__()
-        half = LEVEL_CHANNELS // 2
-        self.register_buffer("frequencies", torch.exp(-math.log(10000) * torch.arange(half) / half), persistent=False)
         self.first, self.second = nn.Linear(LEVEL_CHANNELS, width), nn.Linear(width, width)
 
     def forward(self, level: Tensor) -> Tensor:
         """Embed."""
-        angles = level.float()[..., None] * LEVEL_SCALE * self.frequencies
+        half = LEVEL_CHANNELS // 2
+        # not a buffer, which a network in bfloat16 would round: angles of a thousand radians then mean nothing
+        frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=level.device) / half)
+        angles = level.float()[..., None] * LEVEL_SCALE * frequencies
         waves = torch.cat([angles.cos(), angles.sin()], -1).to(self.first.weight.dtype)
         return self.second(F.silu(self.first(waves)))
 

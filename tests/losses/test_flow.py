@@ -1,0 +1,74 @@
+"""The convention of the flow, in closed form, and that the samplers follow it."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from owl.losses.flow import corrupt, logit_normal, velocity_loss
+from owl.rollout.sampling import consistency, euler, noise_levels
+
+
+@pytest.fixture
+def clean_noise_level() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return torch.randn(2, 3, 4, 5, 6), torch.randn(2, 3, 4, 5, 6), torch.rand(2, 3)
+
+
+def test_the_closed_forms(clean_noise_level: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
+    clean, noise, level = clean_noise_level
+    assert torch.equal(corrupt(clean, noise, torch.zeros(2, 3)), clean)
+    assert torch.equal(corrupt(clean, noise, torch.ones(2, 3)), noise)
+    x, velocity, t = corrupt(clean, noise, level), noise - clean, level[:, :, None, None, None]
+    torch.testing.assert_close(x[1, 2], (1 - level[1, 2]) * clean[1, 2] + level[1, 2] * noise[1, 2])  # frame by frame
+    torch.testing.assert_close(x - t * velocity, clean)
+    torch.testing.assert_close(x + (1 - t) * velocity, noise)
+    step = 1e-3
+    slope = (
+        corrupt(clean.double(), noise.double(), level + step) - corrupt(clean.double(), noise.double(), level)
+    ) / step
+    torch.testing.assert_close(slope, velocity.double(), atol=1e-4, rtol=1e-4)
+
+
+def test_the_loss_is_zero_at_the_velocity_and_its_mean_square_elsewhere() -> None:
+    clean, noise = torch.randn(2, 3, 4, 5, 6), torch.randn(2, 3, 4, 5, 6)
+    assert not velocity_loss(noise - clean, clean, noise).any()
+    offset = torch.arange(6.0).view(2, 3)
+    loss = velocity_loss(noise - clean + offset[:, :, None, None, None], clean, noise)
+    torch.testing.assert_close(loss, offset.square())
+    assert velocity_loss(torch.zeros(2, 3, 4, 5), clean[..., 0], noise[..., 0]).shape == (2, 3)  # audio, too
+    assert velocity_loss((noise - clean).bfloat16(), clean, noise).dtype == torch.float32
+
+
+@pytest.mark.parametrize("levels", [[1.0], noise_levels(4), noise_levels(4, shift=5), [1.0, 0.2]])
+@pytest.mark.parametrize("sampler", [euler, consistency])
+def test_the_exact_velocity_leads_back_in_any_number_of_steps(levels: list[float], sampler: Any) -> None:
+    clean = torch.randn(1, 1, 4)
+    x = torch.randn(1, 1, 4)
+    for level, following in zip(levels, [*levels[1:], 0.0], strict=True):
+        velocity = (x - clean) / level  # of the straight line from the clean latent through x
+        x = sampler(x, velocity, torch.randn(1, 1, 4), level, following)
+        assert x.isfinite().all()
+    torch.testing.assert_close(x, clean, atol=1e-5, rtol=1e-5)
+
+
+def test_consistency_lands_on_the_following_level_with_the_noise_given() -> None:
+    clean, noise, fresh = torch.randn(3, 1, 2, 4)
+    level, following = torch.full((1, 2), 0.8), torch.full((1, 2), 0.3)
+    landed = consistency(corrupt(clean, noise, level), noise - clean, fresh, 0.8, 0.3)
+    torch.testing.assert_close(landed, corrupt(clean, fresh, following))
+    on_the_line = euler(corrupt(clean, noise, level), noise - clean, fresh, 0.8, 0.3)
+    torch.testing.assert_close(on_the_line, corrupt(clean, noise, following))
+
+
+def test_levels_of_the_steps() -> None:
+    assert noise_levels(4) == [1, 0.75, 0.5, 0.25]
+    assert noise_levels(4, shift=5) == pytest.approx([1, 0.9375, 0.8333, 0.625], abs=1e-4)  # those of Self-Forcing
+    assert noise_levels(1) == [1]
+
+
+def test_levels_of_training_are_logit_normal() -> None:
+    levels = logit_normal((20_000,), 0.5, 0.8)
+    assert 0 < levels.min() < levels.max() < 1
+    logits = torch.logit(levels)
+    assert logits.mean().item() == pytest.approx(0.5, abs=0.03)
+    assert logits.std().item() == pytest.approx(0.8, abs=0.03)

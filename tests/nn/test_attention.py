@@ -1,0 +1,134 @@
+"""Who sees whom, against two loops; the three ways of computing it agree."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from owl.nn import attention
+from owl.nn.attention import NEVER, BlockAttention, ChunkedAttention, DenseAttention, Frames, runs, tokens_of, visible
+
+
+@st.composite
+def sequences(draw: st.DrawFn) -> Frames:
+    """A batch of frames, any of them at any time, in any document, clean or noisy."""
+    batch, frames = draw(st.integers(1, 3)), draw(st.integers(1, 9))
+
+    def table(smallest: int, largest: int) -> Tensor:
+        numbers = st.lists(st.integers(smallest, largest), min_size=batch * frames, max_size=batch * frames)
+        return torch.tensor(draw(numbers)).view(batch, frames)
+
+    copy = torch.tensor(draw(st.lists(st.integers(0, 2), min_size=frames, max_size=frames)))
+    return Frames(table(NEVER, 12), copy, table(0, 2) if draw(st.booleans()) else None)
+
+
+def expected(frames: Frames, item: int, asking: int, asked: int, window: int, sink: int, causal: bool) -> bool:
+    """The rule in plain words."""
+    now, then = int(frames.time[item, asking]), int(frames.time[item, asked])
+    if NEVER in (now, then):
+        return False
+    if frames.document is not None and frames.document[item, asking] != frames.document[item, asked]:
+        return False
+    same_copy = bool(frames.copy[asking] == frames.copy[asked])
+    if not causal:
+        return same_copy
+    if then == now:
+        return same_copy
+    return frames.copy[asked] == 0 and then < now and (now - then <= window or then < sink)
+
+
+@given(frames=sequences(), window=st.integers(1, 12), sink=st.integers(0, 3), causal=st.booleans())
+def test_visible_is_the_rule(frames: Frames, window: int, sink: int, causal: bool) -> None:
+    seen = visible(frames, frames, window, sink, causal)
+    batch, count = frames.time.shape
+    for item in range(batch):
+        for asking in range(count):
+            for asked in range(count):
+                wanted = expected(frames, item, asking, asked, window, sink, causal)
+                assert bool(seen[item, asking, asked]) == wanted, (item, asking, asked)
+
+
+def test_tokens_see_what_their_frames_see() -> None:
+    frames = torch.rand(2, 3, 4) > 0.5
+    wide = tokens_of(frames, 5)
+    assert wide.shape == (2, 1, 15, 20)
+    for asking in range(15):
+        for asked in range(20):
+            assert torch.equal(wide[:, 0, asking, asked], frames[:, asking // 5, asked // 5])
+
+
+def packed() -> Frames:
+    """Two items packed in different ways, with padding, once clean and once noisy: teacher forcing."""
+    time = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, NEVER, NEVER], [0, 1, 0, 1, 2, 3, 4, 5, 6, NEVER]])
+    document = torch.tensor([[0, 0, 0, 0, 0, 1, 1, 1, -1, -1], [0, 0, 1, 1, 1, 1, 1, 1, 1, -1]])
+    copy = torch.tensor([0] * 10 + [1] * 10)
+    return Frames(torch.cat([time, time], 1), copy, torch.cat([document, document], 1))
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 6, 12, 17, 1000])
+@pytest.mark.parametrize("tokens", [1, 4])
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_three_ways_agree(chunk_tokens: int, tokens: int, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "CHUNK_TOKENS", chunk_tokens)
+    frames = packed()
+    seen = visible(frames, frames, window=2, sink=1, causal=causal)
+    real = (frames.time != NEVER).repeat_interleave(tokens, 1)[:, None, :, None]
+    found = []
+    for way in (DenseAttention, ChunkedAttention, BlockAttention):
+        generator = torch.Generator().manual_seed(0)
+        inputs = [torch.randn(2, 3, 20 * tokens, 16, generator=generator) for _ in range(3)]
+        if way is not BlockAttention:  # whose gradients PyTorch has on GPUs only
+            inputs = [x.requires_grad_() for x in inputs]
+        out = way(seen, tokens)(*inputs)
+        assert out.isfinite().all()
+        found.append([out * real])
+        if way is not BlockAttention:
+            found[-1][0].square().sum().backward()
+            found[-1] += [x.grad for x in inputs]
+    dense, chunked, block = found
+    assert all(x.isfinite().all() for x in dense)
+    torch.testing.assert_close(chunked, dense, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(block, dense[:1], atol=1e-5, rtol=1e-5)
+
+
+def test_documents_do_not_see_each_other_in_any_item() -> None:
+    frames = packed()
+    seen = visible(frames, frames, window=8)
+    inputs = torch.randn(3, 2, 1, 40, 16)
+    for item in range(2):
+        for document in range(2):
+            outside = ~(frames.document[item] == document).repeat_interleave(2)  # type: ignore[index]
+            other = inputs.clone()
+            other[1:, item, :, outside] += 1  # keys and values of the other document and of the padding
+            before, after = (ChunkedAttention(seen, 2)(*x) for x in (inputs, other))
+            assert torch.equal(before[item, :, ~outside], after[item, :, ~outside])
+            assert torch.equal(before[1 - item], after[1 - item])
+
+
+def test_attention_over_nothing_gives_zero_and_is_no_reason_to_fail() -> None:
+    frames = Frames(torch.full((1, 4), NEVER), torch.zeros(4, dtype=torch.int64))
+    x = torch.randn(1, 1, 8, 16)
+    for way in (DenseAttention, ChunkedAttention, BlockAttention):
+        assert not way(visible(frames, frames, 2), 2)(x, x, x).any()
+
+
+def test_a_chunk_reads_only_the_keys_that_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "CHUNK_TOKENS", 8)
+    frames = Frames(torch.arange(32)[None], torch.zeros(32, dtype=torch.int64))
+    way = ChunkedAttention(visible(frames, frames, window=4, sink=1), 4)
+    assert len(way.chunks) == 16
+    for start, stop, slices, _ in way.chunks[4:]:
+        assert slices == [(0, 4), (start - 16, stop)]
+    everything = Frames(torch.zeros(1, 4, dtype=torch.int64), torch.zeros(4, dtype=torch.int64))
+    (chunk, *_), whole = ChunkedAttention(visible(everything, everything, 1), 2).chunks, torch.randn(3, 1, 1, 8, 16)
+    assert chunk[3] is None  # nothing to mask
+    torch.testing.assert_close(
+        ChunkedAttention(visible(everything, everything, 1), 2)(*whole), F.scaled_dot_product_attention(*whole)
+    )
+
+
+def test_runs_join_neighbours() -> None:
+    assert runs([0, 1, 4], 3) == [(0, 6), (12, 15)]
+    assert runs([5], 2) == [(10, 12)]
