@@ -37,8 +37,10 @@ def lively(seed: int = 0, **changes: Any) -> WorldTransformer:
     network = WorldTransformer(**TINY | changes)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in network.parameters():
+        for name, parameter in network.named_parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+            if name.endswith("norm.weight"):
+                parameter.add_(1)  # attention that looks at some places more than at others
     return network.eval()
 
 

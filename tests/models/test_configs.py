@@ -7,6 +7,7 @@ import torch
 import yaml
 
 from owl.models.image_autoencoder import ImageAutoencoder
+from owl.models.world_model import WorldTransformer
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "models"
 
@@ -35,3 +36,28 @@ def test_shipped_networks_have_the_size_their_comments_state(
     assert measured == pytest.approx(million_parameters, abs=0.06)
     assert f"{million_parameters} million parameters" in text
     assert f"tensor-size reduction {network.tsr:.0f}" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "million_parameters"),
+    [
+        ("world_model_2m", 60, 1.9),
+        ("world_model_44m", 64, 43.8),
+        ("world_model_1b", 64, 1029.9),
+        ("world_model_5b", 64, 5061.0),
+    ],
+)
+def test_shipped_world_models_have_the_size_their_comments_state(
+    name: str, tokens: int, million_parameters: float
+) -> None:
+    text = (CONFIGS / f"{name}.yaml").read_text()
+    with torch.device("meta"):
+        network = WorldTransformer(**yaml.safe_load(text)["init_args"])
+    measured = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    assert measured == pytest.approx(million_parameters, abs=0.06)
+    assert f"{million_parameters} million parameters" in text
+    assert network.tokens == tokens
+    assert f"{tokens} tokens a frame" in text
+    assert network.windows[-1] == max(network.windows) > network.windows[0]  # the last layer is a global one
+    millions = float(name.split("_")[-1][:-1]) * (1000 if name.endswith("b") else 1)
+    assert measured == pytest.approx(millions, rel=0.06)  # what its name promises
