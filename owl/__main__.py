@@ -15,6 +15,7 @@ COMMANDS = {
     "validate": "measure a checkpoint on the validation split",
     "test": "measure a checkpoint on the test split",
     "predict": "run a checkpoint over the test split and write what it makes",
+    "rollout": "play a world model under recorded controls: quality, obedience, drift and speed, with films",
     "data record": "record a real game (ViZDoom): frames, depth, flow, sound and controls",
     "data import": "import your own footage: a folder of videos or of OWL Control recordings",
     "data encode": "turn a dataset's pictures into latents of a trained autoencoder, for world models",

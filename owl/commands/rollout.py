@@ -1,0 +1,399 @@
+"""``python -m owl rollout``: what a world model makes of the controls, measured, drawn and filmed."""
+
+import json
+import shlex
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from owl import models
+from owl.atomic import atomic_write
+from owl.callbacks.report import format_number, print_table
+from owl.data.shards import DatasetInfo
+from owl.errors import OwlError
+from owl.losses.lpips import LPIPS
+from owl.metrics.frechet import FrechetDistance
+from owl.models.world_model import WorldTransformer
+from owl.rollout import pictures
+from owl.rollout.engine import Engine
+from owl.rollout.evaluation import (
+    ControlsReader,
+    Drift,
+    DriftMeter,
+    action_following,
+    audio_latent_mse,
+    flicker,
+    horizon_curves,
+    latency,
+    long_rollout,
+    roll_out,
+)
+from owl.rollout.film import write_film
+from owl.rollout.footage import Batch, Footage, check_dataset, load_decoder, trained_stride
+from owl.rollout.sampling import noise_levels
+from owl.version import code_version
+
+TIMED_FRAMES = 100
+
+Precision = Literal["bf16", "fp32"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an evaluation was made with, as :func:`main` explains it."""
+
+    checkpoint: str
+    data: str
+    split: str
+    decoder: str
+    controls_reader: str | None
+    frames: int
+    clips: int
+    horizon: int
+    context: int
+    side_by_side: int
+    steps: int
+    context_level: float
+    guidance: float
+    stride: int
+    precision: Precision
+    compile: bool
+    seed: int
+
+    def command(self, out: Path) -> str:
+        """The command line that repeats it."""
+        words = ["python", "-m", "owl", "rollout", self.checkpoint, "--data", self.data, "--out", str(out)]
+        for name, value in self.__dict__.items():
+            if name in ("checkpoint", "data") or value is None or value is False:
+                continue
+            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+        return shlex.join(words)
+
+
+def main(
+    checkpoint: str,
+    *,
+    data: str,
+    out: str | None = None,
+    decoder: str | None = None,
+    controls_reader: str | None = None,
+    split: Literal["train", "validation", "test"] = "test",
+    frames: int = 1000,
+    clips: int = 16,
+    horizon: int = 32,
+    context: int = 8,
+    side_by_side: int = 4,
+    steps: int = 4,
+    context_level: float = 0.0,
+    guidance: float = 1.0,
+    stride: int | None = None,
+    precision: Precision | None = None,
+    compile: bool = False,
+    seed: int = 0,
+) -> None:
+    """Roll a world model out under the controls of recorded episodes and report how well that goes.
+
+    Short rollouts are compared with what really happened, long ones with what true frames look like in general. The
+    folder gets report.md, metrics.json, pictures and films. A GPU is used where there is one.
+
+    Args:
+        checkpoint: A .ckpt file of the recipe owl.recipes.world_model.WorldModel, or a folder that export wrote.
+        data: Dataset of latents of the autoencoder that the world model was trained with: a folder, or any fsspec URL.
+        out: Folder for the results; where left out, "rollout" in the folder of the run.
+        decoder: Checkpoint or export of the autoencoder; where left out, the one that the dataset names.
+        controls_reader: Checkpoint of the recipe owl.recipes.inverse_dynamics.InverseDynamics, trained with the world
+            model's stride, to measure whether the controls are followed.
+        split: Whose episodes are used.
+        frames: Length of the long rollouts.
+        clips: Short rollouts.
+        horizon: Their length.
+        context: Frames that a rollout is given before it begins.
+        side_by_side: Long rollouts.
+        steps: Evaluations of the network per frame.
+        context_level: Noise level at which generated frames become context.
+        guidance: Weight of classifier-free guidance on the controls; 1 is none.
+        stride: Stored frames from one frame of the world model to the next; where left out, as it was trained, or 1
+            for an export, which does not tell.
+        precision: bf16 or fp32; where left out, bf16 on a GPU.
+        compile: Run the network through torch.compile: a minute's wait, then faster.
+        seed: Of all noise.
+    """
+    counts = {"frames": frames, "clips": clips, "horizon": horizon, "context": context}
+    for name, count in {**counts, "side_by_side": side_by_side, "steps": steps, "stride": stride or 1}.items():
+        if count < 1:
+            raise OwlError(f"{name} is {count}, at least 1 was expected; give a larger number")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network, trained = load_world_model(checkpoint)
+    check_dataset(network, DatasetInfo.load(data), data)
+    settings = Settings(
+        checkpoint=checkpoint,
+        data=data,
+        split=split,
+        decoder=decoder or named_decoder(data),
+        controls_reader=controls_reader,
+        **counts,
+        side_by_side=side_by_side,
+        steps=steps,
+        context_level=context_level,
+        guidance=guidance,
+        stride=stride or trained,
+        precision=precision or ("bf16" if device.type == "cuda" else "fp32"),
+        compile=compile,
+        seed=seed,
+    )
+    reader = ControlsReader.load(controls_reader, network, settings.stride) if controls_reader else None
+    engine = Engine(
+        network,
+        {"video": load_decoder(settings.decoder)},
+        levels=noise_levels(steps)[:-1],
+        context_level=context_level,
+        guidance=guidance,
+        dtype=torch.bfloat16 if settings.precision == "bf16" else torch.float32,
+        compile=compile,
+        device=device,
+    )
+    footage = Footage(data, split, network, engine.decoders["video"], settings.stride, context + horizon, device)
+    Evaluation(settings, engine, footage, reader, Path(out) if out else default_folder(checkpoint)).run()
+
+
+class Evaluation:
+    """One evaluation: measures, then writes.
+
+    Args:
+        settings: What it is made with.
+        engine: Of the world model, with a decoder for "video".
+        footage: What is true.
+        reader: Reads controls from frames, where there is one.
+        out: Folder for the results.
+    """
+
+    def __init__(
+        self, settings: Settings, engine: Engine, footage: Footage, reader: ControlsReader | None, out: Path
+    ) -> None:
+        self.settings, self.engine, self.footage, self.reader, self.out = settings, engine, footage, reader, out
+        self.lpips = LPIPS().to(engine.device)
+        if reader is not None:
+            reader.network.to(engine.device)
+
+    def run(self) -> None:
+        """Measure, write pictures and films, and the report last."""
+        start, settings, network = time.monotonic(), self.settings, self.engine.network
+        clips = roll_out(
+            self.engine,
+            self.footage,
+            self.footage.windows(settings.clips),
+            settings.context,
+            settings.seed,
+            quiet=False,
+        )
+        curves = horizon_curves(clips, self.lpips)
+        if "audio" in network.streams:
+            curves["audio_latent_mse"] = audio_latent_mse(clips, network)
+        metrics = at_horizons(curves) | flicker(clips)
+        if self.reader is not None:
+            metrics |= action_following(clips, self.reader)
+        atomic_write(self.out / "horizon.png", pictures.horizon_chart(curves, self.lpips.name))
+        atomic_write(self.out / "strip.png", _png(pictures.strip(clips)))
+        film = pictures.comparison_film(clips, network.buttons, network.axes)
+        write_film(self.out / "comparison.mp4", film, self.footage.fps)
+        drift = self.long_rollout(pictures.axis_scales(clips.axes))
+        if drift is not None:
+            atomic_write(self.out / "drift.png", pictures.drift_chart(drift, FrechetDistance.name))
+            metrics |= drift_metrics(drift)
+        metrics |= latency(self.engine, self.footage, min(TIMED_FRAMES, settings.frames), settings.context)
+        metrics["clips"] = len(clips.true)
+        metrics["seconds"] = round(time.monotonic() - start, 1)
+        atomic_write(self.out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        atomic_write(self.out / "report.md", self.report(metrics, drift is not None))
+        print_table(f"{settings.checkpoint} on the {settings.split} split of {settings.data}", headline(metrics))
+        print(f"Report: {self.out / 'report.md'}")
+
+    def long_rollout(self, scales: list[float]) -> Drift | None:
+        """Make the long rollouts, film them and measure their drift."""
+        settings, network = self.settings, self.engine.network
+        meter = DriftMeter(self.footage, settings.frames, self.engine.device)
+
+        def measured() -> Iterator[tuple[Tensor, Batch]]:
+            rollout = long_rollout(
+                self.engine, self.footage, settings.frames, settings.side_by_side, settings.context, settings.seed
+            )
+            for generated, given in tqdm(rollout, "long rollouts", settings.frames, unit="frame"):
+                meter.update(generated, given)
+                yield generated, given
+
+        fps = self.footage.fps
+        film = pictures.rollout_film(measured(), network.buttons, network.axes, scales, fps)
+        write_film(self.out / "rollout.mp4", film, fps)
+        return meter.compute()
+
+    def report(self, metrics: dict[str, float], drifts: bool) -> str:
+        """The text of report.md."""
+        settings = self.settings
+        truth = (
+            "the dataset's own pictures; what the autoencoder loses counts against the world model"
+            if self.footage.truth == "rgb"
+            else "the dataset's latents, decoded by the same autoencoder as the generated ones"
+        )
+        sections = [
+            f"# Rollouts of {settings.checkpoint}",
+            f"On the {settings.split} split of {settings.data}, {self.footage.fps:g} frames per second. Written "
+            f"{time.strftime('%Y-%m-%d %H:%M')} by OWL {code_version()} on {_device_name(self.engine.device)}, in "
+            f"{settings.precision}{', compiled' if settings.compile else ''}. Repeat with:",
+            f"    {settings.command(self.out)}",
+            "## Near to what happened",
+            f"{metrics['clips']:.0f} clips, {settings.context} frames of context, then {settings.horizon} generated "
+            f"under the true controls. True frames are {truth}. The baseline repeats the last frame of the context.",
+            horizon_table(metrics, self.lpips.name),
+            "![PSNR and LPIPS against the horizon](horizon.png)",
+            "![True frames above generated ones](strip.png)",
+            "Film, true beside generated: [comparison.mp4](comparison.mp4)",
+            "## Obedient",
+            following_table(metrics, settings.controls_reader),
+            "## Lasting",
+            f"{settings.side_by_side} rollouts of {settings.frames} frames, under the controls of the split's episodes "
+            "one after another: [rollout.mp4](rollout.mp4)",
+            *(["![Drift](drift.png)"] if drifts else []),
+            value_table(
+                {
+                    name: value
+                    for name, value in metrics.items()
+                    if name.startswith((FrechetDistance.name, "drift", "flicker"))
+                }
+            ),
+            f"`{FrechetDistance.name}` is the Frechet distance of a segment to true frames of the split: compare "
+            "equally many frames only. `flicker` is the energy of fine detail that changes from frame to frame, "
+            "generated less true.",
+            "## Fast",
+            f"Batch 1, {settings.steps} steps per frame, in seconds, after a warm-up:",
+            value_table({n: v for n, v in metrics.items() if n.startswith(("latency", "frames_per_second"))}),
+        ]
+        return "\n\n".join(sections) + "\n"
+
+
+def load_world_model(checkpoint: str) -> tuple[WorldTransformer, int]:
+    """Load a world model and the stride it was trained with, 1 for an export.
+
+    Raises:
+        OwlError: The file is missing or damaged, or holds a network of another kind.
+    """
+    content: dict[str, Any] | None = None
+    if checkpoint.endswith(models.CHECKPOINT_SUFFIX):
+        network, content = models.rebuild(checkpoint)
+    else:
+        network = models.load(checkpoint)
+    if not isinstance(network, WorldTransformer):
+        raise OwlError(
+            f"{checkpoint} holds a {type(network).__qualname__}, a world model was expected; give a checkpoint of the "
+            "recipe owl.recipes.world_model.WorldModel"
+        )
+    return network, trained_stride(content) if content else 1
+
+
+def named_decoder(data: str) -> str:
+    """The checkpoint that a dataset of latents was encoded with.
+
+    Raises:
+        OwlError: It is not here.
+    """
+    path = str(DatasetInfo.load(data).modalities["latent"]["encoder"]["checkpoint"])
+    if not Path(path).exists():
+        raise OwlError(
+            f"{data} was encoded with {path}, which is not here; give that autoencoder's checkpoint or export with "
+            "--decoder"
+        )
+    return path
+
+
+def default_folder(checkpoint: str) -> Path:
+    """The folder "rollout" of the run that a checkpoint belongs to, or of an export."""
+    path = Path(checkpoint)
+    if path.suffix != models.CHECKPOINT_SUFFIX:
+        return path / "rollout"
+    return (path.parent.parent if path.parent.name == "checkpoints" else path.parent) / "rollout"
+
+
+def at_horizons(curves: dict[str, list[float]]) -> dict[str, float]:
+    """The values of curves at the horizons 1, 2, 4, ... as ``<name>_<horizon>``."""
+    return {
+        f"{name}_{h}": values[h - 1] for name, values in curves.items() for h in pictures.HORIZONS if h <= len(values)
+    }
+
+
+def drift_metrics(drift: Drift) -> dict[str, float]:
+    """The distance of each segment, of true frames, and the last over the first."""
+    ends = [(n * drift.segment + 1, (n + 1) * drift.segment) for n in range(len(drift.distances))]
+    values = {
+        f"{FrechetDistance.name}_{first}_{last}": distance
+        for (first, last), distance in zip(ends, drift.distances, strict=True)
+    }
+    return values | {f"{FrechetDistance.name}_true": drift.true, "drift_ratio": drift.ratio}
+
+
+def headline(metrics: dict[str, float]) -> dict[str, float]:
+    """The few numbers that the terminal shows."""
+    last = max(int(name.removeprefix("psnr_")) for name in metrics if name.startswith("psnr_"))
+    names = [f"{prefix}{kind}_{last}" for kind in ("psnr", "lpips") for prefix in ("", "repeat_")]
+    names += ["axis_accuracy_ratio", "button_accuracy_ratio", "drift_ratio", "flicker"]
+    names += ["latency_total_p50", "latency_total_p95", "frames_per_second"]
+    return {name: metrics[name] for name in names if name in metrics}
+
+
+def horizon_table(metrics: dict[str, float], lpips_name: str) -> str:
+    """Nearness at every horizon, as Markdown."""
+    horizons = [h for h in pictures.HORIZONS if f"psnr_{h}" in metrics]
+    rows = {
+        "PSNR (dB), world model": "psnr",
+        "PSNR (dB), baseline": "repeat_psnr",
+        f"{lpips_name}, world model": "lpips",
+        f"{lpips_name}, baseline": "repeat_lpips",
+        "error of standardised audio latents": "audio_latent_mse",
+    }
+    lines = [f"| frames after the context | {' | '.join(map(str, horizons))} |", "| --- |" + " ---: |" * len(horizons)]
+    for label, name in rows.items():
+        if f"{name}_{horizons[0]}" in metrics:
+            values = " | ".join(format_number(metrics[f"{name}_{h}"]) for h in horizons)
+            lines.append(f"| {label} | {values} |")
+    return "\n".join(lines)
+
+
+def following_table(metrics: dict[str, float], reader: str | None) -> str:
+    """Accuracy of the controls read from frames, as Markdown."""
+    if reader is None:
+        return "Not measured: give a network that reads controls from frames with `--controls_reader`."
+    lines = ["| control | generated frames | true frames |", "| --- | ---: | ---: |"]
+    for name, value in metrics.items():
+        if name.startswith(("axis_accuracy", "button_accuracy")) and f"{name}_true" in metrics:
+            lines.append(f"| {name} | {format_number(value)} | {format_number(metrics[f'{name}_true'])} |")
+    ratios = [f"{name} {format_number(metrics[name])}" for name in metrics if name.endswith("accuracy_ratio")]
+    explanation = (
+        f"Share of frames whose controls {reader} reads as given: for an axis its direction, for a button the "
+        "mean of its pressed and released frames. The reader errs on true frames too; generated over true: "
+        f"{', '.join(ratios) or 'nothing was pressed'}."
+    )
+    return "\n".join([explanation, "", *lines])
+
+
+def value_table(metrics: dict[str, float]) -> str:
+    """Metrics by name, as Markdown."""
+    return "\n".join(
+        ["| metric | value |", "| --- | ---: |", *(f"| {n} | {format_number(v)} |" for n, v in metrics.items())]
+    )
+
+
+def _png(picture: np.ndarray) -> bytes:
+    file = BytesIO()
+    Image.fromarray(picture).save(file, "png")
+    return file.getvalue()
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"

@@ -1,0 +1,345 @@
+"""Measures a world model by its rollouts: how near they stay to the truth, whether they obey, whether they last."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from owl import models
+from owl.errors import OwlError
+from owl.losses.lpips import LPIPS
+from owl.metrics.controls import AxisAccuracy, ButtonAccuracy
+from owl.metrics.flicker import Flicker
+from owl.metrics.frechet import EfficientNetLite0Features, frechet_distance
+from owl.metrics.perceptual import PerceptualDistance
+from owl.metrics.psnr import MeanPSNR
+from owl.models.inverse_dynamics import BEFORE, InverseDynamicsModel
+from owl.models.world_model import Streams, WorldTransformer
+from owl.rollout.engine import Engine
+from owl.rollout.footage import Batch, Footage, as_bytes, trained_stride
+
+SEGMENT = 100  # frames of a long rollout that are compared with true ones together
+REFERENCE = 1000  # true frames that all segments are compared with
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Short rollouts beside what really happened under the same controls.
+
+    Attributes:
+        true: uint8[B, context + H, 3, h, w].
+        generated: uint8[B, H, 3, h, w], the frames after the context.
+        buttons: float[B, context + H, number of buttons], what was played.
+        axes: float[B, context + H, number of axes].
+        true_latents: Of the frames after the context, as the encoder makes them: "video" float[B, H, c, h, w], ...
+        latents: Those generated.
+    """
+
+    true: Tensor
+    generated: Tensor
+    buttons: Tensor
+    axes: Tensor
+    true_latents: Streams
+    latents: Streams
+
+    @property
+    def context(self) -> int:
+        """Frames that were given."""
+        return self.true.shape[1] - self.horizon
+
+    @property
+    def horizon(self) -> int:
+        """Frames that were generated."""
+        return self.generated.shape[1]
+
+    @property
+    def future(self) -> Tensor:
+        """The true frames after the context, uint8[B, H, 3, h, w]."""
+        return self.true[:, self.context :]
+
+
+def roll_out(
+    engine: Engine, footage: Footage, windows: Batch, context: int, seed: int = 0, quiet: bool = True
+) -> Clips:
+    """Continue windows from their first ``context`` frames, under the controls of the others.
+
+    Args:
+        engine: With a decoder for "video".
+        footage: Where the windows are from.
+        windows: Of :meth:`Footage.windows`, longer than ``context``.
+        context: Frames that are given, at least 1.
+        seed: Of all noise.
+        quiet: Whether no progress bar is shown.
+    """
+    length = windows["buttons"].shape[1]
+    engine.reset(footage.latents(windows, slice(context)), footage.controls(windows, slice(context)), seed=seed)
+    pictures, latents = [], []
+    for t in tqdm(range(context, length), desc="short rollouts", unit="frame", disable=quiet):
+        frame = engine.step(windows["buttons"][:, t], windows["axes"][:, t])
+        pictures.append(as_bytes(frame.decoded["video"]))
+        latents.append({name: x.float().cpu() for name, x in frame.latents.items()})
+    return Clips(
+        true=footage.pictures(windows),
+        generated=torch.stack(pictures, 1),
+        buttons=windows["buttons"],
+        axes=windows["axes"],
+        true_latents=footage.latents(windows, slice(context, None)),
+        latents={name: torch.stack([frame[name] for frame in latents], 1) for name in latents[0]},
+    )
+
+
+def horizon_curves(clips: Clips, lpips: LPIPS) -> dict[str, list[float]]:
+    """Nearness to the truth, for the rollouts and for repeating the last frame of the context.
+
+    Args:
+        clips: The rollouts.
+        lpips: The perceptual distance; the clips are moved to its device.
+
+    Returns:
+        ``psnr`` (dB; 100 where equal), ``lpips``, ``repeat_psnr`` and ``repeat_lpips``: the mean over clips of frame 1,
+        2, ... after the context.
+    """
+    device = lpips.shift.device
+    last = clips.true[:, clips.context - 1].to(device)
+    curves: dict[str, list[float]] = {name: [] for name in ("psnr", "lpips", "repeat_psnr", "repeat_lpips")}
+    for h in range(clips.horizon):
+        true = clips.future[:, h].to(device)
+        for prefix, frame in (("", clips.generated[:, h].to(device)), ("repeat_", last)):
+            psnr, distance = MeanPSNR().to(device), PerceptualDistance(lpips)
+            psnr.update(frame.float() / 255, true.float() / 255)
+            distance.update(frame.float() / 127.5 - 1, true.float() / 127.5 - 1)
+            curves[f"{prefix}psnr"].append(float(psnr.compute()))
+            curves[f"{prefix}lpips"].append(float(distance.compute()))
+    return curves
+
+
+def audio_latent_mse(clips: Clips, network: WorldTransformer) -> list[float]:
+    """Mean squared error of standardised audio latents of frame 1, 2, ... after the context; 2 is independence."""
+    device = next(network.parameters()).device
+    generated, true = (
+        network.standardize({"audio": side["audio"].to(device)})["audio"]
+        for side in (clips.latents, clips.true_latents)
+    )
+    return (generated - true).square().mean((0, 2, 3)).tolist()
+
+
+def flicker(clips: Clips) -> dict[str, float]:
+    """See :class:`~owl.metrics.flicker.Flicker`; without clips of two frames nothing can be said."""
+    if clips.horizon < 2:
+        return {}
+    metric = Flicker()
+    for generated, true in zip(clips.generated.split(1), clips.future.split(1), strict=True):
+        metric.update(generated.float() / 255, true.float() / 255)
+    return {name: float(value) for name, value in metric.compute().items()}
+
+
+@dataclass(frozen=True)
+class ControlsReader:
+    """Reads controls from pictures, to tell whether a world model obeys.
+
+    Attributes:
+        network: The reader.
+        dead_zone: Axes nearer to 0 than this count as none.
+    """
+
+    network: InverseDynamicsModel
+    dead_zone: float
+
+    @classmethod
+    def load(cls, checkpoint: str, world_model: WorldTransformer, stride: int) -> "ControlsReader":
+        """Read a checkpoint of the recipe owl.recipes.inverse_dynamics.InverseDynamics.
+
+        Raises:
+            OwlError: It holds something else, or reads other controls or frames of another stride.
+        """
+        network, content = models.rebuild(checkpoint)
+        if not isinstance(network, InverseDynamicsModel):
+            raise OwlError(
+                f"the network of {checkpoint} is {type(network).__qualname__}, which does not read controls; give a "
+                "checkpoint of the recipe owl.recipes.inverse_dynamics.InverseDynamics"
+            )
+        for kind in ("buttons", "axes"):
+            found, expected = (", ".join(getattr(n, kind)) or "none" for n in (network, world_model))
+            if found != expected:
+                raise OwlError(
+                    f"the controls reader {checkpoint} has the {kind} {found}, the world model has {expected}; train "
+                    "one on the footage of the world model"
+                )
+        if trained_stride(content) != stride:
+            raise OwlError(
+                f"the controls reader {checkpoint} was trained with stride {trained_stride(content)}, the world model "
+                f"with {stride}; train one with --data.init_args.stride {stride}"
+            )
+        model = content["owl"]["config"].get("model") or {}
+        return cls(network, float((model.get("init_args") or {}).get("dead_zone", 1.0)))
+
+    @torch.no_grad()
+    def accuracy(self, pictures: Tensor, buttons: Tensor, axes: Tensor, skip: int) -> dict[str, float]:
+        """Compare what is read from clips with what was played.
+
+        Args:
+            pictures: uint8[B, T, 3, h, w].
+            buttons: float[B, T, number of buttons].
+            axes: float[B, T, number of axes].
+            skip: Frames at the beginning that are looked at and not counted.
+
+        Returns:
+            What :class:`AxisAccuracy` and :class:`ButtonAccuracy` compute.
+        """
+        device = next(self.network.parameters()).device
+        axis, button = AxisAccuracy(self.network.axes, self.dead_zone), ButtonAccuracy(self.network.buttons)
+        for clip in range(len(pictures)):
+            video = pictures[clip : clip + 1].to(device).float() / 127.5 - 1
+            read_buttons, read_axes = (x[0, skip:].cpu() for x in self.network.label(video))
+            axis.update(read_axes, axes[clip, skip:])
+            button.update(read_buttons, buttons[clip, skip:])
+        return {name: float(value) for name, value in (axis.compute() | button.compute()).items()}
+
+
+def action_following(clips: Clips, reader: ControlsReader) -> dict[str, float]:
+    """How often the controls that are read from generated frames are those that were given.
+
+    A reader errs on true frames too, so both are measured, on the same windows.
+
+    Returns:
+        Every accuracy of the generated frames, of the true ones as ``<name>_true``, and ``axis_accuracy_ratio`` and
+        ``button_accuracy_ratio``, the former over the latter: 1 obeys as well as can be seen.
+    """
+    skip = min(BEFORE, clips.context)  # frames of the context, so that the first generated frame has neighbours
+    begin = clips.context - skip
+    played = (clips.buttons[:, begin:], clips.axes[:, begin:])
+    continued = torch.cat([clips.true[:, begin : clips.context], clips.generated], 1)
+    generated = reader.accuracy(continued, *played, skip)
+    true = reader.accuracy(clips.true[:, begin:], *played, skip)
+    values = dict(generated)
+    for name, value in true.items():
+        if not name.startswith("axis_chance"):  # that depends on the controls alone
+            values[f"{name}_true"] = value
+    for name in ("axis_accuracy", "button_accuracy"):
+        if true.get(name):
+            values[f"{name}_ratio"] = generated[name] / true[name]
+    return values
+
+
+def long_rollout(
+    engine: Engine, footage: Footage, frames: int, side_by_side: int, context: int, seed: int = 0
+) -> Iterator[tuple[Tensor, Batch]]:
+    """Roll out several rows of frames under the controls of the split's episodes, one after another.
+
+    Args:
+        engine: With a decoder for "video".
+        footage: Where context and controls are from.
+        frames: How many each row gets.
+        side_by_side: Rows, begun at different places of the split.
+        context: Frames that each row begins with.
+        seed: Of all noise.
+
+    Yields:
+        The frame of every row, uint8[S, 3, h, w], and what the footage has at that place, controls among it.
+    """
+    begin = footage.starts(side_by_side)
+    engine.reset(footage.latents(begin, slice(context)), footage.controls(begin, slice(context)), seed=seed)
+    for _, given in zip(range(frames), footage.stream(side_by_side, context), strict=False):
+        yield as_bytes(engine.step(given["buttons"], given["axes"]).decoded["video"]), given
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far generated frames are from true ones as a long rollout goes on.
+
+    Attributes:
+        segment: Frames of each row that are compared together.
+        distances: Frechet distance of segment 1, 2, ... to true frames of the split.
+        true: That of the true frames under the first segment's controls: what a perfect model would have.
+    """
+
+    segment: int
+    distances: list[float]
+    true: float
+
+    @property
+    def ratio(self) -> float:
+        """Distance of the last segment over that of the first; 1 does not drift."""
+        return self.distances[-1] / self.distances[0]
+
+
+class DriftMeter:
+    """Collects features of a long rollout.
+
+    Args:
+        footage: Where the true frames are from.
+        frames: Length of the rollout; it is divided into segments of 100 frames, a short one into halves.
+        device: Where features are computed.
+    """
+
+    def __init__(self, footage: Footage, frames: int, device: torch.device | str = "cpu") -> None:
+        self.segment = max(1, min(SEGMENT, frames // 2))
+        self._features = EfficientNetLite0Features().to(device)
+        self._footage, self._device = footage, device
+        self._generated: list[Tensor] = []
+        self._true: list[Tensor] = []
+
+    def update(self, generated: Tensor, given: Batch) -> None:
+        """Add what :func:`long_rollout` yields."""
+        self._generated.append(self._look(generated))
+        if len(self._true) < self.segment:
+            batch = {name: values[:, None] for name, values in given.items()}
+            self._true.append(self._look(self._footage.pictures(batch)[:, 0]))
+
+    def compute(self) -> Drift | None:
+        """The distances; None where a segment has less than two frames."""
+        if self.segment * len(self._generated[0]) < 2:
+            return None
+        reference = self._reference()
+        whole = len(self._generated) // self.segment
+        segments = [self._generated[n * self.segment : (n + 1) * self.segment] for n in range(whole)]
+        distances = [float(frechet_distance(reference, torch.cat(part))) for part in segments]
+        return Drift(self.segment, distances, float(frechet_distance(reference, torch.cat(self._true))))
+
+    def _reference(self) -> Tensor:
+        """Features of true frames, evenly spaced over the split."""
+        dataset = self._footage.dataset
+        total = len(dataset) * dataset.length
+        chosen = np.unique(np.linspace(0, total - 1, min(REFERENCE, total)).round().astype(int))
+        found = []
+        for window in np.unique(chosen // dataset.length).tolist():
+            frames = chosen[chosen // dataset.length == window] % dataset.length
+            batch = {name: values[:, frames] for name, values in dataset.batch([window]).items() if name != "window"}
+            found.append(self._look(self._footage.pictures(batch)[0]))
+        return torch.cat(found)
+
+    def _look(self, pictures: Tensor) -> Tensor:
+        parts = [self._features(part.to(self._device).float() / 255).cpu() for part in pictures.split(64)]
+        return torch.cat(parts)
+
+
+def latency(engine: Engine, footage: Footage, frames: int, context: int, warmup: int = 10) -> dict[str, float]:
+    """Time per frame at batch 1, from the controls to the decoded picture.
+
+    Args:
+        engine: With a decoder for "video".
+        footage: Where context and controls are from.
+        frames: How many are timed.
+        context: Frames that are given.
+        warmup: Frames before those.
+
+    Returns:
+        ``latency_<part>_p50`` and ``latency_<part>_p95`` in seconds for the parts commit, denoise, decode and total,
+        and ``frames_per_second``, 1 over the mean total.
+    """
+    begin = footage.starts(1)
+    engine.reset(footage.latents(begin, slice(context)), footage.controls(begin, slice(context)))
+    parts: list[dict[str, float]] = []
+    for _, given in zip(range(warmup + frames), footage.stream(1, context), strict=False):
+        parts.append(engine.step(given["buttons"], given["axes"]).seconds)
+    timed = {name: np.array([seconds[name] for seconds in parts[warmup:]]) for name in parts[0]}
+    timed["total"] = np.sum(list(timed.values()), axis=0)
+    values = {
+        f"latency_{name}_p{percentile}": float(np.percentile(seconds, percentile))
+        for name, seconds in timed.items()
+        for percentile in (50, 95)
+    }
+    return values | {"frames_per_second": float(1 / timed["total"].mean())}

@@ -1,0 +1,126 @@
+"""Films of rollouts: pictures with the controls below them, as H.264 that every browser plays."""
+
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from owl.atomic import atomic_write
+from owl.pictures import BACKGROUND, FAINT, GAP, TEXT
+
+SMALLEST_WIDTH = 480  # pixels: narrower frames are enlarged by a whole factor, so that controls beside them are read
+CAPTION = 26  # pixels
+ROW = 30  # of controls
+FONT_SIZE = 15
+PRESSED = (250, 204, 21)
+DARK = (24, 24, 27)
+IDLE = (63, 63, 70)
+QUALITY = "18"  # constant rate factor of x264; lower is better, 18 is hard to tell from the original
+
+
+def write_film(path: str | Path, pictures: Iterable[np.ndarray], fps: float) -> None:
+    """Encode pictures as an .mp4, atomically, one by one: a long film does not fill the memory.
+
+    Args:
+        path: Destination.
+        pictures: uint8[H, W, 3], all of one size, at least one.
+        fps: Pictures per second.
+    """
+
+    def encode(file: BinaryIO) -> None:
+        with av.open(file, "w", format="mp4", options={"movflags": "faststart"}) as container:
+            stream: av.VideoStream | None = None
+            for number, picture in enumerate(pictures):
+                if stream is None:
+                    rate = Fraction(fps).limit_denominator(1001)
+                    stream = container.add_stream("libx264", rate=rate)
+                    stream.height, stream.width = (side + side % 2 for side in picture.shape[:2])
+                    stream.pix_fmt = "yuv420p"
+                    stream.options = {"crf": QUALITY}
+                    stream.codec_context.time_base = 1 / rate
+                even = np.pad(picture, [(0, side % 2) for side in picture.shape[:2]] + [(0, 0)], mode="edge")
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
+                frame.pts, frame.time_base = number, stream.codec_context.time_base
+                container.mux(stream.encode(frame))
+            if stream is not None:
+                container.mux(stream.encode(None))
+
+    atomic_write(path, encode)
+
+
+class ControlsPanel:
+    """Draws the controls of a frame: a pill for each button, lit while it is down, a bar for each axis.
+
+    Args:
+        buttons: Names.
+        axes: Names.
+        scales: For each axis, the movement that fills its bar.
+        width: Of the panel in pixels.
+    """
+
+    def __init__(self, buttons: list[str], axes: list[str], scales: list[float], width: int) -> None:
+        self.buttons, self.axes, self.scales, self.width = buttons, axes, scales, width
+        self._font = ImageFont.load_default(FONT_SIZE)
+        self._places: list[tuple[float, float, float]] = []  # left, top and width of each pill
+        x, y = float(GAP), float(GAP)
+        for name in buttons:
+            length = self._font.getlength(name) + 16
+            if x + length > width - GAP and x > GAP:
+                x, y = float(GAP), y + ROW
+            self._places.append((x, y, length))
+            x += length + GAP
+        self._axes_top = y + ROW if buttons else float(GAP)
+        self.height = round(self._axes_top) + ROW * len(axes) + GAP
+
+    def draw(self, buttons: np.ndarray, axes: np.ndarray) -> np.ndarray:
+        """Draw float[number of buttons] and float[number of axes] as uint8[height, width, 3]."""
+        picture = Image.new("RGB", (self.width, self.height), BACKGROUND)
+        pen = ImageDraw.Draw(picture)
+        for (x, y, length), name, down in zip(self._places, self.buttons, buttons, strict=True):
+            pen.rounded_rectangle((x, y, x + length, y + ROW - 6), 6, fill=PRESSED if down > 0.5 else IDLE)
+            colour = DARK if down > 0.5 else FAINT
+            pen.text((x + length / 2, y + ROW / 2 - 3), name, fill=colour, font=self._font, anchor="mm")
+        label = max((self._font.getlength(name) for name in self.axes), default=0) + 2 * GAP
+        value = self._font.getlength("-000.0") + 2 * GAP
+        left, right = label, self.width - value
+        centre, half = (left + right) / 2, (right - left) / 2
+        for row, (name, movement, scale) in enumerate(zip(self.axes, axes, self.scales, strict=True)):
+            y = self._axes_top + row * ROW + ROW / 2 - 3
+            pen.text((GAP, y), name, fill=FAINT, font=self._font, anchor="lm")
+            pen.rounded_rectangle((left, y - 5, right, y + 5), 5, fill=IDLE)
+            end = centre + half * float(np.clip(movement / scale, -1, 1))
+            if abs(end - centre) >= 1:
+                pen.rectangle((min(centre, end), y - 5, max(centre, end), y + 5), fill=PRESSED)
+            pen.line((centre, y - 8, centre, y + 8), fill=FAINT, width=2)
+            pen.text((self.width - GAP, y), f"{movement:+.1f}", fill=TEXT, font=self._font, anchor="rm")
+        return np.asarray(picture)
+
+
+def enlarged(picture: np.ndarray) -> np.ndarray:
+    """Enlarge a small uint8[H, W, 3] by a whole factor, pixels staying sharp."""
+    factor = -(-SMALLEST_WIDTH // picture.shape[1])
+    return picture.repeat(factor, 0).repeat(factor, 1)
+
+
+def captioned(picture: np.ndarray, caption: str, colour: tuple[int, int, int] = TEXT) -> np.ndarray:
+    """Put a line of text above uint8[H, W, 3]."""
+    bar = Image.new("RGB", (picture.shape[1], CAPTION), BACKGROUND)
+    font = ImageFont.load_default(FONT_SIZE)
+    ImageDraw.Draw(bar).text((GAP, CAPTION / 2), caption, fill=colour, font=font, anchor="lm")
+    return np.concatenate([np.asarray(bar), picture])
+
+
+def beside(pictures: list[np.ndarray], columns: int) -> np.ndarray:
+    """Set pictures of one size out in rows of ``columns``, with gaps."""
+    height, width = pictures[0].shape[:2]
+    rows = -(-len(pictures) // columns)
+    canvas = np.empty((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), np.uint8)
+    canvas[:] = BACKGROUND
+    for number, picture in enumerate(pictures):
+        y, x = number // columns * (height + GAP), number % columns * (width + GAP)
+        canvas[y : y + height, x : x + width] = picture
+    return canvas

@@ -1,0 +1,166 @@
+"""What rollouts are compared with: windows of a dataset of latents, and the true pictures of their frames."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from owl import models
+from owl.data.shards import DatasetInfo
+from owl.data.windows import WindowDataset
+from owl.errors import OwlError
+from owl.models.world_model import Controls, Streams, WorldTransformer
+from owl.recipes.world_model import MODALITIES, verify
+
+Batch = dict[str, Tensor]
+
+DECODED_TOGETHER = 32  # frames: bounds the memory of the decoder
+
+
+class Footage:
+    """A split of a dataset of latents, as a world model takes it.
+
+    Args:
+        url: The dataset's folder, any fsspec URL.
+        split: "train", "validation" or "test".
+        network: The world model.
+        decoder: The autoencoder of the dataset's video latents.
+        stride: Stored frames from one frame of the model to the next.
+        length: Frames in a window.
+        device: Where the decoder is.
+
+    Attributes:
+        truth: What true pictures are: "rgb", the dataset's own if it keeps them, else "latent", its latents decoded.
+
+    Raises:
+        OwlError: The dataset lacks what the world model needs, is of another encoder or other controls, or has no
+            window of this length.
+    """
+
+    def __init__(
+        self,
+        url: str | Path,
+        split: str,
+        network: WorldTransformer,
+        decoder: nn.Module,
+        stride: int,
+        length: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        check_dataset(network, DatasetInfo.load(url), str(url))
+        streams = [MODALITIES[name] for name in network.streams]
+        stored = DatasetInfo.load(url).modalities
+        self.truth = "rgb" if "rgb" in stored else "latent"
+        modalities = [*streams, "controls", *(["rgb"] if self.truth == "rgb" else [])]
+        # windows overlap by a frame: the controls of a window's first frame are not those since the frame before it
+        self.dataset = WindowDataset(
+            url, split, modalities, length=length, stride=stride, hop=max(1, (length - 1) * stride)
+        )
+        self.streams, self.decoder, self.device = list(network.streams), decoder, torch.device(device)
+        self.fps = self.dataset.info.fps / stride
+
+    def windows(self, count: int) -> Batch:
+        """At most ``count`` windows, evenly spaced over the split: see :class:`WindowDataset`, stacked."""
+        last = len(self.dataset) - 1
+        chosen = torch.linspace(0, last, min(count, last + 1), dtype=torch.float64).round().long()
+        return self.dataset.batch(chosen.tolist())
+
+    def latents(self, batch: Batch, frames: slice = slice(None)) -> Streams:
+        """The world model's streams of windows."""
+        return {name: batch[MODALITIES[name]][:, frames] for name in self.streams}
+
+    @staticmethod
+    def controls(batch: Batch, frames: slice = slice(None)) -> Controls:
+        """Controls of windows."""
+        return Controls(batch["buttons"][:, frames], batch["axes"][:, frames])
+
+    def pictures(self, batch: Batch) -> Tensor:
+        """True pictures of windows, uint8[B, T, 3, H, W] on the CPU."""
+        if self.truth == "rgb":
+            return batch["rgb"]
+        return self.decode(batch[MODALITIES["video"]])
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode video latents float[B, T, c, h, w] to uint8[B, T, 3, H, W] on the CPU."""
+        dtype = next(self.decoder.parameters()).dtype
+        parts = [
+            as_bytes(self.decoder.decode(part.to(self.device, dtype)))  # type: ignore[operator]
+            for part in latents.flatten(0, 1).split(DECODED_TOGETHER)
+        ]
+        return torch.cat(parts).unflatten(0, latents.shape[:2])
+
+    def stream(self, rows: int, skip: int) -> Iterator[Batch]:
+        """Frames of the split one after another, endlessly, in several rows that begin at different places.
+
+        Args:
+            rows: How many.
+            skip: Frames to leave out at the beginning, those of the context of :meth:`starts`.
+
+        Yields:
+            A frame of each row: what :meth:`windows` gives, without the axis of time.
+        """
+        number = 0
+        while True:
+            windows = [(start + number) % len(self.dataset) for start in self._first_windows(rows)]
+            batch = self.dataset.batch(windows)
+            for frame in range(1 if number else skip, self.dataset.length):
+                yield {name: values[:, frame] for name, values in batch.items() if name != "window"}
+            number += 1
+
+    def starts(self, rows: int) -> Batch:
+        """The windows that :meth:`stream` begins with."""
+        return self.dataset.batch(self._first_windows(rows))
+
+    def _first_windows(self, rows: int) -> list[int]:
+        return [row * len(self.dataset) // rows for row in range(rows)]
+
+
+def as_bytes(pictures: Tensor) -> Tensor:
+    """float[..., H, W] in [-1, 1], clipped, to uint8 on the CPU."""
+    return ((pictures.float().clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
+
+
+def check_dataset(network: WorldTransformer, info: DatasetInfo, url: str) -> None:
+    """Refuse a dataset that is not of the kind that a world model was trained on.
+
+    Raises:
+        OwlError: It lacks latents or controls, or they are of another encoder or other names.
+    """
+    for needed in (*(MODALITIES[name] for name in network.streams), "controls"):
+        if needed not in info.modalities:
+            raise OwlError(
+                f"{url} has no {needed}, it holds {', '.join(info.modalities)}; give the dataset of latents that the "
+                "world model was trained on, or encode footage with `python -m owl data encode`"
+            )
+    verify(network, info.modalities, url)
+    controls = info.modalities["controls"]
+    for kind, expected in (("buttons", network.buttons), ("axes", network.axes)):
+        if list(controls[kind]) != expected:
+            raise OwlError(
+                f"{url} has the {kind} {', '.join(controls[kind]) or 'none'}, the world model was trained with "
+                f"{', '.join(expected) or 'none'}; give a dataset with the same {kind} in the same order"
+            )
+
+
+def load_decoder(path: str | Path) -> nn.Module:
+    """Load the autoencoder that decodes video latents.
+
+    Raises:
+        OwlError: The file is missing or damaged, or holds a network of another kind.
+    """
+    network = models.load(path)
+    if not (hasattr(network, "decode") and hasattr(network, "encoder")):
+        raise OwlError(
+            f"the network of {path} is {type(network).__qualname__}, an autoencoder was expected to decode the "
+            "latents; give the checkpoint that the dataset was encoded with"
+        )
+    return network
+
+
+def trained_stride(content: dict[str, Any]) -> int:
+    """The stride of the data that a checkpoint was trained with, from its content; 1 where it says nothing."""
+    data = content["owl"]["config"].get("data") or {}
+    return int((data.get("init_args") or {}).get("stride", 1))

@@ -1,0 +1,175 @@
+"""Pictures of an evaluation: curves, and what was generated beside what is true."""
+
+import io
+from collections.abc import Iterable, Iterator
+from math import ceil, sqrt
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from owl.pictures import BACKGROUND, FAINT, GAP, TEXT
+from owl.rollout.evaluation import Clips, Drift
+from owl.rollout.film import ControlsPanel, beside, captioned, enlarged
+from owl.rollout.footage import Batch
+
+HORIZONS = (1, 2, 4, 8, 16, 32, 64, 128)
+STRIP_CLIPS = 4
+FILM_CLIPS = 8
+STRIP_WIDTHS = (240, 320)  # pixels: narrower frames are enlarged by a whole factor, wider ones reduced
+STRIP_FONT, CAPTION = 22, 36  # pixels; a strip is wide and mostly seen scaled down
+MODEL_COLOUR, BASELINE_COLOUR = "#7c3aed", "#a1a1aa"
+GENERATED = (196, 181, 253)
+
+
+def horizon_chart(curves: dict[str, list[float]], lpips_name: str) -> bytes:
+    """Draw PSNR and LPIPS against the horizon, of the model and of repeating the last frame, as PNG."""
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    for axes, name, label, better in zip(
+        figure.subplots(1, 2),
+        ("psnr", "lpips"),
+        ("PSNR (dB)", f"LPIPS ({lpips_name})"),
+        ("higher", "lower"),
+        strict=True,
+    ):
+        horizon = range(1, len(curves[name]) + 1)
+        axes.plot(horizon, curves[name], color=MODEL_COLOUR, marker=".", label="world model")
+        axes.plot(
+            horizon, curves[f"repeat_{name}"], color=BASELINE_COLOUR, marker=".", label="last frame of the context"
+        )
+        axes.set(xlabel="frames after the context", ylabel=label, title=f"{label}: {better} is better")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return _png(figure)
+
+
+def drift_chart(drift: Drift, metric: str) -> bytes:
+    """Draw the distance to true frames against how long the rollout has lasted, as PNG."""
+    figure = Figure(figsize=(8, 3.8), layout="constrained")
+    axes = figure.subplots()
+    ends = [drift.segment * (number + 1) for number in range(len(drift.distances))]
+    axes.plot(ends, drift.distances, color=MODEL_COLOUR, marker="o", label="generated frames")
+    axes.axhline(drift.true, color=BASELINE_COLOUR, linestyle="--", label="true frames of the first segment")
+    axes.set(
+        xlabel=f"frames since the context (segments of {drift.segment})",
+        ylabel=metric,
+        title=f"Drift: last over first segment {drift.ratio:.2f}",
+        xlim=(0, ends[-1] * 1.03),
+        ylim=(0, max(*drift.distances, drift.true) * 1.1),
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, loc="best")
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    with matplotlib.rc_context({"font.size": 10}):
+        FigureCanvasAgg(figure).print_png(file)
+    return file.getvalue()
+
+
+def strip(clips: Clips, count: int = STRIP_CLIPS) -> np.ndarray:
+    """Draw clips at the horizons 1, 2, 4, ...: the true frames in one row, the generated ones below.
+
+    The first column is the last frame of the context.
+
+    Args:
+        clips: Rollouts.
+        count: How many of them at most, evenly spaced.
+
+    Returns:
+        uint8[height, width, 3], RGB.
+    """
+    horizons = [h for h in HORIZONS if h <= clips.horizon]
+    chosen = np.unique(np.linspace(0, len(clips.true) - 1, min(count, len(clips.true))).round().astype(int))
+    height, width = clips.true.shape[-2:]
+    factor = -(-STRIP_WIDTHS[0] // width) if width <= STRIP_WIDTHS[1] else STRIP_WIDTHS[1] / width
+    tile = (max(1, round(height * factor)), round(width * factor))
+    font = ImageFont.load_default(STRIP_FONT)
+    margin = round(font.getlength("generated")) + 2 * GAP
+    step = (tile[0] + GAP, tile[1] + GAP)
+    block = 2 * step[0] + GAP
+    picture = Image.new("RGB", (margin + (len(horizons) + 1) * step[1], CAPTION + len(chosen) * block), BACKGROUND)
+    pen = ImageDraw.Draw(picture)
+    captions = ["context", *(f"{h} frame{'s' if h > 1 else ''} later" for h in horizons)]
+    for column, caption in enumerate(captions):
+        pen.text((margin + column * step[1], CAPTION / 2), caption, fill=TEXT, font=font, anchor="lm")
+    for number, clip in enumerate(chosen.tolist()):
+        last = clips.true[clip, clips.context - 1]
+        rows = {
+            "true": [last, *(clips.future[clip, h - 1] for h in horizons)],
+            "generated": [last, *(clips.generated[clip, h - 1] for h in horizons)],
+        }
+        for row, (name, frames) in enumerate(rows.items()):
+            top = CAPTION + number * block + row * step[0]
+            colour = GENERATED if row else FAINT
+            pen.text((margin - GAP, top + tile[0] / 2), name, fill=colour, font=font, anchor="rm")
+            for column, frame in enumerate(frames):
+                if row and not column:
+                    continue  # the context is given, not generated
+                image = Image.fromarray(_picture(frame))
+                method = Image.Resampling.BOX if factor < 1 else Image.Resampling.NEAREST
+                picture.paste(image.resize((tile[1], tile[0]), method), (margin + column * step[1], top))
+    return np.asarray(picture)
+
+
+def comparison_film(clips: Clips, buttons: list[str], axes: list[str]) -> Iterator[np.ndarray]:
+    """Yield pictures of true beside generated clips, one clip after another, with the controls below."""
+    scales = axis_scales(clips.axes)
+    panel: ControlsPanel | None = None
+    count = min(FILM_CLIPS, len(clips.true))
+    for number, clip in enumerate(np.linspace(0, len(clips.true) - 1, count).round().astype(int).tolist()):
+        for t in range(clips.true.shape[1]):
+            h = t - clips.context
+            given = h < 0
+            true = clips.true[clip, t]
+            left = captioned(enlarged(_picture(true)), f"true   clip {number + 1} of {count}")
+            right = captioned(
+                enlarged(_picture(true if given else clips.generated[clip, h])),
+                f"context, frame {t + 1} of {clips.context}" if given else f"generated, frame {h + 1}",
+                FAINT if given else GENERATED,
+            )
+            pair = beside([left, right], 2)
+            if panel is None:
+                panel = ControlsPanel(buttons, axes, scales, pair.shape[1])
+            yield np.concatenate([pair, panel.draw(clips.buttons[clip, t].numpy(), clips.axes[clip, t].numpy())])
+
+
+def rollout_film(
+    frames: Iterable[tuple[Tensor, Batch]], buttons: list[str], axes: list[str], scales: list[float], fps: float
+) -> Iterator[np.ndarray]:
+    """Yield pictures of rollouts side by side, with the controls below each.
+
+    Args:
+        frames: What :func:`~owl.rollout.evaluation.long_rollout` yields.
+        buttons: Names.
+        axes: Names.
+        scales: For each axis, the movement that fills its bar.
+        fps: Frames per second.
+    """
+    panel: ControlsPanel | None = None
+    for number, (generated, given) in enumerate(frames, 1):
+        tiles = []
+        for row, frame in enumerate(generated):
+            picture = enlarged(_picture(frame))
+            if panel is None:
+                panel = ControlsPanel(buttons, axes, scales, picture.shape[1])
+            controls = panel.draw(given["buttons"][row].numpy(), given["axes"][row].numpy())
+            tiles.append(np.concatenate([captioned(picture, f"frame {number}   {number / fps:.1f} s"), controls]))
+        yield beside(tiles, ceil(sqrt(len(tiles))))
+
+
+def axis_scales(axes: Tensor) -> list[float]:
+    """For each axis the movement that fills its bar: float[..., number of axes] to the largest one, never 0."""
+    return axes.abs().flatten(0, -2).amax(0).clamp(min=1e-6).tolist()
+
+
+def _picture(frame: Tensor) -> np.ndarray:
+    """uint8[3, h, w] to uint8[h, w, 3]."""
+    return np.ascontiguousarray(frame.movedim(0, -1).numpy())
