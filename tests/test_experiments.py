@@ -10,6 +10,8 @@ import torch
 import yaml
 
 from owl.models.image_autoencoder import ImageAutoencoder
+from owl.models.world_model import WorldTransformer
+from tests.helpers.latents import LATENT, draw, make_latents
 from tests.helpers.shards import AXES, BUTTONS, make_dataset
 from tests.helpers.tiny import REPOSITORY, owl_here
 
@@ -49,11 +51,20 @@ def shrink(network: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def shrink_world_model(network: dict[str, Any]) -> dict[str, Any]:
+    """Fewer channels and layers, and the latents and controls of the tests."""
+    few = {"latent": list(LATENT), "width": 32, "heads": 2, "depth": 4}
+    return {**few, "patch": min(network["patch"], 2), "buttons": BUTTONS, "axes": AXES}
+
+
 SHRINK = {
     "owl.models.image_autoencoder.ImageAutoencoder": shrink,
     "owl.models.inverse_dynamics.InverseDynamicsModel": shrink_inverse_dynamics,
+    "owl.models.world_model.WorldTransformer": shrink_world_model,
 }
 """How the network of each class is made small."""
+NETWORK_CLASSES = {f"{c.__module__}.{c.__qualname__}": c for c in (ImageAutoencoder, WorldTransformer)}
+"""What configs/models holds."""
 
 
 def options(group: str, values: dict[str, Any]) -> list[str]:
@@ -80,7 +91,10 @@ def test_an_experiment_trains_two_steps(path: Path, tmp_path: Path, monkeypatch:
     wanted = shipped["data"]["init_args"]
     frames = wanted.get("length", 1) * wanted.get("stride", 1) + 3  # some windows in each episode
     modalities = wanted.get("modalities", ["rgb"])
-    data = make_dataset(tmp_path / "data", 3, frames, tuple(small["size"]), modalities)
+    if "latent" in modalities:
+        data = make_latents(tmp_path / "data", [frames] * 4, modalities)
+    else:
+        data = make_dataset(tmp_path / "data", 3, frames, tuple(small["size"]), modalities)
     changes = [
         *options("data", {"path": str(data), **DATA}),
         *options("trainer", TRAINER),
@@ -96,18 +110,25 @@ def test_an_experiment_trains_two_steps(path: Path, tmp_path: Path, monkeypatch:
     assert monitor is None or (run / "checkpoints" / "best.ckpt").exists()
 
 
+def fault(network: ImageAutoencoder | WorldTransformer) -> torch.Tensor:
+    """Something that training can lower."""
+    if isinstance(network, WorldTransformer):
+        return (network(*draw(network, 4))["video"] - 1).square().mean()
+    image = torch.rand(1, 3, *network.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return (network(image, sample=False)[0] - image).square().mean()
+
+
 @pytest.mark.parametrize("path", NETWORKS, ids=lambda path: path.stem)
 def test_a_network_can_be_built_as_shipped_and_learns_when_small(path: Path) -> None:
     shipped = yaml.safe_load(path.read_text())
-    assert shipped["class_path"] == "owl.models.image_autoencoder.ImageAutoencoder"
+    network_class = NETWORK_CLASSES[shipped["class_path"]]
     with torch.device("meta"):
-        ImageAutoencoder(**shipped["init_args"])
-    network = ImageAutoencoder(**shipped["init_args"] | shrink(shipped["init_args"]))
-    image = torch.rand(1, 3, *network.size) * 2 - 1
+        network_class(**shipped["init_args"])
+    network = network_class(**shipped["init_args"] | SHRINK[shipped["class_path"]](shipped["init_args"]))
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     losses = []
     for _ in range(3):
-        loss = (network(image, sample=False)[0] - image).square().mean()
+        loss = fault(network)
         losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
