@@ -70,8 +70,13 @@ class Media(Callback):
         if not hasattr(pl_module, "media"):
             return
         for name, picture in pl_module.media(batch).items():  # type: ignore[operator]
-            encoded = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))[1]
-            atomic_write(folder / f"{name}.png", encoded.tobytes())
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger) and trainer.state.fn == "fit":
-                    logger.experiment.add_image(name, picture, trainer.global_step, dataformats="HWC")
+            write_picture(trainer, folder, name, picture)
+
+
+def write_picture(trainer: Trainer, folder: Path, name: str, picture: np.ndarray) -> None:
+    """Keep uint8[H, W, 3] as ``<folder>/<name>.png`` and, while fitting, in TensorBoard."""
+    encoded = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))[1]
+    atomic_write(folder / f"{name}.png", encoded.tobytes())
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger) and trainer.state.fn == "fit":
+            logger.experiment.add_image(name, picture, trainer.global_step, dataformats="HWC")

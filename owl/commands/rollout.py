@@ -25,6 +25,7 @@ from owl.metrics.frechet import FrechetDistance
 from owl.models.world_model import WorldTransformer
 from owl.rollout import pictures
 from owl.rollout.engine import Engine
+from owl.rollout.episodes import Batch, Episodes, check_dataset, load_decoder, trained_stride
 from owl.rollout.evaluation import (
     ControlsReader,
     Drift,
@@ -38,7 +39,6 @@ from owl.rollout.evaluation import (
     roll_out,
 )
 from owl.rollout.film import write_film
-from owl.rollout.footage import Batch, Footage, check_dataset, load_decoder, trained_stride
 from owl.rollout.sampling import noise_levels
 from owl.version import code_version
 
@@ -161,8 +161,8 @@ def main(
         compile=compile,
         device=device,
     )
-    footage = Footage(data, split, network, engine.decoders["video"], settings.stride, context + horizon, device)
-    Evaluation(settings, engine, footage, reader, Path(out) if out else default_folder(checkpoint)).run()
+    episodes = Episodes(data, split, network, engine.decoders["video"], settings.stride, context + horizon, device)
+    Evaluation(settings, engine, episodes, reader, Path(out) if out else default_folder(checkpoint)).run()
 
 
 class Evaluation:
@@ -171,15 +171,15 @@ class Evaluation:
     Args:
         settings: What it is made with.
         engine: Of the world model, with a decoder for "video".
-        footage: What is true.
+        episodes: What is true.
         reader: Reads controls from frames, where there is one.
         out: Folder for the results.
     """
 
     def __init__(
-        self, settings: Settings, engine: Engine, footage: Footage, reader: ControlsReader | None, out: Path
+        self, settings: Settings, engine: Engine, episodes: Episodes, reader: ControlsReader | None, out: Path
     ) -> None:
-        self.settings, self.engine, self.footage, self.reader, self.out = settings, engine, footage, reader, out
+        self.settings, self.engine, self.episodes, self.reader, self.out = settings, engine, episodes, reader, out
         self.lpips = LPIPS().to(engine.device)
         if reader is not None:
             reader.network.to(engine.device)
@@ -189,8 +189,8 @@ class Evaluation:
         start, settings, network = time.monotonic(), self.settings, self.engine.network
         clips = roll_out(
             self.engine,
-            self.footage,
-            self.footage.windows(settings.clips),
+            self.episodes,
+            self.episodes.windows(settings.clips),
             settings.context,
             settings.seed,
             quiet=False,
@@ -204,12 +204,12 @@ class Evaluation:
         atomic_write(self.out / "horizon.png", pictures.horizon_chart(curves, self.lpips.name))
         atomic_write(self.out / "strip.png", _png(pictures.strip(clips)))
         film = pictures.comparison_film(clips, network.buttons, network.axes)
-        write_film(self.out / "comparison.mp4", film, self.footage.fps)
+        write_film(self.out / "comparison.mp4", film, self.episodes.fps)
         drift = self.long_rollout(pictures.axis_scales(clips.axes))
         if drift is not None:
             atomic_write(self.out / "drift.png", pictures.drift_chart(drift, FrechetDistance.name))
             metrics |= drift_metrics(drift)
-        metrics |= latency(self.engine, self.footage, min(TIMED_FRAMES, settings.frames), settings.context)
+        metrics |= latency(self.engine, self.episodes, min(TIMED_FRAMES, settings.frames), settings.context)
         metrics["clips"] = len(clips.true)
         metrics["seconds"] = round(time.monotonic() - start, 1)
         atomic_write(self.out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
@@ -220,17 +220,17 @@ class Evaluation:
     def long_rollout(self, scales: list[float]) -> Drift | None:
         """Make the long rollouts, film them and measure their drift."""
         settings, network = self.settings, self.engine.network
-        meter = DriftMeter(self.footage, settings.frames, self.engine.device)
+        meter = DriftMeter(self.episodes, settings.frames, self.engine.device)
 
         def measured() -> Iterator[tuple[Tensor, Batch]]:
             rollout = long_rollout(
-                self.engine, self.footage, settings.frames, settings.side_by_side, settings.context, settings.seed
+                self.engine, self.episodes, settings.frames, settings.side_by_side, settings.context, settings.seed
             )
             for generated, given in tqdm(rollout, "long rollouts", settings.frames, unit="frame"):
                 meter.update(generated, given)
                 yield generated, given
 
-        fps = self.footage.fps
+        fps = self.episodes.fps
         film = pictures.rollout_film(measured(), network.buttons, network.axes, scales, fps)
         write_film(self.out / "rollout.mp4", film, fps)
         return meter.compute()
@@ -240,12 +240,12 @@ class Evaluation:
         settings = self.settings
         truth = (
             "the dataset's own pictures; what the autoencoder loses counts against the world model"
-            if self.footage.truth == "rgb"
+            if self.episodes.truth == "rgb"
             else "the dataset's latents, decoded by the same autoencoder as the generated ones"
         )
         sections = [
             f"# Rollouts of {settings.checkpoint}",
-            f"On the {settings.split} split of {settings.data}, {self.footage.fps:g} frames per second. Written "
+            f"On the {settings.split} split of {settings.data}, {self.episodes.fps:g} frames per second. Written "
             f"{time.strftime('%Y-%m-%d %H:%M')} by OWL {code_version()} on {_device_name(self.engine.device)}, in "
             f"{settings.precision}{', compiled' if settings.compile else ''}. Repeat with:",
             f"    {settings.command(self.out)}",

@@ -19,7 +19,7 @@ from owl.metrics.psnr import MeanPSNR
 from owl.models.inverse_dynamics import BEFORE, InverseDynamicsModel
 from owl.models.world_model import Streams, WorldTransformer
 from owl.rollout.engine import Engine
-from owl.rollout.footage import Batch, Footage, as_bytes, trained_stride
+from owl.rollout.episodes import Batch, Episodes, as_bytes, trained_stride
 
 SEGMENT = 100  # frames of a long rollout that are compared with true ones together
 REFERENCE = 1000  # true frames that all segments are compared with
@@ -62,31 +62,31 @@ class Clips:
 
 
 def roll_out(
-    engine: Engine, footage: Footage, windows: Batch, context: int, seed: int = 0, quiet: bool = True
+    engine: Engine, episodes: Episodes, windows: Batch, context: int, seed: int = 0, quiet: bool = True
 ) -> Clips:
     """Continue windows from their first ``context`` frames, under the controls of the others.
 
     Args:
         engine: With a decoder for "video".
-        footage: Where the windows are from.
-        windows: Of :meth:`Footage.windows`, longer than ``context``.
+        episodes: Where the windows are from.
+        windows: Of :meth:`Episodes.windows`, longer than ``context``.
         context: Frames that are given, at least 1.
         seed: Of all noise.
         quiet: Whether no progress bar is shown.
     """
     length = windows["buttons"].shape[1]
-    engine.reset(footage.latents(windows, slice(context)), footage.controls(windows, slice(context)), seed=seed)
+    engine.reset(episodes.latents(windows, slice(context)), episodes.controls(windows, slice(context)), seed=seed)
     pictures, latents = [], []
     for t in tqdm(range(context, length), desc="short rollouts", unit="frame", disable=quiet):
         frame = engine.step(windows["buttons"][:, t], windows["axes"][:, t])
         pictures.append(as_bytes(frame.decoded["video"]))
         latents.append({name: x.float().cpu() for name, x in frame.latents.items()})
     return Clips(
-        true=footage.pictures(windows),
+        true=episodes.pictures(windows),
         generated=torch.stack(pictures, 1),
         buttons=windows["buttons"],
         axes=windows["axes"],
-        true_latents=footage.latents(windows, slice(context, None)),
+        true_latents=episodes.latents(windows, slice(context, None)),
         latents={name: torch.stack([frame[name] for frame in latents], 1) for name in latents[0]},
     )
 
@@ -225,24 +225,24 @@ def action_following(clips: Clips, reader: ControlsReader) -> dict[str, float]:
 
 
 def long_rollout(
-    engine: Engine, footage: Footage, frames: int, side_by_side: int, context: int, seed: int = 0
+    engine: Engine, episodes: Episodes, frames: int, side_by_side: int, context: int, seed: int = 0
 ) -> Iterator[tuple[Tensor, Batch]]:
     """Roll out several rows of frames under the controls of the split's episodes, one after another.
 
     Args:
         engine: With a decoder for "video".
-        footage: Where context and controls are from.
+        episodes: Where context and controls are from.
         frames: How many each row gets.
         side_by_side: Rows, begun at different places of the split.
         context: Frames that each row begins with.
         seed: Of all noise.
 
     Yields:
-        The frame of every row, uint8[S, 3, h, w], and what the footage has at that place, controls among it.
+        The frame of every row, uint8[S, 3, h, w], and what the episodes have at that place, controls among it.
     """
-    begin = footage.starts(side_by_side)
-    engine.reset(footage.latents(begin, slice(context)), footage.controls(begin, slice(context)), seed=seed)
-    for _, given in zip(range(frames), footage.stream(side_by_side, context), strict=False):
+    begin = episodes.starts(side_by_side)
+    engine.reset(episodes.latents(begin, slice(context)), episodes.controls(begin, slice(context)), seed=seed)
+    for _, given in zip(range(frames), episodes.stream(side_by_side, context), strict=False):
         yield as_bytes(engine.step(given["buttons"], given["axes"]).decoded["video"]), given
 
 
@@ -270,15 +270,15 @@ class DriftMeter:
     """Collects features of a long rollout.
 
     Args:
-        footage: Where the true frames are from.
+        episodes: Where the true frames are from.
         frames: Length of the rollout; it is divided into segments of 100 frames, a short one into halves.
         device: Where features are computed.
     """
 
-    def __init__(self, footage: Footage, frames: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, episodes: Episodes, frames: int, device: torch.device | str = "cpu") -> None:
         self.segment = max(1, min(SEGMENT, frames // 2))
         self._features = EfficientNetLite0Features().to(device)
-        self._footage, self._device = footage, device
+        self._episodes, self._device = episodes, device
         self._generated: list[Tensor] = []
         self._true: list[Tensor] = []
 
@@ -287,7 +287,7 @@ class DriftMeter:
         self._generated.append(self._look(generated))
         if len(self._true) < self.segment:
             batch = {name: values[:, None] for name, values in given.items()}
-            self._true.append(self._look(self._footage.pictures(batch)[:, 0]))
+            self._true.append(self._look(self._episodes.pictures(batch)[:, 0]))
 
     def compute(self) -> Drift | None:
         """The distances; None where a segment has less than two frames."""
@@ -301,14 +301,14 @@ class DriftMeter:
 
     def _reference(self) -> Tensor:
         """Features of true frames, evenly spaced over the split."""
-        dataset = self._footage.dataset
+        dataset = self._episodes.dataset
         total = len(dataset) * dataset.length
         chosen = np.unique(np.linspace(0, total - 1, min(REFERENCE, total)).round().astype(int))
         found = []
         for window in np.unique(chosen // dataset.length).tolist():
             frames = chosen[chosen // dataset.length == window] % dataset.length
             batch = {name: values[:, frames] for name, values in dataset.batch([window]).items() if name != "window"}
-            found.append(self._look(self._footage.pictures(batch)[0]))
+            found.append(self._look(self._episodes.pictures(batch)[0]))
         return torch.cat(found)
 
     def _look(self, pictures: Tensor) -> Tensor:
@@ -316,12 +316,12 @@ class DriftMeter:
         return torch.cat(parts)
 
 
-def latency(engine: Engine, footage: Footage, frames: int, context: int, warmup: int = 10) -> dict[str, float]:
+def latency(engine: Engine, episodes: Episodes, frames: int, context: int, warmup: int = 10) -> dict[str, float]:
     """Time per frame at batch 1, from the controls to the decoded picture.
 
     Args:
         engine: With a decoder for "video".
-        footage: Where context and controls are from.
+        episodes: Where context and controls are from.
         frames: How many are timed.
         context: Frames that are given.
         warmup: Frames before those.
@@ -330,10 +330,10 @@ def latency(engine: Engine, footage: Footage, frames: int, context: int, warmup:
         ``latency_<part>_p50`` and ``latency_<part>_p95`` in seconds for the parts commit, denoise, decode and total,
         and ``frames_per_second``, 1 over the mean total.
     """
-    begin = footage.starts(1)
-    engine.reset(footage.latents(begin, slice(context)), footage.controls(begin, slice(context)))
+    begin = episodes.starts(1)
+    engine.reset(episodes.latents(begin, slice(context)), episodes.controls(begin, slice(context)))
     parts: list[dict[str, float]] = []
-    for _, given in zip(range(warmup + frames), footage.stream(1, context), strict=False):
+    for _, given in zip(range(warmup + frames), episodes.stream(1, context), strict=False):
         parts.append(engine.step(given["buttons"], given["axes"]).seconds)
     timed = {name: np.array([seconds[name] for seconds in parts[warmup:]]) for name in parts[0]}
     timed["total"] = np.sum(list(timed.values()), axis=0)

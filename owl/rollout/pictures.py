@@ -13,9 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from owl.pictures import BACKGROUND, FAINT, GAP, TEXT
+from owl.rollout.episodes import Batch
 from owl.rollout.evaluation import Clips, Drift
 from owl.rollout.film import ControlsPanel, beside, captioned, enlarged
-from owl.rollout.footage import Batch
 
 HORIZONS = (1, 2, 4, 8, 16, 32, 64, 128)
 STRIP_CLIPS = 4

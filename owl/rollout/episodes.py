@@ -19,7 +19,7 @@ Batch = dict[str, Tensor]
 DECODED_TOGETHER = 32  # frames: bounds the memory of the decoder
 
 
-class Footage:
+class Episodes:
     """A split of a dataset of latents, as a world model takes it.
 
     Args:

@@ -1,0 +1,127 @@
+"""Short rollouts while a world model trains: whether it plays better, not only whether its loss falls."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from owl.callbacks.media import write_picture
+from owl.data.windows import WindowDataset
+from owl.errors import OwlError
+from owl.losses.lpips import LPIPS
+from owl.models.world_model import WorldTransformer
+from owl.rollout.engine import Engine
+from owl.rollout.episodes import Batch, Episodes, load_decoder
+from owl.rollout.evaluation import horizon_curves, roll_out
+from owl.rollout.pictures import strip
+from owl.rollout.sampling import noise_levels
+
+HORIZONS = (1, 4, 8, 16)
+
+
+class Rollouts(Callback):
+    """Continues validation windows under their controls, with the weights that are validated (the average, if any).
+
+    Logs ``val/rollout_psnr_<h>`` and ``val/rollout_lpips_<h>`` for frame h = 1, 4, 8, 16 after the context, with
+    ``val/rollout_repeat_psnr_<h>`` and ``val/rollout_repeat_lpips_<h>`` of a baseline that repeats the context's last
+    frame. A picture of true above generated frames goes to TensorBoard and to
+    ``<run folder>/media/step-<step>/rollout.png``. Windows and noise are the same at every validation. The first
+    process does the work, the others wait for its numbers.
+
+    Args:
+        decoder: Checkpoint or export of the autoencoder that the dataset was encoded with.
+        every_n_validations: Roll out after every n-th validation.
+        clips: Rollouts.
+        horizon: Their length.
+        context: Frames that they are given.
+        steps: Evaluations of the network per frame.
+
+    Raises:
+        OwlError: A number is below 1.
+    """
+
+    def __init__(
+        self,
+        decoder: str,
+        every_n_validations: int = 1,
+        clips: int = 8,
+        horizon: int = 16,
+        context: int = 8,
+        steps: int = 4,
+    ) -> None:
+        self.decoder = decoder
+        self.every_n_validations = every_n_validations
+        self.clips, self.horizon, self.context, self.steps = clips, horizon, context, steps
+        for name in ("every_n_validations", "clips", "horizon", "context", "steps"):
+            if getattr(self, name) < 1:
+                raise OwlError(f"{name} of Rollouts is {getattr(self, name)}, at least 1 was expected; correct it")
+        self._validations = 0
+        self._episodes: Episodes | None = None
+        self._windows: Batch = {}
+        self._lpips: LPIPS | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Load what is needed, so that what does not fit is told before training."""
+        self._prepare(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The same for ``validate``."""
+        self._prepare(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Roll out, log and draw."""
+        if trainer.sanity_checking:
+            return
+        self._validations += 1
+        if (self._validations - 1) % self.every_n_validations:
+            return
+        metrics: dict[str, float] = self._measure(trainer, pl_module) if trainer.is_global_zero else {}
+        metrics = trainer.strategy.broadcast(metrics)
+        # already the same in every process, which Lightning cannot know
+        pl_module.log_dict({f"val/rollout_{name}": value for name, value in metrics.items()}, sync_dist=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep across resumes after which validations it rolls out."""
+        return {"validations": self._validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore it."""
+        self._validations = state_dict["validations"]
+
+    def _prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._episodes is not None or not trainer.is_global_zero:
+            return
+        dataset = getattr(trainer.datamodule, "validation_dataset", None)
+        network = getattr(pl_module, "network", None)
+        if not (isinstance(dataset, WindowDataset) and isinstance(network, WorldTransformer)):
+            raise OwlError(
+                f"Rollouts got the recipe {type(pl_module).__qualname__}, one with a world model and a dataset of "
+                "latents was expected; remove the callback"
+            )
+        decoder = load_decoder(self.decoder).to(pl_module.device).requires_grad_(False)
+        Engine(network, {"video": decoder})  # refuses the decoder of another encoder
+        length = self.context + self.horizon
+        self._episodes = Episodes(
+            dataset.path, "validation", network, decoder, dataset.stride, length, pl_module.device
+        )
+        self._windows = self._episodes.windows(self.clips)
+        self._lpips = LPIPS().to(pl_module.device)
+
+    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        """Roll out, draw, and return the metrics."""
+        episodes, lpips = self._episodes, self._lpips
+        assert episodes is not None
+        assert lpips is not None
+        with torch.no_grad(), torch.autocast(pl_module.device.type, enabled=False):
+            engine = Engine(
+                pl_module.network,  # type: ignore[arg-type]
+                {"video": episodes.decoder},
+                levels=noise_levels(self.steps)[:-1],
+                device=pl_module.device,
+            )
+            clips = roll_out(engine, episodes, self._windows, self.context)
+            curves = horizon_curves(clips, lpips)
+        folder = Path(trainer.default_root_dir) / "media" / f"step-{trainer.global_step:07d}"
+        write_picture(trainer, folder, "rollout", strip(clips))
+        return {f"{name}_{h}": values[h - 1] for name, values in curves.items() for h in HORIZONS if h <= len(values)}
