@@ -1,0 +1,354 @@
+"""The streaming engine gives what whole sequences without any cache give, and nothing of it grows."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from owl import models
+from owl.errors import OwlError
+from owl.losses.flow import corrupt
+from owl.models.image_autoencoder import ImageAutoencoder
+from owl.models.world_model import Controls, Streams, WorldTransformer
+from owl.nn.attention import Frames
+from owl.rollout.engine import SAMPLERS, Engine, Frame
+from tests.helpers.latents import EXTENSIONS, LATENT, draw, lively
+
+LEVELS = (1.0, 0.6, 0.3)
+
+
+def at(controls: Controls, frame: int) -> tuple[Tensor, Tensor]:
+    return controls.buttons[:, frame], controls.axes[:, frame]
+
+
+def roll(engine: Engine, controls: Controls, context: Streams | None = None, seed: int = 0) -> list[Streams]:
+    """Roll out: the context's frames take the first controls; returns the latents of every generated frame."""
+    known = 0 if context is None else context["video"].shape[1]
+    shown = None if context is None else Controls(controls.buttons[:, :known], controls.axes[:, :known])
+    engine.reset(context, shown, batch=len(controls.buttons), seed=seed)
+    return [engine.step(*at(controls, t)).latents for t in range(known, controls.buttons.shape[1])]
+
+
+def same(found: list[Streams], expected: list[Streams]) -> bool:
+    """Bit for bit."""
+    return len(found) == len(expected) and all(
+        torch.equal(a[name], b[name]) for a, b in zip(found, expected, strict=True) for name in b
+    )
+
+
+class Reference:
+    """What an engine should do, from whole sequences: no cache, no ring, no joined passes."""
+
+    def __init__(self, network: WorldTransformer, sampler: str, context_level: float, guidance: float) -> None:
+        self.network, self.sampler = network, sampler
+        self.context_level, self.guidance = context_level, guidance
+
+    @torch.no_grad()
+    def roll(self, controls: Controls, context: Streams | None, seed: int) -> list[Streams]:
+        batch, length = controls.buttons.shape[:2]
+        random = torch.Generator().manual_seed(seed)
+
+        def noise() -> Streams:
+            return {
+                name: torch.randn(batch, 1, *shape, generator=random) for name, shape in self.network.streams.items()
+            }
+
+        def spoiled(x: Streams) -> Streams:
+            if not self.context_level:
+                return x
+            fresh = noise()
+            return {n: corrupt(x[n], fresh[n], torch.full((batch, 1), self.context_level)) for n in x}
+
+        known = 0 if context is None else context["video"].shape[1]
+        given = {} if context is None else self.network.standardize(context)
+        past = [spoiled({name: x[:, t : t + 1] for name, x in given.items()}) for t in range(known)]
+        generated = []
+        for now in range(known, length):
+            x = noise()
+            for level, following in zip(LEVELS, [*LEVELS[1:], 0.0], strict=True):
+                velocity = self.velocity(past, x, level, controls, now)
+                fresh = noise() if self.sampler == "consistency" else x
+                x = {n: SAMPLERS[self.sampler](x[n], velocity[n], fresh[n], level, following) for n in x}
+            past.append(spoiled(x))
+            generated.append({name: latent[:, 0] for name, latent in self.network.restore(x).items()})
+        return generated
+
+    def velocity(self, past: list[Streams], x: Streams, level: float, controls: Controls, now: int) -> Streams:
+        """Of the frame ``now``, by one pass over all frames so far."""
+        latents = {name: torch.cat([*(frame[name] for frame in past), x[name]], 1) for name in x}
+        levels = torch.tensor([self.context_level] * now + [level]).expand(len(controls.buttons), -1)
+        frames = Frames(torch.arange(now + 1)[None], torch.tensor([0] * now + [1]))
+        found = []
+        for aware in (True, False):
+            known = torch.ones(len(controls.buttons), now + 1, dtype=torch.bool)
+            known[:, -1] = aware
+            shown = Controls(controls.buttons[:, : now + 1], controls.axes[:, : now + 1], known)
+            velocity = self.network(latents, levels, shown, frames)
+            found.append({name: v[:, -1:] for name, v in velocity.items()})
+        conditional, null = found
+        return {name: null[name] + self.guidance * (conditional[name] - null[name]) for name in null}
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "euler": {},
+    "consistency": {"sampler": "consistency"},
+    "guidance": {"guidance": 2.5},
+    "context noise": {"context_level": 0.1},
+    "everything": {"sampler": "consistency", "guidance": 0.5, "context_level": 0.2},
+}
+
+
+@pytest.mark.parametrize("one_pass", [True, False])
+@pytest.mark.parametrize("known", [0, 1, 9], ids=["from nothing", "from one frame", "context longer than any window"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_streaming_equals_whole_sequences_without_a_cache(name: str, known: int, one_pass: bool) -> None:
+    settings: dict[str, Any] = {"sampler": "euler", "context_level": 0.0, "guidance": 1.0} | SETTINGS[name]
+    network = lively(sink=1, **EXTENSIONS["audio"], **EXTENSIONS["motion"])
+    network.video_mean.fill_(0.3)
+    network.audio_std.fill_(2)
+    latents, _, controls = draw(network, known + 10, batch=2)
+    context = {stream: x[:, :known] for stream, x in latents.items()} if known else None
+    expected = Reference(network, **settings).roll(controls, context, seed=3)
+    found = roll(Engine(network, levels=LEVELS, one_pass=one_pass, **settings), controls, context, seed=3)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)  # of ten frames, each on those before
+
+
+def test_a_thousand_frames_equal_a_sliding_window_over_the_whole_sequence() -> None:
+    """One step a frame, so that one pass over [clean frames, noisy frames] must give every frame again."""
+    frames = 1100
+    network = lively(patch=2, latent=(2, 4, 4), sink=2, window=3, global_window=7)
+    controls = draw(network, frames)[2]
+    engine = Engine(network, levels=(1.0,))
+    generated = torch.stack([frame["video"] for frame in roll(engine, controls, seed=5)], 1)
+    random = torch.Generator().manual_seed(5)
+    noise = torch.cat([torch.randn(1, 1, 2, 4, 4, generator=random) for _ in range(frames)], 1)
+    now = torch.arange(frames)
+    layout = Frames(torch.cat([now, now])[None], torch.cat([torch.zeros(frames), torch.ones(frames)]).long())
+    doubled = Controls(controls.buttons.repeat(1, 2, 1), controls.axes.repeat(1, 2, 1))
+    level = torch.cat([torch.zeros(1, frames), torch.ones(1, frames)], 1)
+    with torch.no_grad():
+        velocity = network({"video": torch.cat([generated, noise], 1)}, level, doubled, layout)["video"][:, frames:]
+    torch.testing.assert_close(generated, noise - velocity, atol=1e-5, rtol=1e-5)
+
+
+def test_an_action_changes_its_frame_and_no_earlier_one() -> None:
+    network = lively()
+    controls = draw(network, 12)[2]
+    before = roll(Engine(network, levels=LEVELS), controls)
+    other = Controls(controls.buttons.clone(), controls.axes.clone())
+    other.buttons[:, 6] = 1 - other.buttons[:, 6]
+    after = roll(Engine(network, levels=LEVELS), other)
+    assert [torch.equal(a["video"], b["video"]) for a, b in zip(after, before, strict=True)] == [True] * 6 + [False] * 6
+
+
+@pytest.mark.parametrize("one_pass", [True, False])
+def test_a_snapshot_continues_bit_for_bit(one_pass: bool) -> None:
+    network = lively(sink=1)
+    controls = draw(network, 20)[2]
+    settings: dict[str, Any] = {"levels": LEVELS, "sampler": "consistency", "guidance": 2, "context_level": 0.1}
+    engine = Engine(network, one_pass=one_pass, **settings)
+    engine.reset(seed=1)
+    for t in range(8):
+        engine.step(*at(controls, t))
+    snapshot = engine.snapshot()
+    expected = [engine.step(*at(controls, t)).latents for t in range(8, 20)]
+    engine.restore(snapshot)
+    assert same([engine.step(*at(controls, t)).latents for t in range(8, 20)], expected)
+    another = Engine(network, one_pass=one_pass, **settings)
+    another.reset(seed=7)
+    another.step(*at(controls, 3))
+    another.restore(snapshot)  # which neither continuation has changed
+    assert same([another.step(*at(controls, t)).latents for t in range(8, 20)], expected)
+
+
+def test_a_seed_decides_everything_and_a_reset_forgets_everything() -> None:
+    network = lively()
+    latents, _, controls = draw(network, 9)
+    context = {"video": latents["video"][:, :4]}
+    engine = Engine(network, levels=LEVELS, sampler="consistency")
+    first = roll(engine, controls, context, seed=4)
+    torch.manual_seed(99)  # the global state plays no part
+    assert same(roll(engine, controls, context, seed=4), first)
+    assert not same(roll(engine, controls, context, seed=5), first)
+    assert same(roll(engine, controls, context, seed=4), first)
+
+
+def test_rollouts_side_by_side_do_not_touch_each_other() -> None:
+    network = lively(**EXTENSIONS["audio"])
+    latents, _, controls = draw(network, 9, batch=2)
+    context = {name: x[:, :3] for name, x in latents.items()}
+    engine = Engine(network, levels=LEVELS, guidance=2)
+    before = roll(engine, controls, context)
+    other = Controls(controls.buttons.clone(), controls.axes.clone())
+    other.axes[1] += 1
+    changed = {name: torch.cat([x[:1], x[1:] + 1]) for name, x in context.items()}
+    after = roll(engine, other, changed)
+    for a, b in zip(after, before, strict=True):
+        for name in b:
+            assert torch.equal(a[name][0], b[name][0])
+            assert not torch.equal(a[name][1], b[name][1])
+
+
+@pytest.mark.parametrize("one_pass", [True, False])
+def test_nothing_grows_with_time(one_pass: bool) -> None:
+    network = lively(sink=1)
+    controls = draw(network, 300)[2]
+    engine = Engine(network, levels=(1.0, 0.5), guidance=2, one_pass=one_pass)
+    engine.reset()
+    places = [(tensor.data_ptr(), tensor.shape) for tensor in engine.cache.tensors()]
+    sizes = []
+    for t in range(300):
+        frame = engine.step(*at(controls, t))
+        assert frame.latents["video"].isfinite().all()
+        if t % 100 == 99:
+            sizes.append(sum(tensor.numel() for tensor in engine.snapshot().cache))
+    assert [(tensor.data_ptr(), tensor.shape) for tensor in engine.cache.tensors()] == places
+    assert len(set(sizes)) == 1
+
+
+def count_passes(engine: Engine, controls: Controls) -> list[int]:
+    """Frames in each pass of the third generated frame."""
+    engine.reset(batch=len(controls.buttons))
+    for t in range(2):
+        engine.step(*at(controls, t))
+    seen: list[int] = []
+    forward = engine._forward
+
+    def counted(latents: Streams, *rest: Any, **more: Any) -> Streams:
+        seen.append(latents["video"].shape[1])
+        return forward(latents, *rest, **more)
+
+    engine._forward = counted
+    engine.step(*at(controls, 2))
+    return seen
+
+
+def test_one_pass_commits_along_with_the_first_denoising_step() -> None:
+    network = lively()
+    controls = draw(network, 3)[2]
+    assert count_passes(Engine(network, levels=LEVELS), controls) == [2, 1, 1]
+    assert count_passes(Engine(network, levels=LEVELS, one_pass=False), controls) == [1, 1, 1, 1]
+    assert count_passes(Engine(network, levels=LEVELS, guidance=3), controls) == [3, 2, 2]
+
+
+def test_the_network_given_is_left_as_it_is() -> None:
+    network = lively().train()
+    controls = draw(network, 3)[2]
+    engine = Engine(network, levels=LEVELS, dtype=torch.bfloat16)
+    coarse = roll(engine, controls)
+    assert coarse[0]["video"].dtype == torch.bfloat16
+    assert network.training
+    assert all(p.dtype == torch.float32 and p.requires_grad for p in network.parameters())
+    fine = roll(Engine(network, levels=LEVELS), controls)
+    torch.testing.assert_close(coarse[0]["video"].float(), fine[0]["video"], atol=0.3, rtol=0.05)
+
+
+def test_a_conditioning_is_seen_by_the_frame_that_it_is_given_for() -> None:
+    network = lively(conditioning_channels=2)
+    controls = draw(network, 3, batch=2)[2]
+    engine, conditioning = Engine(network, levels=LEVELS, guidance=2), torch.randn(2, 2, 4, 6)
+
+    def second(given: Tensor | None) -> Tensor:
+        engine.reset(batch=2)
+        engine.step(*at(controls, 0))
+        return engine.step(*at(controls, 1), given).latents["video"]
+
+    assert torch.equal(second(None), second(torch.zeros(2, 2, 4, 6)))
+    assert not torch.equal(second(None), second(conditioning))
+    with pytest.raises(OwlError, match=r"the conditioning has shape \[2, 2, 4\], expected \[2, 2, 4, 6\]"):
+        second(conditioning[..., 0])
+
+
+@pytest.fixture(scope="module")
+def autoencoder() -> ImageAutoencoder:
+    torch.manual_seed(0)
+    made = {"size": (32, 48), "latent_size": LATENT[1:], "latent_channels": LATENT[0], "widths": [8, 16, 16]}
+    return ImageAutoencoder(**made, blocks=[1, 1, 1]).eval()
+
+
+def of_encoder(network: WorldTransformer, autoencoder: ImageAutoencoder) -> WorldTransformer:
+    network.video_encoder.copy_(torch.tensor(list(bytes.fromhex(models.fingerprint(autoencoder.encoder)))))
+    return network
+
+
+def test_frames_are_decoded_and_everything_comes_from_files(autoencoder: ImageAutoencoder, tmp_path: Path) -> None:
+    network = of_encoder(lively(), autoencoder)
+    network.video_std.fill_(0.1)
+    models.save(network, tmp_path / "world_model")
+    models.save(autoencoder, tmp_path / "autoencoder")
+    engine = Engine.load(tmp_path / "world_model", {"video": tmp_path / "autoencoder"}, levels=LEVELS)
+    controls = draw(network, 2, batch=2)[2]
+    engine.reset(batch=2)
+    frame: Frame = engine.step(*at(controls, 0))
+    assert frame.decoded["video"].shape == (2, 3, 32, 48)
+    with torch.no_grad():
+        torch.testing.assert_close(frame.decoded["video"], autoencoder.decode(frame.latents["video"]))
+    assert sorted(frame.seconds) == ["commit", "decode", "denoise"]
+    assert all(seconds > 0 for seconds in frame.seconds.values())
+    with pytest.raises(OwlError, match=r"autoencoder holds a ImageAutoencoder, a world model was expected"):
+        Engine.load(tmp_path / "autoencoder")
+
+
+def refuse(message: str, function: Callable, *arguments: Any, **more: Any) -> None:
+    """It is refused in one sentence."""
+    with pytest.raises(OwlError, match=message) as told:
+        function(*arguments, **more)
+    assert "\n" not in str(told.value)
+
+
+def test_settings_that_make_no_sense_are_told(autoencoder: ImageAutoencoder) -> None:
+    network = lively()
+    for levels in ([], [0.9, 0.5], [1.0, 0.5, 0.5], [1.0, 0.0], [1.0, 0.5, -0.1]):
+        refuse("expected falling noise levels from 1 to above 0", Engine, network, levels=levels)
+    refuse('sampler is "ddim", expected euler or consistency', Engine, network, sampler="ddim")
+    refuse("the video decoder belongs to encoder [0-9a-f]{16}, the", Engine, network, {"video": autoencoder})
+    refuse("there is a decoder for audio, the world model has video", Engine, network, {"audio": autoencoder})
+
+
+def test_what_does_not_fit_is_told() -> None:
+    network = lively(**EXTENSIONS["audio"])
+    engine = Engine(network, levels=LEVELS)
+    latents, _, controls = draw(network, 4, batch=2)
+    for call in (engine.snapshot, lambda: engine.step(*at(controls, 0))):
+        refuse("no rollout yet; call reset first", call)
+    refuse("the context has no controls", engine.reset, latents)
+    empty = {name: x[:, :0] for name, x in latents.items()}
+    refuse("the context holds 0 frames", engine.reset, empty, Controls(controls.buttons[:, :0], controls.axes[:, :0]))
+    refuse("the context's audio is missing", engine.reset, {"video": latents["video"]}, controls)
+    refuse(
+        r"video is \[2, 3, 2, 4, 6\], expected \[2, 4,",
+        engine.reset,
+        latents | {"video": latents["video"][:, :3]},
+        controls,
+    )
+    refuse(
+        r"buttons are \[2, 4, 2\], expected \[2, 4, 3\]",
+        engine.reset,
+        latents,
+        Controls(controls.buttons[..., :2], controls.axes),
+    )
+    for bad in (torch.nan, torch.inf):
+        spoiled = latents["audio"].clone()
+        spoiled[1, 2, 0, 0] = bad
+        refuse("the context's audio holds NaN", engine.reset, latents | {"audio": spoiled}, controls)
+    engine.reset(latents, controls)
+    refuse(r"buttons have shape \[1, 3\], expected \[2, 3\]", engine.step, *(x[:1] for x in at(controls, 0)))
+    refuse(r"axes have shape \[2, 1\]", engine.step, controls.buttons[:, 0], controls.axes[:, 0, :1])
+    refuse("the conditioning has shape", engine.step, *at(controls, 0), torch.zeros(2, 1, 4, 6))
+    engine.step(*at(controls, 0))  # refusals have harmed nothing
+    snapshot = engine.snapshot()
+    engine.reset(batch=3)
+    refuse("the snapshot holds 2 rollouts, 3 run now", engine.restore, snapshot)
+
+
+@pytest.mark.slow  # compiling three kinds of passes takes half a minute
+def test_the_compiled_engine_gives_the_same() -> None:
+    network = lively(sink=1, depth=1, global_every=0)
+    controls = draw(network, 6)[2]
+    settings: dict[str, Any] = {"levels": (1.0, 0.5), "sampler": "consistency"}
+    torch._dynamo.reset()
+    compiled = roll(Engine(network, compile=True, **settings), controls)
+    torch.testing.assert_close(compiled, roll(Engine(network, **settings), controls), atol=1e-4, rtol=1e-4)
