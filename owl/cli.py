@@ -104,7 +104,12 @@ class OwlCLI(LightningCLI):
                 return str(file)
             if self.subcommand == "fit" and path == "last":
                 return None
-            raise OwlError(f"{file} does not exist; train first (python -m owl fit) or give --ckpt_path a file")
+            advice = (
+                "best.ckpt is kept by runs that set checkpoint.monitor to a metric, last.ckpt by all"
+                if path == "best" and (folder / "last.ckpt").exists()
+                else "train first (python -m owl fit) or give --ckpt_path a file"
+            )
+            raise OwlError(f"{file} does not exist; {advice}")
         if path is not None and "://" not in path and not Path(path).is_file():
             raise OwlError(f"--ckpt_path {path} does not exist; give a checkpoint file, 'last' or 'best'")
         last = folder / "last.ckpt"

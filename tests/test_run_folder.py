@@ -132,6 +132,8 @@ def test_a_wrong_checkpoint_is_told(
         assert "does not exist; train first" in tell("last")
         arguments = [command, "--config", "tiny.yaml", "--name", finished]
         assert "needs a checkpoint; add --ckpt_path" in told(arguments, lab, monkeypatch, capsys)
+        without_monitor = told([*arguments, "--ckpt_path", "best"], lab, monkeypatch, capsys)
+        assert "best.ckpt is kept by runs that set checkpoint.monitor" in without_monitor
 
 
 def test_a_checkpoint_of_another_network_is_told(

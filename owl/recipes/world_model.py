@@ -13,6 +13,7 @@ from owl.errors import OwlError
 from owl.losses.flow import corrupt, logit_normal, velocity_loss
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.attention import NEVER, Frames
+from owl.nn.compilation import can_compile
 from owl.optim import warmup_cosine
 
 Forcing = Literal["teacher", "diffusion", "full"]
@@ -48,7 +49,7 @@ class WorldModel(LightningModule):
         optimizer: Called with the parameters; e.g. ``owl.optim.MuonAdamW``.
         warmup_steps: Steps of linear warm-up; a cosine follows until the trainer's last step.
         final_lr: Learning rate at the end, as a fraction of its peak.
-        compile: Whether the blocks run through ``torch.compile``.
+        compile: Whether the blocks run through ``torch.compile``; on CPUs that takes a C++ compiler.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class WorldModel(LightningModule):
         control_dropout: float = 0.1,
         audio_weight: float = 1.0,
         motion_weight: float = 1.0,
-        optimizer: Callable[[Iterable], Optimizer] = lambda p: AdamW(p, lr=3e-4, betas=(0.9, 0.95)),
+        optimizer: Callable[[Iterable], Optimizer] = lambda p: AdamW(p, lr=3e-4, weight_decay=0.01),
         warmup_steps: int = 100,
         final_lr: float = 0.0,
         compile: bool = False,
@@ -84,7 +85,7 @@ class WorldModel(LightningModule):
 
     def configure_model(self) -> None:
         """Compile block by block, which keeps the names in checkpoints."""
-        if self.compile_network:
+        if self.compile_network and can_compile(self.device.type):
             for block in self.network.blocks:
                 block.compile()
 
