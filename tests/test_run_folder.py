@@ -132,8 +132,9 @@ def test_a_wrong_checkpoint_is_told(
         assert "does not exist; train first" in tell("last")
         arguments = [command, "--config", "tiny.yaml", "--name", finished]
         assert "needs a checkpoint; add --ckpt_path" in told(arguments, lab, monkeypatch, capsys)
-        without_monitor = told([*arguments, "--ckpt_path", "best"], lab, monkeypatch, capsys)
-        assert "best.ckpt is kept by runs that set checkpoint.monitor" in without_monitor
+        (lab / "runs" / f"wrong-{command}" / "checkpoints").mkdir(parents=True)
+        (lab / "runs" / f"wrong-{command}" / "checkpoints" / "last.ckpt").write_bytes(whole)
+        assert "best.ckpt is kept by runs that set checkpoint.monitor" in tell("best")
 
 
 def test_a_checkpoint_of_another_network_is_told(
