@@ -6,8 +6,9 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
+from torchmetrics import MeanMetric
 
 from owl.errors import OwlError
 from owl.losses.flow import corrupt, logit_normal, velocity_loss
@@ -82,6 +83,9 @@ class WorldModel(LightningModule):
         self.warmup_steps = warmup_steps
         self.final_lr = final_lr
         self.compile_network = compile
+        # Lightning's own means are wrong where processes hold unequal numbers of samples: it rounds their mean number
+        self.means = {(name, t): MeanMetric(nan_strategy="disable") for name in network.streams for t in LEVELS}
+        self.metrics = nn.ModuleList(self.means.values())  # by which they move to the device
 
     def configure_model(self) -> None:
         """Compile block by block, which keeps the names in checkpoints."""
@@ -194,34 +198,45 @@ class WorldModel(LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Measure the loss at fixed noise levels."""
-        self.measure(batch, "val")
+        self.measure(batch)
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Measure the loss at fixed noise levels."""
-        self.measure(batch, "test")
+        self.measure(batch)
 
-    def measure(self, batch: dict[str, Tensor], split: str) -> None:
-        """Log the loss of every stream at each of :data:`LEVELS`, the noise being the same at every validation."""
+    def measure(self, batch: dict[str, Tensor]) -> None:
+        """Measure every stream at each of :data:`LEVELS`, the noise being the same at every validation."""
         latents, controls, document = self.inputs(batch)
-        batch_size, length = controls.buttons.shape[:2]
         # a function of the window alone: neither the batch size nor the number of processes changes what is measured
         generators = [torch.Generator().manual_seed(window) for window in batch["window"].tolist()]
         noise, context_noise = draw(generators, latents), draw(generators, latents)
-        context_level = controls.buttons.new_full((batch_size, length), self.context_noise / 2)
-        means: dict[str, list[Tensor]] = {name: [] for name in latents}
+        context_level = controls.buttons.new_full(controls.buttons.shape[:2], self.context_noise / 2)
+        real = torch.ones_like(context_level) if document is None else (document != NEVER).to(context_level)
         for t in LEVELS:
             level = torch.full_like(context_level, t)
             losses = self.losses(latents, controls, document, level, context_level, noise, context_noise)
             for name, loss in losses.items():
-                means[name].append(masked_mean(loss, document))
-        logged: dict[str, Tensor] = {}
-        for name, values in means.items():
-            logged[f"{split}/{name}"] = torch.stack(values).mean()
-            logged |= {f"{split}/{name}_level_{t:.1f}": loss for t, loss in zip(LEVELS, values, strict=True)}
-        logged[f"{split}/loss"] = torch.stack(
-            [self.weights[name] * logged[f"{split}/{name}"] for name in latents]
-        ).sum()
-        self.log_dict(logged, on_epoch=True, sync_dist=True, batch_size=batch_size)
+                self.means[name, t].update(loss, real)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the measurements."""
+        self.log_measured("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the measurements."""
+        self.log_measured("test")
+
+    def log_measured(self, split: str) -> None:
+        """Log the mean loss of every stream, of each of its noise levels, and the weighted sum; begin anew."""
+        values = {key: metric.compute() for key, metric in self.means.items()}
+        for metric in self.means.values():
+            metric.reset()
+        logged = {f"{split}/{name}_level_{t:.1f}": value for (name, t), value in values.items()}
+        for name in self.network.streams:
+            logged[f"{split}/{name}"] = torch.stack([values[name, t] for t in LEVELS]).mean()
+        weighted = [self.weights[name] * logged[f"{split}/{name}"] for name in self.network.streams]
+        logged[f"{split}/loss"] = torch.stack(weighted).sum()
+        self.log_dict(logged, sync_dist=True)  # already the same in every process, which Lightning cannot know
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser with warm-up and cosine over the trainer's steps."""

@@ -12,6 +12,7 @@ from owl.data import codecs
 from owl.data.shards import DatasetInfo, ShardWriter, write_index
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from tests.helpers.shards import AXES, BUTTONS, DESCRIPTIONS
+from tests.helpers.tiny import tiny_experiment
 
 LATENT = (2, 4, 6)
 SHAPES = {"latent": [*LATENT], "audio_latent": [2, 3], "motion_latent": [1, 4, 6]}
@@ -108,3 +109,21 @@ def make_latents(
                     writer.write(names[number], frame, members)
     write_index(root)
     return Path(root)
+
+
+def dot_experiment(dataset: Path, **trainer: Any) -> dict[str, Any]:
+    """Return the configuration of a WorldModel that trains in seconds on :func:`make_latents`."""
+    experiment = tiny_experiment(dataset, **trainer)
+    experiment["model"] = {
+        "class_path": "owl.recipes.world_model.WorldModel",
+        "init_args": {
+            "network": {
+                "class_path": "owl.models.world_model.WorldTransformer",
+                "init_args": TINY | {"latent": list(LATENT)},
+            },
+            "warmup_steps": 2,
+        },
+    }
+    del experiment["data"]["init_args"]["size"]
+    experiment["data"]["init_args"] |= {"modalities": ["latent", "controls"], "length": 5}
+    return experiment
