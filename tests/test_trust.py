@@ -14,8 +14,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from owl.__main__ import main
-from tests.helpers.lab import VALUE, checkpoint, fit, make_lab
-from tests.helpers.tiny import in_child, owl
+from tests.helpers.lab import VALUE, checkpoint, demanding, fit, make_lab
+from tests.helpers.latents import dot_experiment, make_latents
+from tests.helpers.shards import make_dataset
+from tests.helpers.tiny import in_child, owl, tiny_inverse_dynamics, write_config
 
 UNREPEATABLE = {"seconds", "data_wait"}  # the clock's
 
@@ -142,6 +144,23 @@ def test_an_interrupted_run_equals_the_uninterrupted_one(lab: Path, uninterrupte
         assert status == (-signal.SIGKILL if signal_name == "SIGKILL" else 0 if finishing else 143)
     assert fit(lab, name, "--ckpt_path", "last", config="full.yaml") == 0
     assert_same_run(state(lab, name), uninterrupted, killed="killed" in where)
+
+
+# Every other recipe, each on 24 windows.
+RECIPES: dict[str, Callable[[Path], VALUE]] = {
+    "inverse_dynamics": lambda data: tiny_inverse_dynamics(make_dataset(data, 4, 15, (32, 48), ("rgb", "controls"))),
+    "world_model": lambda data: dot_experiment(make_latents(data, (16, 16, 12, 12))),
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_goes_on_where_it_was_interrupted(tmp_path: Path, recipe: str) -> None:
+    write_config(tmp_path / "full.yaml", demanding(RECIPES[recipe](tmp_path / "data")))
+    assert fit(tmp_path, "whole", config="full.yaml") == 0
+    for call in (1, 7):  # between the two halves of a step, and in the second epoch
+        assert interrupt(tmp_path, "parts", "SIGTERM", "on_train_batch_end", call) == 143
+    assert fit(tmp_path, "parts", "--ckpt_path", "last", config="full.yaml") == 0
+    assert_same_run(state(tmp_path, "parts"), state(tmp_path, "whole"))
 
 
 def test_loader_workers_change_nothing_and_lose_nothing(lab: Path, uninterrupted: VALUE) -> None:

@@ -24,6 +24,13 @@ def make_lab(folder: Path) -> Path:
     experiment = tiny_experiment(data)
     experiment["data"]["init_args"] |= {"validation_windows": 6}
     write_config(folder / "tiny.yaml", experiment)
+    experiment["data"]["init_args"] |= {"flip": 0.5}
+    write_config(folder / "full.yaml", demanding(experiment))
+    return folder
+
+
+def demanding(experiment: VALUE) -> VALUE:
+    """An experiment of 24 training windows in batches of 4, with everything in its trainer that could go wrong."""
     # 6 batches in an epoch, of which 2 make a step; validation after batches 4, 8, 12, and at the end
     experiment["trainer"] |= {
         "max_steps": 8,
@@ -32,10 +39,9 @@ def make_lab(folder: Path) -> Path:
         "val_check_interval": 4,
         "check_val_every_n_epoch": None,
     }
-    experiment["data"]["init_args"] |= {"flip": 0.5}
+    experiment["data"]["init_args"] |= {"validation_windows": 6}
     experiment["checkpoint"] = {"every_n_steps": 3}
-    write_config(folder / "full.yaml", experiment)
-    return folder
+    return experiment
 
 
 def fit(lab: Path, name: str, *options: str, config: str = "tiny.yaml") -> int:
