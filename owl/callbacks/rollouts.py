@@ -124,4 +124,5 @@ class Rollouts(Callback):
             curves = horizon_curves(clips, lpips)
         folder = Path(trainer.default_root_dir) / "media" / f"step-{trainer.global_step:07d}"
         write_picture(trainer, folder, "rollout", strip(clips))
-        return {f"{name}_{h}": values[h - 1] for name, values in curves.items() for h in HORIZONS if h <= len(values)}
+        names = ("psnr", "lpips", "repeat_psnr", "repeat_lpips")
+        return {f"{name}_{h}": curves[name][h - 1] for name in names for h in HORIZONS if h <= self.horizon}

@@ -128,7 +128,7 @@ def main(
         seed: Of all noise.
     """
     counts = {"frames": frames, "clips": clips, "horizon": horizon, "context": context}
-    for name, count in {**counts, "side_by_side": side_by_side, "steps": steps, "stride": stride or 1}.items():
+    for name, count in {**counts, "side_by_side": side_by_side, "steps": steps, "stride": 1 if stride is None else stride}.items():
         if count < 1:
             raise OwlError(f"{name} is {count}, at least 1 was expected; give a larger number")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -353,8 +353,10 @@ def horizon_table(metrics: dict[str, float], lpips_name: str) -> str:
     rows = {
         "PSNR (dB), world model": "psnr",
         "PSNR (dB), baseline": "repeat_psnr",
+        "PSNR (dB), true latents decoded": "reconstruction_psnr",
         f"{lpips_name}, world model": "lpips",
         f"{lpips_name}, baseline": "repeat_lpips",
+        f"{lpips_name}, true latents decoded": "reconstruction_lpips",
         "error of standardised audio latents": "audio_latent_mse",
     }
     lines = [f"| frames after the context | {' | '.join(map(str, horizons))} |", "| --- |" + " ---: |" * len(horizons)]

@@ -36,6 +36,8 @@ class Clips:
         axes: float[B, context + H, number of axes].
         true_latents: Of the frames after the context, as the encoder makes them: "video" float[B, H, c, h, w], ...
         latents: Those generated.
+        reconstructed: Where ``true`` are the dataset's own pictures, what the autoencoder makes of the frames after the
+            context, uint8[B, H, 3, h, w]: as near as a perfect world model would come.
     """
 
     true: Tensor
@@ -44,6 +46,7 @@ class Clips:
     axes: Tensor
     true_latents: Streams
     latents: Streams
+    reconstructed: Tensor | None = None
 
     @property
     def context(self) -> int:
@@ -81,13 +84,15 @@ def roll_out(
         frame = engine.step(windows["buttons"][:, t], windows["axes"][:, t])
         pictures.append(as_bytes(frame.decoded["video"]))
         latents.append({name: x.float().cpu() for name, x in frame.latents.items()})
+    true_latents = episodes.latents(windows, slice(context, None))
     return Clips(
         true=episodes.pictures(windows),
         generated=torch.stack(pictures, 1),
         buttons=windows["buttons"],
         axes=windows["axes"],
-        true_latents=episodes.latents(windows, slice(context, None)),
+        true_latents=true_latents,
         latents={name: torch.stack([frame[name] for frame in latents], 1) for name in latents[0]},
+        reconstructed=episodes.decode(true_latents["video"]) if episodes.truth == "rgb" else None,
     )
 
 
@@ -100,19 +105,23 @@ def horizon_curves(clips: Clips, lpips: LPIPS) -> dict[str, list[float]]:
 
     Returns:
         ``psnr`` (dB; 100 where equal), ``lpips``, ``repeat_psnr`` and ``repeat_lpips``: the mean over clips of frame 1,
-        2, ... after the context.
+        2, ... after the context. Where the autoencoder's own loss counts, it is ``reconstruction_psnr`` and
+        ``reconstruction_lpips``.
     """
     device = lpips.shift.device
-    last = clips.true[:, clips.context - 1].to(device)
-    curves: dict[str, list[float]] = {name: [] for name in ("psnr", "lpips", "repeat_psnr", "repeat_lpips")}
+    sides = {"": clips.generated, "repeat_": clips.true[:, [clips.context - 1] * clips.horizon]}
+    if clips.reconstructed is not None:
+        sides["reconstruction_"] = clips.reconstructed
+    curves: dict[str, list[float]] = {f"{side}{name}": [] for name in ("psnr", "lpips") for side in sides}
     for h in range(clips.horizon):
         true = clips.future[:, h].to(device)
-        for prefix, frame in (("", clips.generated[:, h].to(device)), ("repeat_", last)):
+        for side, frames in sides.items():
+            frame = frames[:, h].to(device)
             psnr, distance = MeanPSNR().to(device), PerceptualDistance(lpips)
             psnr.update(frame.float() / 255, true.float() / 255)
             distance.update(frame.float() / 127.5 - 1, true.float() / 127.5 - 1)
-            curves[f"{prefix}psnr"].append(float(psnr.compute()))
-            curves[f"{prefix}lpips"].append(float(distance.compute()))
+            curves[f"{side}psnr"].append(float(psnr.compute()))
+            curves[f"{side}lpips"].append(float(distance.compute()))
     return curves
 
 

@@ -41,6 +41,9 @@ def horizon_chart(curves: dict[str, list[float]], lpips_name: str) -> bytes:
         axes.plot(
             horizon, curves[f"repeat_{name}"], color=BASELINE_COLOUR, marker=".", label="last frame of the context"
         )
+        if f"reconstruction_{name}" in curves:
+            ceiling = curves[f"reconstruction_{name}"]
+            axes.plot(horizon, ceiling, color=BASELINE_COLOUR, linestyle="--", label="true latents, decoded")
         axes.set(xlabel="frames after the context", ylabel=label, title=f"{label}: {better} is better")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)

@@ -1,0 +1,132 @@
+"""``rollout`` as it is typed: what it leaves behind, its refusals in one sentence, and the how-to page."""
+
+import json
+import shlex
+import shutil
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from owl.errors import OwlError
+from tests.helpers.tiny import REPOSITORY, owl_here
+from tests.helpers.world import AUTOENCODER, FOOTAGE, LATENTS, READER, WORLD_MODEL, make_world
+from tests.test_docs import blocks, lines
+
+SMALL = ("--frames", "4", "--clips", "2", "--horizon", "4", "--context", "2", "--side_by_side", "2", "--steps", "2")
+FILES = ["comparison.mp4", "drift.png", "horizon.png", "metrics.json", "report.md", "rollout.mp4", "strip.png"]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with runs and datasets named as in the how-to page."""
+    return make_world(tmp_path_factory.mktemp("rollout"))
+
+
+def film(path: Path) -> tuple[Fraction, np.ndarray]:
+    """Rate and pictures uint8[T, H, W, 3] of a film."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert stream.codec_context.name == "h264"
+        assert stream.average_rate is not None
+        return stream.average_rate, np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(stream)])
+
+
+def test_everything_is_measured_drawn_and_filmed(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--data", LATENTS, "--controls_reader", READER, "--out", "report", *SMALL)
+    assert owl_here("rollout", WORLD_MODEL, *arguments, cwd=lab) == 0
+    assert "Report: report/report.md" in capsys.readouterr().out
+    out = lab / "report"
+    assert sorted(path.name for path in out.iterdir()) == FILES
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert all(isinstance(value, float | int) for value in metrics.values())
+    expected = [f"{side}{name}_{h}" for h in (1, 2, 4) for name in ("psnr", "lpips") for side in ("", "repeat_")]
+    expected += ["axis_accuracy", "axis_accuracy_true", "flicker", "drift_ratio", "fd_efficientnet_lite0_true"]
+    expected += ["fd_efficientnet_lite0_1_2", "fd_efficientnet_lite0_3_4", "latency_total_p95", "frames_per_second"]
+    assert set(expected) <= metrics.keys()
+    report = (out / "report.md").read_text()
+    for name in ("horizon.png", "drift.png", "strip.png", "comparison.mp4", "rollout.mp4"):
+        assert f"]({name})" in report
+    assert "decoded by the same autoencoder" in report
+    for name in ("horizon", "drift", "strip"):
+        assert Image.open(out / f"{name}.png").size[0] > 400
+    rate, pictures = film(out / "comparison.mp4")
+    assert rate == Fraction(35, 2)  # of the stride that the world model was trained with
+    assert len(pictures) == 2 * (2 + 4)
+    assert len(film(out / "rollout.mp4")[1]) == 4
+    pressed = (np.abs(pictures.astype(int) - [250, 204, 21]).max(-1) < 40).any((1, 2))
+    assert pressed.all()  # the camera of this footage never stands still
+
+
+def test_the_command_in_the_report_repeats_it(lab: Path) -> None:
+    assert owl_here("rollout", WORLD_MODEL, "--data", LATENTS, "--out", "once", *SMALL, cwd=lab) == 0
+    first = json.loads((lab / "once" / "metrics.json").read_text())
+    report = (lab / "once" / "report.md").read_text()
+    assert "Not measured: give a network that reads controls" in report
+    command = next(line for line in report.splitlines() if line.startswith("    python -m owl rollout"))
+    assert "--stride 2" in command
+    assert owl_here(*shlex.split(command)[3:], "--out", "again", cwd=lab) == 0
+    again = json.loads((lab / "again" / "metrics.json").read_text())
+    timed = ("latency", "frames_per_second", "seconds")
+    assert {n: v for n, v in first.items() if not n.startswith(timed)} == {
+        n: v for n, v in again.items() if not n.startswith(timed)
+    }
+    assert owl_here(*shlex.split(command)[3:], "--out", "other", "--seed", "1", cwd=lab) == 0
+    assert json.loads((lab / "other" / "metrics.json").read_text())["psnr_4"] != first["psnr_4"]
+
+
+def test_an_export_takes_its_stride_from_the_option(lab: Path) -> None:
+    assert owl_here("export", WORLD_MODEL, "exported", cwd=lab) == 0
+    arguments = ("--data", LATENTS, *SMALL, "--frames", "1", "--side_by_side", "1")
+    assert owl_here("rollout", "exported", *arguments, cwd=lab) == 0
+    assert film(lab / "exported/rollout/rollout.mp4")[0] == 35
+    assert not (lab / "exported/rollout/drift.png").exists()  # of a single frame
+    assert owl_here("rollout", "exported", *arguments, "--stride", "2", cwd=lab) == 0
+    assert film(lab / "exported/rollout/rollout.mp4")[0] == Fraction(35, 2)
+
+
+def test_the_how_to_page_from_top_to_bottom(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(lab)
+    for block in blocks(REPOSITORY / "docs" / "how-to" / "rollout.md"):
+        for command in lines(block.content) if block.language == "bash" else ():
+            words = shlex.split(command)[3:]
+            if words[0] == "rollout":
+                assert owl_here(*words, *SMALL, cwd=lab) == 0, command
+    assert (lab / "runs/world_model_quickstart/rollout/report.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "arguments", "message"),
+    [
+        (AUTOENCODER, (), r"holds a ImageAutoencoder, a world model was expected; give a checkpoint of"),
+        ("nothing.ckpt", (), r"^there is no checkpoint nothing.ckpt; give the path"),
+        (WORLD_MODEL, ("--data", FOOTAGE), r"has no latent, it holds rgb, controls; give the dataset of latents that"),
+        (WORLD_MODEL, ("--frames", "0"), r"^frames is 0, at least 1 was expected; give a larger number$"),
+        (WORLD_MODEL, ("--steps", "-1"), r"^steps is -1, at least 1 was expected; give a larger number$"),
+        (WORLD_MODEL, ("--stride", "0"), r"^stride is 0, at least 1 was expected; give a larger number$"),
+        (WORLD_MODEL, ("--decoder", READER), r"is InverseDynamicsModel, an autoencoder was expected to decode"),
+        (WORLD_MODEL, ("--decoder", "other.ckpt"), r"the video decoder belongs to encoder \w+, the world model was"),
+        (WORLD_MODEL, ("--controls_reader", WORLD_MODEL), r"is WorldTransformer, which does not read controls; give"),
+        (WORLD_MODEL, ("--horizon", "60"), r"is shorter than the 123 frames of a window .*; use a smaller"),
+    ],
+)
+def test_what_does_not_fit_is_told_in_one_sentence(
+    lab: Path, checkpoint: str, arguments: tuple[str, ...], message: str
+) -> None:
+    if "other.ckpt" in arguments and not (lab / "other.ckpt").exists():
+        options = ("--name", "other", "--seed_everything", "7", "--trainer.max_steps", "1")
+        assert owl_here("fit", "--config", "quickstart.yaml", *options, cwd=lab) == 0
+        shutil.copy(lab / "runs/other/checkpoints/last.ckpt", lab / "other.ckpt")
+    with pytest.raises(OwlError, match=message) as error:
+        owl_here("rollout", checkpoint, "--data", LATENTS, *SMALL, "--out", "refused", *arguments, cwd=lab)
+    assert "\n" not in str(error.value)
+    assert not (lab / "refused").exists()
+
+
+def test_a_decoder_that_the_dataset_names_must_be_here(lab: Path, tmp_path: Path) -> None:
+    arguments = (lab / WORLD_MODEL, "--data", lab / LATENTS, *SMALL)
+    with pytest.raises(OwlError, match=f"was encoded with {AUTOENCODER}, which is not here; .* with --decoder$"):
+        owl_here("rollout", *arguments, cwd=tmp_path)

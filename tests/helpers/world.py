@@ -1,0 +1,61 @@
+"""Everything that a world model needs, tiny and real: footage, autoencoder, latents, world model, controls reader."""
+
+from pathlib import Path
+from typing import Any
+
+from tests.helpers.shards import AXES, BUTTONS, make_dataset
+from tests.helpers.tiny import owl_here, tiny_experiment, tiny_inverse_dynamics, write_config
+
+STRIDE = 2
+FOOTAGE = "data/doom-96x160"  # named as in the how-to pages
+LATENTS = "data/doom-96x160-latents"
+AUTOENCODER = "runs/quickstart/checkpoints/last.ckpt"
+WORLD_MODEL = "runs/world_model_quickstart/checkpoints/last.ckpt"
+READER = "runs/inverse_dynamics_quickstart/checkpoints/last.ckpt"
+
+
+def tiny_world_model(dataset: str | Path, **trainer: Any) -> dict[str, Any]:
+    """Return the configuration of a WorldModel that trains in a second on latents of :func:`tiny_experiment`'s VAE."""
+    experiment = tiny_experiment(Path(dataset), **trainer)
+    experiment["model"] = {
+        "class_path": "owl.recipes.world_model.WorldModel",
+        "init_args": {
+            "network": {
+                "class_path": "owl.models.world_model.WorldTransformer",
+                "init_args": {
+                    "latent": [4, 4, 6],
+                    "buttons": BUTTONS,
+                    "axes": AXES,
+                    "width": 32,
+                    "depth": 1,
+                    "heads": 2,
+                    "window": 4,
+                },
+            },
+            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}},
+            "warmup_steps": 2,
+        },
+    }
+    experiment["data"]["init_args"] |= {"modalities": ["latent", "controls"], "length": 4, "stride": STRIDE}
+    del experiment["data"]["init_args"]["size"]
+    return experiment
+
+
+def train(folder: Path, name: str, configuration: dict[str, Any]) -> None:
+    """Fit a configuration as the run ``name`` in ``folder``."""
+    configuration["data"]["init_args"]["validation_windows"] = 2
+    write_config(folder / f"{name}.yaml", configuration)
+    assert owl_here("fit", "--config", f"{name}.yaml", "--name", name, cwd=folder) == 0
+
+
+def make_world(folder: Path, reader: bool = True) -> Path:
+    """Make all of the above in a folder: 4 episodes of 40 frames of 32x48 pixels, every run of two steps."""
+    make_dataset(folder / FOOTAGE, episodes=4, frames=40, size=(32, 48), modalities=("rgb", "controls"))
+    train(folder, "quickstart", tiny_experiment(Path(FOOTAGE), max_steps=2))
+    assert owl_here("data", "encode", AUTOENCODER, FOOTAGE, LATENTS, cwd=folder) == 0
+    train(folder, "world_model_quickstart", tiny_world_model(LATENTS, max_steps=2))
+    if reader:
+        configuration = tiny_inverse_dynamics(Path(FOOTAGE), max_steps=2)
+        configuration["data"]["init_args"] |= {"stride": STRIDE}
+        train(folder, "inverse_dynamics_quickstart", configuration)
+    return folder

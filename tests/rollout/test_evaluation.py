@@ -1,0 +1,278 @@
+"""Numbers of rollouts against closed forms: a perfect model, the baseline by hand, controls that are not lost."""
+
+from collections.abc import Iterator
+from contextlib import chdir
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from owl import models
+from owl.data.windows import WindowDataset
+from owl.errors import OwlError
+from owl.losses.lpips import LPIPS
+from owl.metrics.frechet import EfficientNetLite0Features, frechet_distance
+from owl.models.world_model import Controls, Streams, WorldTransformer
+from owl.rollout.engine import Engine, Frame
+from owl.rollout.episodes import Episodes, load_decoder
+from owl.rollout.evaluation import (
+    Clips,
+    ControlsReader,
+    DriftMeter,
+    action_following,
+    audio_latent_mse,
+    flicker,
+    horizon_curves,
+    latency,
+    long_rollout,
+    roll_out,
+)
+from owl.rollout.pictures import strip
+from tests.helpers.tiny import owl_here
+from tests.helpers.world import AUTOENCODER, FOOTAGE, LATENTS, READER, STRIDE, WORLD_MODEL, make_world
+
+CONTEXT, HORIZON = 3, 5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = make_world(tmp_path_factory.mktemp("evaluation"))
+    assert owl_here("data", "encode", AUTOENCODER, FOOTAGE, "data/both", "--keep", "rgb,controls", cwd=folder) == 0
+    with chdir(folder):
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine.load(WORLD_MODEL, {"video": AUTOENCODER}, levels=(1.0, 0.5))
+
+
+def episodes(engine: Engine, data: str = LATENTS, split: str = "test", length: int = CONTEXT + HORIZON) -> Episodes:
+    return Episodes(data, split, engine.network, engine.decoders["video"], STRIDE, length)
+
+
+class Perfect(Engine):
+    """Knows the future, and decodes it as any engine does."""
+
+    future: Streams
+
+    def reset(
+        self, context: Streams | None = None, controls: Controls | None = None, batch: int = 1, seed: int = 0
+    ) -> None:
+        super().reset(context, controls, batch, seed)
+        self._next = 0
+
+    def step(self, buttons: Tensor, axes: Tensor, conditioning: Tensor | None = None) -> Frame:
+        frame = super().step(buttons, axes, conditioning)
+        latents = {name: x[:, self._next] for name, x in self.future.items()}
+        self._next += 1
+        with torch.no_grad():
+            return Frame(latents, {"video": self.decoders["video"].decode(latents["video"])}, frame.seconds)  # type: ignore[operator]
+
+
+@pytest.fixture
+def perfect(engine: Engine) -> Clips:
+    made = Perfect(engine.network, engine.decoders, levels=(1.0,))
+    known = episodes(engine, split="train")
+    windows = known.windows(3)
+    made.future = known.latents(windows, slice(CONTEXT, None))
+    return roll_out(made, known, windows, CONTEXT)
+
+
+def test_a_perfect_model_is_perfect_by_every_measure(perfect: Clips) -> None:
+    curves = horizon_curves(perfect, LPIPS())
+    assert curves["psnr"] == [100.0] * HORIZON
+    assert curves["lpips"] == pytest.approx([0.0] * HORIZON, abs=1e-6)
+    assert max(curves["repeat_psnr"]) < 100
+    assert flicker(perfect)["flicker"] == 0
+
+
+def test_the_baseline_by_hand(engine: Engine) -> None:
+    known = episodes(engine)
+    clips = roll_out(engine, known, known.windows(2), CONTEXT)
+    curves = horizon_curves(clips, LPIPS())
+    decoder = load_decoder(AUTOENCODER)
+    latents = known.windows(2)["latent"]
+    for h in range(HORIZON):
+        with torch.no_grad():
+            pictures = [decoder.decode(latents[:, t]).clamp(-1, 1) for t in (CONTEXT - 1, CONTEXT + h)]  # type: ignore[operator]
+        last, true = (((p + 1) * 127.5).round() / 255 for p in pictures)
+        errors = (last - true).square().mean((1, 2, 3))
+        assert curves["repeat_psnr"][h] == pytest.approx(float((-10 * errors.log10()).mean()), abs=1e-4)
+        distance = LPIPS()(last * 2 - 1, true * 2 - 1).mean()
+        assert curves["repeat_lpips"][h] == pytest.approx(float(distance), abs=1e-6)
+    assert flicker(clips)["flicker"] != 0
+
+
+def test_kept_pictures_are_the_truth(engine: Engine) -> None:
+    kept, decoded = episodes(engine, "data/both"), episodes(engine)
+    assert (kept.truth, decoded.truth) == ("rgb", "latent")
+    windows = kept.windows(1)
+    assert torch.equal(kept.pictures(windows), windows["rgb"])
+    assert torch.equal(decoded.pictures(windows), kept.decode(windows["latent"]))
+    assert kept.fps == 35 / STRIDE
+    clips = roll_out(engine, kept, windows, CONTEXT)
+    assert clips.reconstructed is not None
+    curves = horizon_curves(clips, LPIPS())
+    for h in range(HORIZON):
+        errors = (clips.reconstructed[0, h].float() - windows["rgb"][0, CONTEXT + h]) / 255
+        by_hand = float(-10 * errors.square().mean().log10())
+        assert curves["reconstruction_psnr"][h] == pytest.approx(by_hand, abs=1e-4)
+
+
+def test_windows_are_spread_over_the_split(engine: Engine) -> None:
+    known = episodes(engine, split="train")
+    chosen = known.windows(3)["window"].tolist()
+    assert chosen[0] == 0
+    assert chosen[-1] == len(known.dataset) - 1
+    assert len(known.windows(1000)["window"]) == len(known.dataset)
+
+
+def test_the_stream_of_controls_loses_and_repeats_none(engine: Engine) -> None:
+    known = episodes(engine)  # one episode of 40 frames: 20 at the stride, of which windows of 8 take 15 without a rest
+    whole = WindowDataset(LATENTS, "test", ["controls", "latent"], length=15, stride=STRIDE)[0]
+    for t, given in zip(range(CONTEXT, 15), known.stream(1, CONTEXT), strict=False):
+        for name in ("buttons", "axes", "latent"):
+            assert torch.equal(given[name][0], whole[name][t]), (name, t)
+
+
+def test_long_rollouts_outlast_the_split_and_repeat_by_seed(engine: Engine) -> None:
+    def roll(seed: int, data: str = LATENTS) -> list[Tensor]:
+        rollout = long_rollout(engine, episodes(engine, data), 45, 2, CONTEXT, seed)
+        return [generated for generated, _ in rollout]
+
+    first = roll(0)
+    assert len(first) == 45
+    assert first[0].shape == (2, 3, 32, 48)
+    assert all(torch.equal(a, b) for a, b in zip(first, roll(0), strict=True))
+    assert not torch.equal(first[-1], roll(1)[-1])
+
+
+def test_true_frames_do_not_drift_and_noise_does(engine: Engine) -> None:
+    known = episodes(engine, split="train")
+    meter, noisy = DriftMeter(known, 24), DriftMeter(known, 24)
+    random = torch.Generator().manual_seed(0)
+    kept = []
+    for t, (_, given) in enumerate(long_rollout(engine, known, 24, 2, CONTEXT)):
+        true = known.pictures({name: x[:, None] for name, x in given.items()})[:, 0]
+        kept.append(true)
+        meter.update(true, given)
+        noise = torch.randint(0, 256, true.shape, generator=random, dtype=torch.uint8)
+        noisy.update(noise if t >= 12 else true, given)
+    drift, worse = meter.compute(), noisy.compute()
+    assert drift is not None
+    assert worse is not None
+    assert (drift.segment, len(drift.distances)) == (12, 2)
+    assert drift.distances[0] == pytest.approx(drift.true, rel=1e-6)
+    features = EfficientNetLite0Features()
+    every = torch.cat([features(known.pictures(known.dataset.batch([n]))[0] / 255) for n in range(len(known.dataset))])
+    by_hand = frechet_distance(every, features(torch.cat(kept[12:]) / 255))  # all frames are less than 1000
+    assert drift.distances[1] == pytest.approx(float(by_hand), rel=1e-3)
+    assert worse.ratio > 2 * drift.ratio
+
+
+def test_a_single_frame_has_no_distribution(engine: Engine) -> None:
+    known = episodes(engine)
+    meter = DriftMeter(known, 1)
+    for generated, given in long_rollout(engine, known, 1, 1, CONTEXT):
+        meter.update(generated, given)
+    assert meter.compute() is None
+
+
+def test_true_frames_obey_and_other_frames_are_measured_apart(engine: Engine, perfect: Clips) -> None:
+    reader = ControlsReader.load(READER, engine.network, STRIDE)
+    with torch.no_grad():
+        reader.network.reader[-1].weight.mul_(100)  # after two steps it would read nothing from anything
+    values = action_following(perfect, reader)
+    assert values["axis_accuracy"] == values["axis_accuracy_true"]
+    assert values["axis_accuracy_ratio"] == 1
+    assert values["button_accuracy_ratio"] == 1
+    others = replace(perfect, generated=perfect.generated.flip(1, -1))
+    changed = action_following(others, reader)
+    assert changed["axis_accuracy_true"] == values["axis_accuracy_true"]
+    for clips, found in ((perfect, values), (others, changed)):
+        continued = torch.cat([clips.true[:, 1:CONTEXT], clips.generated], 1).float() / 127.5 - 1
+        right = [
+            direction(reader.network.label(continued[clip : clip + 1])[1][0, 2:])
+            == direction(clips.axes[clip, CONTEXT:])
+            for clip in range(3)
+        ]
+        assert found["axis_accuracy"] == pytest.approx(float(torch.stack(right).float().mean()))
+    assert changed["axis_accuracy"] != values["axis_accuracy"]
+    assert changed["axis_accuracy_ratio"] == changed["axis_accuracy"] / values["axis_accuracy"]
+
+
+def direction(axes: Tensor) -> Tensor:
+    return axes.sign() * (axes.abs() >= 1)
+
+
+def test_latency_is_told_by_part(engine: Engine) -> None:
+    values = latency(engine, episodes(engine), frames=5, context=CONTEXT, warmup=1)
+    for part in ("commit", "denoise", "decode", "total"):
+        assert 0 < values[f"latency_{part}_p50"] <= values[f"latency_{part}_p95"]
+    assert values["latency_total_p50"] > values["latency_decode_p50"]
+    assert 0 < values["frames_per_second"] < 1 / values["latency_decode_p50"]
+
+
+def test_audio_is_compared_standardised() -> None:
+    network = WorldTransformer(latent=(4, 4, 6), width=32, heads=2, depth=1, audio=(2, 3))
+    network.audio_mean.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    network.audio_std.copy_(torch.tensor([0.5, 1.0, 2.0]))
+    true = torch.randn(2, 4, 2, 3)
+    generated = true + torch.tensor([1.0, 2.0, 2.0]) * torch.arange(4)[:, None, None]
+    empty = torch.zeros(0)
+    clips = Clips(empty, empty, empty, empty, {"audio": true}, {"audio": generated})
+    # (1 / 0.5)^2, (2 / 1)^2, (2 / 2)^2 have the mean 3
+    assert audio_latent_mse(clips, network) == pytest.approx([0.0, 3.0, 12.0, 27.0], rel=1e-5)
+
+
+def test_the_strip_shows_the_right_frames(perfect: Clips) -> None:
+    picture = strip(perfect, count=1)
+    frame = perfect.true[0, CONTEXT].movedim(0, -1).numpy().repeat(5, 0).repeat(5, 1)  # one frame after the context
+    height, width = frame.shape[:2]
+    found = [
+        (y, x)
+        for y in range(0, picture.shape[0] - height + 1)
+        for x in range(0, picture.shape[1] - width + 1)
+        if (picture[y, x] == frame[0, 0]).all() and (picture[y : y + height, x : x + width] == frame).all()
+    ]
+    assert len(found) == 2  # true above, generated below
+    assert found[0][1] == found[1][1]
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "stride", "message"),
+    [
+        (WORLD_MODEL, STRIDE, "WorldTransformer, which does not read controls; give a checkpoint of the recipe"),
+        (READER, 1, f"was trained with stride {STRIDE}, the world model with 1; train one"),
+    ],
+)
+def test_readers_that_do_not_fit_are_refused(engine: Engine, checkpoint: str, stride: int, message: str) -> None:
+    with pytest.raises(OwlError, match=message):
+        ControlsReader.load(checkpoint, engine.network, stride)
+
+
+def test_a_reader_of_other_controls_is_refused() -> None:
+    other = WorldTransformer(latent=(4, 4, 6), width=32, heads=2, depth=1, buttons=["JUMP"])
+    with pytest.raises(OwlError, match="has the buttons ATTACK, MOVE_LEFT, MOVE_RIGHT, the world model has JUMP;"):
+        ControlsReader.load(READER, other, STRIDE)
+
+
+def test_datasets_that_do_not_fit_are_refused(engine: Engine) -> None:
+    with pytest.raises(OwlError, match="has no latent, it holds rgb, controls; give the dataset of latents"):
+        episodes(engine, FOOTAGE)
+    other = models.load(WORLD_MODEL)
+    assert isinstance(other, WorldTransformer)
+    other.axes = ["mouse_y", "mouse_x"]
+    with pytest.raises(OwlError, match="has the axes mouse_x, mouse_y, the world model was trained with mouse_y"):
+        Episodes(LATENTS, "test", other, engine.decoders["video"], STRIDE, 4)
+    other.video_encoder.zero_()
+    with pytest.raises(OwlError, match="the world model was trained on latents of encoder 0000000000000000"):
+        Episodes(LATENTS, "test", other, engine.decoders["video"], STRIDE, 4)
+
+
+def test_a_decoder_that_decodes_nothing_is_refused() -> None:
+    with pytest.raises(OwlError, match="is InverseDynamicsModel, an autoencoder was expected to decode"):
+        load_decoder(READER)
