@@ -36,6 +36,8 @@ class ShardDataModule(LightningDataModule):
         flip: Probability of mirroring a training window.
         crop: (h, w) of random crops of training windows, central ones for validation; None keeps all.
         record: What to record from the game where ``path`` holds no finished dataset; None expects one there.
+        pack: Whether episodes shorter than a window share windows instead of being skipped; for recipes that keep them
+            apart, such as the world model's.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class ShardDataModule(LightningDataModule):
         flip: float = 0.0,
         crop: tuple[int, int] | None = None,
         record: GameRecording | None = None,
+        pack: bool = False,
     ) -> None:
         super().__init__()
         self.path, self.record, self.cache_dir = path, record, cache_dir
@@ -68,6 +71,7 @@ class ShardDataModule(LightningDataModule):
             "size": size,
             "crop": crop,
             "cache_dir": cache_dir,
+            "pack": pack,
         }
 
     def prepare_data(self) -> None:

@@ -3,7 +3,9 @@
 import math
 import warnings
 import zlib
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -14,12 +16,16 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from owl.data.reader import ShardReader
-from owl.data.sample import MODALITIES, SampleDecoder
+from owl.data.sample import MODALITIES, SampleDecoder, View
 from owl.data.shards import DatasetInfo, ShardIndex, shard_name
 from owl.errors import OwlError
 
 CONTINUOUS = ("audio", "controls")  # all stored frames of a window are read, also those that a stride skips
 MAX_REPLACEMENTS = 256
+PADDING = -1  # the document of the frames behind the last clip of a pack
+OPEN_PACKS = (
+    64  # packs that a clip may still join: more waste less room, fewer keep the clips of a pack near in storage
+)
 
 
 class CorruptSampleWarning(UserWarning):
@@ -32,6 +38,21 @@ class SkippedEpisodeWarning(UserWarning):
 
 class _CorruptMember(Exception):
     """A member of the window cannot be decoded; the warning has been given."""
+
+
+@dataclass(frozen=True)
+class _Clip:
+    """Consecutive frames of one episode: a window, or a part of a pack.
+
+    Attributes:
+        episode: Its position in the index.
+        first: Its first frame.
+        length: Frames that are delivered, ``stride`` stored ones apart.
+    """
+
+    episode: int
+    first: int
+    length: int
 
 
 class WindowDataset(Dataset):
@@ -52,10 +73,12 @@ class WindowDataset(Dataset):
             latents, which cannot be mirrored.
         crop: (h, w) of a crop of the delivered pictures, the same for all frames and modalities; None keeps all, and
             latents allow nothing else.
+        pack: Whether episodes shorter than a window are put together, several in a window, instead of skipped; samples
+            then say which frame is of which ("document"). For models that keep documents apart; audio cannot be packed.
 
     Raises:
         OwlError: The dataset is missing, unfinished or of another version, lacks a modality, the split is empty, or
-            every episode is shorter than a window.
+            every episode is shorter than a window and ``pack`` is not set, or audio was to be packed.
     """
 
     def __init__(
@@ -70,11 +93,16 @@ class WindowDataset(Dataset):
         cache_dir: str | Path | None = None,
         flip: float = 0.0,
         crop: Sequence[int] | None = None,
+        pack: bool = False,
     ) -> None:
+        if pack and "audio" in modalities:
+            raise OwlError(
+                f"audio of {path} cannot be packed, sound is not cut at frames; set pack to false, or use audio_latent"
+            )
         if min(length, stride, hop) < 1:
             raise OwlError(f"length {length}, stride {stride}, hop {hop}: each must be at least 1; change the smallest")
         self.path, self.split, self.modalities = str(path), split, tuple(modalities)
-        self.length, self.stride = length, stride
+        self.length, self.stride, self.pack = length, stride, pack
         self.info = DatasetInfo.load(path)
         index = ShardIndex.load(path)
         self.identity = self.info.identity(index)
@@ -82,11 +110,17 @@ class WindowDataset(Dataset):
         self._columns = self._find_columns()
         self._reader = ShardReader(path, cache_dir, self.identity)
         self._span = (length - 1) * stride + 1
-        self._episodes = self._find_episodes()
-        frames = index.episode_frames[self._episodes]
-        counts = (frames - self._span) // hop + 1 + ((frames - self._span) % hop > 0)
         self._hop = hop
-        self._ends = np.cumsum(counts)  # window numbers: those of episode e end before _ends[e]
+        episodes = self._find_episodes()
+        long = index.episode_frames[episodes] >= self._span
+        packs = self._make_packs(episodes[~long])
+        # a pack stands where its first episode would, as an episode with a single window
+        begun = np.array([*episodes[long], *(pack[0].episode for pack in packs)], np.int64)
+        order = np.argsort(begun, kind="stable")
+        self._episodes, ordinary = begun[order], int(long.sum())
+        self._packs = {n: packs[i - ordinary] for n, i in enumerate(order.tolist()) if i >= ordinary}
+        extra = np.maximum(index.episode_frames[self._episodes] - self._span, 0)
+        self._ends = np.cumsum(-(-extra // hop) + 1)  # window numbers: those of episode e end before _ends[e]
         self._decoder = SampleDecoder(self.info, self.path, self.modalities, self._span, stride, size, crop, flip)
         self._reported: set[str] = set()
         self._step = _coprime_step(len(self))
@@ -103,7 +137,7 @@ class WindowDataset(Dataset):
         return {m: extensions.index(self.info.modalities[m]["extension"]) for m in self.modalities}
 
     def _find_episodes(self) -> np.ndarray:
-        """Positions in the index of the split's episodes that have windows, in the order of their rows."""
+        """Positions in the index of the split's episodes that are used, in the order of their rows."""
         index, columns = self._index, list(self._columns.values())
         if self.split not in self.info.splits:
             raise OwlError(f"{self.path} has no split {self.split!r}, it has {', '.join(self.info.splits)}; name one")
@@ -126,14 +160,14 @@ class WindowDataset(Dataset):
             if (present[position] != frames).any():
                 found = ", ".join(f"{m} {n}" for m, n in zip(self._columns, present[position], strict=True))
                 self._skip(name, f"its modalities have different numbers of frames ({found} of {frames})")
-            elif frames < self._span:
+            elif frames < self._span and not self.pack:
                 short.append(frames)
             else:
                 kept.append(position)
         if not kept and short:
             raise OwlError(
                 f"every usable episode of split {self.split!r} of {self.path} is shorter than the {self._span} frames "
-                f"of a window (the longest has {max(short)}); use a smaller length or stride"
+                f"of a window (the longest has {max(short)}); use a smaller length or stride, or set pack to true"
             )
         if not kept:
             raise OwlError(
@@ -143,6 +177,26 @@ class WindowDataset(Dataset):
         if short:
             self._skip(f"{len(short)} short ones", f"a window is {self._span} frames, the longest has {max(short)}")
         return np.sort(np.array(kept, np.int64))
+
+    def _make_packs(self, short: np.ndarray) -> list[list[_Clip]]:
+        """Divide short episodes among windows: each clip into the first of the open ones that has room for it.
+
+        Where a stride leaves frames out, an episode gives a clip for each of the first frames that windows begin at.
+        """
+        packs: list[list[_Clip]] = []
+        room: deque[list[int]] = deque(maxlen=OPEN_PACKS)  # of the last packs: [number, frames that are free]
+        for episode in short.tolist():
+            frames = int(self._index.episode_frames[episode])
+            for first in range(0, min(self.stride, frames), self._hop):
+                clip = _Clip(episode, first, -(-(frames - first) // self.stride))
+                place = next((p for p in room if p[1] >= clip.length), None)
+                if place is None:
+                    place = [len(packs), self.length]
+                    packs.append([])
+                    room.append(place)
+                packs[place[0]].append(clip)
+                place[1] -= clip.length
+        return packs
 
     def _skip(self, episode: str, reason: str) -> None:
         warnings.warn(f"{self.path}: episode {episode} is skipped: {reason}", SkippedEpisodeWarning, stacklevel=4)
@@ -158,20 +212,34 @@ class WindowDataset(Dataset):
         return [range(start, stop) for start, stop in pairwise(stops)]
 
     def describe(self, window: int) -> dict[str, Any]:
-        """Where a window comes from: its episode, its shard and its [first, last] frame."""
-        episode, first = self._locate(window)
-        return {
-            "episode": str(self._index.episodes[episode]),
-            "shard": shard_name(int(self._index.episode_shard[episode])),
-            "frames": [first, first + self._span - 1],
-        }
+        """Where a window comes from: its episode, its shard and its [first, last] frame.
 
-    def _locate(self, window: int) -> tuple[int, int]:
-        """Position of the window's episode in the index, and its first frame."""
+        Of a pack these are those of its first clip; "packed_with" lists the same of the others.
+        """
+        first, *others = [
+            {
+                "episode": str(self._index.episodes[clip.episode]),
+                "shard": shard_name(int(self._index.episode_shard[clip.episode])),
+                "frames": [clip.first, clip.first + (clip.length - 1) * self.stride],
+            }
+            for clip in self._clips(window)
+        ]
+        return {**first, "packed_with": others} if others else first
+
+    def _clips(self, window: int) -> list[_Clip]:
+        """What a window holds: one clip, or those of a pack."""
         number = int(np.searchsorted(self._ends, window, side="right"))
+        if number in self._packs:
+            return self._packs[number]
         episode = int(self._episodes[number])
         before = int(self._ends[number - 1]) if number else 0
-        return episode, min((window - before) * self._hop, int(self._index.episode_frames[episode]) - self._span)
+        first = min((window - before) * self._hop, int(self._index.episode_frames[episode]) - self._span)
+        return [_Clip(episode, first, self.length)]
+
+    def _shapes(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and type of each tensor of a sample."""
+        document = {"document": ((self.length,), torch.int64)} if self.pack else {}
+        return {**self._decoder.shapes(), **document}
 
     def __getitem__(self, item: int | tuple[int, int]) -> dict[str, torch.Tensor]:
         """One window.
@@ -190,13 +258,15 @@ class WindowDataset(Dataset):
             "buttons": float32[T, B] and "axes": float32[T, A]: where a stride skips frames, a button counts if it was
             down in any frame since the previous one of the window, and axes are summed;
             "latent" and "motion_latent": float32[T, c, h, w], and "audio_latent": float32[T, k, c], as the encoder gave
-            them, not standardised: mean and std are in dataset.json.
+            them, not standardised: mean and std are in dataset.json;
+            "document", with ``pack``: int64[T], the number of the clip that a frame belongs to, 0, 1, ..., and -1 for
+            padding, where everything else is 0. A damaged clip of a pack is left out of it.
 
         Raises:
             IndexError: There is no such window.
             OwlError: No window could be decoded, or the storage fails.
         """
-        sample = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in self._decoder.shapes().items()}
+        sample = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in self._shapes().items()}
         window = self._fill(item, {name: tensor.numpy() for name, tensor in sample.items()})
         return {"window": torch.tensor(window), **sample}
 
@@ -206,7 +276,7 @@ class WindowDataset(Dataset):
         Pictures are decoded into their place in the batch, which lies in shared memory when a loader worker asks: that
         spares the copies of collation, a seventh of the time.
         """
-        batch = {name: _empty((len(items), *shape), dtype) for name, (shape, dtype) in self._decoder.shapes().items()}
+        batch = {name: _empty((len(items), *shape), dtype) for name, (shape, dtype) in self._shapes().items()}
         arrays = {name: tensor.numpy() for name, tensor in batch.items()}
         windows = [self._fill(item, {name: a[n] for name, a in arrays.items()}) for n, item in enumerate(items)]
         return {"window": torch.tensor(windows), **batch}
@@ -229,15 +299,31 @@ class WindowDataset(Dataset):
         )
 
     def _load(self, window: int, seed: int | None, into: dict[str, np.ndarray]) -> None:
-        episode, first = self._locate(window)
-        row = int(self._index.episode_row[episode]) + first
-        last = row + self._span - 1
+        view, clips = self._decoder.draw(seed), self._clips(window)
+        if not self.pack:
+            self._load_clip(clips[0], view, into)
+            return
+        filled = document = 0
+        for clip in clips:
+            try:
+                self._load_clip(clip, view, {name: a[filled : filled + clip.length] for name, a in into.items()})
+            except _CorruptMember:
+                continue
+            into["document"][filled : filled + clip.length] = document
+            filled, document = filled + clip.length, document + 1
+        if not filled:
+            raise _CorruptMember
+        for name, array in into.items():
+            array[filled:] = PADDING if name == "document" else 0
+
+    def _load_clip(self, clip: _Clip, view: View, into: dict[str, np.ndarray]) -> None:
+        episode, row = clip.episode, int(self._index.episode_row[clip.episode]) + clip.first
+        last = row + (clip.length - 1) * self.stride
         # one contiguous range, though members of other modalities lie in between
         columns = list(self._columns.values())
         start = int(self._index.offsets[row, columns].min())
         stop = int((self._index.offsets[last, columns] + self._index.sizes[last, columns]).max())
         data = memoryview(self._reader.read(int(self._index.episode_shard[episode]), start, stop))
-        view = self._decoder.draw(seed)
         for modality in self.modalities:
             rows = range(row, last + 1, 1 if modality in CONTINUOUS else self.stride)
             frames = map(partial(self._decode, modality, episode, data, start), rows)
@@ -270,9 +356,10 @@ class WindowDataset(Dataset):
         member = f"{name}/{frame:06d}.{self._index.extensions[self._columns[modality]]}"
         if member not in self._reported:
             self._reported.add(member)
+            consequence = "packs leave its clip out, and other windows" if self.pack else "other windows"
             warnings.warn(
                 f"{self.path}: episode {name}, frame {frame}: member {member} is corrupt ({error}); "
-                "other windows stand in for those that hold it",
+                f"{consequence} stand in for those that hold it",
                 CorruptSampleWarning,
                 stacklevel=5,
             )
