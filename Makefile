@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 
-.PHONY: help quickstart test test-slow bench lint docs clean
+.PHONY: help quickstart world test test-slow bench lint docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -20,6 +20,17 @@ $(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/python
 
 quickstart: $(VENV)/.installed-game ## record a game, train the image VAE on it (at most 6 minutes), write runs/quickstart/report.md
 	$(RUN) owl fit --config experiments/quickstart.yaml --ckpt_path last
+
+GAME := data/doom-96x160
+WORLD := runs/world_model_quickstart
+READER := runs/inverse_dynamics_quickstart
+
+world: quickstart ## the whole chain (about 80 minutes): game, image VAE, latents, world model, a page of what it dreams
+	$(RUN) owl data encode runs/quickstart/checkpoints/last.ckpt $(GAME) $(GAME)-latents --keep controls,rgb
+	$(RUN) owl fit --config experiments/world_model_quickstart.yaml --ckpt_path last
+	$(RUN) owl fit --config experiments/inverse_dynamics_quickstart.yaml --ckpt_path last
+	$(RUN) owl rollout $(WORLD)/checkpoints/last.ckpt --data $(GAME)-latents --out $(WORLD)/rollout \
+	  --decoder runs/quickstart/checkpoints/last.ckpt --controls_reader $(READER)/checkpoints/last.ckpt --frames 1000
 
 test: $(VENV)/.installed-dev ## the whole test suite
 	$(RUN) pytest -n 2 --dist loadfile
