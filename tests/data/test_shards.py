@@ -67,7 +67,7 @@ def test_the_examples_of_the_reference_page_work(
     page = (Path(__file__).parents[2] / "docs" / "reference" / "shards.md").read_text()
     blocks = re.findall(r"^```(bash|python)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     local = [(language, code) for language, code in blocks if "s3://" not in code]
-    assert len(local) == 4
+    assert len(local) == 5
     names: dict = {}
     for language, code in local:
         if language == "bash":
@@ -78,6 +78,7 @@ def test_the_examples_of_the_reference_page_work(
     assert "episode-000/000008 (24, 40, 3)" in capsys.readouterr().out
     np.testing.assert_array_equal(names["controls"], render(0, 4, (24, 40))["controls"][3])
     assert names["sample"]["rgb"].shape == (8, 3, 24, 40)
+    assert names["windows"][0]["document"].tolist() == [0] * 9 + [-1] * 7  # the last example's windows of 16 frames
 
 
 def test_the_header_is_what_the_reference_page_says(dataset: Path) -> None:
