@@ -179,6 +179,8 @@ def test_each_token_knows_its_place() -> None:
     for name, axis in (("audio", 2), ("video", 3), ("video", 4)):
         swapped = call(network, latents | {name: latents[name].flip(axis)}, level, controls)[name].flip(axis)
         assert (swapped - before[name]).abs().max() > 1e-2
+    places = torch.stack(network._positions(torch.device("cpu")), 1)
+    assert len(places.unique(dim=0)) == network.tokens == 4 * 6 + 2  # sound lies where no picture does
 
 
 def test_a_new_network_predicts_nothing_and_learns_at_once() -> None:

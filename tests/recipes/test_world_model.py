@@ -17,6 +17,7 @@ from owl.callbacks.nonfinite import NonFiniteGuard
 from owl.data.datamodule import ShardDataModule
 from owl.data.shards import DatasetInfo
 from owl.errors import OwlError
+from owl.losses.flow import corrupt
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.attention import NEVER
 from owl.recipes.world_model import LEVELS, MODALITIES, Forcing, WorldModel, adopt, document_time, masked_mean, verify
@@ -126,6 +127,31 @@ def test_each_forcing_presents_a_clip_in_its_own_way() -> None:
     assert full["level"].unique().numel() == 2
     clean = presented(recipe(forcing="teacher", context_noise=0.0), data)
     torch.testing.assert_close(clean["latents"]["video"][:, :400], data["latent"])
+
+
+@pytest.mark.parametrize("forcing", FORCINGS)
+def test_the_loss_is_that_of_the_noisy_frames(forcing: Forcing) -> None:
+    """Frame by frame from the definition: x_t of the frame at hand, after the context that its forcing shows it."""
+    network = lively(**EVERYTHING)
+    made, frames = recipe(network, forcing=forcing), 5
+    latents, level, controls = draw(network, frames)
+    context_level = draw(network, frames, seed=1)[1] * 0.2
+    noise, context_noise = draw(network, frames, seed=2)[0], draw(network, frames, seed=3)[0]
+    with torch.no_grad():
+        found = made.losses(latents, controls, None, level, context_level, noise, context_noise)
+        for t in range(frames):
+            shown = frames if forcing == "full" else t + 1
+            x = {name: corrupt(latents[name], noise[name], level)[:, :shown] for name in latents}
+            levels = level[:, :shown].clone()
+            if forcing == "teacher":
+                for name in x:
+                    x[name][:, :t] = corrupt(latents[name], context_noise[name], context_level)[:, :t]
+                levels[:, :t] = context_level[:, :t]
+            known = Controls(controls.buttons[:, :shown], controls.axes[:, :shown])
+            velocity = network(x, levels, known, causal=forcing != "full")
+            for name, v in velocity.items():
+                expected = (v[0, t] - (noise[name] - latents[name])[0, t]).square().mean()
+                torch.testing.assert_close(found[name][0, t], expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("forcing", FORCINGS)
