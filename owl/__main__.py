@@ -102,7 +102,7 @@ def run(arguments: list[str]) -> int:
 
 
 def main() -> None:
-    """Entry point: an :class:`~owl.errors.OwlError` becomes one line and exit status 2."""
+    """Entry point: an `owl.errors.OwlError` becomes one line and exit status 2."""
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")

@@ -45,7 +45,7 @@ DESCRIPTIONS = {
 
 
 class Parser(LightningArgumentParser):
-    """A parser that raises its errors, so that :func:`main` can tell them in one line."""
+    """A parser that raises its errors, so that `main` can tell them in one line."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "exit_on_error": False, "allow_abbrev": False})

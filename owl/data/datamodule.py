@@ -92,7 +92,7 @@ class ShardDataModule(LightningDataModule):
         """Open the splits that a stage ("fit", "validate", "test", "predict") needs; None opens all.
 
         Raises:
-            OwlError: The dataset is not fit for use; see :class:`WindowDataset`.
+            OwlError: The dataset is not fit for use; see `WindowDataset`.
         """
         if stage in ("fit", None):
             self.train_dataset = WindowDataset(self.path, "train", hop=self.hop, flip=self.flip, **self._windows)

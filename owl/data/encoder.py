@@ -107,7 +107,7 @@ class Source:
 
     @property
     def identity(self) -> str:
-        """That of the dataset (:meth:`DatasetInfo.identity`)."""
+        """That of the dataset (`DatasetInfo.identity`)."""
         return self.info.identity(self.index)
 
 
@@ -136,7 +136,7 @@ def encode_dataset(
         The description of the finished dataset.
 
     Raises:
-        OwlError: The source cannot be encoded (:meth:`Source.open`) or its pictures have another size than the
+        OwlError: The source cannot be encoded (`Source.open`) or its pictures have another size than the
             encoder's, the folder was begun with another encoder or source, is being written by another process or
             cannot be written, or the encoder gives NaN. Complete shards stay, and the same call goes on from there.
     """

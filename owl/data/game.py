@@ -112,7 +112,7 @@ def play(
     The player cannot die, so footage is continuous, except where a scenario ends by itself and begins anew.
 
     Args:
-        scenario: As in :func:`find_scenario`.
+        scenario: As in `find_scenario`.
         frames: Length of the episode.
         size: (H, W). The game renders at its smallest resolution that covers it, twice where W is at most 320; the
             picture is cropped around its centre to the aspect and area-averaged.
@@ -314,7 +314,7 @@ def _fit(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _fit_nearest(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Like :func:`_fit` with the middle pixel of each area: an average of near and far would be neither."""
+    """Like `_fit` with the middle pixel of each area: an average of near and far would be neither."""
     depth = _crop(depth, size)
     rows, columns = ((np.arange(n) + 0.5) * m / n for n, m in zip(size, depth.shape, strict=True))
     return np.ascontiguousarray(depth[rows.astype(int)[:, None], columns.astype(int)])

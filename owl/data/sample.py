@@ -191,7 +191,7 @@ class SampleDecoder:
         return _checked(array, (self._buttons + self._axes,))
 
     def assemble(self, modality: str, frames: Iterable[np.ndarray], view: View, into: dict[str, np.ndarray]) -> None:
-        """Write the decoded frames of a window into a sample's arrays (:meth:`shapes`).
+        """Write the decoded frames of a window into a sample's arrays (`shapes`).
 
         Args:
             modality: What the frames are.

@@ -26,7 +26,7 @@ class FrechetDistance(Metric):
     """Distance between the Gaussians fitted to the features of real and of generated images.
 
     The definition of FID (Heusel et al. 2017, eq. 6) with other features, whose weights come with the installed
-    packages: report it as :attr:`name`, never as FID. Like FID it falls with the number of images, so compare
+    packages: report it as `name`, never as FID. Like FID it falls with the number of images, so compare
     numbers of equally many images only. Keeps 5 kB per image until ``reset``.
     """
 

@@ -96,7 +96,7 @@ class InverseDynamicsModel(nn.Module):
 
         Returns:
             Logits of the buttons, float[B, T, len(buttons)], and the axes on the scale of
-            :func:`owl.nn.symlog.symlog`, float[B, T, len(axes)].
+            `owl.nn.symlog.symlog`, float[B, T, len(axes)].
 
         Raises:
             OwlError: The video has another shape.

@@ -179,7 +179,7 @@ class WorldTransformer(nn.Module):
         return {name: (x - self._of(name, "mean", x)) / self._of(name, "std", x) for name, x in latents.items()}
 
     def restore(self, latents: Streams) -> Streams:
-        """Undo :meth:`standardize`."""
+        """Undo `standardize`."""
         return {name: x * self._of(name, "std", x) + self._of(name, "mean", x) for name, x in latents.items()}
 
     def _of(self, name: str, statistic: str, like: Tensor) -> Tensor:
@@ -205,7 +205,7 @@ class WorldTransformer(nn.Module):
             frames: Time, copy and document of each frame; None: F frames of one clip, in order.
             conditioning: float[B, F, conditioning_channels, h, w]; None: nothing is given.
             causal: Whether a frame sees earlier ones only.
-            cache: Keys and values of earlier frames, of :meth:`new_cache`; frames of copy 0 are added to it.
+            cache: Keys and values of earlier frames, of `new_cache`; frames of copy 0 are added to it.
 
         Returns:
             For each stream the velocity, shaped like its latents.

@@ -28,7 +28,7 @@ class Frames:
     """What the attention rule must know of each frame of a sequence.
 
     Attributes:
-        time: int64[1 or B, F], number of the frame within its document, :data:`NEVER` where there is none.
+        time: int64[1 or B, F], number of the frame within its document, `NEVER` where there is none.
         copy: int64[F], 0 for context, above for noisy copies.
         document: int64[1 or B, F], which document a frame belongs to; None where all belong to one.
     """

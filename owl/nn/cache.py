@@ -76,7 +76,7 @@ class CachedAttention:
         self.mask = tokens_of(seen, cache.key.shape[3])
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attend; see :data:`owl.nn.attention.Attend`."""
+        """Attend; see `owl.nn.attention.Attend`."""
         batch, heads, _, tokens, width = self.cache.key.shape
         shape = (batch, heads, len(self.places), tokens, width)
         self.cache.key.index_copy_(2, self.places, key.reshape(shape).to(self.cache.key.dtype))

@@ -85,7 +85,7 @@ def folded_weight(layer: nn.Module) -> Tensor:
     does too, and with it every fingerprint.
 
     Args:
-        layer: A layer for which :func:`is_weight_normed` is true.
+        layer: A layer for which `is_weight_normed` is true.
 
     Returns:
         float32, on the CPU, in the shape of the weight.

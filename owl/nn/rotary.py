@@ -19,7 +19,7 @@ def split_channels(head_width: int) -> tuple[int, int]:
 
 
 def time_frequencies(channels: int) -> Tensor:
-    """Turns in time per :data:`PERIOD`, whole numbers: int64[channels / 2],
+    """Turns in time per `PERIOD`, whole numbers: int64[channels / 2],
     geometric from one radian a frame down to a 64th of that.
 
     Since every pair of channels turns a whole number of times in a period, ``time % PERIOD`` gives the same angles as
@@ -65,7 +65,7 @@ def rotate(x: Tensor, turns: Tensor) -> Tensor:
 
     Args:
         x: float[B, heads, S, head_width]; channel i is paired with i + head_width / 2.
-        turns: float[1 or B, S, head_width / 2, 2] of :func:`rotation`.
+        turns: float[1 or B, S, head_width / 2, 2] of `rotation`.
 
     Returns:
         Like ``x``; scalar products of two rotated vectors depend on the difference of their positions alone.

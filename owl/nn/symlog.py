@@ -10,5 +10,5 @@ def symlog(x: Tensor) -> Tensor:
 
 
 def symexp(x: Tensor) -> Tensor:
-    """The inverse of :func:`symlog`."""
+    """The inverse of `symlog`."""
     return x.sign() * torch.expm1(x.abs())

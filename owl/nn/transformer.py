@@ -101,7 +101,7 @@ class Block(nn.Module):
         Args:
             x: float[B, F, n, width], n tokens of each frame.
             condition: float[B, F, width], after its nonlinearity.
-            turns: float[1 or B, F * n, head width / 2, 2], of :func:`owl.nn.rotary.rotation`.
+            turns: float[1 or B, F * n, head width / 2, 2], of `owl.nn.rotary.rotation`.
             attend: The attention, under its mask, over these frames and whatever is cached.
 
         Returns:

@@ -50,7 +50,7 @@ class Weights:
 class ImageVAE(LightningModule):
     """Trains encoder and decoder end to end on reconstruction, without a discriminator.
 
-    loss = sum of weight * term over :class:`Weights`, the terms comparing decode(sample of encode(x)) with x.
+    loss = sum of weight * term over `Weights`, the terms comparing decode(sample of encode(x)) with x.
 
     Args:
         network: The autoencoder.

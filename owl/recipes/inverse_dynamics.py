@@ -38,7 +38,7 @@ class Augmentation:
 
 
 class InverseDynamics(LightningModule):
-    """Trains :class:`InverseDynamicsModel` on batches of rgb and controls.
+    """Trains `InverseDynamicsModel` on batches of rgb and controls.
 
     loss = binary cross-entropy of the buttons, pressed and released frames counting alike + smooth L1 of symlog(axes).
     The first frame of a window, whose controls nothing shows, is left out of loss and metrics.
@@ -131,7 +131,7 @@ class InverseDynamics(LightningModule):
             self.log_dict({f"{split}/{name}": value for name, value in values.items()}, sync_dist=True)
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Return what :meth:`InverseDynamicsModel.label` reads."""
+        """Return what `InverseDynamicsModel.label` reads."""
         buttons, axes = self.network.label(video(batch))
         return {"buttons": buttons, "axes": axes}
 

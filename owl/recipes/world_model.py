@@ -108,11 +108,11 @@ class WorldModel(LightningModule):
         verify(self.network, *self._described)
 
     def on_validation_start(self) -> None:
-        """See :meth:`on_fit_start`."""
+        """See `on_fit_start`."""
         verify(self.network, *self._described)
 
     def on_test_start(self) -> None:
-        """See :meth:`on_fit_start`."""
+        """See `on_fit_start`."""
         verify(self.network, *self._described)
 
     def inputs(self, batch: dict[str, Tensor]) -> tuple[Streams, Controls, Tensor | None]:
@@ -205,7 +205,7 @@ class WorldModel(LightningModule):
         self.measure(batch)
 
     def measure(self, batch: dict[str, Tensor]) -> None:
-        """Measure every stream at each of :data:`LEVELS`, the noise being the same at every validation."""
+        """Measure every stream at each of `LEVELS`, the noise being the same at every validation."""
         latents, controls, document = self.inputs(batch)
         # a function of the window alone: neither the batch size nor the number of processes changes what is measured
         generators = [torch.Generator().manual_seed(window) for window in batch["window"].tolist()]
