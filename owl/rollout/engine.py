@@ -213,12 +213,17 @@ class Engine:
         """Return to a state of this rollout.
 
         Raises:
-            OwlError: ``reset`` was not called, or the snapshot is of another batch size.
+            OwlError: ``reset`` was not called, or the snapshot is of another batch size, network or cache.
         """
         self._check_begun()
         found = snapshot.cache[-1].shape[0]
         if found != self.batch:
             raise OwlError(f"the snapshot holds {found} rollouts, {self.batch} run now; reset with that batch first")
+        if [t.shape for t in snapshot.cache] != [t.shape for t in self.cache.tensors()]:
+            raise OwlError(
+                "the snapshot is of another world model or of an engine with other guidance, one of this engine was "
+                "expected; restore it there"
+            )
         for tensor, stored in zip(self.cache.tensors(), snapshot.cache, strict=True):
             tensor.copy_(stored)
         self._pending, self.time = deepcopy(snapshot.pending), snapshot.time
@@ -318,6 +323,11 @@ def _known(controls: Controls) -> Tensor:
 def _check_decoder(network: WorldTransformer, name: str, decoder: nn.Module) -> None:
     if name not in network.streams:
         raise OwlError(f"there is a decoder for {name}, the world model has {', '.join(network.streams)}; leave it out")
+    if not isinstance(getattr(decoder, "encoder", None), nn.Module):
+        raise OwlError(
+            f"the {name} decoder is a {type(decoder).__name__}, an autoencoder with its encoder was expected, "
+            "which tells whether it fits the world model; give that"
+        )
     expected = bytes(getattr(network, f"{name}_encoder").tolist()).hex()
     found = models.fingerprint(decoder.encoder)  # type: ignore[arg-type]
     if found != expected:

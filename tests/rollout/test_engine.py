@@ -305,6 +305,7 @@ def test_settings_that_make_no_sense_are_told(autoencoder: ImageAutoencoder) -> 
         refuse("expected falling noise levels from 1 to above 0", Engine, network, levels=levels)
     refuse('sampler is "ddim", expected euler or consistency', Engine, network, sampler="ddim")
     refuse("the video decoder belongs to encoder [0-9a-f]{16}, the", Engine, network, {"video": autoencoder})
+    refuse("the video decoder is a Linear, an autoencoder", Engine, network, {"video": torch.nn.Linear(1, 1)})
     refuse("there is a decoder for audio, the world model has video", Engine, network, {"audio": autoencoder})
 
 
@@ -342,6 +343,9 @@ def test_what_does_not_fit_is_told() -> None:
     snapshot = engine.snapshot()
     engine.reset(batch=3)
     refuse("the snapshot holds 2 rollouts, 3 run now", engine.restore, snapshot)
+    guided = Engine(network, levels=LEVELS, guidance=2)
+    guided.reset(batch=2)
+    refuse("the snapshot is of another world model or of an engine with other guidance", guided.restore, snapshot)
 
 
 @pytest.mark.slow  # compiling three kinds of passes takes half a minute
