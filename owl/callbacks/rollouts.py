@@ -117,7 +117,7 @@ class Rollouts(Callback):
             engine = Engine(
                 pl_module.network,  # type: ignore[arg-type]
                 {"video": episodes.decoder},
-                levels=noise_levels(self.steps)[:-1],
+                levels=noise_levels(self.steps),
                 device=pl_module.device,
             )
             clips = roll_out(engine, episodes, self._windows, self.context)

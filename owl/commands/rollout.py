@@ -154,7 +154,7 @@ def main(
     engine = Engine(
         network,
         {"video": load_decoder(settings.decoder)},
-        levels=noise_levels(steps)[:-1],
+        levels=noise_levels(steps),
         context_level=context_level,
         guidance=guidance,
         dtype=torch.bfloat16 if settings.precision == "bf16" else torch.float32,
