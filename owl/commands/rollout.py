@@ -128,8 +128,8 @@ def main(
         seed: Of all noise.
     """
     counts = {"frames": frames, "clips": clips, "horizon": horizon, "context": context}
-    for name, count in {**counts, "side_by_side": side_by_side, "steps": steps, "stride": 1 if stride is None else stride}.items():
-        if count < 1:
+    for name, count in {**counts, "side_by_side": side_by_side, "steps": steps, "stride": stride}.items():
+        if count is not None and count < 1:
             raise OwlError(f"{name} is {count}, at least 1 was expected; give a larger number")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network, trained = load_world_model(checkpoint)

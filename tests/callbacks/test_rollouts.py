@@ -1,0 +1,145 @@
+"""Rollouts while training: what they log and draw, with which weights, and what they refuse."""
+
+import json
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from owl import models
+from owl.callbacks.rollouts import Rollouts
+from owl.errors import OwlError
+from owl.losses.lpips import LPIPS
+from owl.models.world_model import WorldTransformer
+from owl.rollout.engine import Engine
+from owl.rollout.episodes import Episodes, load_decoder
+from owl.rollout.evaluation import horizon_curves, roll_out
+from tests.helpers.tiny import owl, owl_here, tiny_experiment, write_config
+from tests.helpers.world import AUTOENCODER, FOOTAGE, LATENTS, READER, STRIDE, make_world, tiny_world_model
+
+CONTEXT, HORIZON = 3, 5
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_world(tmp_path_factory.mktemp("rollouts"))
+
+
+def callback(**settings: Any) -> dict[str, Any]:
+    given = {"decoder": AUTOENCODER, "clips": 2, "context": CONTEXT, "horizon": HORIZON, "steps": 2}
+    return {"class_path": "owl.callbacks.rollouts.Rollouts", "init_args": given | settings}
+
+
+def fit(lab: Path, name: str, trainer: dict[str, Any], *options: str, **settings: Any) -> dict[str, float]:
+    configuration = tiny_world_model(LATENTS, **{"max_steps": 4, "callbacks": [callback(**settings)], **trainer})
+    configuration["data"]["init_args"]["validation_windows"] = 2
+    configuration["ema"] = {"decay": 0.9}
+    write_config(lab / f"{name}.yaml", configuration)
+    assert owl_here("fit", "--config", f"{name}.yaml", "--name", name, *options, cwd=lab) == 0
+    return json.loads((lab / "runs" / name / "metrics.json").read_text())
+
+
+EVERY = {"val_check_interval": 1, "check_val_every_n_epoch": None, "limit_val_batches": 1}
+
+
+def test_the_averaged_weights_are_rolled_out(lab: Path) -> None:
+    metrics = fit(lab, "once", {}, "--model.init_args.optimizer.init_args.lr", "0.05")
+    names = [f"val/rollout_{side}{kind}_{h}" for side in ("", "repeat_") for kind in ("psnr", "lpips") for h in (1, 4)]
+    assert sorted(name for name in metrics if "rollout" in name) == sorted(names)
+    checkpoint = lab / "runs/once/checkpoints/last.ckpt"
+    network = models.load(checkpoint)
+    assert isinstance(network, WorldTransformer)
+    averaged = by_hand(lab, network)
+    assert {name: metrics[name] for name in names} == pytest.approx(averaged, rel=2e-3)
+    raw = torch.load(checkpoint, weights_only=True)["ema"]["raw"]
+    network.load_state_dict({name.removeprefix("network."): weight for name, weight in raw.items()}, strict=False)
+    assert by_hand(lab, network)["val/rollout_psnr_4"] != pytest.approx(averaged["val/rollout_psnr_4"], rel=1e-2)
+
+
+def by_hand(lab: Path, network: WorldTransformer) -> dict[str, float]:
+    """What the callback should log of these weights."""
+    with chdir(lab):
+        engine = Engine(network, {"video": load_decoder(AUTOENCODER)}, levels=(1.0, 0.5))
+        length = CONTEXT + HORIZON
+        episodes = Episodes(LATENTS, "validation", network, engine.decoders["video"], STRIDE, length)
+        curves = horizon_curves(roll_out(engine, episodes, episodes.windows(2), CONTEXT), LPIPS())
+    return {f"val/rollout_{name}_{h}": values[h - 1] for name, values in curves.items() for h in (1, 4)}
+
+
+def test_every_nth_validation_is_drawn_also_after_a_resume(lab: Path) -> None:
+    fit(lab, "second", EVERY | {"max_steps": 3}, every_n_validations=2)
+    folder = lab / "runs" / "second"
+    files = sorted((folder / "media").rglob("rollout.png"))
+    assert [file.parent.name for file in files] == ["step-0000001", "step-0000003"]
+    assert cv2.imread(str(files[0])).shape[2] == 3
+    events = EventAccumulator(str(folder), {"images": 0})
+    events.Reload()
+    assert [image.step for image in events.Images("rollout")] == [1, 3]
+    assert [scalar.step for scalar in events.Scalars("val/rollout_psnr_4")] == [0, 2]  # Lightning counts so
+    fit(lab, "second", EVERY | {"max_steps": 5}, "--ckpt_path", "last", every_n_validations=2)
+    drawn = sorted(path.parent.name for path in (folder / "media").rglob("rollout.png"))
+    assert drawn == ["step-0000001", "step-0000003", "step-0000005"]
+
+
+def test_training_is_the_same_with_and_without(lab: Path) -> None:
+    fit(lab, "with", EVERY)
+    fit(lab, "without", EVERY | {"callbacks": []})
+    weights = [
+        torch.load(lab / f"runs/{name}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for name in ("with", "without")
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_validate_rolls_out_too(lab: Path) -> None:
+    trained = fit(lab, "measured", {})
+    arguments = ("--config", "measured.yaml", "--name", "measured", "--ckpt_path", "last")
+    assert owl_here("validate", *arguments, cwd=lab) == 0
+    measured = json.loads((lab / "runs/measured/validate.json").read_text())
+    for name in ("val/rollout_psnr_4", "val/rollout_repeat_lpips_1"):
+        assert measured[name] == pytest.approx(trained[name], rel=1e-5)
+
+
+def test_two_processes_log_what_one_does(lab: Path) -> None:
+    fit(lab, "alone", {})
+    found = []
+    for more in ([], ["--trainer.devices", "2", "--trainer.strategy", "ddp"]):
+        arguments = ["--config", "alone.yaml", "--name", "alone", "--ckpt_path", "last", *more]
+        owl("validate", *arguments, cwd=lab)
+        found.append(json.loads((lab / "runs/alone/validate.json").read_text()))
+    one, two = ({name: v for name, v in each.items() if name.startswith("val/rollout")} for each in found)
+    assert len(one) == 8
+    assert two == pytest.approx(one, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"decoder": READER}, "is InverseDynamicsModel, an autoencoder was expected to decode"),
+        ({"decoder": "other/last.ckpt"}, "there is no checkpoint other/last.ckpt"),
+        ({"horizon": 60}, "is shorter than the 125 frames of a window"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_training(lab: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(OwlError, match=message):
+        fit(lab, f"refused-{len(message)}", {}, **settings)
+
+
+def test_a_recipe_without_a_world_model_is_refused(lab: Path) -> None:
+    configuration = tiny_experiment(Path(FOOTAGE), callbacks=[callback()])
+    (lab / "vae.yaml").write_text(yaml.safe_dump(configuration))
+    with pytest.raises(
+        OwlError, match=r"Rollouts got the recipe ImageVAE, one with a world model .*; remove the callb"
+    ):
+        owl_here("fit", "--config", "vae.yaml", "--name", "vae", cwd=lab)
+
+
+@pytest.mark.parametrize("name", ["every_n_validations", "clips", "horizon", "context", "steps"])
+def test_numbers_below_one_are_refused(name: str) -> None:
+    with pytest.raises(OwlError, match=f"^{name} of Rollouts is 0, at least 1 was expected; correct it$"):
+        Rollouts("decoder.ckpt", **{name: 0})
