@@ -12,7 +12,7 @@ from owl.data import codecs
 from owl.data.shards import DatasetInfo
 from owl.errors import OwlError
 
-LATENTS = ("latent", "audio_latent", "motion_latent")
+LATENTS = ("latent", "audio_latent", "motion_latent", "conditioning_latent")
 MODALITIES = ("rgb", "depth", "flow", "audio", "controls", *LATENTS)
 
 

@@ -21,17 +21,20 @@ Streams = dict[str, Tensor]
 
 @dataclass
 class Controls:
-    """What the player does in each frame: it leads from the frame before to this one.
+    """What is given for each frame: above all what the player does, which leads from the frame before to this one.
 
     Attributes:
         buttons: float[B, F, number of buttons], 1 where one is down.
         axes: float[B, F, number of axes], movement in the axis's own unit.
         known: bool[B, F]; where False, the learned null control stands in. None: all are known.
+        conditioning: float[B, F, conditioning channels, h, w], a latent of what the frame is to show, such as its
+            encoded depth, standardised like the others. None: nothing is given.
     """
 
     buttons: Tensor
     axes: Tensor
     known: Tensor | None = None
+    conditioning: Tensor | None = None
 
 
 @dataclass
@@ -83,7 +86,10 @@ class WorldTransformer(nn.Module):
         checkpoint: Whether training recomputes activations in the backward pass to save memory.
 
     Attributes:
-        streams: Shape of every stream's latent of one frame.
+        streams: Shape of every generated stream's latent of one frame.
+        inputs: The same with the latent that is given, "conditioning", where there is one. For each of these the
+            buffers ``<name>_mean``, ``<name>_std`` (float, per channel) and ``<name>_encoder`` (uint8[8], fingerprint
+            of the encoder) say which latents the network was trained on.
         config: The arguments above as plain values; building from them gives a network of the same shape.
 
     Raises:
@@ -158,7 +164,10 @@ class WorldTransformer(nn.Module):
         if conditioning_channels:
             self.conditioning_in = zero_linear(conditioning_channels * patch**2, width, bias=False)
         self.blocks = nn.ModuleList(Block(width, heads, round(width * mlp_ratio)) for _ in range(depth))
-        for name, shape in self.streams.items():
+        self.inputs = dict(self.streams)
+        if conditioning_channels:
+            self.inputs["conditioning"] = (conditioning_channels, height, columns)
+        for name, shape in self.inputs.items():
             channels_of = shape[-1] if name == "audio" else shape[0]
             self.register_buffer(f"{name}_mean", torch.zeros(channels_of))
             self.register_buffer(f"{name}_std", torch.ones(channels_of))
@@ -192,7 +201,6 @@ class WorldTransformer(nn.Module):
         level: Tensor,
         controls: Controls,
         frames: Frames | None = None,
-        conditioning: Tensor | None = None,
         causal: bool = True,
         cache: Cache | None = None,
     ) -> Streams:
@@ -203,7 +211,6 @@ class WorldTransformer(nn.Module):
             level: float[B, F], the noise level t of each frame in [0, 1].
             controls: Of each frame.
             frames: Time, copy and document of each frame; None: F frames of one clip, in order.
-            conditioning: float[B, F, conditioning_channels, h, w]; None: nothing is given.
             causal: Whether a frame sees earlier ones only.
             cache: Keys and values of earlier frames, of `new_cache`; frames of copy 0 are added to it.
 
@@ -216,7 +223,7 @@ class WorldTransformer(nn.Module):
         condition = nn.functional.silu(
             self.level(level) + self.controls(controls.buttons, controls.axes, controls.known)
         )
-        x = self.embed(latents, conditioning)
+        x = self.embed(latents, controls.conditioning)
         rows, columns = self._positions(level.device)
         turns = rotation(frames.time, rows, columns, self.width // self.heads)
         if cache is None:

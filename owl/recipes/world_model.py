@@ -19,8 +19,13 @@ from owl.optim import warmup_cosine
 
 Forcing = Literal["teacher", "diffusion", "full"]
 
-MODALITIES = {"video": "latent", "audio": "audio_latent", "motion": "motion_latent"}
-"""Where the latents of each of the model's streams lie in a dataset."""
+MODALITIES = {
+    "video": "latent",
+    "audio": "audio_latent",
+    "motion": "motion_latent",
+    "conditioning": "conditioning_latent",
+}
+"""Where the latents of each of the model's inputs lie in a dataset."""
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Noise levels at which validation measures the loss."""
 
@@ -121,15 +126,16 @@ class WorldModel(LightningModule):
         Raises:
             OwlError: The data module does not deliver what the network needs.
         """
-        needed = {MODALITIES[name]: MODALITIES[name] for name in self.network.streams} | {"controls": "buttons"}
+        needed = {MODALITIES[name]: MODALITIES[name] for name in self.network.inputs} | {"controls": "buttons"}
         missing = [modality for modality, tensor in needed.items() if tensor not in batch]
         if missing:
             raise OwlError(
                 f"samples hold no {' and no '.join(missing)}, the world model needs {', '.join(needed)}; set "
                 f"data.modalities to [{', '.join(needed)}]"
             )
-        latents = self.network.standardize({name: batch[MODALITIES[name]] for name in self.network.streams})
-        return latents, Controls(batch["buttons"], batch["axes"]), batch.get("document")
+        latents = self.network.standardize({name: batch[MODALITIES[name]] for name in self.network.inputs})
+        controls = Controls(batch["buttons"], batch["axes"], conditioning=latents.pop("conditioning", None))
+        return latents, controls, batch.get("document")
 
     def losses(
         self,
@@ -169,7 +175,13 @@ class WorldModel(LightningModule):
                 torch.cat([copy, copy + 1]),
                 None if document is None else torch.cat([document, document], 1),
             )
-            doubled = Controls(controls.buttons.repeat(1, 2, 1), controls.axes.repeat(1, 2, 1), controls.known)
+            scene = controls.conditioning
+            doubled = Controls(
+                torch.cat([controls.buttons] * 2, 1),
+                torch.cat([controls.axes] * 2, 1),
+                controls.known,
+                None if scene is None else torch.cat([scene] * 2, 1),
+            )
             velocity = self.network(noisy, torch.cat([context_level, level], 1), doubled, frames)
             velocity = {name: v[:, level.shape[1] :] for name, v in velocity.items()}
         else:
@@ -277,11 +289,11 @@ def adopt(network: WorldTransformer, modalities: dict[str, dict[str, Any]], url:
     Raises:
         OwlError: The dataset's latents have another shape, or its controls other names.
     """
-    for name, shape in network.streams.items():
+    for name, shape in network.inputs.items():
         description = modalities.get(MODALITIES[name])
         if description is None:
             raise OwlError(
-                f"{url} has no {MODALITIES[name]}, the world model's {name} stream needs it; "
+                f"{url} has no {MODALITIES[name]}, the world model's {name} input needs it; "
                 "make a dataset of latents with `python -m owl data encode`"
             )
         if tuple(description["shape"]) != shape:
@@ -314,7 +326,7 @@ def verify(network: WorldTransformer, modalities: dict[str, dict[str, Any]], url
     Raises:
         OwlError: They are.
     """
-    for name in network.streams:
+    for name in network.inputs:
         found = modalities[MODALITIES[name]]["encoder"]["fingerprint"]
         expected = bytes(getattr(network, f"{name}_encoder").tolist()).hex()
         if found != expected:

@@ -7,7 +7,7 @@ commits frame n takes the first denoising step of frame n + 1 too. It is exact, 
 import time
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -130,7 +130,7 @@ class Engine:
         Args:
             context: Latents of the frames that came before, as the encoder makes them ("video" float[B, T, c, h, w],
                 ...), any number of them; None begins from nothing.
-            controls: Of each of these frames.
+            controls: Of each of these frames, and their conditioning as its encoder makes it.
             batch: Rollouts side by side, where there is no context to tell.
             seed: Of all noise; equal seeds give equal rollouts.
 
@@ -152,7 +152,8 @@ class Engine:
         for t in range(controls.buttons.shape[1]):
             self._commit()
             shown = {name: x[:, t : t + 1] for name, x in latents.items()}
-            self._await_commit(shown, self._controls(controls.buttons[:, t], controls.axes[:, t]))
+            scene = None if controls.conditioning is None else controls.conditioning[:, t]
+            self._await_commit(shown, self._controls(controls.buttons[:, t], controls.axes[:, t], scene))
             self.time += 1
         if not self.one_pass:
             self._commit()
@@ -164,7 +165,7 @@ class Engine:
         Args:
             buttons: float[B, number of buttons], 1 where one is down.
             axes: float[B, number of axes], movement in the axis's own unit.
-            conditioning: float[B, conditioning channels, h, w], where the world model takes one.
+            conditioning: float[B, conditioning channels, h, w], as its encoder makes it; None: nothing is given.
 
         Returns:
             The frame that these controls lead to.
@@ -175,13 +176,11 @@ class Engine:
         """
         self._check_step(buttons, axes, conditioning)
         start = self._clock()
-        controls = self._controls(buttons, axes)
-        if conditioning is not None:
-            conditioning = conditioning[:, None].to(self.device, self.dtype)
+        controls = self._controls(buttons, axes, conditioning)
         x = {name: self._noise(shape) for name, shape in self.network.streams.items()}
         committed = start
         for number, (level, following) in enumerate(zip(self.levels, self.levels[1:], strict=False)):
-            velocity = self._velocity(x, level, controls, conditioning)
+            velocity = self._velocity(x, level, controls)
             if number == 0:
                 committed = self._clock()
             fresh = {
@@ -229,13 +228,13 @@ class Engine:
         self._pending, self.time = deepcopy(snapshot.pending), snapshot.time
         self._random.set_state(snapshot.random)
 
-    def _velocity(self, x: Streams, level: float, controls: Controls, conditioning: Tensor | None) -> Streams:
+    def _velocity(self, x: Streams, level: float, controls: Controls) -> Streams:
         """Predict the velocity of the frame at hand, committing the one before in the same pass if that is due."""
         noisy = [(x, level, controls, 1)]
         if self.guidance != 1:
             unknown = torch.zeros_like(controls.buttons[..., 0], dtype=torch.bool)
-            noisy.append((x, level, Controls(controls.buttons, controls.axes, unknown), 2))
-        velocity = self._pass([*self._take_pending(), *noisy], conditioning)
+            noisy.append((x, level, replace(controls, known=unknown), 2))
+        velocity = self._pass([*self._take_pending(), *noisy])
         if self.guidance == 1:
             return {name: v[:, -1:] for name, v in velocity.items()}
         return {name: v[:, -1:] + self.guidance * (v[:, -2:-1] - v[:, -1:]) for name, v in velocity.items()}
@@ -257,28 +256,36 @@ class Engine:
     def _commit(self) -> None:
         """Write the frame that waits into the cache by a pass of its own."""
         if self._pending is not None:
-            self._pass(self._take_pending(), None)
+            self._pass(self._take_pending())
 
-    def _pass(self, parts: list[tuple[Streams, float, Controls, int]], conditioning: Tensor | None) -> Streams:
+    def _pass(self, parts: list[tuple[Streams, float, Controls, int]]) -> Streams:
         """Run the network on frames given as (latents, noise level, controls, copy)."""
         latents = {name: torch.cat([part[0][name] for part in parts], 1) for name in self.network.streams}
         levels = torch.tensor([part[1] for part in parts], device=self.device)
+        scenes = [scene for part in parts if (scene := part[2].conditioning) is not None]  # of all frames or of none
         controls = Controls(
             torch.cat([part[2].buttons for part in parts], 1),
             torch.cat([part[2].axes for part in parts], 1),
             torch.cat([_known(part[2]) for part in parts], 1),
+            torch.cat(scenes, 1) if scenes else None,
         )
         copies = torch.tensor([part[3] for part in parts], device=self.device)
         now = torch.where(copies == 0, self.time - 1, self.time)
-        if conditioning is not None:
-            shown = [conditioning if part[3] else torch.zeros_like(conditioning) for part in parts]
-            conditioning = torch.cat(shown, 1)
         return self._forward(
-            latents, levels.expand(self.batch, -1), controls, Frames(now[None], copies), conditioning, cache=self.cache
+            latents, levels.expand(self.batch, -1), controls, Frames(now[None], copies), cache=self.cache
         )
 
-    def _controls(self, buttons: Tensor, axes: Tensor) -> Controls:
-        return Controls(buttons[:, None].to(self.device, self.dtype), axes[:, None].to(self.device, self.dtype))
+    def _controls(self, buttons: Tensor, axes: Tensor, conditioning: Tensor | None) -> Controls:
+        """What is given for one frame, as the network takes it."""
+        given = None
+        if "conditioning" in self.network.inputs:
+            if conditioning is None:  # standardised, nothing is the mean
+                given = buttons.new_zeros(self.batch, *self.network.inputs["conditioning"])
+            else:
+                given = self.network.standardize({"conditioning": conditioning.to(self.device)})["conditioning"]
+            given = given[:, None].to(self.device, self.dtype)
+        pressed, moved = (x[:, None].to(self.device, self.dtype) for x in (buttons, axes))
+        return Controls(pressed, moved, conditioning=given)
 
     def _noise(self, shape: Sequence[int]) -> Tensor:
         # drawn on the CPU, so that a seed means the same everywhere
@@ -351,6 +358,9 @@ def _check_context(network: WorldTransformer, context: Streams, controls: Contro
             raise OwlError(f"the context's {name} is {found}, expected {list(shape)} for these controls; correct it")
         if not context[name].isfinite().all():
             raise OwlError(f"the context's {name} holds NaN or infinite numbers, latents were expected; encode it anew")
+    scene, size = controls.conditioning, (batch, length, network.conditioning_channels, *network.streams["video"][1:])
+    if scene is not None and tuple(scene.shape) != size:
+        raise OwlError(f"the context's conditioning is {list(scene.shape)}, expected {list(size)}; correct it")
     for kind, values, names in (
         ("buttons", controls.buttons, network.buttons),
         ("axes", controls.axes, network.axes),

@@ -5,6 +5,7 @@ import shlex
 import shutil
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -96,6 +97,15 @@ def test_the_how_to_page_from_top_to_bottom(lab: Path, monkeypatch: pytest.Monke
             if words[0] == "rollout":
                 assert owl_here(*words, *SMALL, cwd=lab) == 0, command
     assert (lab / "runs/world_model_quickstart/rollout/report.md").exists()
+
+
+def test_the_page_on_training_plays_from_python(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(lab)
+    (python,) = (b.content for b in blocks(REPOSITORY / "docs/how-to/world-model.md") if b.language == "python")
+    names: dict[str, Any] = {}
+    exec(python.replace("MOVE_FORWARD", "ATTACK").replace("(1, 1)", "(1, 2)"), names)  # the controls of this footage
+    assert names["picture"].shape == (1, 3, 32, 48)
+    names["engine"].restore(names["state"])
 
 
 @pytest.mark.parametrize(

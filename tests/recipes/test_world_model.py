@@ -248,6 +248,19 @@ def test_a_moving_dot_is_learnt_in_seconds(lab: Path, forcing: Forcing) -> None:
     assert measured(made, validation)["val/loss"] < 0.6 * before
 
 
+def test_a_scene_that_is_given_is_trained_on(tmp_path: Path) -> None:
+    modalities = ["latent", "conditioning_latent", "controls"]
+    make_latents(tmp_path / "data", modalities=modalities)
+    experiment = dot_experiment(tmp_path / "data", max_steps=3)
+    experiment["data"]["init_args"] |= {"modalities": modalities, "validation_windows": 2}
+    experiment["model"]["init_args"]["network"]["init_args"]["conditioning_channels"] = 1
+    write_config(tmp_path / "scene.yaml", experiment)
+    assert owl_here("fit", "--config", "scene.yaml", cwd=tmp_path) == 0
+    network = models.load(tmp_path / "runs/scene/checkpoints/last.ckpt")
+    assert network.conditioning_in.weight.any()  # it began at zero
+    assert bytes(network.conditioning_encoder.tolist()).hex() == FINGERPRINT
+
+
 def test_a_run_keeps_the_statistics_and_the_encoder_of_its_latents(lab: Path) -> None:
     metrics = fit(lab, "plain")
     assert {f"val/video_level_{t:.1f}" for t in LEVELS} | {"val/video", "val/loss"} <= metrics.keys()
@@ -294,7 +307,7 @@ def test_more_footage_of_the_same_encoder_keeps_the_statistics_of_the_first(lab:
         (["--model.network.buttons", '["ATTACK"]'], "has the buttons ATTACK, MOVE_LEFT, MOVE_RIGHT, the world model"),
         (["--model.network.axes", "[]"], "has the axes mouse_x, mouse_y, the world model expects none; set"),
         (["--model.network.latent", "[2, 4, 4]"], r"has shape \[2, 4, 6\], the world model expects \[2, 4, 4\]"),
-        (["--model.network.motion_channels", "1"], "data has no motion_latent, the world model's motion stream"),
+        (["--model.network.motion_channels", "1"], "data has no motion_latent, the world model's motion input"),
         (["--data.modalities", '["latent"]'], "samples hold no controls, the world model needs latent, controls; set"),
         (["--data.modalities", '["controls"]'], "samples hold no latent, the world"),
         (["--model.control_dropout", "1.5"], "control_dropout is 1.5, expected a number from 0 to 1"),

@@ -246,6 +246,25 @@ def test_the_network_given_is_left_as_it_is() -> None:
     torch.testing.assert_close(coarse[0]["video"].float(), fine[0]["video"], atol=0.3, rtol=0.05)
 
 
+def test_a_context_is_committed_with_its_conditioning() -> None:
+    network = lively(conditioning_channels=2)
+    latents, _, controls = draw(network, 4)
+    scene = torch.randn(1, 4, 2, 4, 6)
+    engine = Engine(network, levels=LEVELS)
+    engine.reset(
+        {"video": latents["video"][:, :3]}, Controls(controls.buttons[:, :3], controls.axes[:, :3], None, scene[:, :3])
+    )
+    found = engine.step(*at(controls, 3), scene[:, 3]).latents["video"]
+    # the same by one sequence without a cache: the context clean, the last frame from the engine's noise
+    x = torch.randn(1, 1, *network.streams["video"], generator=torch.Generator().manual_seed(0))
+    for level, following in zip(LEVELS, [*LEVELS[1:], 0.0], strict=True):
+        whole = {"video": torch.cat([latents["video"][:, :3], x], 1)}
+        levels = torch.tensor([[0, 0, 0, level]])
+        velocity = network(whole, levels, Controls(controls.buttons, controls.axes, None, scene))["video"][:, 3:]
+        x = x + (following - level) * velocity
+    torch.testing.assert_close(found, x[:, 0].detach(), atol=1e-5, rtol=1e-5)
+
+
 def test_a_conditioning_is_seen_by_the_frame_that_it_is_given_for() -> None:
     network = lively(conditioning_channels=2)
     controls = draw(network, 3, batch=2)[2]
@@ -256,7 +275,9 @@ def test_a_conditioning_is_seen_by_the_frame_that_it_is_given_for() -> None:
         engine.step(*at(controls, 0))
         return engine.step(*at(controls, 1), given).latents["video"]
 
-    assert torch.equal(second(None), second(torch.zeros(2, 2, 4, 6)))
+    network.conditioning_mean.fill_(0.5)
+    engine = Engine(network, levels=LEVELS, guidance=2)
+    assert torch.equal(second(None), second(torch.full((2, 2, 4, 6), 0.5)))  # standardised: nothing is the mean
     assert not torch.equal(second(None), second(conditioning))
     with pytest.raises(OwlError, match=r"the conditioning has shape \[2, 2, 4\], expected \[2, 2, 4, 6\]"):
         second(conditioning[..., 0])
