@@ -1,13 +1,10 @@
 """``python -m owl data annotate``: footage without controls becomes footage with controls read from its frames."""
 
 import errno
-import fcntl
 import shlex
 import sys
 import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +25,7 @@ from owl.data.shards import (
     open_filesystem,
     shard_name,
     write_index,
+    writing,
 )
 from owl.errors import OwlError
 from owl.models.inverse_dynamics import AFTER, BEFORE, InverseDynamicsModel
@@ -140,7 +138,7 @@ def annotate(source: str, directory: str | Path, labeller: Labeller) -> DatasetI
     identity, root = original.identity(index), Path(folder)
     try:
         info = _begin(root, _describe(source, original, identity, labeller))
-        with _lock(root):
+        with writing(root):
             if not (root / INDEX_NAME).exists():
                 _write(root, original, index, ShardReader(source, None, identity), labeller)
                 write_index(root)
@@ -200,17 +198,6 @@ def _begin(root: Path, info: DatasetInfo) -> DatasetInfo:
                 f"with the same {what} as before, or give another folder"
             )
     return begun
-
-
-@contextmanager
-def _lock(root: Path) -> Iterator[None]:
-    """Keep other processes from writing the same shards; the lock goes when the process dies."""
-    with open(root / INFO_NAME, "rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OwlError(f"{root} is being written by another process; wait for it or use another folder") from None
-        yield
 
 
 def _write(root: Path, original: DatasetInfo, index: ShardIndex, reader: ShardReader, labeller: Labeller) -> None:

@@ -1,12 +1,10 @@
 """Latent datasets: the pictures of a dataset, encoded once and for all by a trained autoencoder."""
 
-import fcntl
 import tarfile
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from owl.data.shards import (
     open_filesystem,
     shard_name,
     write_index,
+    writing,
 )
 from owl.errors import OwlError
 from owl.version import code_version
@@ -155,7 +154,7 @@ def encode_dataset(
     root = Path(folder)
     try:
         info = _begin(root, _describe(encoder, original, sample))
-        with _lock(root):
+        with writing(root):
             if not (root / INDEX_NAME).exists():
                 _write(encoder, original, root, sample, batch_size)
                 _finish(root, info)
@@ -229,17 +228,6 @@ def _begin(root: Path, info: DatasetInfo) -> DatasetInfo:
 def _name(of: dict, identity: str = "fingerprint", place: str = "checkpoint") -> tuple[str, str]:
     """What tells an encoder or a source apart, and how it is called in messages."""
     return of[identity], f"{of[place]} ({of[identity]})"
-
-
-@contextmanager
-def _lock(root: Path) -> Iterator[None]:
-    """Keep other processes from writing the same shards; the lock goes when the process dies."""
-    with open(root / INFO_NAME, "rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OwlError(f"{root} is being written by another process; wait for it or use another folder") from None
-        yield
 
 
 def _write(encoder: FrameEncoder, original: Source, root: Path, sample: bool, batch_size: int) -> None:

@@ -1,7 +1,6 @@
 """Recording a dataset of a real game with several processes: one episode each, one shard an episode."""
 
 import errno
-import fcntl
 import math
 import multiprocessing
 import os
@@ -37,6 +36,7 @@ from owl.data.shards import (
     open_filesystem,
     shard_name,
     write_index,
+    writing,
 )
 from owl.data.splits import HELD_OUT
 from owl.errors import OwlError
@@ -101,7 +101,7 @@ def record_game(path: str, recording: GameRecording) -> DatasetInfo:
     root = Path(folder)
     try:
         info = _describe(root, recording)
-        with _lock(root, fcntl.LOCK_EX):
+        with writing(root, patience=LOCK_PATIENCE):
             pass  # nobody else records here any more
         if not (root / INDEX_NAME).exists():
             _record_missing(root, recording)
@@ -326,7 +326,7 @@ def _record_episode(root: str, recording: GameRecording, number: int, frames: in
     previous: np.ndarray | None = None
     downscale = flow_downscale(recording.size)
     loudest, beginnings, first = 0, 0, 0
-    with _lock(Path(root), fcntl.LOCK_SH), ShardWriter(root, number) as writer:
+    with writing(root, shared=True, patience=LOCK_PATIENCE), ShardWriter(root, number) as writer:
         for position, frame in enumerate(frames_played):
             if _stop.is_set():
                 raise _StoppedError
@@ -350,24 +350,6 @@ def _record_episode(root: str, recording: GameRecording, number: int, frames: in
                 f"{_episode_name(number)} of {recording.scenario} is silent from beginning to end, sound was expected; "
                 "reinstall libopenal1 or record without --audio"
             )
-
-
-@contextmanager
-def _lock(root: Path, kind: int) -> Iterator[None]:
-    """Hold a lock on dataset.json: shared while a worker writes, exclusive before new workers begin."""
-    with open(root / INFO_NAME, "rb") as file:
-        deadline = time.monotonic() + LOCK_PATIENCE
-        while True:
-            try:
-                fcntl.flock(file, kind | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise OwlError(
-                        f"{root} is being recorded by another process; wait for it or use another folder"
-                    ) from None
-                time.sleep(0.1)
-        yield
 
 
 def _explain(error: OSError, root: Path) -> OwlError:

@@ -4,16 +4,19 @@ The tars are plain USTAR with WebDataset names, so other tools read them; the in
 one contiguous byte range.
 """
 
+import fcntl
 import hashlib
 import io
 import json
 import os
 import re
 import tarfile
+import time
 import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -52,6 +55,34 @@ def open_filesystem(url: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
 def shard_name(number: int) -> str:
     """File name of a shard, e.g. ``shard-000012.tar``."""
     return f"shard-{number:06d}.tar"
+
+
+@contextmanager
+def writing(root: str | Path, shared: bool = False, patience: float = 0.0) -> Iterator[None]:
+    """Keep other processes from writing the same shards; the lock goes when the process dies.
+
+    Args:
+        root: Local folder with its dataset.json, which is what is locked.
+        shared: Whether others that share may write too, as the workers of one recording do.
+        patience: Seconds to wait for another process to end.
+
+    Raises:
+        OwlError: Another process is writing.
+    """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    with open(Path(root) / INFO_NAME, "rb") as file:
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise OwlError(
+                        f"{root} is being written by another process; wait for it or use another folder"
+                    ) from None
+                time.sleep(0.1)
+        yield
 
 
 @dataclass

@@ -180,7 +180,7 @@ def test_two_recordings_do_not_write_into_one_folder(tmp_path: Path, monkeypatch
     monkeypatch.setattr(recorder, "LOCK_PATIENCE", 0.1)
     with open(tmp_path / INFO_NAME) as held:
         fcntl.flock(held, fcntl.LOCK_SH)
-        with pytest.raises(OwlError, match="being recorded by another process"):
+        with pytest.raises(OwlError, match="being written by another process"):
             record_game(str(tmp_path), SHORT)
 
 
