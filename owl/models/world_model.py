@@ -76,7 +76,8 @@ class WorldTransformer(nn.Module):
         window: Frames before itself that a frame sees in a local layer.
         global_window: The same in a global layer. Bounded, so that memory stays flat however long a rollout is.
         global_every: Every n-th layer is global; 0: none.
-        sink: First frames that all later ones see.
+        sink: First frames that all later ones see. Their distance grows with the rollout, so train with clips as long
+            as those that will be played, or expect to leave what was trained.
         audio: (tokens per frame, channels) of audio latents; absent without sound.
         motion_channels: Channels of a second latent on the video's grid that is generated along with it, such as
             encoded flow or depth (VideoJAM, Chefer et al. 2025). Its input begins at zero, so that a model extended

@@ -16,8 +16,8 @@ def can_compile(device: str) -> bool:
     if device != "cpu" or any(map(shutil.which, (os.environ.get("CXX") or "g++", "clang++"))):
         return True
     warnings.warn(
-        "no C++ compiler was found, so nothing is compiled and training takes about twice as long; "
-        "install g++, or set compile to false",
+        "no C++ compiler was found, so nothing is compiled and everything takes longer; install g++, or set compile to "
+        "false",
         stacklevel=2,
     )
     return False

@@ -19,6 +19,7 @@ from owl.errors import OwlError
 from owl.losses.flow import corrupt
 from owl.models.world_model import Cache, Controls, Streams, WorldTransformer
 from owl.nn.attention import Frames
+from owl.nn.compilation import can_compile
 from owl.rollout.sampling import consistency, euler
 
 Sampler = Literal["euler", "consistency"]
@@ -99,6 +100,7 @@ class Engine:
         self.levels = [*map(float, levels), 0.0]
         self.sampler, self.context_level, self.guidance, self.one_pass = sampler, context_level, guidance, one_pass
         self.batch = 0  # no rollout yet
+        compile = compile and can_compile(self.device.type)
         self._forward = torch.compile(self.network, fullgraph=True, dynamic=False) if compile else self.network
 
     @classmethod
