@@ -21,7 +21,7 @@ SMALLEST = 64  # pixels: what crops for LPIPS need
 
 # What is changed; everything else stays as it is shipped.
 DATA = {"batch_size": 2, "num_workers": 0, "validation_windows": 2, "record": "null", "cache_dir": "null"}
-TRAINER = {"accelerator": "cpu", "devices": 1, "strategy": "auto", "num_nodes": 1, "max_steps": 2}
+TRAINER = {"accelerator": "cpu", "devices": 1, "strategy": "auto", "num_nodes": 1, "max_steps": 2, "callbacks": "null"}
 
 
 def network_of(path: Path, shipped: dict[str, Any]) -> dict[str, Any]:
