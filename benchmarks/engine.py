@@ -80,7 +80,7 @@ def matmul_rate(rounds: int = 20) -> float:
 
 def flops_per_frame(network: WorldTransformer) -> int:
     """Operations of one frame: of the pass that commits one frame and denoises the next, with a full cache."""
-    engine = Engine(network)
+    engine = Engine(network, levels=(1.0,))
     engine.reset()
     buttons, axes = torch.zeros(1, len(network.buttons)), torch.zeros(1, len(network.axes))
     engine.step(buttons, axes)

@@ -6,12 +6,14 @@ commits frame n takes the first denoising step of frame n + 1 too. It is exact, 
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
+import torch._inductor.config
 from torch import Tensor, nn
 
 from owl import models
@@ -100,8 +102,8 @@ class Engine:
         self.levels = [*map(float, levels), 0.0]
         self.sampler, self.context_level, self.guidance, self.one_pass = sampler, context_level, guidance, one_pass
         self.batch = 0  # no rollout yet
-        compile = compile and can_compile(self.device.type)
-        self._forward = torch.compile(self.network, fullgraph=True, dynamic=False) if compile else self.network
+        self.compile = compile and can_compile(self.device.type)
+        self._forward = torch.compile(self.network, fullgraph=True, dynamic=False) if self.compile else self.network
 
     @classmethod
     def load(
@@ -273,9 +275,11 @@ class Engine:
         )
         copies = torch.tensor([part[3] for part in parts], device=self.device)
         now = torch.where(copies == 0, self.time - 1, self.time)
-        return self._forward(
-            latents, levels.expand(self.batch, -1), controls, Frames(now[None], copies), cache=self.cache
-        )
+        # the weights are constants of what is compiled, laid out once for the kernels that read them
+        with torch._inductor.config.patch(freezing=True) if self.compile else nullcontext():
+            return self._forward(
+                latents, levels.expand(self.batch, -1), controls, Frames(now[None], copies), cache=self.cache
+            )
 
     def _controls(self, buttons: Tensor, axes: Tensor, conditioning: Tensor | None) -> Controls:
         """What is given for one frame, as the network takes it."""
