@@ -33,6 +33,7 @@ class EMA(Callback):
         self.updates = 0
         self._step = 0
         self._swapped = False
+        self._raw: list[Tensor] = []
 
     @staticmethod
     def trainable(pl_module: LightningModule) -> dict[str, Tensor]:
@@ -49,6 +50,8 @@ class EMA(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count from where a resumed run stands (in ``on_fit_start`` the trainer does not know yet)."""
         self._step = trainer.global_step
+        weights = self.trainable(pl_module)
+        self._raw = [weights[name] for name in self.average]  # to look for them takes milliseconds, at every step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -59,8 +62,7 @@ class EMA(Callback):
         self._step = trainer.global_step
         self.updates += 1
         decay = min(self.decay, self.updates / (self.updates + 9))
-        weights = self.trainable(pl_module)
-        torch._foreach_lerp_(list(self.average.values()), [weights[name] for name in self.average], 1 - decay)
+        torch._foreach_lerp_(list(self.average.values()), self._raw, 1 - decay)
 
     def _exchange(self, pl_module: LightningModule) -> None:
         """Swap the averaged and the raw weights in place."""
