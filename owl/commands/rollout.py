@@ -49,7 +49,7 @@ Precision = Literal["bf16", "fp32"]
 
 @dataclass(frozen=True)
 class Settings:
-    """What an evaluation was made with, as :func:`main` explains it."""
+    """What an evaluation was made with, as `main` explains it."""
 
     checkpoint: str
     data: str

@@ -20,11 +20,11 @@ from owl.data.reader import ShardReader
 from owl.data.sample import SampleDecoder
 from owl.data.shards import (
     INDEX_NAME,
-    INFO_NAME,
     MEMBER,
     DatasetInfo,
     ShardIndex,
     ShardWriter,
+    begin_dataset,
     open_filesystem,
     shard_name,
     write_index,
@@ -199,12 +199,7 @@ def _begin(root: Path, info: DatasetInfo) -> DatasetInfo:
     Raises:
         OwlError: It was not, or shards lie there that belong to no dataset.
     """
-    if not (root / INFO_NAME).exists():
-        if any(root.glob("shard-*.tar")):
-            raise OwlError(f"{root} holds shards but no {INFO_NAME}; give an empty folder")
-        info.save(root)
-        return info
-    begun = DatasetInfo.load(root)
+    begun = begin_dataset(root, info)
     if begun.source.get("kind") != "encoded":
         raise OwlError(
             f"{root} holds a dataset of kind {begun.source.get('kind')}, an empty folder or a dataset of latents was "

@@ -158,6 +158,20 @@ class DatasetInfo:
         return digest.hexdigest()[:16]
 
 
+def begin_dataset(root: Path, info: DatasetInfo) -> DatasetInfo:
+    """Write ``dataset.json`` where there is none, and return the one that is there then.
+
+    Raises:
+        OwlError: Shards lie there that belong to no dataset.
+    """
+    if (root / INFO_NAME).exists():
+        return DatasetInfo.load(root)
+    if any(root.glob("shard-*.tar")):
+        raise OwlError(f"{root} holds shards but no {INFO_NAME}; give an empty folder")
+    info.save(root)
+    return info
+
+
 class ShardWriter:
     """Writes one shard into a local folder, equal bytes for equal members.
 

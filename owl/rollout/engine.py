@@ -114,7 +114,7 @@ class Engine:
         Args:
             world_model: Checkpoint or export of a world model.
             decoders: Checkpoint or export of the autoencoder of each stream to be decoded, e.g. {"video": ...}.
-            settings: See :class:`Engine`.
+            settings: See `Engine`.
 
         Raises:
             OwlError: A file is missing or holds something else.

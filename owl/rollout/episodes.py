@@ -49,10 +49,10 @@ class Episodes:
         length: int,
         device: torch.device | str = "cpu",
     ) -> None:
-        check_dataset(network, DatasetInfo.load(url), str(url))
+        info = DatasetInfo.load(url)
+        check_dataset(network, info, str(url))
         streams = [MODALITIES[name] for name in network.streams]
-        stored = DatasetInfo.load(url).modalities
-        self.truth = "rgb" if "rgb" in stored else "latent"
+        self.truth = "rgb" if "rgb" in info.modalities else "latent"
         modalities = [*streams, "controls", *(["rgb"] if self.truth == "rgb" else [])]
         # windows overlap by a frame: the controls of a window's first frame are not those since the frame before it
         self.dataset = WindowDataset(
@@ -62,7 +62,7 @@ class Episodes:
         self.fps = self.dataset.info.fps / stride
 
     def windows(self, count: int) -> Batch:
-        """At most ``count`` windows, evenly spaced over the split: see :class:`WindowDataset`, stacked."""
+        """At most ``count`` windows, evenly spaced over the split: see `WindowDataset`, stacked."""
         last = len(self.dataset) - 1
         chosen = torch.linspace(0, last, min(count, last + 1), dtype=torch.float64).round().long()
         return self.dataset.batch(chosen.tolist())
@@ -97,10 +97,10 @@ class Episodes:
 
         Args:
             rows: How many.
-            skip: Frames to leave out at the beginning, those of the context of :meth:`starts`.
+            skip: Frames to leave out at the beginning, those of the context of `starts`.
 
         Yields:
-            A frame of each row: what :meth:`windows` gives, without the axis of time.
+            A frame of each row: what `windows` gives, without the axis of time.
         """
         number = 0
         while True:
@@ -111,7 +111,7 @@ class Episodes:
             number += 1
 
     def starts(self, rows: int) -> Batch:
-        """The windows that :meth:`stream` begins with."""
+        """The windows that `stream` begins with."""
         return self.dataset.batch(self._first_windows(rows))
 
     def _first_windows(self, rows: int) -> list[int]:

@@ -71,7 +71,7 @@ def roll_out(
     Args:
         engine: With a decoder for "video".
         episodes: Where the windows are from.
-        windows: Of :meth:`Episodes.windows`, longer than ``context``.
+        windows: Of `Episodes.windows`, longer than ``context``.
         context: Frames that are given, at least 1.
         seed: Of all noise.
         quiet: Whether no progress bar is shown.
@@ -134,7 +134,7 @@ def audio_latent_mse(clips: Clips, network: WorldTransformer) -> list[float]:
 
 
 def flicker(clips: Clips) -> dict[str, float]:
-    """See :class:`~owl.metrics.flicker.Flicker`; without clips of two frames nothing can be said."""
+    """See `owl.metrics.flicker.Flicker`; without clips of two frames nothing can be said."""
     if clips.horizon < 2:
         return {}
     metric = Flicker()
@@ -194,7 +194,7 @@ class ControlsReader:
             skip: Frames at the beginning that are looked at and not counted.
 
         Returns:
-            What :class:`AxisAccuracy` and :class:`ButtonAccuracy` compute.
+            What `AxisAccuracy` and `ButtonAccuracy` compute.
         """
         device = next(self.network.parameters()).device
         axis, button = AxisAccuracy(self.network.axes, self.dead_zone), ButtonAccuracy(self.network.buttons)
@@ -290,7 +290,7 @@ class DriftMeter:
         self._true: list[Tensor] = []
 
     def update(self, generated: Tensor, given: Batch) -> None:
-        """Add what :func:`long_rollout` yields."""
+        """Add what `long_rollout` yields."""
         self._generated.append(self._look(generated))
         if len(self._true) < self.segment:
             batch = {name: values[:, None] for name, values in given.items()}

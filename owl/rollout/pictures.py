@@ -150,7 +150,7 @@ def rollout_film(
     """Yield pictures of rollouts side by side, with the controls below each.
 
     Args:
-        frames: What :func:`~owl.rollout.evaluation.long_rollout` yields.
+        frames: What `owl.rollout.evaluation.long_rollout` yields.
         buttons: Names.
         axes: Names.
         scales: For each axis, the movement that fills its bar.
