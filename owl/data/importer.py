@@ -19,7 +19,7 @@ from owl.data.codecs import encode_array, encode_flow, encode_rgb
 from owl.data.flow import FLOW_DIRECTION, FLOW_UNIT, estimate_flow, flow_downscale
 from owl.data.footage import OWL_CONTROL, Footage, Recording, find_footage
 from owl.data.owl_control import align, describe_controls, order_buttons, read_inputs
-from owl.data.shards import INFO_NAME, DatasetInfo, ShardWriter, shard_name, write_index
+from owl.data.shards import DatasetInfo, ShardWriter, begin_dataset, shard_name, write_index
 from owl.data.splits import split_in_order, split_recordings
 from owl.data.video import CHANNELS, SAMPLE_RATE, AudioTrack, first_sample, read_frames, to_picture
 from owl.errors import OwlError
@@ -236,12 +236,7 @@ def _begin(root: Path, info: DatasetInfo) -> DatasetInfo:
     Raises:
         OwlError: It was not, or shards lie there that belong to no dataset.
     """
-    if not (root / INFO_NAME).exists():
-        if (root / shard_name(0)).exists():
-            raise OwlError(f"{root} holds shards but no {INFO_NAME}; give an empty folder")
-        info.save(root)
-        return info
-    begun = DatasetInfo.load(root)
+    begun = begin_dataset(root, info)
     for what, old, new in (
         ("made of", begun.source.get("kind"), info.source["kind"]),
         ("begun with size", "x".join(map(str, begun.size)), "x".join(map(str, info.size))),
