@@ -135,9 +135,8 @@ def is_matrix(parameter: Tensor) -> bool:
 def orthogonalise(matrix: Tensor) -> Tensor:
     """Bring all singular values near 1: approximately U V^T of the singular value decomposition.
 
-    Each Newton-Schulz step multiplies X by a polynomial p in X X^T, so the steps are taken on the small Gram matrix
-    alone, and X is multiplied once, by their product: for 3x3 convolutions several times less work than the
-    textbook loop, with the same result.
+    Runs in bfloat16, as its author does: every step corrects the rounding of the one before, and the
+    result only has to point the right way.
 
     Args:
         matrix: float[rows, columns].
@@ -145,18 +144,14 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     Returns:
         Of the same shape and type; zero for a zero matrix. Singular values of nearly zero stay small.
     """
-    wide = matrix.float() if matrix.shape[0] <= matrix.shape[1] else matrix.float().T
-    wide = wide / wide.norm().clamp(min=1e-30)
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix  # the products below are of the shorter side
+    x = (x / x.norm().clamp(min=1e-30)).bfloat16()
     a, b, c = NEWTON_SCHULZ
-    gram = wide @ wide.T
-    product = torch.eye(len(gram), device=gram.device)
     for _ in range(NEWTON_SCHULZ_STEPS):
-        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        polynomial.diagonal().add_(a)
-        product = polynomial @ product
-        gram = polynomial @ gram @ polynomial
-    result = product @ wide
-    return (result if matrix.shape[0] <= matrix.shape[1] else result.T).to(matrix.dtype)
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.T if tall else x).to(matrix.dtype)
 
 
 def warmup_cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int, final: float = 0.0) -> LambdaLR:

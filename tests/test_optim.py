@@ -43,11 +43,12 @@ def test_orthogonalise(shape):
     assert (values < 1.25).all()
     # The same singular vectors: in their basis the result is diagonal.
     core = u.T @ result @ vt.T
-    assert (core - core.diag().diag()).abs().max() < 1e-3
-    torch.testing.assert_close(result, textbook(matrix), rtol=1e-3, atol=1e-4)
+    assert (core - core.diag().diag()).abs().max() < 0.03
+    exact = in_double(matrix)
+    assert (result - exact).norm() < 0.02 * exact.norm()  # bfloat16 has eight bits
 
 
-def textbook(matrix: torch.Tensor) -> torch.Tensor:
+def in_double(matrix: torch.Tensor) -> torch.Tensor:
     a, b, c = NEWTON_SCHULZ
     x = (matrix / matrix.norm()).double()
     for _ in range(5):

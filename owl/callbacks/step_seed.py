@@ -25,4 +25,8 @@ class StepSeed(Callback):
         """Seed the step."""
         batches_seen = trainer.fit_loop.epoch_loop.total_batch_idx
         entropy = np.random.SeedSequence([self.seed, batches_seen, trainer.global_rank])
-        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        seed = int(entropy.generate_state(1, np.uint64)[0] >> np.uint64(1))
+        torch.default_generator.manual_seed(seed)
+        # torch.manual_seed would also note a call for a CUDA that is never started, with its stack, at every step
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed_all(seed)
