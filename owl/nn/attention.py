@@ -9,14 +9,16 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 NEVER = -1  # the time of an empty place: nothing sees it
-CHUNK_TOKENS = 128  # queries of a chunk on CPUs: shorter ones lose time in launching, longer ones in masked keys
+CHUNK_TOKENS = 256  # queries of a chunk on CPUs: shorter ones lose time in launching, longer ones in masked keys
 MASKED = -1e30  # added to the scores of what is not seen; minus infinity would make padding's rows NaN
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -83,6 +85,22 @@ class DenseAttention:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask)
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """Some queries with the keys that any of them sees, in tokens.
+
+    Attributes:
+        queries: Where they begin and end.
+        keys: The same of every run of neighbouring keys.
+        mask: bfloat16[1 or B, 1, queries, keys], added to the scores: `MASKED` where a query does
+            not see a key; None where all see all.
+    """
+
+    queries: slice
+    keys: list[slice]
+    mask: Tensor | None
+
+
 class ChunkedAttention:
     """Attention in chunks of queries, each with only the keys that some of them sees: for CPUs.
 
@@ -95,8 +113,7 @@ class ChunkedAttention:
     """
 
     def __init__(self, seen: Tensor, tokens: int) -> None:
-        self.tokens = tokens
-        self.chunks: list[tuple[int, int, list[tuple[int, int]], Tensor | None]] = []
+        self.chunks: list[Chunk] = []
         union, step = seen.any(0), max(1, CHUNK_TOKENS // tokens)
         for start in range(0, seen.shape[1], step):
             stop = min(start + step, seen.shape[1])
@@ -104,24 +121,63 @@ class ChunkedAttention:
             if not len(needed):  # padding: its outputs are never read
                 needed = needed.new_zeros(1)
             part = seen[:, start:stop, needed]
-            mask = None if part.all() else torch.where(tokens_of(part, tokens), 0, MASKED)
-            self.chunks.append((start * tokens, stop * tokens, runs(needed.tolist(), tokens), mask))
+            mask = None if part.all() else torch.where(tokens_of(part, tokens), 0, MASKED).bfloat16()
+            self.chunks.append(Chunk(slice(start * tokens, stop * tokens), runs(needed.tolist(), tokens), mask))
 
     @torch.compiler.disable  # the chunks are Python numbers: compiled in, every other packing would compile anew
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend."""
-        parts = []
-        query = query * query.shape[-1] ** -0.5
-        with torch.autocast(query.device.type, enabled=False):
-            for start, stop, slices, mask in self.chunks:
-                keys = [key[:, :, a:b] for a, b in slices]
-                values = [value[:, :, a:b] for a, b in slices]
-                k, v = (keys[0], values[0]) if len(keys) == 1 else (torch.cat(keys, 2), torch.cat(values, 2))
-                scores = query[:, :, start:stop] @ k.transpose(-1, -2)
-                if mask is not None:
-                    scores = scores + mask.to(scores.dtype)
-                parts.append(scores.softmax(-1) @ v)
-        return torch.cat(parts, 2)
+        return AttendInChunks.apply(query * query.shape[-1] ** -0.5, key, value, self.chunks)
+
+
+class AttendInChunks(torch.autograd.Function):
+    """Its own backward pass adds each chunk's gradients in place; autograd would fill a whole tensor per slice."""
+
+    @staticmethod
+    def forward(context: Any, query: Tensor, key: Tensor, value: Tensor, chunks: list[Chunk]) -> Tensor:
+        """float[B, H, Q, e], float[B, H, K, e], float[B, H, K, e] -> float[B, H, Q, e]; queries are scaled already."""
+        batch, heads = query.shape[:2]
+        q, k, v = (x.flatten(0, 1) for x in (query, key, value))
+        attended = torch.empty_like(q)
+        weights = []
+        for chunk in chunks:
+            scores = q[:, chunk.queries] @ gather(k, chunk.keys).mT
+            if chunk.mask is not None:
+                scores.unflatten(0, (batch, heads)).add_(chunk.mask)
+            weights.append(scores.softmax(-1))
+            attended[:, chunk.queries] = weights[-1] @ gather(v, chunk.keys)
+        context.save_for_backward(q, k, v, *weights)
+        context.chunks = chunks
+        return attended.unflatten(0, (batch, heads))
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of queries, keys and values."""
+        q, k, v, *weights = context.saved_tensors
+        batch, heads = gradient.shape[:2]
+        gradient = gradient.flatten(0, 1)
+        of_q, of_k, of_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for chunk, weight in zip(context.chunks, weights, strict=True):
+            received = gradient[:, chunk.queries]
+            scatter(of_v, chunk.keys, weight.mT @ received)
+            of_weight = received @ gather(v, chunk.keys).mT
+            of_scores = torch._softmax_backward_data(of_weight, weight, -1, weight.dtype)
+            of_q[:, chunk.queries] = of_scores @ gather(k, chunk.keys)
+            scatter(of_k, chunk.keys, of_scores.mT @ q[:, chunk.queries])
+        of_q, of_k, of_v = (x.unflatten(0, (batch, heads)) for x in (of_q, of_k, of_v))
+        return of_q, of_k, of_v, None
+
+
+def gather(x: Tensor, slices: list[slice]) -> Tensor:
+    """Rows of float[B, S, e], joined; a view where there is one slice."""
+    return x[:, slices[0]] if len(slices) == 1 else torch.cat([x[:, part] for part in slices], 1)
+
+
+def scatter(x: Tensor, slices: list[slice], rows: Tensor) -> None:
+    """Add rows to those that `gather` took."""
+    for part, own in zip(slices, rows.split([part.stop - part.start for part in slices], 1), strict=True):
+        x[:, part] += own
 
 
 class BlockAttention:
@@ -158,7 +214,7 @@ def training_attention(seen: Tensor, tokens: int) -> Attend:
     return BlockAttention(seen, tokens) if seen.is_cuda else ChunkedAttention(seen, tokens)
 
 
-def runs(numbers: list[int], scale: int) -> list[tuple[int, int]]:
-    """Join ascending numbers into ranges [start, stop), times ``scale``: [0, 1, 4] -> [(0, 2), (4, 5)]."""
+def runs(numbers: list[int], scale: int) -> list[slice]:
+    """Join ascending numbers into ranges, times ``scale``: [0, 1, 4] -> [slice(0, 2), slice(4, 5)]."""
     breaks = [0, *(i for i, (a, b) in enumerate(pairwise(numbers), 1) if b != a + 1), len(numbers)]
-    return [(numbers[a] * scale, (numbers[b - 1] + 1) * scale) for a, b in pairwise(breaks)]
+    return [slice(numbers[a] * scale, (numbers[b - 1] + 1) * scale) for a, b in pairwise(breaks)]

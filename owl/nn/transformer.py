@@ -91,9 +91,9 @@ class Block(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.query_norm = HeadNorm(width // heads)
         self.key_norm = HeadNorm(width // heads)
-        self.out = nn.Linear(width, width)
-        self.up = nn.Linear(width, hidden)
-        self.down = nn.Linear(hidden, width)
+        self.out = nn.Linear(width, width, bias=False)
+        self.up = nn.Linear(width, hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor, condition: Tensor, turns: Tensor, attend: Attend) -> Tensor:
         """Apply the block.
@@ -109,7 +109,7 @@ class Block(nn.Module):
         """
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)
         x = x + gate1 * self.attention(modulate(x, shift1, scale1), turns, attend)
-        return x + gate2 * self.down(F.gelu(self.up(modulate(x, shift2, scale2)), approximate="tanh"))
+        return x + gate2 * self.down(F.relu(self.up(modulate(x, shift2, scale2))).square())
 
     def attention(self, x: Tensor, turns: Tensor, attend: Attend) -> Tensor:
         """Self-attention over all tokens of all frames that the mask lets through."""

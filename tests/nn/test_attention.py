@@ -119,16 +119,16 @@ def test_a_chunk_reads_only_the_keys_that_it_needs(monkeypatch: pytest.MonkeyPat
     frames = Frames(torch.arange(32)[None], torch.zeros(32, dtype=torch.int64))
     way = ChunkedAttention(visible(frames, frames, window=4, sink=1), 4)
     assert len(way.chunks) == 16
-    for start, stop, slices, _ in way.chunks[4:]:
-        assert slices == [(0, 4), (start - 16, stop)]
+    for chunk in way.chunks[4:]:
+        assert chunk.keys == [slice(0, 4), slice(chunk.queries.start - 16, chunk.queries.stop)]
     everything = Frames(torch.zeros(1, 4, dtype=torch.int64), torch.zeros(4, dtype=torch.int64))
     (chunk, *_), whole = ChunkedAttention(visible(everything, everything, 1), 2).chunks, torch.randn(3, 1, 1, 8, 16)
-    assert chunk[3] is None  # nothing to mask
+    assert chunk.mask is None  # nothing to mask
     torch.testing.assert_close(
         ChunkedAttention(visible(everything, everything, 1), 2)(*whole), F.scaled_dot_product_attention(*whole)
     )
 
 
 def test_runs_join_neighbours() -> None:
-    assert runs([0, 1, 4], 3) == [(0, 6), (12, 15)]
-    assert runs([5], 2) == [(10, 12)]
+    assert runs([0, 1, 4], 3) == [slice(0, 6), slice(12, 15)]
+    assert runs([5], 2) == [slice(10, 12)]
