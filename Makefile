@@ -21,11 +21,12 @@ $(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/python
 quickstart: $(VENV)/.installed-game ## record a game, train the image VAE on it (at most 6 minutes), write runs/quickstart/report.md
 	$(RUN) owl fit --config experiments/quickstart.yaml --ckpt_path last
 
-GAME := data/doom-96x160
+GAME := data/doom-96x160-world
 WORLD := runs/world_model_quickstart
 READER := runs/inverse_dynamics_quickstart
 
 world: quickstart ## the whole chain (about 80 minutes): game, image VAE, latents, world model, a page of what it dreams
+	$(RUN) owl data record $(GAME) --frames 60000 --size 96x160 --scenario deathmatch --seed 1
 	$(RUN) owl data encode runs/quickstart/checkpoints/last.ckpt $(GAME) $(GAME)-latents --keep controls,rgb
 	$(RUN) owl fit --config experiments/world_model_quickstart.yaml --ckpt_path last
 	$(RUN) owl fit --config experiments/inverse_dynamics_quickstart.yaml --ckpt_path last
