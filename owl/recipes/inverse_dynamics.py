@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
+from owl.data.controls import check_controls
 from owl.data.windows import WindowDataset
 from owl.errors import OwlError
 from owl.metrics.controls import AxisAccuracy, ButtonAccuracy
@@ -79,7 +80,7 @@ class InverseDynamics(LightningModule):
         for split in ("train_dataset", "validation_dataset", "test_dataset"):
             dataset = getattr(self.trainer.datamodule, split, None)  # type: ignore[attr-defined]
             if dataset is not None:
-                check_controls(self.network, dataset)
+                check_dataset(self.network, dataset)
 
     def configure_model(self) -> None:
         """Lay the weights out as convolutions like them; compile in place, which keeps the names in checkpoints."""
@@ -152,7 +153,7 @@ class InverseDynamics(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def check_controls(network: InverseDynamicsModel, dataset: WindowDataset) -> None:
+def check_dataset(network: InverseDynamicsModel, dataset: WindowDataset) -> None:
     """Compare what a dataset delivers with what a network reads.
 
     Raises:
@@ -163,13 +164,13 @@ def check_controls(network: InverseDynamicsModel, dataset: WindowDataset) -> Non
             f"windows of {dataset.path} hold {dataset.length} frames of {', '.join(dataset.modalities)}, at least 2 of "
             "rgb and controls were expected; set data.init_args.modalities to [rgb, controls] and length to 8"
         )
-    controls = dataset.info.modalities["controls"]
-    for kind, expected in (("buttons", network.buttons), ("axes", network.axes)):
-        if list(controls[kind]) != expected:
-            raise OwlError(
-                f"{dataset.path} has the {kind} {', '.join(controls[kind]) or 'none'}, the network reads "
-                f"{', '.join(expected) or 'none'}; set model.init_args.network.init_args.{kind} to those of the dataset"
-            )
+    check_controls(
+        dataset.info.modalities,
+        dataset.path,
+        network.buttons,
+        network.axes,
+        "set model.init_args.network.init_args.{kind} to those of the dataset",
+    )
 
 
 def video(batch: dict[str, Tensor]) -> Tensor:

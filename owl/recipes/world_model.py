@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torchmetrics import MeanMetric
 
+from owl.data.controls import check_controls
 from owl.errors import OwlError
 from owl.losses.flow import corrupt, logit_normal, velocity_loss
 from owl.models.world_model import Controls, Streams, WorldTransformer
@@ -311,13 +312,8 @@ def adopt(network: WorldTransformer, modalities: dict[str, dict[str, Any]], url:
         getattr(network, f"{name}_mean").copy_(torch.tensor(description["mean"]))
         getattr(network, f"{name}_std").copy_(std)
         getattr(network, f"{name}_encoder").copy_(_bytes(description["encoder"]["fingerprint"]))
-    controls = modalities.get("controls", {"buttons": [], "axes": []})
-    for kind, expected in (("buttons", network.buttons), ("axes", network.axes)):
-        if list(controls[kind]) != expected:
-            raise OwlError(
-                f"{url} has the {kind} {', '.join(controls[kind]) or 'none'}, the world model expects "
-                f"{', '.join(expected) or 'none'}; set the network's {kind} to those of the dataset and train anew"
-            )
+    advice = "set the network's {kind} to those of the dataset and train anew"
+    check_controls(modalities, url, network.buttons, network.axes, advice)
 
 
 def verify(network: WorldTransformer, modalities: dict[str, dict[str, Any]], url: str) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from owl import models
+from owl.data.controls import check_controls
 from owl.data.shards import DatasetInfo
 from owl.data.windows import WindowDataset
 from owl.errors import OwlError
@@ -51,9 +52,9 @@ class Episodes:
     ) -> None:
         info = DatasetInfo.load(url)
         check_dataset(network, info, str(url))
-        streams = [MODALITIES[name] for name in network.streams]
+        latents = [MODALITIES[name] for name in network.inputs]
         self.truth = "rgb" if "rgb" in info.modalities else "latent"
-        modalities = [*streams, "controls", *(["rgb"] if self.truth == "rgb" else [])]
+        modalities = [*latents, "controls", *(["rgb"] if self.truth == "rgb" else [])]
         # windows overlap by a frame: the controls of a window's first frame are not those since the frame before it
         self.dataset = WindowDataset(
             url, split, modalities, length=length, stride=stride, hop=max(1, (length - 1) * stride)
@@ -73,8 +74,18 @@ class Episodes:
 
     @staticmethod
     def controls(batch: Batch, frames: slice = slice(None)) -> Controls:
-        """Controls of windows."""
-        return Controls(batch["buttons"][:, frames], batch["axes"][:, frames])
+        """Controls of windows, and their conditioning where the world model takes one."""
+        scene = batch.get(MODALITIES["conditioning"])
+        return Controls(
+            batch["buttons"][:, frames],
+            batch["axes"][:, frames],
+            conditioning=None if scene is None else scene[:, frames],
+        )
+
+    @staticmethod
+    def given(frame: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What `Engine.step` takes, of a frame of `stream`."""
+        return frame["buttons"], frame["axes"], frame.get(MODALITIES["conditioning"])
 
     def pictures(self, batch: Batch) -> Tensor:
         """True pictures of windows, uint8[B, T, 3, H, W] on the CPU."""
@@ -129,20 +140,15 @@ def check_dataset(network: WorldTransformer, info: DatasetInfo, url: str) -> Non
     Raises:
         OwlError: It lacks latents or controls, or they are of another encoder or other names.
     """
-    for needed in (*(MODALITIES[name] for name in network.streams), "controls"):
+    for needed in (*(MODALITIES[name] for name in network.inputs), "controls"):
         if needed not in info.modalities:
             raise OwlError(
                 f"{url} has no {needed}, it holds {', '.join(info.modalities)}; give the dataset of latents that the "
                 "world model was trained on, or encode footage with `python -m owl data encode`"
             )
     verify(network, info.modalities, url)
-    controls = info.modalities["controls"]
-    for kind, expected in (("buttons", network.buttons), ("axes", network.axes)):
-        if list(controls[kind]) != expected:
-            raise OwlError(
-                f"{url} has the {kind} {', '.join(controls[kind]) or 'none'}, the world model was trained with "
-                f"{', '.join(expected) or 'none'}; give a dataset with the same {kind} in the same order"
-            )
+    advice = "give a dataset with the {kind} that the world model was trained with, in the same order"
+    check_controls(info.modalities, url, network.buttons, network.axes, advice)
 
 
 def load_decoder(path: str | Path) -> nn.Module:

@@ -80,7 +80,9 @@ def roll_out(
     engine.reset(episodes.latents(windows, slice(context)), episodes.controls(windows, slice(context)), seed=seed)
     pictures, latents = [], []
     for t in tqdm(range(context, length), desc="short rollouts", unit="frame", disable=quiet):
-        frame = engine.step(windows["buttons"][:, t], windows["axes"][:, t])
+        frame = engine.step(
+            *episodes.given({name: values[:, t] for name, values in windows.items() if name != "window"})
+        )
         pictures.append(as_bytes(frame.decoded["video"]))
         latents.append({name: x.float().cpu() for name, x in frame.latents.items()})
     true_latents = episodes.latents(windows, slice(context, None))
@@ -250,7 +252,7 @@ def long_rollout(
     begin = episodes.starts(side_by_side)
     engine.reset(episodes.latents(begin, slice(context)), episodes.controls(begin, slice(context)), seed=seed)
     for _, given in zip(range(frames), episodes.stream(side_by_side, context), strict=False):
-        yield as_bytes(engine.step(given["buttons"], given["axes"]).decoded["video"]), given
+        yield as_bytes(engine.step(*episodes.given(given)).decoded["video"]), given
 
 
 @dataclass(frozen=True)
@@ -341,7 +343,7 @@ def latency(engine: Engine, episodes: Episodes, frames: int, context: int, warmu
     engine.reset(episodes.latents(begin, slice(context)), episodes.controls(begin, slice(context)))
     parts: list[dict[str, float]] = []
     for _, given in zip(range(warmup + frames), episodes.stream(1, context), strict=False):
-        parts.append(engine.step(given["buttons"], given["axes"]).seconds)
+        parts.append(engine.step(*episodes.given(given)).seconds)
     timed = {name: np.array([seconds[name] for seconds in parts[warmup:]]) for name in parts[0]}
     timed["total"] = np.sum(list(timed.values()), axis=0)
     values = {

@@ -65,7 +65,7 @@ def test_a_run_logs_every_control_and_draws_it(lab: Path) -> None:
     ("options", "message"),
     [
         (["--model.network.buttons", '["MOVE_LEFT", "ATTACK", "MOVE_RIGHT"]'], "has the buttons ATTACK, MOVE_LEFT"),
-        (["--model.network.axes", '["mouse_x"]'], "the network reads mouse_x; set"),
+        (["--model.network.axes", '["mouse_x"]'], "the network has mouse_x; set"),
         (["--data.modalities", '["rgb"]'], "rgb and controls were expected"),
         (["--data.length", "1"], "hold 1 frames"),
     ],

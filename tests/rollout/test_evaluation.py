@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from owl import models
 from owl.data.windows import WindowDataset
@@ -30,6 +30,7 @@ from owl.rollout.evaluation import (
     roll_out,
 )
 from owl.rollout.pictures import strip
+from tests.helpers.latents import lively, make_latents
 from tests.helpers.tiny import owl_here
 from tests.helpers.world import AUTOENCODER, FOOTAGE, LATENTS, READER, STRIDE, WORLD_MODEL, make_world
 
@@ -120,6 +121,52 @@ def test_kept_pictures_are_the_truth(engine: Engine) -> None:
         errors = (clips.reconstructed[0, h].float() - windows["rgb"][0, CONTEXT + h]) / 255
         by_hand = float(-10 * errors.square().mean().log10())
         assert curves["reconstruction_psnr"][h] == pytest.approx(by_hand, abs=1e-4)
+
+
+class Watched(Engine):
+    """Keeps every conditioning that it is given."""
+
+    def reset(
+        self, context: Streams | None = None, controls: Controls | None = None, batch: int = 1, seed: int = 0
+    ) -> None:
+        assert controls is not None
+        assert controls.conditioning is not None
+        self.given = [*controls.conditioning.unbind(1)]
+        super().reset(context, controls, batch, seed)
+
+    def step(self, buttons: Tensor, axes: Tensor, conditioning: Tensor | None = None) -> Frame:
+        assert conditioning is not None
+        self.given.append(conditioning)
+        return super().step(buttons, axes, conditioning)
+
+
+class Blank(nn.Module):
+    """An autoencoder whose pictures are grey."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(1, 1)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return latent.new_zeros(len(latent), 3, 8, 12)
+
+
+def test_rollouts_hand_the_dataset_s_conditioning_on(tmp_path: Path) -> None:
+    decoder, network = Blank(), lively(conditioning_channels=1)
+    mark = models.fingerprint(decoder.encoder)
+    for name in network.inputs:
+        getattr(network, f"{name}_encoder").copy_(torch.tensor(list(bytes.fromhex(mark)), dtype=torch.uint8))
+    root = make_latents(tmp_path / "scenes", modalities=("latent", "conditioning_latent", "controls"), fingerprint=mark)
+    known = Episodes(root, "train", network, decoder, 1, CONTEXT + HORIZON)
+    windows = known.windows(2)
+    engine = Watched(network, {"video": decoder}, levels=(1.0,))
+    roll_out(engine, known, windows, CONTEXT)
+    assert torch.equal(torch.stack(engine.given, 1), windows["conditioning_latent"])
+    rows = [given["conditioning_latent"] for _, given in long_rollout(engine, known, 4, 2, CONTEXT)]
+    assert torch.equal(torch.stack(engine.given[CONTEXT:]), torch.stack(rows))
+    without = make_latents(tmp_path / "without", fingerprint=mark)
+    with pytest.raises(OwlError, match="has no conditioning_latent, it holds latent, controls; give"):
+        Episodes(without, "train", network, decoder, 1, CONTEXT + HORIZON)
 
 
 def test_windows_are_spread_over_the_split(engine: Engine) -> None:
@@ -266,7 +313,7 @@ def test_datasets_that_do_not_fit_are_refused(engine: Engine) -> None:
     other = models.load(WORLD_MODEL)
     assert isinstance(other, WorldTransformer)
     other.axes = ["mouse_y", "mouse_x"]
-    with pytest.raises(OwlError, match="has the axes mouse_x, mouse_y, the world model was trained with mouse_y"):
+    with pytest.raises(OwlError, match="has the axes mouse_x, mouse_y, the network has mouse_y"):
         Episodes(LATENTS, "test", other, engine.decoders["video"], STRIDE, 4)
     other.video_encoder.zero_()
     with pytest.raises(OwlError, match="the world model was trained on latents of encoder 0000000000000000"):
