@@ -7,8 +7,8 @@ from tests.helpers.shards import AXES, BUTTONS, make_dataset
 from tests.helpers.tiny import owl_here, tiny_experiment, tiny_inverse_dynamics, write_config
 
 STRIDE = 2
-FOOTAGE = "data/doom-96x160"  # named as in the how-to pages
-LATENTS = "data/doom-96x160-latents"
+FOOTAGE = "data/doom-96x160-world"  # named as in the how-to pages
+LATENTS = "data/doom-96x160-world-latents"
 AUTOENCODER = "runs/quickstart/checkpoints/last.ckpt"
 WORLD_MODEL = "runs/world_model_quickstart/checkpoints/last.ckpt"
 READER = "runs/inverse_dynamics_quickstart/checkpoints/last.ckpt"
