@@ -3,9 +3,11 @@
 import difflib
 import importlib
 import inspect
+import json
 import os
 import sys
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Any
 
 from owl.errors import OwlError
@@ -17,6 +19,8 @@ COMMANDS = {
     "test": "measure a checkpoint on the test split",
     "predict": "run a checkpoint over the test split and write what it makes",
     "rollout": "play a world model under recorded controls: quality, obedience, drift and speed, with films",
+    "bench": "measure how fast an experiment trains or a network runs; predict it for other devices",
+    "rerun": "repeat a run from its folder and say whether it came out the same",
     "data record": "record a real game (ViZDoom): frames, depth, flow, sound and controls",
     "data import": "import your own footage: a folder of videos or of OWL Control recordings",
     "data encode": "turn a dataset's pictures into latents of a trained autoencoder, for world models",
@@ -59,6 +63,28 @@ def find_command(arguments: list[str]) -> tuple[str, list[str]]:
     raise OwlError(f"there is no command '{command}'{meant} (the commands are: {', '.join(COMMANDS)})")
 
 
+def join_lists(function: Callable[..., Any], arguments: list[str]) -> list[str]:
+    """Make one YAML list of the words given to each ``list[str]`` of a function: ``a.yaml b.ckpt --trials x y``."""
+    parameters = {f"--{name}": parameter for name, parameter in inspect.signature(function).parameters.items()}
+    lists = [option for option, parameter in parameters.items() if parameter.annotation == list[str]]
+    if not lists:
+        return arguments
+    words, joined, rest = [], [], list(arguments)  # words of no option are those of the list that has no default
+    while rest:
+        argument = rest.pop(0)
+        if argument in lists:
+            values = list(takewhile(lambda word: not word.startswith("--"), rest))
+            rest = rest[len(values) :]
+            joined.append(f"{argument}={json.dumps(values)}")
+        elif argument in parameters and rest:
+            joined.append(f"{argument}={rest.pop(0)}")  # in one word, so that the value may begin with a dash
+        elif argument.startswith("-"):
+            joined.append(argument)
+        else:
+            words.append(argument)
+    return [*([json.dumps(words)] if words else []), *joined]
+
+
 def run_function(function: Callable[..., Any], arguments: list[str], command: str) -> int:
     """Call a command's function with its signature as the command line; an int it returns is the exit status."""
     from jsonargparse import ArgumentError, auto_cli
@@ -75,6 +101,7 @@ def run_function(function: Callable[..., Any], arguments: list[str], command: st
         following = arguments[position + 1] if position + 1 < len(arguments) else ""
         if argument in switches and following.lower() not in ("true", "false", "yes", "no"):
             arguments[position] = f"{argument}=true"
+    arguments = join_lists(function, arguments)
     parser_arguments: dict[str, Any] = {"prog": f"python -m owl {command}", "exit_on_error": False}
     try:
         result = auto_cli(function, args=arguments, as_positional=True, **parser_arguments)

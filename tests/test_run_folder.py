@@ -55,6 +55,7 @@ def test_the_run_folder_holds_what_it_should(lab: Path, finished: str) -> None:
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
         "config.yaml",
+        "environment.json",
         "hparams.yaml",
         "media/step-0000004/reconstruction.png",
         "metrics.json",

@@ -13,12 +13,16 @@ from rich.table import Table
 
 from owl.atomic import atomic_write
 from owl.callbacks.throughput import Throughput
+from owl.environment import environment
 from owl.version import code_version
+
+ENVIRONMENT = "environment.json"
 
 
 class Report(Callback):
     """Writes the result of a run and stores its identity in every checkpoint.
 
+    When ``fit`` begins, ``environment.json`` is written, which says what the run runs on (see `owl.environment`).
     After ``fit`` the run folder holds ``metrics.json`` (flat: metric name to number, with ``steps``, ``seconds``,
     ``seed``), and ``report.md`` with the same numbers, the last pictures, and the command that repeats the run.
     ``validate`` and ``test`` write ``validate.json`` and ``test.json``.
@@ -32,6 +36,11 @@ class Report(Callback):
         self.seconds = 0.0
         self._start = 0.0
         self._restored: dict[str, float] = {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write environment.json; of a run that is continued, that of its last part remains."""
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            atomic_write(Path(trainer.default_root_dir) / ENVIRONMENT, json.dumps(environment(), indent=2) + "\n")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock; not called where nothing is left to train."""
@@ -112,8 +121,8 @@ class Report(Callback):
         configuration = yaml.safe_dump(self.configuration, sort_keys=False)
         return (
             f"# {folder.name}\n\n"
-            f"Written {time.strftime('%Y-%m-%d %H:%M')} by OWL {code_version()}. Repeat with:\n\n"
-            f"    python -m owl fit --config {folder / 'config.yaml'} --name {folder.name}-again\n\n"
+            f"Written {time.strftime('%Y-%m-%d %H:%M')} by OWL {code_version()}. Repeat and compare with:\n\n"
+            f"    python -m owl rerun {folder}\n\n"
             f"| metric | value |\n| --- | ---: |\n{rows}\n\n{shown}\n\n"
             f"<details><summary>Configuration</summary>\n\n```yaml\n{configuration}```\n\n</details>\n"
         )

@@ -344,7 +344,12 @@ def latency(engine: Engine, episodes: Episodes, frames: int, context: int, warmu
     parts: list[dict[str, float]] = []
     for _, given in zip(range(warmup + frames), episodes.stream(1, context), strict=False):
         parts.append(engine.step(*episodes.given(given)).seconds)
-    timed = {name: np.array([seconds[name] for seconds in parts[warmup:]]) for name in parts[0]}
+    return latency_of(parts[warmup:])
+
+
+def latency_of(times: list[dict[str, float]]) -> dict[str, float]:
+    """Percentiles over frames of the seconds that each part took, as `latency` returns them."""
+    timed = {name: np.array([seconds[name] for seconds in times]) for name in times[0]}
     timed["total"] = np.sum(list(timed.values()), axis=0)
     values = {
         f"latency_{name}_p{percentile}": float(np.percentile(seconds, percentile))

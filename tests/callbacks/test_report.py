@@ -38,7 +38,7 @@ def test_metrics_are_flat_numbers_and_the_report_shows_what_exists(
     assert all((tmp_path / picture).is_file() for picture in pictures)
     for name, value in metrics.items():
         assert f"| {name} | {format_number(value)} |" in report
-    assert f"python -m owl fit --config {tmp_path / 'config.yaml'}" in report
+    assert f"python -m owl rerun {tmp_path}" in report
     configuration = re.search(r"```yaml\n(.*?)```", report, re.DOTALL).group(1)
     assert yaml.safe_load(configuration) == {"trainer": {"max_steps": 3}, "name": tmp_path.name}
     shown = capsys.readouterr().out

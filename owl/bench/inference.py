@@ -1,0 +1,192 @@
+"""How fast a trained network runs: an autoencoder's halves, a world model's stages, a controls reader."""
+
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._inductor.config
+from torch import nn
+
+from owl import models
+from owl.atomic import atomic_write
+from owl.bench.measurement import (
+    DTYPES,
+    PROFILED,
+    Measurement,
+    most_expensive,
+    peak_memory,
+    reset_peak_memory,
+    start_profiler,
+)
+from owl.bench.roofline import Operator, Operators, Precision, matmul_rate, synchronize, total_flops
+from owl.errors import OwlError
+from owl.models.image_autoencoder import ImageAutoencoder
+from owl.models.inverse_dynamics import InverseDynamicsModel
+from owl.models.world_model import WorldTransformer
+from owl.nn.compilation import can_compile
+from owl.rollout.engine import Engine
+from owl.rollout.episodes import load_decoder
+from owl.rollout.evaluation import latency_of
+from owl.rollout.sampling import noise_levels
+
+CLIP = 8
+"""Frames that a controls reader is given at once."""
+
+Run = Callable[[], dict[str, float]]
+"""Runs once and returns the seconds of each stage."""
+
+
+def measure_network(
+    path: str,
+    precision: Precision,
+    compile: bool,
+    decoder: str | None,
+    denoising_steps: int,
+    steps: int,
+    warm_up: int,
+    kernels: int,
+    trace: Path | None,
+) -> Measurement:
+    """Time a network at batch 1 on made-up inputs.
+
+    Args:
+        path: Checkpoint or export.
+        precision: "fp32" or "bf16"; decoders of world models keep their own, as in rollouts.
+        compile: Whether it runs through ``torch.compile`` as one graph.
+        decoder: For world models: checkpoint or export of the autoencoder that decodes; None: nothing is decoded.
+        denoising_steps: For world models: evaluations of the network per frame.
+        steps: Runs that are timed.
+        warm_up: Runs before them, at least 1.
+        kernels: Rows of the kernel table; 0 for none.
+        trace: Where to write a Chrome trace.
+
+    Raises:
+        OwlError: The file holds none of these networks, or the decoder is of another encoder.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = models.load(path).requires_grad_(False)
+    compile = compile and can_compile(device)
+    if isinstance(network, WorldTransformer):
+        decoders = {"video": load_decoder(decoder)} if decoder else {}
+        engine = Engine(
+            network,
+            decoders,
+            levels=noise_levels(denoising_steps),
+            dtype=DTYPES[precision],
+            compile=compile,
+            device=device,
+        )
+        kind, unit, run = "world model", "frame", play(engine)
+    else:
+        kind, unit, stages = stages_of(network, path, device, DTYPES[precision], compile)
+        run = take_turns(stages, device, compile)
+    with torch.no_grad():
+        operators = count(run)
+        for _ in range(warm_up):
+            run()
+        reset_peak_memory(device)
+        times = [run() for _ in range(steps)]
+        memory = peak_memory(device)
+        rows = profile_runs(run, kernels, trace, device) if kernels or trace else []
+    metrics = latency_of(times)
+    rate, flops = matmul_rate(device, DTYPES[precision]), total_flops(operators)
+    seconds = 1 / metrics["frames_per_second"]
+    if kind == "controls reader":
+        metrics["frames_per_second"] *= CLIP
+    if kind == "autoencoder":  # an image is encoded or decoded, hardly ever both
+        del metrics["frames_per_second"]
+    metrics |= {
+        f"gflop_per_{unit}": flops / 1e9,
+        "matmul_gflop_per_second": rate / 1e9,
+        "mfu": flops / seconds / rate,
+        "peak_memory_mib": memory,
+    }
+    return Measurement(kind, unit, device, precision, compile, metrics, operators, rows)
+
+
+def stages_of(
+    network: nn.Module, path: str, device: str, dtype: torch.dtype, compile: bool
+) -> tuple[str, str, dict[str, Callable[[], Any]]]:
+    """What kind of network it is, what one run takes, and its stages as functions.
+
+    Raises:
+        OwlError: It is none that is known.
+    """
+
+    def compiled(module: nn.Module) -> Callable[..., Any]:
+        return torch.compile(module, fullgraph=True, dynamic=False) if compile else module
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(1, *shape, device=device, dtype=dtype)
+
+    network = network.to(device, dtype)
+    if isinstance(network, ImageAutoencoder):
+        image, latent = noise(network.channels, *network.size), noise(network.latent_channels, *network.latent_size)
+        encoder, decoder = compiled(network.encoder), compiled(network.decoder)
+        return "autoencoder", "image", {"encode": lambda: encoder(image), "decode": lambda: decoder(latent)}
+    if isinstance(network, InverseDynamicsModel):
+        video, reader = noise(CLIP, 3, *network.size), compiled(network)
+        return "controls reader", "clip", {"read": lambda: reader(video)}
+    raise OwlError(
+        f"{path} holds a {type(network).__qualname__}, an autoencoder, a world model or a controls reader was "
+        "expected; give one, or the YAML of an experiment"
+    )
+
+
+def take_turns(stages: dict[str, Callable[[], Any]], device: str, compile: bool) -> Run:
+    """Run all stages one after the other."""
+
+    def run() -> dict[str, float]:
+        seconds = {}
+        # the weights are constants of what is compiled, as in the rollout engine
+        with torch._inductor.config.patch(freezing=True) if compile else nullcontext():
+            for name, stage in stages.items():
+                start = time.perf_counter()
+                stage()
+                synchronize(device)
+                seconds[name] = time.perf_counter() - start
+        return seconds
+
+    return run
+
+
+def play(engine: Engine) -> Run:
+    """Generate frame after frame, nothing being pressed."""
+    network = engine.network
+    buttons = torch.zeros(1, len(network.buttons))
+    axes = torch.zeros(1, len(network.axes))
+    engine.reset()
+
+    def run() -> dict[str, float]:
+        seconds = engine.step(buttons, axes).seconds
+        return seconds if engine.decoders else {name: seconds[name] for name in ("commit", "denoise")}
+
+    return run
+
+
+def count(run: Run) -> Counter[Operator]:
+    """Operators of one run, uncompiled. The one before it leaves a world model's frame to be committed."""
+    with torch.compiler.set_stance("force_eager"):
+        run()
+        with Operators() as operators:
+            run()
+    return operators.calls
+
+
+def profile_runs(run: Run, kernels: int, trace: Path | None, device: str) -> list[dict[str, Any]]:
+    """Profile some runs; write the trace, return the most expensive kernels."""
+    profiler = start_profiler(device)
+    for _ in range(PROFILED):
+        run()
+    profiler.stop()
+    if trace is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "trace.json"
+            profiler.export_chrome_trace(str(file))
+            atomic_write(trace, file.read_bytes())
+    return most_expensive(profiler, kernels, device)

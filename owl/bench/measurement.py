@@ -1,0 +1,88 @@
+"""What a benchmark leaves, and the parts that training and inference measure alike."""
+
+import re
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from owl.bench.roofline import Operator, Precision
+
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PROFILED = 3
+"""Steps, frames or calls that a kernel table or a trace shows."""
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass
+class Measurement:
+    """One target, measured.
+
+    Attributes:
+        kind: "training", "autoencoder", "world model" or "controls reader".
+        unit: What one of `operators` belongs to: "step", "image", "frame", "clip".
+        device: "cpu" or "cuda".
+        precision: "fp32" or "bf16".
+        compiled: Whether it ran through torch.compile.
+        metrics: Flat, by name.
+        operators: Of one unit.
+        kernels: The most expensive ones of `PROFILED` units: name, calls, milliseconds, share.
+    """
+
+    kind: str
+    unit: str
+    device: str
+    precision: Precision
+    compiled: bool
+    metrics: dict[str, float]
+    operators: Counter[Operator] = field(default_factory=Counter)
+    kernels: list[dict[str, Any]] = field(default_factory=list)
+
+
+def reset_peak_memory(device: str) -> None:
+    """Forget the peak of the memory that was used so far."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    elif CLEAR.exists():
+        CLEAR.write_text("5")  # man 5 proc: resets the peak of the resident set
+
+
+def peak_memory(device: str) -> float:
+    """Most memory in MiB since `reset_peak_memory`: allocated by torch on a GPU, otherwise resident of this process.
+
+    Where the system cannot forget a peak (not Linux), it is that since the process began.
+    """
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    if STATUS.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text())):
+        return int(found[1]) / 1024
+    import resource  # Windows has none
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
+
+
+def start_profiler(device: str) -> profile:
+    """Begin to note every kernel."""
+    profiler = profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda"))
+    profiler.start()
+    return profiler
+
+
+def most_expensive(profiler: profile, count: int, device: str) -> list[dict[str, Any]]:
+    """The kernels (on CPUs: operators) that took the most time themselves, most expensive first."""
+    attribute = "self_cpu_time_total" if device == "cpu" else "self_device_time_total"  # microseconds
+    rows = sorted(((getattr(row, attribute), row) for row in profiler.key_averages()), key=lambda row: -row[0])
+    total = sum(microseconds for microseconds, _ in rows) or 1.0
+    return [
+        {
+            "name": row.key,
+            "calls": row.count,
+            "milliseconds": round(microseconds / 1e3, 3),
+            "share": round(microseconds / total, 4),
+        }
+        for microseconds, row in rows[:count]
+    ]

@@ -1,0 +1,221 @@
+"""How fast an experiment trains: a few real steps of its recipe, data and trainer."""
+
+import io
+import json
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.optim import Optimizer
+from torch.profiler import profile
+
+from owl.atomic import atomic_write
+from owl.bench.measurement import (
+    DTYPES,
+    PROFILED,
+    Measurement,
+    most_expensive,
+    peak_memory,
+    reset_peak_memory,
+    start_profiler,
+)
+from owl.bench.roofline import (
+    Operator,
+    Operators,
+    Precision,
+    data_sheet_of,
+    matmul_rate,
+    synchronize,
+    total_flops,
+)
+from owl.callbacks.checkpoint import Checkpoint
+from owl.callbacks.report import Report
+from owl.callbacks.throughput import Throughput
+from owl.errors import OwlError
+
+RESULT = "bench.json"
+TRACE = "trace.json"
+
+
+class StepMeter(Callback):
+    """Measures optimiser steps and writes ``bench.json`` into the run folder; nothing else is left there.
+
+    The first step runs uncompiled and its operators are counted, then come steps to warm up (which compile what is to
+    be compiled), then those that are measured, and then, for kernels and traces, some under the profiler. Of the
+    default callbacks, those that report take no part.
+
+    Args:
+        steps: How many are measured.
+        warm_up: Steps before them, at least 1.
+        kernels: Rows of the kernel table; 0 for none.
+        trace: Whether to write a Chrome trace, ``trace.json``.
+    """
+
+    def __init__(self, steps: int, warm_up: int, kernels: int = 0, trace: bool = False) -> None:
+        self.steps, self.warm_up, self.kernels, self.trace = steps, warm_up, kernels, trace
+        self._operators = Operators()
+        self._counting = ExitStack()
+        self._step = self._samples = 0
+        self._begin = self._wait = self._start = self._end = 0.0
+        self._profiler: profile | None = None
+        self._result: dict[str, Any] = {}
+
+    @property
+    def total(self) -> int:
+        """Steps altogether."""
+        return 1 + self.warm_up + self.steps + (PROFILED if self.kernels or self.trace else 0)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the place of the callbacks that report."""
+        trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, Report | Throughput)]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell the optimisers' operators from the others."""
+        for optimizer in trainer.optimizers:
+            optimizer.register_step_post_hook(self._after_optimizer)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Forward and backward are done."""
+        self._operators.optimizer = True
+
+    def _after_optimizer(self, *arguments: Any) -> None:
+        self._operators.optimizer = False
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Count the time since the last batch as waiting; in the first step, count operators."""
+        self._wait += time.perf_counter() - self._end
+        if self._step == 0:
+            self._counting.enter_context(torch.compiler.set_stance("force_eager"))  # what is fused is not counted
+            self._counting.enter_context(self._operators)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After an optimiser step: go on to the next phase where it is time."""
+        self._counting.close()
+        first = next((value for value in batch.values() if isinstance(value, torch.Tensor) and value.ndim), None)
+        self._samples += len(first) * trainer.world_size if first is not None else 0
+        if trainer.global_step > self._step:
+            self._step = trainer.global_step
+            self._advance(trainer, pl_module, pl_module.device.type)
+        self._end = time.perf_counter()
+
+    def _advance(self, trainer: Trainer, pl_module: LightningModule, device: str) -> None:
+        if self._step == 1 + self.warm_up:
+            reset_peak_memory(device)
+            synchronize(device)
+            self._begin, self._wait, self._samples = time.perf_counter(), 0.0, 0
+        if self._step == 1 + self.warm_up + self.steps:
+            synchronize(device)
+            self._result = self._measured(trainer, device, time.perf_counter() - self._begin)
+            self._result["compiled"] = any(m._compiled_call_impl is not None for m in pl_module.modules())
+            if self.total > self._step:
+                self._profiler = start_profiler(device)
+        if self._step == self.total:
+            trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, Checkpoint)]  # it saves at the end
+            self._finish(trainer, device)
+
+    def _measured(self, trainer: Trainer, device: str, seconds: float) -> dict[str, Any]:
+        precision = trained_precision(str(trainer.precision))
+        calls = self._operators.calls
+        rate, flops = matmul_rate(device, DTYPES[precision]), total_flops(calls)
+        metrics = {
+            "steps_per_second": self.steps / seconds,
+            "samples_per_second": self._samples / seconds,
+            "gflop_per_step": flops / 1e9,
+            "gflop_per_step_of_optimizer": total_flops(calls, optimizer=True) / 1e9,
+            "matmul_gflop_per_second": rate / 1e9,
+            "mfu": flops * self.steps / seconds / rate,
+            "peak_memory_mib": peak_memory(device),
+            "data_wait": self._wait / seconds,
+        }
+        sheet = data_sheet_of(torch.cuda.get_device_name()) if device == "cuda" else None
+        if sheet is not None:
+            metrics["mfu_of_data_sheet"] = flops * self.steps / seconds / sheet.rates[precision]
+        return {
+            "device": device,
+            "precision": precision,
+            "metrics": metrics,
+            "operators": [[*call, count] for call, count in calls.items()],
+        }
+
+    def _finish(self, trainer: Trainer, device: str) -> None:
+        folder = Path(trainer.default_root_dir)
+        if self._profiler is not None:
+            synchronize(device)
+            self._profiler.stop()
+            self._result["kernels"] = most_expensive(self._profiler, self.kernels, device)
+        if not trainer.is_global_zero:
+            return
+        if self._profiler is not None and self.trace:
+            self._profiler.export_chrome_trace(str(folder / TRACE))
+        atomic_write(folder / RESULT, json.dumps(self._result))
+
+
+def trained_precision(name: str) -> Precision:
+    """In which precision a trainer's matrix products run: "fp32", or "bf16", which stands for all others."""
+    return "fp32" if name.startswith(("32", "64")) else "bf16"
+
+
+def measure_training(
+    experiment: str, options: list[str], steps: int, warm_up: int, kernels: int, trace: Path | None
+) -> Measurement:
+    """Run some steps of an experiment as fit would, in a temporary run folder.
+
+    There are no validations, no checkpoints, no loggers, and none of the callbacks that the experiment itself names.
+
+    Args:
+        experiment: YAML file.
+        options: More options of fit.
+        steps: How many are measured.
+        warm_up: Steps before them, at least 1.
+        kernels: Rows of the kernel table; 0 for none.
+        trace: Where to write a Chrome trace.
+
+    Raises:
+        OwlError: The experiment cannot be trained, or was told to stop.
+    """
+    from owl import cli
+
+    meter = StepMeter(steps, warm_up, kernels, trace is not None)
+    described = {
+        "class_path": "owl.bench.training.StepMeter",
+        "init_args": {"steps": steps, "warm_up": warm_up, "kernels": kernels, "trace": meter.trace},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = [
+            *("fit", "--config", experiment, *options),
+            *("--name", "bench", "--runs", folder, "--overwrite", "false", "--ckpt_path", "null"),
+            *("--trainer.max_steps", str(meter.total), "--trainer.max_epochs", "-1", "--trainer.max_time", "null"),
+            *("--trainer.limit_val_batches", "0", "--trainer.num_sanity_val_steps", "0"),
+            *("--trainer.logger", "false", "--trainer.enable_progress_bar", "false"),
+            *("--trainer.enable_model_summary", "false", "--checkpoint.every_n_steps", str(meter.total + 1)),
+            f"--trainer.callbacks={json.dumps([described])}",
+        ]
+        with as_command_line(arguments), redirect_stdout(io.StringIO()):
+            cli.main(arguments)
+        result = Path(folder) / "bench" / RESULT
+        if not result.exists():
+            raise OwlError(f"{experiment} stopped before {meter.total} steps; give it the time, or fewer --steps")
+        content = json.loads(result.read_text())
+        if trace is not None:
+            atomic_write(trace, (result.parent / TRACE).read_bytes())
+    operators = Counter({Operator(*call): count for *call, count in content.pop("operators")})
+    return Measurement("training", "step", operators=operators, **content)
+
+
+@contextmanager
+def as_command_line(arguments: list[str]) -> Iterator[None]:
+    """Have ``sys.argv`` say ``arguments``: from there the trainer's command line, and processes it starts, read it."""
+    before, sys.argv = sys.argv, ["owl", *arguments]
+    try:
+        yield
+    finally:
+        sys.argv = before

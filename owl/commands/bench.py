@@ -1,0 +1,206 @@
+"""``python -m owl bench``: how fast experiments train and networks run, here and, predicted, elsewhere."""
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from owl import environment, models
+from owl.atomic import atomic_write
+from owl.bench import roofline
+from owl.bench.inference import measure_network
+from owl.bench.measurement import PROFILED, Measurement
+from owl.bench.training import measure_training
+from owl.callbacks.report import format_number
+from owl.errors import OwlError
+from owl.version import code_version
+
+PREDICTION = "prediction_"  # how the names of metrics begin that were not measured
+LONGEST_NAME = 60  # characters of a kernel's name that the terminal shows
+
+
+def main(
+    targets: list[str],
+    *,
+    steps: int = 20,
+    warm_up: int = 5,
+    options: list[str] = [],  # noqa: B006  (never changed)
+    precision: Literal["bf16", "fp32"] | None = None,
+    compile: bool = False,
+    decoder: str | None = None,
+    denoising_steps: int = 4,
+    predict: list[str] = [],  # noqa: B006  (never changed)
+    kernels: int = 0,
+    trace: str | None = None,
+    out: str | None = None,
+    compare: bool = False,
+) -> None:
+    """Measure the speed of training an experiment or of running a trained network.
+
+    An experiment trains for some steps with its own recipe, data and trainer, in a temporary run folder, without
+    validation, checkpoints, logger and callbacks of its own. A network runs at batch 1 on made-up inputs: an
+    autoencoder encodes and decodes, a world model plays. A GPU is used where there is one.
+
+    Args:
+        targets: Experiments (YAML), checkpoints (.ckpt) or folders that export wrote; with --compare two results.
+        steps: Training steps, or frames, that are measured.
+        warm_up: As many before them.
+        options: For experiments: of fit. Written as fit takes them, without this name: --trainer.precision bf16-mixed.
+        precision: For networks: bf16 or fp32; where left out, bf16 on a GPU. An experiment says it itself.
+        compile: For networks: run through torch.compile, each as one graph. An experiment says it itself.
+        decoder: For world models: checkpoint or export of the autoencoder that decodes its latents.
+        denoising_steps: For world models: evaluations of the network per frame.
+        predict: Devices to predict the speed of, from counted operations and bytes: rtx5090, h100, cpu (this one).
+        kernels: Rows of a table of the most expensive kernels.
+        trace: File for a trace of a few steps, to be opened in chrome://tracing or ui.perfetto.dev.
+        out: JSON file for the results.
+        compare: Print the ratios of two earlier results, given as targets, instead of measuring.
+    """
+    if compare:
+        return print_comparison(targets)
+    for name, value, least in (("steps", steps, 1), ("warm_up", warm_up, 1), ("kernels", kernels, 0)):
+        if value < least:
+            raise OwlError(f"{name} is {value}, at least {least} was expected; give a larger number")
+    if denoising_steps < 1:
+        raise OwlError(f"denoising_steps is {denoising_steps}, at least 1 was expected; give a larger number")
+    unknown = [name for name in predict if name not in (*roofline.DATA_SHEETS, "cpu")]
+    if unknown:
+        raise OwlError(
+            f"there is no data sheet of {unknown[0]}, expected {', '.join(roofline.DATA_SHEETS)} or cpu; correct it"
+        )
+    if trace is not None and len(targets) != 1:
+        raise OwlError(f"a trace is of one target, {len(targets)} were given; give one, or leave --trace out")
+    for target in targets:
+        check_target(target)
+    results = {}
+    for target in targets:
+        file = Path(trace) if trace is not None else None
+        if is_experiment(target):
+            measured = measure_training(target, options, steps, warm_up, kernels, file)
+        else:
+            chosen = precision or ("bf16" if torch.cuda.is_available() else "fp32")
+            measured = measure_network(target, chosen, compile, decoder, denoising_steps, steps, warm_up, kernels, file)
+        measured.metrics |= predicted(measured, predict)
+        print_measurement(target, measured)
+        if kernels:
+            print_kernels(measured)
+        results[target] = {name: value for name, value in asdict(measured).items() if name != "operators"}
+    if out is not None:
+        content = {
+            "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "code_version": code_version(),
+            "devices": environment.devices(),
+            "steps": steps,
+            "results": results,
+        }
+        atomic_write(out, json.dumps(content, indent=2) + "\n")
+        Console().print(f"Results: {out}")
+
+
+def is_experiment(target: str) -> bool:
+    """Whether a target is the YAML of an experiment."""
+    return target.endswith((".yaml", ".yml"))
+
+
+def check_target(target: str) -> None:
+    """Refuse what is neither an experiment nor a network.
+
+    Raises:
+        OwlError: It is not.
+    """
+    kinds = "an experiment (.yaml), a checkpoint (.ckpt) or a folder that export wrote"
+    if not Path(target).exists():
+        raise OwlError(f"there is no {target}, expected {kinds}; correct the path")
+    file = is_experiment(target) or target.endswith(models.CHECKPOINT_SUFFIX)
+    if not file and not (Path(target) / models.WEIGHTS).is_file():
+        raise OwlError(f"{target} is not {kinds}; give one of these")
+
+
+def predicted(measured: Measurement, devices: list[str]) -> dict[str, float]:
+    """Milliseconds that devices would take by `owl.bench.roofline.predict`, named as what they are."""
+    calls = measured.operators
+    values: dict[str, float] = {}
+    for name in devices:
+        device = roofline.find_device(name)
+        convertible = "fp8" in device.rates and any(call.linear and call.precision == "bf16" for call in calls)
+        for fp8 in (False, True) if convertible else (False,):
+            low, high = roofline.predict(calls, device, fp8)
+            label = f"{PREDICTION}{name}_{'fp8' if fp8 else measured.precision}_ms_per_{measured.unit}"
+            values |= {f"{label}_fused": low * 1e3, f"{label}_unfused": high * 1e3}
+    return values
+
+
+def print_measurement(target: str, measured: Measurement) -> None:
+    """Print the metrics, predictions apart from what was measured."""
+    device = torch.cuda.get_device_name() if measured.device == "cuda" else "CPU"
+    how = f"{measured.precision}, {'compiled' if measured.compiled else 'eager'}, {device}"
+    table = Table("measured", how, title=f"{target} ({measured.kind})", title_justify="left")
+    table.columns[1].justify = "right"
+    for name, value in measured.metrics.items():
+        if not name.startswith(PREDICTION):
+            table.add_row(name, format_number(value))
+    table.add_section()
+    for name, value in measured.metrics.items():
+        if name.startswith(PREDICTION):
+            table.add_row(name, format_number(value))
+    Console().print(table)
+
+
+def print_kernels(measured: Measurement) -> None:
+    """Print the most expensive kernels."""
+    table = Table("kernel", title=f"Time of {PROFILED} x 1 {measured.unit}", title_justify="left")
+    for name in ("calls", "ms", "share"):
+        table.add_column(name, justify="right")
+    for row in measured.kernels:
+        name = row["name"][:LONGEST_NAME]
+        table.add_row(name, str(row["calls"]), format_number(row["milliseconds"]), f"{row['share']:.1%}")
+    Console().print(table)
+
+
+def print_comparison(files: list[str]) -> None:
+    """Print the metrics of two results and their ratios, target by target.
+
+    Raises:
+        OwlError: They are not two results with a common target; two results of one target each need no common name.
+    """
+    if len(files) != 2:
+        raise OwlError(f"{len(files)} files were given to --compare, expected two that --out wrote; give two")
+    before, after = (load_results(file) for file in files)
+    pairs = [(name, name) for name in before if name in after]
+    if not pairs and len(before) == len(after) == 1:
+        pairs = [(next(iter(before)), next(iter(after)))]
+    if not pairs:
+        raise OwlError(f"{files[0]} and {files[1]} have no target in common; give results of the same targets")
+    for old, new in pairs:
+        name = old if old == new else f"{old} against {new}"
+        table = Table("metric", title=name, title_justify="left")
+        for column in (*files, "ratio"):
+            table.add_column(column, justify="right")
+        for metric, value in before[old]["metrics"].items():
+            if metric in after[new]["metrics"]:
+                other = after[new]["metrics"][metric]
+                ratio = f"{other / value:.3f}" if value else "-"
+                table.add_row(metric, format_number(value), format_number(other), ratio)
+        Console().print(table)
+
+
+def load_results(file: str) -> dict[str, Any]:
+    """The results of a file that --out wrote, by target.
+
+    Raises:
+        OwlError: It is missing or something else.
+    """
+    try:
+        results: dict[str, Any] = json.loads(Path(file).read_text())["results"]
+        if all(isinstance(result["metrics"], dict) for result in results.values()):
+            return results
+    except FileNotFoundError as error:
+        raise OwlError(f"there is no {file}, expected a file that `bench --out` wrote; correct the path") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise OwlError(f"{file} holds no results, expected a file that `bench --out` wrote; give one")

@@ -1,0 +1,215 @@
+"""``python -m owl rerun``: repeat a run and compare."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+from rich.table import Table
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from owl.callbacks.checkpoint import load_checkpoint
+from owl.callbacks.report import ENVIRONMENT, format_number
+from owl.errors import OwlError
+
+UNREPEATABLE = ("seconds", "data_wait", "speed/")  # beginnings of what only the clock knows
+MARKS = ("epoch", "hp_metric")  # curves that measure nothing
+
+
+def main(run: str, *, name: str | None = None, steps: int | None = None) -> int:
+    """Repeat a run from its folder, under another name and in a new process, and say whether it came out the same.
+
+    Metrics and weights must be equal bit for bit, but for what depends on the clock. With --steps only the beginning
+    is repeated, and what both logged until then is compared instead.
+
+    Args:
+        run: The run's folder, such as runs/quickstart. It needs the same data at the same place.
+        name: Name of the repetition, beside the run; where left out, the run's with "-again".
+        steps: Repeat only so many steps, under the same learning rates.
+
+    Returns:
+        0 if it is the same, 1 if not.
+    """
+    folder = Path(run)
+    again = folder.parent / (name or f"{folder.resolve().name}-again")
+    limit = steps_to_repeat(folder, steps)
+    partial = steps is not None and limit < recorded_metrics(folder)["steps"]
+    if again.resolve() == folder.resolve() or (again / "checkpoints" / "last.ckpt").exists():
+        raise OwlError(f"{again} already holds a run; choose another --name, or remove it")
+    repeat(folder, again, limit)
+    rows = list(compare_curves(folder, again, limit) if partial else compare_results(folder, again))
+    different = [row for row in rows if row[1] != row[2]]
+    print_rows(rows, list(compare_environments(folder, again)))
+    what = f"the first {limit} steps of {folder}" if partial else str(folder)
+    if different:
+        names = ", ".join(row[0] for row in different[:3]) + (", ..." if len(different) > 3 else "")
+        print(f"{again} differs from {what} in {len(different)} of {len(rows)} values: {names}")
+        return 1
+    print(f"{again} equals {what}: all of {len(rows)} values are the same")
+    return 0
+
+
+def steps_to_repeat(folder: Path, steps: int | None) -> int:
+    """The step to stop after: the run's own last one, or ``steps`` if that is less.
+
+    Raises:
+        OwlError: The folder lacks what a repetition needs, or ``steps`` is below 1.
+    """
+    for file in ("config.yaml", "metrics.json", "checkpoints/last.ckpt"):
+        if not (folder / file).is_file():
+            raise OwlError(f"there is no {folder / file}, expected the folder of a run that is finished; give one")
+    last = int(recorded_metrics(folder)["steps"])
+    if steps is None:
+        return last
+    if steps < 1:
+        raise OwlError(f"steps is {steps}, at least 1 was expected; give a larger number")
+    if steps < last and not list(folder.glob("events.out.tfevents.*")):
+        raise OwlError(f"{folder} holds no TensorBoard curves, with which --steps compares; repeat the run as a whole")
+    return min(steps, last)
+
+
+def recorded_metrics(folder: Path) -> dict[str, float]:
+    """What a run's metrics.json holds.
+
+    Raises:
+        OwlError: It is damaged.
+    """
+    try:
+        metrics: dict[str, float] = json.loads((folder / "metrics.json").read_text())
+        if isinstance(metrics["steps"], int | float):
+            return metrics
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise OwlError(f"{folder / 'metrics.json'} holds no metrics of a run with its steps; repeat another run")
+
+
+def repeat(folder: Path, again: Path, last: int) -> None:
+    """Fit a run's configuration under another name, up to a step.
+
+    Raises:
+        OwlError: It failed; what it said stands in the terminal.
+    """
+    config = folder / "config.yaml"
+    start = (yaml.safe_load(config.read_text()) or {}).get("ckpt_path")
+    if start and Path(start).resolve().parent == (folder / "checkpoints").resolve():
+        start = None  # it was interrupted and continued, which changes nothing
+    command = [
+        *(sys.executable, "-m", "owl", "fit", "--config", str(config), "--name", again.name),
+        *("--runs", str(again.parent), "--overwrite", "false", "--ckpt_path", start or "null"),
+        *("--trainer.max_time", "null", "--trainer.callbacks+", "owl.callbacks.stop_at.StopAt"),
+        *("--trainer.callbacks.step", str(last)),
+    ]
+    status = subprocess.run(command).returncode
+    if status:
+        raise OwlError(f"the repetition of {folder} ended with status {status}, as told above; mend that and try again")
+
+
+Row = tuple[str, str, str]
+"""What is compared, its value in the run and in the repetition, exactly."""
+
+
+def compare_results(folder: Path, again: Path) -> Iterator[Row]:
+    """All metrics but the clock's, then the largest difference of the weights."""
+    before, after = recorded_metrics(folder), recorded_metrics(again)
+    for key in [*before, *(key for key in after if key not in before)]:
+        if not key.startswith(UNREPEATABLE):
+            yield key, exact(before.get(key)), exact(after.get(key))
+    difference = weight_difference(folder, again)
+    yield "weights, largest difference", "0", exact(difference) if difference else "0"
+
+
+def weight_difference(folder: Path, again: Path) -> float:
+    """Largest absolute difference of the weights in ``last.ckpt``; infinite where they have other names or shapes."""
+    before, after = (load_checkpoint(f / "checkpoints" / "last.ckpt")["state_dict"] for f in (folder, again))
+    if {k: v.shape for k, v in before.items()} != {k: v.shape for k, v in after.items()}:
+        return float("inf")
+    largest = 0.0
+    for key, value in before.items():
+        if not torch.equal(value, after[key]):
+            difference = float((value.double() - after[key].double()).abs().max())
+            largest = max(largest, difference if difference >= 0 else float("inf"))  # NaN is not
+    return largest
+
+
+def compare_curves(folder: Path, again: Path, last: int) -> Iterator[Row]:
+    """Every curve that both logged up to a step: at how many points, and the first one that differs.
+
+    Raises:
+        OwlError: They have no point in common.
+    """
+    before, after = curves(folder), curves(again)
+    common = sorted(point for point in before.keys() & after.keys() if point[1] <= last)
+    if not common:
+        raise OwlError(f"nothing was logged in the first {last} steps of {folder}; give more --steps")
+    for tag in dict.fromkeys(tag for tag, _ in common):
+        steps = [step for name, step in common if name == tag]
+        shown = next((step for step in steps if before[tag, step] != after[tag, step]), steps[-1])
+        yield f"{tag} at step {shown}", exact(before[tag, shown]), exact(after[tag, shown])
+
+
+def curves(folder: Path) -> dict[tuple[str, int], float]:
+    """Scalars in a run's TensorBoard files by name and step (counted from 0), but for those of the clock."""
+    found: dict[tuple[str, int], float] = {}
+    for file in sorted(folder.glob("events.out.tfevents.*")):
+        events = EventAccumulator(str(file), {"scalars": 0})
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            if not tag.startswith(UNREPEATABLE) and tag not in MARKS:
+                found |= {(tag, event.step): event.value for event in events.Scalars(tag)}
+    return found
+
+
+def compare_environments(folder: Path, again: Path) -> Iterator[Row]:
+    """Entries of the two environments that differ, but for those that tell where and how each was started."""
+    try:
+        before = flat(json.loads((folder / ENVIRONMENT).read_text()))
+    except (OSError, ValueError):
+        yield ENVIRONMENT, "not recorded", "recorded"
+        return
+    after = flat(json.loads((again / ENVIRONMENT).read_text()))
+    for key in sorted(before.keys() | after.keys()):
+        if before.get(key) != after.get(key) and key not in ("command", "folder"):
+            yield key, told(key, before.get(key, "-")), told(key, after.get(key, "-"))
+
+
+def told(key: str, value: Any) -> str:
+    """An entry of an environment; of the changes to tracked files only how long they are."""
+    return f"{len(str(value))} characters" if key.endswith(".diff") else str(value)
+
+
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings and lists as one, by dotted path."""
+    if not isinstance(values, dict | list):
+        return {prefix: values}
+    below = values.items() if isinstance(values, dict) else enumerate(values)
+    found: dict[str, Any] = {}
+    for key, value in below:
+        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return found
+
+
+def exact(value: float | None) -> str:
+    """A number so that different ones look different; "-" where there is none."""
+    return "-" if value is None else repr(value)
+
+
+def print_rows(rows: list[Row], environments: list[Row]) -> None:
+    """Print what was compared, exactly where it differs, and below a line what differs in the environments."""
+    table = Table(title="The run and its repetition", title_justify="left")
+    for column in ("", "run", "again", ""):
+        table.add_column(column, overflow="fold")
+    for name, before, after in rows:
+        if before == after:
+            shown = before if before == "-" else format_number(float(before))
+            table.add_row(name, shown, shown, "same")
+        else:
+            table.add_row(name, before, after, "different")
+    table.add_section()
+    for name, before, after in environments:
+        table.add_row(name, before, after, "environment")
+    Console().print(table)

@@ -1,0 +1,86 @@
+"""What a run ran on and with: kept in every run folder, so that a repetition that differs can be explained."""
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from owl.version import code_version
+
+LARGEST_DIFF = 100_000  # bytes; of a larger one only the size is kept
+
+
+def environment() -> dict[str, Any]:
+    """Describe this process.
+
+    Returns:
+        ``owl`` (its version with the commit), ``python``, ``platform``, ``devices`` (see `devices`), ``command``,
+        ``folder`` (where it was given), ``git`` (see `repository`: OWL's own checkout and the folder's), ``packages``
+        (version of everything that is installed, by name).
+    """
+    owl = Path(__file__).resolve().parent.parent
+    places = ([owl] if (owl / ".git").exists() else []) + [Path.cwd()]
+    found = {state["root"]: state for place in places if (state := repository(place)) is not None}
+    return {
+        "owl": code_version(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "devices": devices(),
+        "command": shlex.join(["python", "-m", "owl", *sys.argv[1:]]),
+        "folder": str(Path.cwd()),
+        "git": list(found.values()),
+        "packages": dict(sorted((d.metadata["Name"], d.version) for d in metadata.distributions())),
+    }
+
+
+def devices() -> dict[str, Any]:
+    """The processor's name, its cores and the threads that torch uses; the GPUs and the versions they run with."""
+    described: dict[str, Any] = {
+        "cpu": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())],
+    }
+    if described["gpus"]:
+        described |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    return described
+
+
+def repository(folder: Path) -> dict[str, Any] | None:
+    """State of the git repository that a folder lies in; None where there is none, or no git.
+
+    Returns:
+        ``root``, ``commit``, ``dirty`` (whether tracked files are changed) and ``diff`` (of what is, None where it is
+        larger than `LARGEST_DIFF` bytes).
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, check=True).stdout.decode(errors="replace")
+
+    try:
+        root, commit = git("rev-parse", "--show-toplevel").strip(), git("rev-parse", "HEAD").strip()
+        diff = git("diff", "HEAD")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {
+        "root": root,
+        "commit": commit,
+        "dirty": bool(diff),
+        "diff": diff if len(diff.encode()) <= LARGEST_DIFF else None,
+    }
+
+
+def _processor() -> str:
+    """The processor's name; of the machine's kind where the system tells no more."""
+    try:
+        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
