@@ -192,15 +192,22 @@ def _rounds(work: Any, device: str) -> list[float]:
 
 def _tensors(values: Any) -> Iterator[Tensor]:
     if isinstance(values, Tensor):
-        yield values
+        yield getattr(values, "_local_tensor", values)  # of a DTensor what lies in this process
     elif isinstance(values, list | tuple | dict):
         for value in values.values() if isinstance(values, dict) else values:
             yield from _tensors(value)
 
 
 def _is_view(operands: list[Tensor], results: list[Tensor]) -> bool:
-    storages = {operand.untyped_storage().data_ptr() for operand in operands}
-    return bool(results) and all(result.untyped_storage().data_ptr() in storages for result in results)
+    memory = {_place(operand) for operand in operands}
+    return bool(results) and all(_place(result) in memory for result in results)
+
+
+def _place(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except RuntimeError:  # tensors that wrap others, such as those of float8, have no memory of their own
+        return id(tensor)
 
 
 def _size(tensor: Tensor) -> int:

@@ -1,0 +1,162 @@
+"""``bench`` as it is typed: what it measures is what happens, on its how-to page and beyond."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from owl import models
+from owl.bench import roofline
+from owl.errors import OwlError
+from owl.models.image_autoencoder import ImageAutoencoder
+from owl.recipes.image_vae import ImageVAE, Weights
+from tests.helpers.latents import lively
+from tests.helpers.shards import make_dataset
+from tests.helpers.tiny import REPOSITORY, owl_here, tiny_experiment, write_config
+from tests.test_docs import blocks, lines
+
+EXPERIMENT = "experiments/quickstart.yaml"
+AUTOENCODER = "runs/quickstart/checkpoints/last.ckpt"
+WORLD_MODEL = "exports/world_model_quickstart"
+SHORT = ("--steps", "2", "--warm_up", "1", "--compile", "false")
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an experiment, a run and a world model, named as in the how-to page."""
+    folder = tmp_path_factory.mktemp("bench")
+    make_dataset(folder / "data", episodes=4, frames=12, size=(32, 48), modalities=("rgb",))
+    (folder / "experiments").mkdir()
+    experiment = tiny_experiment(Path("data"))
+    experiment["trainer"] |= {  # none of which takes part
+        "max_time": "00:00:00:00",
+        "callbacks": [{"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"}],
+    }
+    write_config(folder / EXPERIMENT, experiment)
+    options = ("--trainer.max_steps", "1", "--trainer.max_time", "null", "--trainer.limit_val_batches", "0")
+    assert owl_here("fit", "--config", EXPERIMENT, *options, cwd=folder) == 0
+    world_model = lively(latent=(4, 4, 6))
+    encoder = models.fingerprint(models.load(folder / AUTOENCODER).encoder)  # type: ignore[arg-type]
+    world_model.video_encoder.copy_(torch.tensor(list(bytes.fromhex(encoder)), dtype=torch.uint8))
+    models.save(world_model, folder / WORLD_MODEL)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def small_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rates of this machine from as little as they can be measured with: what they are does not matter here."""
+    monkeypatch.setattr(roofline, "SECONDS_OF_RATE", 0.0)
+    monkeypatch.setattr(roofline, "COPIED", 2**20)
+
+
+def measure(lab: Path, *arguments: str) -> dict[str, Any]:
+    """Run bench; return the results by target."""
+    assert owl_here("bench", *arguments, *SHORT, "--out", "out.json", cwd=lab) == 0
+    results: dict[str, Any] = json.loads((lab / "out.json").read_text())["results"]
+    return results
+
+
+def flops_of_training() -> int:
+    """Forward and backward of one batch of the experiment, counted by hand."""
+    arguments = tiny_experiment(Path("data"))["model"]["init_args"]["network"]["init_args"]
+    recipe = ImageVAE(ImageAutoencoder(**arguments), Weights(lpips=0.0))
+    recipe.log = recipe.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
+    with FlopCounterMode(display=False) as counter:
+        recipe.training_step({"rgb": torch.zeros(4, 1, 3, 32, 48, dtype=torch.uint8)}, 0).backward()
+    return counter.get_total_flops()
+
+
+def test_the_how_to_page_from_top_to_bottom(
+    lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(lab)
+    for block in blocks(REPOSITORY / "docs" / "how-to" / "bench.md"):
+        for command in lines(block.content) if block.language == "bash" else ():
+            words = shlex.split(command)[3:]
+            assert owl_here(*words, *(() if "--compare" in words else SHORT), cwd=lab) == 0, command
+    printed = capsys.readouterr().out
+    assert "aten::" in printed  # the kernel table
+    assert "prediction_rtx5090" in printed
+    assert json.loads((lab / "trace.json").read_text())["traceEvents"]
+    before, after = (json.loads((lab / name).read_text()) for name in ("before.json", "after.json"))
+    assert before["devices"]["cores"] >= 1
+    result = before["results"][EXPERIMENT]
+    assert (result["kind"], result["precision"], result["compiled"]) == ("training", "fp32", False)
+    assert after["results"][EXPERIMENT]["precision"] == "bf16"
+
+
+def test_training_is_measured_as_it_happens(lab: Path) -> None:
+    before = sorted(lab.rglob("*"))
+    metrics = measure(lab, EXPERIMENT, "--predict", "h100", "cpu")[EXPERIMENT]["metrics"]
+    (lab / "out.json").unlink()
+    assert sorted(lab.rglob("*")) == before  # no run folder is left
+    assert metrics["gflop_per_step"] == pytest.approx(flops_of_training() / 1e9)
+    assert metrics["gflop_per_step_of_optimizer"] == 0  # AdamW multiplies no matrices
+    assert metrics["samples_per_second"] == pytest.approx(4 * metrics["steps_per_second"])
+    share = metrics["gflop_per_step"] * metrics["steps_per_second"] / metrics["matmul_gflop_per_second"]
+    assert metrics["mfu"] == pytest.approx(share)
+    assert 0 < metrics["data_wait"] < 1
+    assert metrics["peak_memory_mib"] > 100
+    for name in ("h100", "cpu"):
+        low, high = (metrics[f"prediction_{name}_fp32_ms_per_step_{kind}"] for kind in ("fused", "unfused"))
+        assert 0 < low < high
+
+
+def test_a_step_is_the_optimizers_and_its_products_count_apart(lab: Path) -> None:
+    options = ("--trainer.accumulate_grad_batches", "2", "--model.optimizer", "owl.optim.MuonAdamW")
+    metrics = measure(lab, EXPERIMENT, *options)[EXPERIMENT]["metrics"]
+    assert metrics["gflop_per_step"] == pytest.approx(2 * flops_of_training() / 1e9)
+    assert metrics["gflop_per_step_of_optimizer"] > 0
+    assert metrics["samples_per_second"] == pytest.approx(8 * metrics["steps_per_second"])
+
+
+def test_networks_are_timed_stage_by_stage(lab: Path) -> None:
+    results = measure(lab, AUTOENCODER, WORLD_MODEL, "--decoder", AUTOENCODER, "--denoising_steps", "2")
+    autoencoder, world_model = (results[name]["metrics"] for name in (AUTOENCODER, WORLD_MODEL))
+    for metrics, stages in ((autoencoder, ("encode", "decode")), (world_model, ("commit", "denoise", "decode"))):
+        named = {f"latency_{stage}_{p}" for stage in (*stages, "total") for p in ("p50", "p95")}
+        assert {name for name in metrics if name.startswith("latency")} == named
+        assert all(metrics[name] > 0 for name in named)
+    blind = measure(lab, WORLD_MODEL, "--denoising_steps", "1")[WORLD_MODEL]["metrics"]
+    assert "latency_decode_p50" not in blind
+    assert blind["gflop_per_frame"] < world_model["gflop_per_frame"]
+
+
+def test_two_results_are_compared_by_their_ratios(
+    lab: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, speed in (("a.json", 2.0), ("b.json", 5.0)):
+        (tmp_path / name).write_text(json.dumps({"results": {name: {"metrics": {"steps_per_second": speed}}}}))
+    assert owl_here("bench", "--compare", "a.json", "b.json", cwd=tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert "a.json against b.json" in " ".join(printed.split())
+    assert "2.500" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing.yaml"], r"^there is no nothing.yaml, expected an experiment \(.yaml\), a checkpoint"),
+        (["data"], r"^data is not an experiment \(.yaml\), a checkpoint \(.ckpt\) or a folder that export wrote; give"),
+        ([EXPERIMENT, "--steps", "0"], r"^steps is 0, at least 1 was expected; give a larger number$"),
+        ([EXPERIMENT, "--warm_up", "0"], r"^warm_up is 0, at least 1 was expected"),
+        ([WORLD_MODEL, "--denoising_steps", "0"], r"^denoising_steps is 0, at least 1 was expected"),
+        ([EXPERIMENT, "--predict", "h100", "tpu"], r"^there is no data sheet of tpu, expected rtx5090, h100 or cpu"),
+        (
+            [EXPERIMENT, AUTOENCODER, "--trace", "t.json"],
+            r"^a trace is of one target, 2 were given; give one, or leave",
+        ),
+        ([EXPERIMENT, "--data.path", "nowhere"], r"nowhere"),
+        (["--compare", "a.json"], r"^1 files were given to --compare, expected two that --out wrote; give two$"),
+        (["--compare", "a.json", EXPERIMENT], r"^there is no a.json, expected a file that `bench --out` wrote"),
+        (["--compare", EXPERIMENT, EXPERIMENT], r"holds no results, expected a file that `bench --out` wrote; give"),
+    ],
+)
+def test_what_does_not_fit_is_told_in_one_sentence(lab: Path, arguments: list[str], message: str) -> None:
+    with pytest.raises(OwlError, match=message) as error:
+        owl_here("bench", *arguments, cwd=lab)
+    assert "\n" not in str(error.value)
