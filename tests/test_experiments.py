@@ -17,6 +17,8 @@ from tests.helpers.tiny import REPOSITORY, owl_here
 
 EXPERIMENTS = sorted((REPOSITORY / "experiments").glob("*.yaml"))
 NETWORKS = sorted((REPOSITORY / "configs" / "models").glob("*.yaml"))
+TRAINERS = sorted((REPOSITORY / "configs" / "trainer").glob("fp8_*.yaml"))
+"""Tested in tests/precision."""
 SMALLEST = 64  # pixels: what crops for LPIPS need
 
 # What is changed; everything else stays as it is shipped.
@@ -77,7 +79,7 @@ def test_there_is_something_to_test() -> None:
     assert len(EXPERIMENTS) >= 4
     assert len(NETWORKS) >= 4
     shipped = {path for folder in ("experiments", "configs") for path in (REPOSITORY / folder).rglob("*.yaml")}
-    assert shipped == {*EXPERIMENTS, *NETWORKS}
+    assert shipped == {*EXPERIMENTS, *NETWORKS, *TRAINERS}
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)

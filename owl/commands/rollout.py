@@ -44,7 +44,7 @@ from owl.version import code_version
 
 TIMED_FRAMES = 100
 
-Precision = Literal["bf16", "fp32"]
+Precision = Literal["bf16", "fp32", "fp8_weight_only", "fp8_dynamic"]
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,8 @@ def main(
         guidance: Weight of classifier-free guidance on the controls; 1 is none.
         stride: Stored frames from one frame of the world model to the next; where left out, as it was trained, or 1
             for an export, which does not tell.
-        precision: bf16 or fp32; where left out, bf16 on a GPU.
+        precision: bf16, fp32, fp8_weight_only or fp8_dynamic (bf16 but for linear layers, whose weights or whole
+            products are float8); where left out, bf16 on a GPU.
         compile: Run the network through torch.compile: a minute's wait, then faster.
         seed: Of all noise.
     """
@@ -157,7 +158,8 @@ def main(
         levels=noise_levels(steps),
         context_level=context_level,
         guidance=guidance,
-        dtype=torch.bfloat16 if settings.precision == "bf16" else torch.float32,
+        dtype=torch.float32 if settings.precision == "fp32" else torch.bfloat16,
+        quantization=settings.precision if settings.precision in ("fp8_weight_only", "fp8_dynamic") else None,
         compile=compile,
         device=device,
     )

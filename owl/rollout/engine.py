@@ -22,6 +22,7 @@ from owl.losses.flow import corrupt
 from owl.models.world_model import Cache, Controls, Streams, WorldTransformer
 from owl.nn.attention import Frames
 from owl.nn.compilation import can_compile
+from owl.precision.inference import Quantization, quantize
 from owl.rollout.sampling import consistency, euler
 
 Sampler = Literal["euler", "consistency"]
@@ -68,11 +69,13 @@ class Engine:
         one_pass: Whether committing a frame waits for the next frame's first denoising step. False commits at once:
             more work per frame, less between the controls and their frame.
         dtype: Of weights and cache, e.g. torch.bfloat16; None keeps the network's. The network given is not changed.
+        quantization: Stores the weights of linear layers in eight bits, the decoders' too; see `owl.precision`.
         compile: Whether passes run through ``torch.compile``.
         device: Where to run.
 
     Raises:
-        OwlError: The settings make no sense, or a decoder is of another encoder than the world model was trained with.
+        OwlError: The settings make no sense, the device does not run the quantisation, or a decoder is of another
+            encoder than the world model was trained with.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class Engine:
         guidance: float = 1.0,
         one_pass: bool = True,
         dtype: torch.dtype | None = None,
+        quantization: Quantization | None = None,
         compile: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -97,6 +101,11 @@ class Engine:
             _check_decoder(network, name, decoder)
         self.network = deepcopy(network).eval().requires_grad_(False).to(device=device, dtype=dtype)
         self.decoders = {name: decoder.to(device) for name, decoder in (decoders or {}).items()}
+        if quantization is not None:
+            quantize(self.network, quantization)
+            self.decoders = {name: deepcopy(decoder) for name, decoder in self.decoders.items()}
+            for decoder in self.decoders.values():
+                quantize(decoder, quantization)
         self.dtype = dtype or next(network.parameters()).dtype
         self.device = torch.device(device)
         self.levels = [*map(float, levels), 0.0]

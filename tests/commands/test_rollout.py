@@ -89,9 +89,10 @@ def test_an_export_takes_its_stride_from_the_option(lab: Path) -> None:
     assert film(lab / "exported/rollout/rollout.mp4")[0] == Fraction(35, 2)
 
 
-def test_the_how_to_page_from_top_to_bottom(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", ["rollout.md", "fp8.md"])
+def test_the_how_to_page_from_top_to_bottom(page: str, lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(lab)
-    for block in blocks(REPOSITORY / "docs" / "how-to" / "rollout.md"):
+    for block in blocks(REPOSITORY / "docs" / "how-to" / page):
         for command in lines(block.content) if block.language == "bash" else ():
             words = shlex.split(command)[3:]
             if words[0] == "rollout":
