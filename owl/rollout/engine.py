@@ -69,7 +69,8 @@ class Engine:
         one_pass: Whether committing a frame waits for the next frame's first denoising step. False commits at once:
             more work per frame, less between the controls and their frame.
         dtype: Of weights and cache, e.g. torch.bfloat16; None keeps the network's. The network given is not changed.
-        quantization: Stores the weights of linear layers in eight bits, the decoders' too; see `owl.precision`.
+        quantization: Stores the weights of linear layers in eight bits, the decoders' too; see
+            `owl.precision.inference.quantize`.
         compile: Whether passes run through ``torch.compile``.
         device: Where to run.
 
@@ -98,9 +99,10 @@ class Engine:
         if sampler not in SAMPLERS:
             raise OwlError(f'sampler is "{sampler}", expected {" or ".join(SAMPLERS)}')
         for name, decoder in (decoders or {}).items():
-            _check_decoder(network, name, decoder)
+            check_decoder(network, name, decoder)
         self.network = deepcopy(network).eval().requires_grad_(False).to(device=device, dtype=dtype)
         self.decoders = {name: decoder.to(device) for name, decoder in (decoders or {}).items()}
+        self.quantization = quantization
         if quantization is not None:
             quantize(self.network, quantization)
             self.decoders = {name: deepcopy(decoder) for name, decoder in self.decoders.items()}
@@ -284,8 +286,10 @@ class Engine:
         )
         copies = torch.tensor([part[3] for part in parts], device=self.device)
         now = torch.where(copies == 0, self.time - 1, self.time)
-        # the weights are constants of what is compiled, laid out once for the kernels that read them
-        with torch._inductor.config.patch(freezing=True) if self.compile else nullcontext():
+        # the weights are constants of what is compiled, laid out once for the kernels that read them; those of eight
+        # bits would be widened once and for all
+        freeze = self.compile and self.quantization is None
+        with torch._inductor.config.patch(freezing=True) if freeze else nullcontext():
             return self._forward(
                 latents, levels.expand(self.batch, -1), controls, Frames(now[None], copies), cache=self.cache
             )
@@ -342,7 +346,12 @@ def _known(controls: Controls) -> Tensor:
     return torch.ones(controls.buttons.shape[:2], dtype=torch.bool, device=controls.buttons.device)
 
 
-def _check_decoder(network: WorldTransformer, name: str, decoder: nn.Module) -> None:
+def check_decoder(network: WorldTransformer, name: str, decoder: nn.Module) -> None:
+    """Refuse a decoder that is not of the encoder that a world model was trained with.
+
+    Raises:
+        OwlError: It is not.
+    """
     if name not in network.streams:
         raise OwlError(f"there is a decoder for {name}, the world model has {', '.join(network.streams)}; leave it out")
     if not isinstance(getattr(decoder, "encoder", None), nn.Module):

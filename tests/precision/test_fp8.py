@@ -262,10 +262,10 @@ def test_a_compiled_recipe_from_yaml_runs_float8(
     monkeypatch.setattr(nn.Module, "compile", lambda module: plain(module, backend=record))
     monkeypatch.setattr("owl.recipes.world_model.can_compile", lambda device: True)
     fit(lab, "compiled", "--model.compile", "true")
-    assert sum(products[: products.index(max(products)) + 1]) > 0
+    assert sum(products) >= 10  # of the two blocks' layers
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("float8: ")]
     assert lines[0] == "float8: tensorwise, emulated on the CPU: right numbers, slowly"
-    assert lines[1].startswith("float8: 12 of 17 linear layers: network.level.first, network.level.second")
+    assert lines[1].startswith("float8: 13 of 17 linear layers: network.level.first, network.level.second")
     assert "network.video_out.linear" in lines[1].partition("in bfloat16")[2]
     assert len(lines) == 2
     products.clear()

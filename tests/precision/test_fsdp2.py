@@ -140,7 +140,7 @@ def trainer_run(rank: int, folder: str, port: int) -> None:
     )
     trainer.fit(recipe, data)
     layers = float8_layers(recipe)
-    assert len(layers) == len(scales[0]) == 13
+    assert len(layers) == len(scales[0]) == 14
     assert len(scales) == 3
     assert all(scale is not None for step in scales for scale in step)
     assert trainer.callback_metrics["val/loss"].isfinite()  # of the average
