@@ -14,6 +14,7 @@ from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from omegaconf.errors import InterpolationKeyError
 
@@ -26,8 +27,8 @@ from owl.callbacks.report import Report
 from owl.callbacks.step_seed import StepSeed
 from owl.callbacks.throughput import Throughput
 from owl.errors import OwlError
+from owl.strategy import FullySharded  # noqa: F401 (makes its name known to the trainer)
 
-SIGTERM_STATUS = 143
 CHATTER = (
     ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning calling a deprecated function of torch
     ".*module\\(s\\) in eval mode.*",  # frozen parts are meant to be
@@ -127,6 +128,8 @@ class OwlCLI(LightningCLI):
         plugins = self._get(self.config_init, "trainer").get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
         kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
+        if SLURMEnvironment.detect():  # its own answer to SIGUSR1 does not resume exactly
+            kwargs["plugins"].append(SLURMEnvironment(auto_requeue=False))
         kwargs["default_root_dir"] = str(self.run_folder)
         if self._get(self.config_init, "trainer").get("logger") in (None, True):
             kwargs["logger"] = TensorBoardLogger(self.run_folder, name="", version="")
@@ -186,7 +189,7 @@ def main(arguments: list[str]) -> int:
     """Run a trainer command with ``sys.argv`` as its arguments.
 
     Returns:
-        The exit status: 0, or 143 after a SIGTERM that was answered with a checkpoint.
+        The exit status: 0, or after a signal that was answered with a checkpoint 143 (SIGTERM) or 138 (SIGUSR1).
 
     Raises:
         OwlError: A wrong key, type, class or file in the configuration, told in one sentence.
@@ -213,7 +216,8 @@ def main(arguments: list[str]) -> int:
         raise OwlError(explain(str(error), arguments, options)) from error
     except SIGTERMException:
         # Only the process that the user started reports it: Lightning kills all others when a launched one fails.
-        return SIGTERM_STATUS if is_main_process() else 0
+        checkpoint = next(c for c in cli.trainer.callbacks if isinstance(c, Checkpoint))
+        return checkpoint.exit_status if is_main_process() else 0
     except SystemExit as exit_:
         if isinstance(exit_.__context__, KeyboardInterrupt):  # Lightning turns one into a silent exit(1)
             raise KeyboardInterrupt from exit_

@@ -10,6 +10,8 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 from torch.optim.lr_scheduler import LambdaLR
 
+from owl.models.sharding import spread_like, whole
+
 # Newton-Schulz iteration of degree 5, coefficients of Keller Jordan, https://kellerjordan.github.io/posts/muon:
 # five steps bring every singular value above 0.002 of the Frobenius norm into about [0.7, 1.2].
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -96,10 +98,10 @@ class MuonAdamW(Optimizer):
                 state["momentum"] = torch.zeros_like(parameter)
             state["momentum"].lerp_(gradient, 1 - group["momentum"])
             nesterov = gradient.lerp(state["momentum"], group["momentum"])
-            update = orthogonalise(nesterov.flatten(1))
+            update = orthogonalise(whole(nesterov).flatten(1))
             scale = RMS_OF_ADAMW * math.sqrt(max(update.shape))
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.add_(update.view_as(parameter), alpha=-group["lr"] * scale)
+            parameter.add_(spread_like(update.view(parameter.shape), parameter), alpha=-group["lr"] * scale)
 
     def _adamw(self, group: dict[str, Any], params: list[Tensor]) -> None:
         for parameter in params:

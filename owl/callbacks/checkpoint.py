@@ -85,6 +85,7 @@ class Checkpoint(LightningCheckpoint):
 
     ``last.ckpt`` is written every ``every_n_steps`` optimiser steps, before every validation, at the end of training,
     and when a SIGTERM arrives: the process then exits with status 143, and ``--ckpt_path last`` continues it exactly.
+    SIGUSR1, by which clusters announce that time is running out, does the same with status 138: queue it again.
     It is only ever taken between two optimiser steps, never amid the accumulation of gradients, which it does not
     hold. A validation that was due when it was taken is made up for when the run continues. Training that is finished
     but for its last validation answers a SIGTERM by finishing.
@@ -104,7 +105,7 @@ class Checkpoint(LightningCheckpoint):
         self.best = math.inf if mode == "min" else -math.inf
         self._step = 0
         self._validation_due = False
-        self._terminated = False  # a SIGTERM has arrived
+        self._signal = 0  # SIGTERM or SIGUSR1 if one has arrived
         self._nothing_to_lose = True  # whether last.ckpt holds everything that was trained so far
         self._end_of_training: dict[str, Any] | None = None
 
@@ -118,9 +119,10 @@ class Checkpoint(LightningCheckpoint):
         self._step = trainer.global_step
         # Lightning's own handler (which is put back when training ends) raises after any batch, also in the middle of
         # an accumulation or of a validation, neither of which can be continued exactly.
-        self._terminated = trainer.received_sigterm
+        self._signal = signal.SIGTERM if trainer.received_sigterm else 0
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._on_sigterm)
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                signal.signal(number, self._on_signal)
         if self._validation_due:
             validation = trainer.fit_loop.epoch_loop.val_loop
             validation.restarting = False
@@ -134,12 +136,21 @@ class Checkpoint(LightningCheckpoint):
             # and a run that is interrupted once more would repeat it.
             loop.reset_restart_stage()
 
-    def _on_sigterm(self, number: int, frame: FrameType | None) -> None:
-        self._terminated = True
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signal = number
+
+    @property
+    def exit_status(self) -> int:
+        """What a process that was told to stop exits with: 128 and the number of the signal, as shells report it."""
+        return 128 + self._signal
 
     def _stopping(self, trainer: Trainer) -> bool:
-        """Whether any process was sent a SIGTERM; all agree, so that they stop at the same step."""
-        return trainer.strategy.reduce_boolean_decision(self._terminated, all=False)
+        """Whether any process was sent a signal; all agree on whether and which, so that they stop at the same step."""
+        if not trainer.strategy.reduce_boolean_decision(self._signal != 0, all=False):
+            return False
+        running_out = trainer.strategy.reduce_boolean_decision(self._signal == signal.SIGUSR1, all=False)
+        self._signal = signal.SIGUSR1 if running_out else signal.SIGTERM
+        return True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

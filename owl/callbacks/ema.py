@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from owl.errors import OwlError
+from owl.models.sharding import spread_like, trainable, whole
 
 
 class EMA(Callback):
@@ -35,14 +36,9 @@ class EMA(Callback):
         self._swapped = False
         self._raw: list[Tensor] = []
 
-    @staticmethod
-    def trainable(pl_module: LightningModule) -> dict[str, Tensor]:
-        """Return the parameters that are averaged, by name."""
-        return {name: p.data for name, p in pl_module.named_parameters() if p.requires_grad}
-
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the average from the current weights, or keep the one that the checkpoint brought."""
-        weights = self.trainable(pl_module)
+        weights = trainable(pl_module)
         if self.decay and not self.average:
             self.average = {name: weight.clone() for name, weight in weights.items()}
         self.average = {name: average.to(weights[name].device) for name, average in self.average.items()}
@@ -50,7 +46,7 @@ class EMA(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count from where a resumed run stands (in ``on_fit_start`` the trainer does not know yet)."""
         self._step = trainer.global_step
-        weights = self.trainable(pl_module)
+        weights = trainable(pl_module)
         self._raw = [weights[name] for name in self.average]  # to look for them takes milliseconds, at every step
 
     def on_train_batch_end(
@@ -66,7 +62,7 @@ class EMA(Callback):
 
     def _exchange(self, pl_module: LightningModule) -> None:
         """Swap the averaged and the raw weights in place."""
-        weights = self.trainable(pl_module)
+        weights = trainable(pl_module)
         for name, average in self.average.items():
             raw = weights[name].clone()
             weights[name].copy_(average)
@@ -104,9 +100,9 @@ class EMA(Callback):
         if not self.average:
             return
         with self.raw_weights(pl_module):
-            weights = self.trainable(pl_module)
-            raw = {name: weights[name].clone() for name in self.average}
-            checkpoint["state_dict"].update({name: average.clone() for name, average in self.average.items()})
+            weights = trainable(pl_module)
+            raw = {name: whole(weights[name]).clone() for name in self.average}
+            checkpoint["state_dict"].update({name: whole(average).clone() for name, average in self.average.items()})
         checkpoint["ema"] = {"raw": raw, "updates": self.updates}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -117,9 +113,9 @@ class EMA(Callback):
         stored = checkpoint.get("ema")
         if stored is None or trainer.state.fn != "fit":
             return
-        weights = self.trainable(pl_module)
+        weights = trainable(pl_module)
         if self.decay:
             self.updates = stored["updates"]
             self.average = {name: weights[name].clone() for name in stored["raw"]}
         for name, raw in stored["raw"].items():
-            weights[name].copy_(raw)
+            weights[name].copy_(spread_like(raw, weights[name]))

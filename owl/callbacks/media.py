@@ -39,9 +39,9 @@ class Media(Callback):
         if batch_idx or dataloader_idx or trainer.sanity_checking or not self.every_n_validations:
             return
         self._validations += 1
-        if (self._validations - 1) % self.every_n_validations == 0 and trainer.is_global_zero:
+        if (self._validations - 1) % self.every_n_validations == 0:
             folder = Path(trainer.default_root_dir) / "media" / f"step-{trainer.global_step:07d}"
-            self.write(trainer, pl_module, batch, folder)
+            self.write(trainer, pl_module, batch, folder if trainer.is_global_zero else None)
 
     def on_predict_batch_end(
         self,
@@ -65,12 +65,16 @@ class Media(Callback):
         self._validations = state_dict["validations"]
 
     @staticmethod
-    def write(trainer: Trainer, pl_module: LightningModule, batch: Any, folder: Path) -> None:
-        """Draw one batch into a folder and, while fitting, into TensorBoard."""
+    def write(trainer: Trainer, pl_module: LightningModule, batch: Any, folder: Path | None) -> None:
+        """Draw one batch into a folder and, while fitting, into TensorBoard; without a folder, only take part.
+
+        A network that is spread over processes draws with all of them.
+        """
         if not hasattr(pl_module, "media"):
             return
         for name, picture in pl_module.media(batch).items():  # type: ignore[operator]
-            write_picture(trainer, folder, name, picture)
+            if folder is not None:
+                write_picture(trainer, folder, name, picture)
 
 
 def write_picture(trainer: Trainer, folder: Path, name: str, picture: np.ndarray) -> None:

@@ -5,13 +5,15 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
 
 from owl.callbacks.media import write_picture
 from owl.data.windows import WindowDataset
 from owl.errors import OwlError
 from owl.losses.lpips import LPIPS
+from owl.models.sharding import gathered
 from owl.models.world_model import WorldTransformer
-from owl.rollout.engine import Engine
+from owl.rollout.engine import Engine, check_decoder
 from owl.rollout.episodes import Batch, Episodes, load_decoder
 from owl.rollout.evaluation import horizon_curves, roll_out
 from owl.rollout.pictures import strip
@@ -76,7 +78,8 @@ class Rollouts(Callback):
         self._validations += 1
         if (self._validations - 1) % self.every_n_validations:
             return
-        metrics: dict[str, float] = self._measure(trainer, pl_module) if trainer.is_global_zero else {}
+        network = gathered(pl_module.network)  # type: ignore[arg-type]
+        metrics: dict[str, float] = self._measure(trainer, pl_module, network) if trainer.is_global_zero else {}
         metrics = trainer.strategy.broadcast(metrics)
         # already the same in every process, which Lightning cannot know
         pl_module.log_dict({f"val/rollout_{name}": value for name, value in metrics.items()}, sync_dist=True)
@@ -100,7 +103,7 @@ class Rollouts(Callback):
                 "latents was expected; remove the callback"
             )
         decoder = load_decoder(self.decoder).to(pl_module.device).requires_grad_(False)
-        Engine(network, {"video": decoder})  # refuses the decoder of another encoder
+        check_decoder(network, "video", decoder)
         length = self.context + self.horizon
         self._episodes = Episodes(
             dataset.path, "validation", network, decoder, dataset.stride, length, pl_module.device
@@ -108,14 +111,14 @@ class Rollouts(Callback):
         self._windows = self._episodes.windows(self.clips)
         self._lpips = LPIPS().to(pl_module.device)
 
-    def _measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+    def _measure(self, trainer: Trainer, pl_module: LightningModule, network: nn.Module) -> dict[str, float]:
         """Roll out, draw, and return the metrics."""
         episodes, lpips = self._episodes, self._lpips
         assert episodes is not None
         assert lpips is not None
         with torch.no_grad(), torch.autocast(pl_module.device.type, enabled=False):
             engine = Engine(
-                pl_module.network,  # type: ignore[arg-type]
+                network,  # type: ignore[arg-type]
                 {"video": episodes.decoder},
                 levels=noise_levels(self.steps),
                 device=pl_module.device,

@@ -201,11 +201,12 @@ def evaluation_loader(
 def start_worker(worker: int) -> None:
     """Make a loader's process ready: one thread, and signals left to the process that trains.
 
-    Terminals and job schedulers signal all processes at once, and training, which answers a SIGTERM with a checkpoint,
+    Terminals and job schedulers signal all processes at once, and training, which answers with a checkpoint,
     needs its batches until then. Only that process ends its workers, or its own end does.
     """
     single_threaded(worker)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # which macOS lacks
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_told_by_parent, daemon=True).start()

@@ -19,12 +19,17 @@ def corrupt(clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
     return (1 - t) * clean + t * noise
 
 
-def logit_normal(shape: tuple[int, ...], mean: float, std: float, device: torch.device | str = "cpu") -> Tensor:
-    """Noise levels sigmoid(N(mean, std)), float[shape] in (0, 1) (Stable Diffusion 3, Esser et al. 2024, eq. 19).
+def logit_normal(normal: Tensor, mean: float, std: float) -> Tensor:
+    """Noise levels sigmoid(N(mean, std)) in (0, 1) (Stable Diffusion 3, Esser et al. 2024, eq. 19).
 
     A higher mean trains more at high noise, where motion is decided; a lower one at low noise, where detail is.
+
+    Args:
+        normal: float[...], drawn from N(0, 1).
+        mean: Of the logit.
+        std: Of the logit.
     """
-    return torch.sigmoid(mean + std * torch.randn(shape, device=device))
+    return torch.sigmoid(mean + std * normal)
 
 
 def velocity_loss(velocity: Tensor, clean: Tensor, noise: Tensor) -> Tensor:

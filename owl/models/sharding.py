@@ -1,19 +1,67 @@
 """How networks are spread over many GPUs, apart from what they compute (FSDP2)."""
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+METHODS = ("encode", "decode", "label")
+"""What networks are called by, besides themselves."""
 
 
 def shard(network: nn.Module, mesh: DeviceMesh) -> None:
-    """Spread weights, gradients and optimiser states over a mesh, in place, block by block.
+    """Spread weights, gradients and optimiser states over a mesh, in place, part by part.
 
-    While one block computes, the next one's weights are gathered; none but theirs are ever whole.
+    While one part computes, the next one's weights are gathered; none but theirs are ever whole.
 
     Args:
-        network: With its repeated parts in ``network.blocks``. Names of weights do not change.
+        network: With its repeated parts in ``network.blocks``, or else divided into its children. Names of weights do
+            not change.
         mesh: One-dimensional, over the processes that share the weights.
     """
-    for block in network.blocks:  # type: ignore[union-attr]
-        fully_shard(block, mesh=mesh)
+    network.to(memory_format=torch.contiguous_format)  # FSDP2 takes no other
+    for part in getattr(network, "blocks", network.children()):
+        if next(part.parameters(), None) is not None:
+            fully_shard(part, mesh=mesh)
     fully_shard(network, mesh=mesh)
+    for method in METHODS:
+        if hasattr(network, method):
+            register_fsdp_forward_method(network, method)
+
+
+def trainable(module: nn.Module) -> dict[str, Tensor]:
+    """The trainable parameters by name; of those that are spread, what this process keeps of them."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()  # after a pass without gradients they are whole, and other tensors
+    return {name: p.data for name, p in module.named_parameters() if p.requires_grad}
+
+
+def gathered(network: nn.Module) -> nn.Module:
+    """A network that one process can run alone: itself, or for one that is spread a whole copy.
+
+    All processes must call this, and only the first gets the weights of a spread one.
+    """
+    if not isinstance(network, FSDPModule):
+        return network
+    weights = get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    original = next(c for c in type(network).__mro__ if not issubclass(c, FSDPModule) and issubclass(c, nn.Module))
+    copy: nn.Module = original(**network.config)  # type: ignore[arg-type]
+    if weights:
+        copy.load_state_dict(weights)
+    return copy
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be spread over processes, each of which must call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Keep of a whole tensor what this process holds of one that may be spread; the opposite of `whole`."""
+    if not isinstance(like, DTensor):
+        return tensor
+    # every process has the same: nothing needs to be sent
+    return distribute_tensor(tensor.to(like.device).contiguous(), like.device_mesh, like.placements, src_data_rank=None)

@@ -21,6 +21,7 @@ from owl.metrics.latents import LatentStatistics
 from owl.metrics.perceptual import PerceptualDistance
 from owl.metrics.psnr import MeanPSNR
 from owl.models.image_autoencoder import ImageAutoencoder
+from owl.models.sharding import shard
 from owl.nn.posterior import Posterior
 from owl.optim import warmup_cosine
 from owl.pictures import reconstruction_grid
@@ -109,6 +110,8 @@ class ImageVAE(LightningModule):
         if self.compile_network:
             self.network.encoder.compile()
             self.network.decoder.compile()
+        if self.device_mesh is not None:
+            shard(self.network, self.device_mesh["data_parallel"])
 
     def images(self, batch: dict[str, Tensor]) -> Tensor:
         """Flatten the frames of a batch.

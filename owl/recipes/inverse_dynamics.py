@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.optim import AdamW, Optimizer
 
 from owl.data.controls import check_controls
@@ -16,6 +16,7 @@ from owl.data.windows import WindowDataset
 from owl.errors import OwlError
 from owl.metrics.controls import AxisAccuracy, ButtonAccuracy
 from owl.models.inverse_dynamics import InverseDynamicsModel
+from owl.models.sharding import shard
 from owl.nn.symlog import symlog
 from owl.optim import warmup_cosine
 from owl.pictures import controls_strip
@@ -87,13 +88,19 @@ class InverseDynamics(LightningModule):
         self.network.to(memory_format=torch.channels_last)
         if self.compile_network:
             self.network.compile()
+        if self.device_mesh is not None:
+            shard(self.network, self.device_mesh["data_parallel"])
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """One step on spoiled clips."""
         logits, axes = self.network(spoil(video(batch), self.augmentation))
         terms = {}
         if self.network.buttons:
-            terms["buttons"] = balanced_cross_entropy(logits[:, 1:], batch["buttons"][:, 1:])
+            buttons = batch["buttons"][:, 1:]
+            pressed = mean_over_processes(
+                buttons.mean((0, 1))
+            )  # so that dividing a batch does not change what is learnt
+            terms["buttons"] = balanced_cross_entropy(logits[:, 1:], buttons, pressed)
         if self.network.axes:
             terms["axes"] = F.smooth_l1_loss(axes[:, 1:], symlog(batch["axes"][:, 1:]))
         loss = torch.stack(list(terms.values())).sum()
@@ -178,17 +185,27 @@ def video(batch: dict[str, Tensor]) -> Tensor:
     return batch["rgb"].float() / 127.5 - 1
 
 
-def balanced_cross_entropy(logits: Tensor, buttons: Tensor) -> Tensor:
+def mean_over_processes(x: Tensor) -> Tensor:
+    """The mean of a tensor over all processes, which must all call this; itself where there is one."""
+    if not distributed.is_initialized():
+        return x
+    total = x.clone()
+    distributed.all_reduce(total)
+    return total / distributed.get_world_size()
+
+
+def balanced_cross_entropy(logits: Tensor, buttons: Tensor, pressed: Tensor) -> Tensor:
     """Binary cross-entropy in which the pressed frames of a button weigh about as much as its released ones.
 
     Args:
         logits: float[B, T, buttons].
         buttons: The same shape, 0 or 1.
+        pressed: float[buttons], in what share of the frames each is 1.
 
     Returns:
         A scalar: mean over frames and buttons.
     """
-    pressed = (buttons.mean(dim=(0, 1)) + SOFTENING) / (1 + 2 * SOFTENING)
+    pressed = (pressed + SOFTENING) / (1 + 2 * SOFTENING)
     weight = torch.where(buttons > 0, 0.5 / pressed, 0.5 / (1 - pressed))
     return F.binary_cross_entropy_with_logits(logits, buttons, weight)
 

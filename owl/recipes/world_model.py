@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -13,6 +14,7 @@ from torchmetrics import MeanMetric
 from owl.data.controls import check_controls
 from owl.errors import OwlError
 from owl.losses.flow import corrupt, logit_normal, velocity_loss
+from owl.models.sharding import shard
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.attention import NEVER, Frames
 from owl.nn.compilation import can_compile
@@ -98,6 +100,8 @@ class WorldModel(LightningModule):
         if self.compile_network and can_compile(self.device.type):
             for block in self.network.blocks:
                 block.compile()
+        if self.device_mesh is not None:
+            shard(self.network, self.device_mesh["data_parallel"])
 
     def setup(self, stage: str) -> None:
         """Take the latents' statistics and their encoder's fingerprint from the dataset; they go into checkpoints."""
@@ -193,15 +197,17 @@ class WorldModel(LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """One step."""
         latents, controls, document = self.inputs(batch)
-        shape = (len(controls.buttons), controls.buttons.shape[1])
-        level = logit_normal(shape, self.level_mean, self.level_std, self.device)
+        frames = controls.buttons.shape[1]
+        # noise belongs to a clip and a step: how the clips are spread over processes does not change what is learnt
+        generators = [step_generator(self.global_step, window) for window in batch["window"].tolist()]
+        level = logit_normal(each(torch.randn, generators, frames), self.level_mean, self.level_std).to(self.device)
         if self.forcing == "full":
-            level = level[:, :1].expand(shape)
-        context_level = self.context_noise * torch.rand(shape, device=self.device)
+            level = level[:, :1].expand(level.shape)
+        context_level = self.context_noise * each(torch.rand, generators, frames).to(self.device)
         if self.control_dropout:
-            drawn = torch.rand(len(level), shape[1] * (2 if self.forcing == "teacher" else 1), device=self.device)
-            controls.known = drawn >= self.control_dropout
-        noise, context_noise = ({name: torch.randn_like(x) for name, x in latents.items()} for _ in range(2))
+            copies = 2 if self.forcing == "teacher" else 1
+            controls.known = (each(torch.rand, generators, frames * copies) >= self.control_dropout).to(self.device)
+        noise, context_noise = draw(generators, latents), draw(generators, latents)
         losses = self.losses(latents, controls, document, level, context_level, noise, context_noise)
         means = {name: masked_mean(loss, document) for name, loss in losses.items()}
         self.log_dict({f"train/{name}": loss for name, loss in means.items()})
@@ -259,12 +265,20 @@ class WorldModel(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+def step_generator(step: int, window: int) -> torch.Generator:
+    """A generator, on the CPU, of its own for every step and every window of the dataset."""
+    seed = np.random.SeedSequence([step, window]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
+
+
+def each(function: Callable[..., Tensor], generators: list[torch.Generator], *shape: int) -> Tensor:
+    """Random numbers of every sample from a generator of its own: float[B, *shape] on the CPU."""
+    return torch.stack([function(shape, generator=generator) for generator in generators])
+
+
 def draw(generators: list[torch.Generator], like: Streams) -> Streams:
-    """Normal noise, each sample's from a generator of its own on the CPU; shaped like ``like``."""
-    return {
-        name: torch.stack([torch.randn(x.shape[1:], generator=generator) for generator in generators]).to(x)
-        for name, x in like.items()
-    }
+    """Normal noise of every sample from a generator of its own, shaped like ``like``."""
+    return {name: each(torch.randn, generators, *x.shape[1:]).to(x) for name, x in like.items()}
 
 
 def document_time(document: Tensor) -> Tensor:

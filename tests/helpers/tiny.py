@@ -119,8 +119,8 @@ def owl_here(*arguments: str | Path, cwd: Path) -> int:
         sys.path[:], sys.argv = path, argv
 
 
-def in_child(function: Callable[[], int]) -> int:
-    """Call a function in a forked process, which it may kill; returns the exit status, -n for a death by signal n."""
+def start_child(function: Callable[[], int]) -> int:
+    """Call a function in a forked process, which it may kill; returns the process's number."""
     child = os.fork()
     if child == 0:
         status = 70
@@ -132,4 +132,9 @@ def in_child(function: Callable[[], int]) -> int:
             traceback.print_exc()
         finally:
             os._exit(status)  # whatever happens, the child must not go on with the suite
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return child
+
+
+def in_child(function: Callable[[], int]) -> int:
+    """Call a function in a forked process; returns the exit status, -n for a death by signal n."""
+    return os.waitstatus_to_exitcode(os.waitpid(start_child(function), 0)[1])

@@ -107,11 +107,11 @@ def test_rare_presses_weigh_as_much_as_common_releases() -> None:
     buttons = torch.zeros(20, 50, 1)
     buttons[0] = 1  # 5% of the frames
     logits = torch.zeros_like(buttons, requires_grad=True)
-    balanced_cross_entropy(logits, buttons).backward()
+    balanced_cross_entropy(logits, buttons, torch.tensor([0.05])).backward()
     assert logits.grad is not None
     pressed, released = logits.grad[0].sum().abs(), logits.grad[1:].sum().abs()
     assert 0.5 < pressed / released < 1
-    assert balanced_cross_entropy(logits, torch.zeros_like(buttons)).isfinite()  # never pressed
+    assert balanced_cross_entropy(logits, torch.zeros_like(buttons), torch.zeros(1)).isfinite()  # never pressed
 
 
 def test_blur_is_a_gaussian_of_each_clip() -> None:

@@ -304,10 +304,13 @@ def test_more_footage_of_the_same_encoder_keeps_the_statistics_of_the_first(lab:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model.network.buttons", '["ATTACK"]'], "has the buttons ATTACK, MOVE_LEFT, MOVE_RIGHT, the world model"),
+        (["--model.network.buttons", '["ATTACK"]'], "MOVE_LEFT, MOVE_RIGHT, the network has ATTACK; set the network's"),
         (["--model.network.axes", "[]"], "has the axes mouse_x, mouse_y, the network has none; set"),
         (["--model.network.latent", "[2, 4, 4]"], r"has shape \[2, 4, 6\], the world model expects \[2, 4, 4\]"),
-        (["--model.network.motion_channels", "1"], "data has no motion_latent, the network has ATTACK; set's motion input"),
+        (
+            ["--model.network.motion_channels", "1"],
+            "data has no motion_latent, the world model's motion input",
+        ),
         (["--data.modalities", '["latent"]'], "samples hold no controls, the world model needs latent, controls; set"),
         (["--data.modalities", '["controls"]'], "samples hold no latent, the world"),
         (["--model.control_dropout", "1.5"], "control_dropout is 1.5, expected a number from 0 to 1"),

@@ -1,0 +1,55 @@
+"""Training on many devices where Lightning's own strategies leave something to say."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
+from torch.utils._pytree import tree_map_only
+
+from owl.callbacks.checkpoint import load_checkpoint
+
+
+class FullySharded(ModelParallelStrategy):
+    """``--trainer.strategy fsdp2``: weights, gradients and optimiser states are spread over all processes.
+
+    For networks that one GPU does not hold; smaller ones train faster with ``--trainer.strategy ddp``. Each recipe
+    spreads its network by `owl.models.sharding.shard`. Checkpoints are those of every other strategy, one whole file: a
+    run may go on with another strategy and another number of processes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        """Spread over all processes of all nodes."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Spread a checkpoint's weights and optimiser states, of whatever strategy; return all of it.
+
+        Lightning's own way takes tensors for contiguous and optimisers for ones with a single group.
+        """
+        content = load_checkpoint(self.broadcast(checkpoint_path))
+        weights, states = tree_map_only(
+            Tensor, Tensor.contiguous, (content["state_dict"], content.get("optimizer_states", []))
+        )
+        assert self.model is not None
+        options = StateDictOptions(full_state_dict=True, strict=self.lightning_module.strict_loading)  # type: ignore[union-attr]
+        set_model_state_dict(self.model, weights, options=options)
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        for optimizer, state in zip(self.optimizers, states, strict=False):  # none but fit has optimisers
+            named: dict[str, Any] = {"state": {}, "param_groups": []}
+            for group, stored in zip(optimizer.param_groups, state["param_groups"], strict=True):
+                members = [names[parameter] for parameter in group["params"]]
+                named["param_groups"].append(stored | {"params": members})
+                for name, number in zip(members, stored["params"], strict=True):
+                    named["state"][name] = state["state"][number]
+            set_optimizer_state_dict(self.model, optimizer, named, options=options)
+        return content
+
+
+if "fsdp2" not in StrategyRegistry:
+    StrategyRegistry.register("fsdp2", FullySharded, description="Weights spread over all processes")

@@ -1,0 +1,109 @@
+"""Every recipe does on two processes what it does on one, whatever spreads it; checkpoints move between them."""
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.helpers.latents import dot_experiment, make_latents
+from tests.helpers.shards import make_dataset
+from tests.helpers.tiny import owl_here, start_child, tiny_experiment, tiny_inverse_dynamics, write_config
+
+FIRST, LAST = 3, 5
+"""Steps after which runs are compared, and continued in another way."""
+STRATEGIES = ("ddp", "fsdp2")
+
+
+def image_vae(folder: Path) -> dict[str, Any]:
+    experiment = tiny_experiment(folder / "footage")
+    experiment["model"]["init_args"] |= {"sample": False}  # each process draws samples of its own
+    return experiment
+
+
+def world_model(folder: Path) -> dict[str, Any]:
+    return dot_experiment(folder / "latents")
+
+
+def inverse_dynamics(folder: Path) -> dict[str, Any]:
+    experiment = tiny_inverse_dynamics(folder / "footage")
+    experiment["model"]["init_args"]["augmentation"] = {"blur": 0.0, "brightness": 0.0, "noise": 0.0}
+    return experiment
+
+
+RECIPES = (image_vae, world_model, inverse_dynamics)
+"""Experiments, one for each recipe, whose only randomness is that of a sample. A new recipe joins by a line."""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("strategies")
+    make_dataset(folder / "footage", episodes=6, frames=12, size=(32, 48), modalities=("rgb", "controls"))
+    make_latents(folder / "latents", lengths=(25,) * 6)
+    for recipe in RECIPES:
+        experiment = recipe(folder)
+        experiment["model"]["init_args"]["final_lr"] = 1.0  # a run may be made longer without another schedule
+        experiment["data"]["init_args"]["validation_windows"] = 3
+        write_config(folder / f"{recipe.__name__}.yaml", experiment)
+    return folder
+
+
+def fit(lab: Path, recipe: str, name: str, steps: int, *options: str) -> int:
+    arguments = ("--config", f"{recipe}.yaml", "--name", name, "--trainer.max_steps", str(steps), *options)
+    return owl_here("fit", *arguments, cwd=lab)
+
+
+def one(lab: Path, recipe: str, name: str, steps: int, *options: str) -> None:
+    assert fit(lab, recipe, name, steps, "--data.init_args.batch_size", "8", *options) == 0
+
+
+def two(lab: Path, recipe: str, name: str, steps: int, strategy: str, *options: str) -> None:
+    """Two processes of batch 4, started as a cluster starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(2):
+        environment = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+        spread = ("--trainer.devices", "2", "--trainer.strategy", strategy, "--data.init_args.batch_size", "4")
+
+        def run(values: dict[str, Any] = environment, spread: tuple[str, ...] = spread) -> int:
+            os.environ.update({key: str(value) for key, value in values.items()})
+            return fit(lab, recipe, name, steps, *spread, *options)
+
+        children.append(start_child(run))
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+
+
+def content(lab: Path, name: str) -> dict[str, Any]:
+    return torch.load(lab / "runs" / name / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """The averaged weights with the latents' statistics, the raw ones, and the optimiser's state."""
+    assert found["global_step"] == expected["global_step"]
+    assert found["ema"]["updates"] == expected["ema"]["updates"]
+    for a, b in ((found["state_dict"], expected["state_dict"]), (found["ema"]["raw"], expected["ema"]["raw"])):
+        assert a.keys() == b.keys()
+        for name in b:
+            torch.testing.assert_close(a[name], b[name], atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("recipe", [recipe.__name__ for recipe in RECIPES])
+def test_two_processes_equal_one_and_go_on_as_one(lab: Path, recipe: str) -> None:
+    first, last = f"{recipe}-first", f"{recipe}-last"
+    one(lab, recipe, first, FIRST)
+    one(lab, recipe, last, LAST)
+    untouched = (lab / "runs" / first / "checkpoints" / "last.ckpt").read_bytes()
+    for strategy in STRATEGIES:
+        name = f"{recipe}-{strategy}"
+        two(lab, recipe, name, FIRST, strategy)
+        same(content(lab, name), content(lab, first))
+        one(lab, recipe, name, LAST, "--ckpt_path", "last")
+        same(content(lab, name), content(lab, last))
+        two(lab, recipe, first, LAST, strategy, "--ckpt_path", "last")
+        same(content(lab, first), content(lab, last))
+        (lab / "runs" / first / "checkpoints" / "last.ckpt").write_bytes(untouched)
