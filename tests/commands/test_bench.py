@@ -90,6 +90,7 @@ def test_the_how_to_page_from_top_to_bottom(
 
 
 def test_training_is_measured_as_it_happens(lab: Path) -> None:
+    (lab / "out.json").unlink(missing_ok=True)
     before = sorted(lab.rglob("*"))
     metrics = measure(lab, EXPERIMENT, "--predict", "h100", "cpu")[EXPERIMENT]["metrics"]
     (lab / "out.json").unlink()
