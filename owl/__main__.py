@@ -18,6 +18,7 @@ COMMANDS = {
     "validate": "measure a checkpoint on the validation split",
     "test": "measure a checkpoint on the test split",
     "predict": "run a checkpoint over the test split and write what it makes",
+    "sweep": "try settings of an experiment in parallel, find the best one and what mattered",
     "rollout": "play a world model under recorded controls: quality, obedience, drift and speed, with films",
     "bench": "measure how fast an experiment trains or a network runs; predict it for other devices",
     "rerun": "repeat a run from its folder and say whether it came out the same",
@@ -87,10 +88,12 @@ def join_lists(function: Callable[..., Any], arguments: list[str]) -> list[str]:
 
 def run_function(function: Callable[..., Any], arguments: list[str], command: str) -> int:
     """Call a command's function with its signature as the command line; an int it returns is the exit status."""
-    from jsonargparse import ArgumentError, auto_cli
+    from jsonargparse import ArgumentError, auto_parser
 
-    from owl.arguments import explain
+    from owl.arguments import explain, gather_options
 
+    if "options" in inspect.signature(function).parameters:
+        arguments = gather_options(arguments)
     # `--depth` alone means true, as people type it; jsonargparse wants a value after every boolean option.
     switches = {
         f"--{name}"
@@ -103,10 +106,14 @@ def run_function(function: Callable[..., Any], arguments: list[str], command: st
             arguments[position] = f"{argument}=true"
     arguments = join_lists(function, arguments)
     parser_arguments: dict[str, Any] = {"prog": f"python -m owl {command}", "exit_on_error": False}
+    parser = auto_parser(function, as_positional=True, **parser_arguments)
     try:
-        result = auto_cli(function, args=arguments, as_positional=True, **parser_arguments)
+        given = parser.instantiate(parser.parse_args(arguments))
     except ArgumentError as error:
         raise OwlError(explain(str(error), arguments, list(inspect.signature(function).parameters))) from error
+    if "config" not in inspect.signature(function).parameters:
+        given.pop("config", None)  # jsonargparse's own, a file with all arguments
+    result = function(**given)
     return result if isinstance(result, int) else 0
 
 

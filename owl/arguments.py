@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import inspect
+import json
 import pkgutil
 import re
 from collections.abc import Iterator
@@ -88,6 +89,30 @@ def config_files(arguments: list[str]) -> list[str]:
     """Return the files given by ``--config``/``-c``, in order."""
     files = [following for option, following in pairwise(arguments) if option in ("--config", "-c")]
     return files + [a.partition("=")[2] for a in arguments if a.startswith(("--config=", "-c="))]
+
+
+def gather_options(arguments: list[str]) -> list[str]:
+    """Gather, for a command that runs fit, what it hands on: ``--config`` and every dotted option.
+
+    ``--config a --config b --model.x 1 --runs r`` becomes ``--runs r --config=["a", "b"] --options=["--model.x=1"]``.
+    """
+    own: list[str] = []
+    files: list[str] = []
+    options: list[str] = []
+    rest = list(arguments)
+    while rest:
+        option, has_value, value = rest.pop(0).partition("=")
+        dotted = option.startswith("--") and "." in option
+        if (dotted or option in ("--config", "-c")) and not has_value and rest and not rest[0].startswith("--"):
+            has_value, value = "=", rest.pop(0)
+        if dotted:
+            options.append(option + has_value + value)
+        elif option in ("--config", "-c") and has_value:
+            files.append(value)
+        else:
+            own.append(option + has_value + value)
+    own += [f"--config={json.dumps(files)}"] if files else []
+    return own + ([f"--options={json.dumps(options)}"] if options else [])
 
 
 def given_options(arguments: list[str]) -> list[str]:

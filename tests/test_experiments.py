@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,16 @@ import pytest
 import torch
 import yaml
 
+from owl.commands.sweep import check
 from owl.models.image_autoencoder import ImageAutoencoder
 from owl.models.world_model import WorldTransformer
+from owl.sweep.plan import load_plan
 from tests.helpers.latents import LATENT, draw, make_latents
 from tests.helpers.shards import AXES, BUTTONS, make_dataset
 from tests.helpers.tiny import REPOSITORY, owl_here
 
 EXPERIMENTS = sorted((REPOSITORY / "experiments").glob("*.yaml"))
+SWEEPS = sorted((REPOSITORY / "experiments" / "sweeps").glob("*.yaml"))
 NETWORKS = sorted((REPOSITORY / "configs" / "models").glob("*.yaml"))
 TRAINERS = sorted((REPOSITORY / "configs" / "trainer").glob("fp8_*.yaml"))
 """Tested in tests/precision."""
@@ -79,7 +83,7 @@ def test_there_is_something_to_test() -> None:
     assert len(EXPERIMENTS) >= 4
     assert len(NETWORKS) >= 4
     shipped = {path for folder in ("experiments", "configs") for path in (REPOSITORY / folder).rglob("*.yaml")}
-    assert shipped == {*EXPERIMENTS, *NETWORKS, *TRAINERS}
+    assert shipped == {*EXPERIMENTS, *SWEEPS, *NETWORKS, *TRAINERS}
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
@@ -110,6 +114,13 @@ def test_an_experiment_trains_two_steps(path: Path, tmp_path: Path, monkeypatch:
     assert bool(compiled) == shipped["model"]["init_args"].get("compile", False)
     monitor = shipped.get("checkpoint", {}).get("monitor")
     assert monitor is None or (run / "checkpoints" / "best.ckpt").exists()
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_a_sweep_fits_the_experiment_that_it_names(path: Path) -> None:
+    command = re.search(r"python -m owl sweep --config (\S+) --sweep (\S+)", path.read_text())
+    assert command.group(2) == str(path.relative_to(REPOSITORY))
+    check(load_plan(path), str(path), [f"--config={REPOSITORY / command.group(1)}"])
 
 
 def fault(network: ImageAutoencoder | WorldTransformer) -> torch.Tensor:

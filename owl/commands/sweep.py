@@ -1,0 +1,148 @@
+"""``python -m owl sweep``: try settings of an experiment, in parallel, and say which is best and what mattered."""
+
+import functools
+import multiprocessing
+import shlex
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+from owl.arguments import spoken
+from owl.errors import OwlError
+from owl.sweep.plan import Plan, load_plan
+from owl.sweep.plan import options as as_options
+from owl.sweep.report import write_report
+from owl.sweep.study import SweepStudy, is_url, open_storage, storage_address
+from owl.sweep.workers import Workers
+
+
+def main(
+    *,
+    config: list[str],
+    sweep: str,
+    workers: int = 1,
+    threads_per_trial: int | None = None,
+    trials: int | None = None,
+    runs: str = "runs",
+    options: list[str] = [],  # noqa: B006 (never changed; a tuple would be another command line)
+) -> int:
+    """Try settings of an experiment in parallel, find the best one, and report which keys mattered.
+
+    Each trial is a run of fit in a process of its own, in runs/<sweep>/trial-<number>: one that crashes or runs out of
+    memory is recorded as failed, and the others go on. The folder runs/<sweep> gets report.md with pictures, and
+    best.yaml, which fit takes. docs/how-to/sweep.md explains every key of the sweep's YAML.
+
+    Args:
+        config: The experiment's YAML, as for fit; repeatable, later files win.
+        sweep: The sweep's YAML, such as {objective: val/psnr, direction: maximize, trials: 20, sampler: tpe, pruner:
+            median, space: {model.init_args.optimizer.init_args.lr: {low: 1.0e-4, high: 1.0e-2, log: true}}}. Stopped,
+            killed, or another machine at hand? The same command again continues the sweep, or adds workers to it.
+        workers: Trials that run at a time on this machine; Ctrl-C stops them with a checkpoint to continue from.
+        threads_per_trial: OpenMP threads of each; where left out, as many as there are cores.
+        trials: Replaces the number in the YAML, for all workers together; 0 only writes the report anew.
+        runs: Folder that holds the run folders; all machines that share a sweep must share it.
+        options: Of fit, for every trial. Written as fit takes them, without this name: --trainer.max_steps 500.
+    """
+    for name, count in {"workers": workers, "threads_per_trial": threads_per_trial}.items():
+        if count is not None and count < 1:
+            raise OwlError(f"{name} is {count}, at least 1 was expected; give a larger number")
+    plan = load_plan(sweep, trials or None)
+    address = storage_address(plan, Path(runs) / plan.name)
+    arguments = [*(f"--config={file}" for file in config), *options]
+    command = ["python", "-m", "owl", "sweep", *(word for file in config for word in ("--config", file)), *options]
+    command += ["--sweep", sweep, *(("--runs", runs) if runs != "runs" else ())]
+    if trials == 0:
+        study = existing(plan, address)
+    else:
+
+        @functools.cache
+        def check_once() -> None:
+            # apart, so that this process stays small: it may live for days beside the trials
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
+                apart.submit(check, plan, sweep, arguments).result()
+
+        if not is_url(address) and not Path(address).exists():
+            check_once()  # before anything is written
+        experiment = [*(Path(file).name for file in config), *options]
+        study = SweepStudy.begin(open_storage(address), plan, experiment, check_once)
+
+    def report() -> None:
+        write_report(study, plan, Path(runs), shlex.join(command))
+
+    status = 0
+    if trials == 0:
+        report()
+    else:
+        crew = Workers(study, plan, Path(runs), arguments, workers, threads_per_trial, address, report)
+        try:
+            crew.run()
+        finally:
+            report()
+        status = 128 + crew.signal if crew.signal else 0
+    folder = Path(runs) / plan.name
+    best = study.best()
+    if best is not None:
+        drawn = ", ".join(f"{key} {value}" for key, value in best.params.items())
+        print(f"Best: {plan.objective} {best.value:.4g} with {drawn}")
+        print(f"Train with it: python -m owl fit --config {folder / 'best.yaml'}")
+    print(f"Report: {folder / 'report.md'}")
+    return status
+
+
+def existing(plan: Plan, address: str) -> SweepStudy:
+    """Open a sweep's study to report it.
+
+    Raises:
+        OwlError: There is none.
+    """
+    if is_url(address) or Path(address).exists():
+        try:
+            return SweepStudy(open_storage(address), plan.name)
+        except KeyError:
+            pass
+    raise OwlError(f"there is no sweep '{plan.name}' in {address} yet to report; begin it without --trials 0")
+
+
+def check(plan: Plan, path: str, arguments: list[str]) -> None:
+    """Let fit read the experiment with every choice and both ends of every range.
+
+    Args:
+        plan: The sweep.
+        path: Its file.
+        arguments: Of fit: the experiment.
+
+    Raises:
+        OwlError: Something in the experiment, or in the space, is not accepted.
+    """
+    from owl.cli import main as fit  # takes seconds and hundreds of megabytes
+
+    before = sys.argv
+    for setting in plan.probes():
+        sys.argv = ["owl", "fit", *arguments, *as_options(setting), "--print_config"]
+        try:
+            with redirect_stdout(StringIO()):
+                fit(sys.argv[1:])
+        except SystemExit as exit_:
+            if exit_.code:
+                raise
+        except OwlError as error:
+            raise OwlError(in_terms_of(path, list(setting), str(error))) from error
+        finally:
+            sys.argv = before
+
+
+def in_terms_of(path: str, keys: list[str], message: str) -> str:
+    """Say of an option that a sweep sets where it comes from.
+
+    Args:
+        path: The sweep's file.
+        keys: Of its space.
+        message: What fit said.
+    """
+    for key in sorted(keys, key=len, reverse=True):
+        for name in (key, spoken(key)):
+            if message.startswith(f"option --{name} "):
+                return message.replace(f"option --{name} ", f"{path}: key 'space.{key}' ", 1)
+    return message
