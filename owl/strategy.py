@@ -1,5 +1,7 @@
 """Training on many devices where Lightning's own strategies leave something to say."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,13 @@ class FullySharded(ModelParallelStrategy):
         """Spread over all processes of all nodes."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+    @contextmanager
+    def model_sharded_context(self) -> Generator[None, None, None]:
+        """Convert to the trainer's precision before the recipe spreads its network: float8 swaps layers."""
+        self.precision_plugin.convert_module(self.lightning_module)  # type: ignore[arg-type]  # there is one by now
+        with super().model_sharded_context():
+            yield
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Spread a checkpoint's weights and optimiser states, of whatever strategy; return all of it.

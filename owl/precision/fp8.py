@@ -37,9 +37,8 @@ class Float8Precision(MixedPrecision):
     ``rowwise_with_gw_hp``. At start-up it is tried what runs on the device, and two lines say what was chosen, why, and
     for which layers; what does not run is refused, never replaced by something else.
 
-    A recipe that shards its network itself (FSDP2, in ``configure_model``) converts it first, with
-    ``self.trainer.precision_plugin.convert_module(self)``; nothing else needs to know of this plugin. Converting twice
-    does no harm, and ``torch.compile`` may come before, since it traces at the first call.
+    The layers are swapped when the strategy sets the recipe up, with ``fsdp2`` before the recipe
+    spreads its network. ``torch.compile`` may come before, since it traces at the first call.
 
     Args:
         recipe: What shares one scale: "tensorwise" a whole tensor, "rowwise" a row, which is finer and slower;
@@ -84,7 +83,7 @@ class Float8Precision(MixedPrecision):
         if self.float8_all_gather and not isinstance(trainer.strategy, ModelParallelStrategy):
             raise OwlError(
                 f"float8_all_gather is for FSDP2, found the strategy {type(trainer.strategy).__name__}; set "
-                "trainer.strategy to owl.strategy.FullySharded or float8_all_gather to false"
+                "trainer.strategy to fsdp2 or float8_all_gather to false"
             )
         reason = why(self.recipe, self.emulate, device)
         layers = convert(module, self.recipe, self.emulate, self.skip, self.float8_all_gather)

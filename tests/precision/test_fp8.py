@@ -140,7 +140,7 @@ def test_layers_are_chosen_by_name_and_by_shape() -> None:
         (lively, ["blocks.*.qvk"], r"the pattern blocks.\*.qvk of skip fits no .* blocks.\*.qkv \(2\), .*; correct or"),
         (lively, ["*"], "WorldTransformer has 17 trained linear layers, 17 of them skipped and 0 of sizes .*; set"),
         (
-            lambda: ImageAutoencoder((32, 48), (4, 6), 4, [8, 16, 16], [1, 1, 1]),
+            lambda: ImageAutoencoder(3, (32, 48), (4, 6), 4, [8, 16, 16], [1, 1, 1]),
             [],
             "ImageAutoencoder has 0 trained linear layers, .* expected; set trainer.precision to bf16-mixed",
         ),

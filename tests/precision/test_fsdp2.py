@@ -10,11 +10,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor
 
 from owl.callbacks.ema import EMA
 from owl.data.datamodule import ShardDataModule
@@ -24,6 +22,7 @@ from owl.models.world_model import Controls, WorldTransformer
 from owl.precision import backend
 from owl.precision.fp8 import Float8Precision, convert, float8_layers
 from owl.recipes.world_model import WorldModel
+from owl.strategy import FullySharded
 from tests.helpers.latents import TINY, draw, lively, make_latents
 
 
@@ -73,7 +72,7 @@ def steps(rank: int, folder: str) -> None:
         assert all(type(x) is Tensor for x in weights.values())  # what a checkpoint holds says nothing of float8
     early = lively()
     shard(early, mesh)
-    with pytest.raises(OwlError, match=r"WorldTransformer sharded its network before .*; call self.trainer.precision"):
+    with pytest.raises(OwlError, match=r"WorldTransformer was spread over processes before .*; set trainer.strategy"):
         convert(early, "tensorwise", True, [], False)
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -93,16 +92,6 @@ def test_gathering_in_float8_changes_no_number(tmp_path: Path) -> None:
     assert not torch.equal(whole[0], whole[2])
 
 
-class Sharded(WorldModel):
-    """As a recipe under FSDP2 is to do it."""
-
-    def configure_model(self) -> None:
-        self.trainer.precision_plugin.convert_module(self)
-        super().configure_model()
-        if not any(isinstance(parameter, DTensor) for parameter in self.network.parameters()):
-            shard(self.network, self.device_mesh["data_parallel"])
-
-
 def trainer_run(rank: int, folder: str, port: int) -> None:
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test"}
@@ -119,14 +108,14 @@ def trainer_run(rank: int, folder: str, port: int) -> None:
 
     plugin.optimizer_step = watched  # type: ignore[method-assign]
     torch.manual_seed(0)
-    recipe = Sharded(WorldTransformer(**TINY))
+    recipe = WorldModel(WorldTransformer(**TINY))
     data = ShardDataModule(
         f"{folder}/data", ["latent", "controls"], length=8, batch_size=4, num_workers=0, validation_windows=4
     )
     trainer = Trainer(
         accelerator="cpu",
         devices=2,
-        strategy=ModelParallelStrategy(process_group_backend="gloo"),
+        strategy=FullySharded(),
         plugins=[plugin],
         callbacks=[EMA()],
         max_steps=3,
@@ -139,6 +128,7 @@ def trainer_run(rank: int, folder: str, port: int) -> None:
         default_root_dir=folder,
     )
     trainer.fit(recipe, data)
+    trainer.save_checkpoint(f"{folder}/last.ckpt")
     layers = float8_layers(recipe)
     assert len(layers) == len(scales[0]) == 14
     assert len(scales) == 3
@@ -153,3 +143,7 @@ def test_the_trainer_converts_shards_scales_and_validates(tmp_path: Path) -> Non
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     mp.spawn(trainer_run, args=(str(tmp_path), port), nprocs=2)
+    content = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    stored = {name.removeprefix("network."): x for name, x in content["state_dict"].items() if "network" in name}
+    assert all(type(x) is Tensor for x in [*stored.values(), *content["ema"]["raw"].values()])
+    WorldTransformer(**TINY).load_state_dict(stored)

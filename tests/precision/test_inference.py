@@ -32,7 +32,7 @@ def test_weights_are_what_eight_bits_hold_with_a_scale_a_row() -> None:
 
 
 def test_convolutions_stay() -> None:
-    decoder = ImageAutoencoder((32, 48), (4, 6), 4, [8, 16, 16], [1, 1, 1]).eval()
+    decoder = ImageAutoencoder(3, (32, 48), (4, 6), 4, [8, 16, 16], [1, 1, 1]).eval()
     before = {name: x.clone() for name, x in decoder.state_dict().items()}
     assert quantize(decoder, "fp8_weight_only") == 0
     assert all(torch.equal(x, before[name]) for name, x in decoder.state_dict().items())
