@@ -2,6 +2,7 @@
 
 import functools
 import multiprocessing
+import re
 import shlex
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -141,8 +142,10 @@ def in_terms_of(path: str, keys: list[str], message: str) -> str:
         keys: Of its space.
         message: What fit said.
     """
-    for key in sorted(keys, key=len, reverse=True):
-        for name in (key, spoken(key)):
-            if message.startswith(f"option --{name} "):
-                return message.replace(f"option --{name} ", f"{path}: key 'space.{key}' ", 1)
-    return message
+    found = re.match(r"option --([\w.]+) ", message)
+    if found is None:
+        return message
+    option = found.group(1)  # jsonargparse may leave out init_args, or everything but the end
+    meant = [key for key in keys if option in (key, spoken(key))]
+    meant = meant or [key for key in keys if spoken(key).endswith(f".{option}")]
+    return f"{path}: key 'space.{meant[0]}' {message[found.end() :]}" if len(meant) == 1 else message
