@@ -123,6 +123,7 @@ class StepMeter(Callback):
             self._finish(trainer, device)
 
     def _measured(self, trainer: Trainer, device: str, seconds: float) -> dict[str, Any]:
+        memory = peak_memory(device)  # before matrices are made to measure the rate of their products
         precision = trained_precision(str(trainer.precision))
         calls = self._operators.calls
         rate, flops = matmul_rate(device, DTYPES[precision]), total_flops(calls)
@@ -133,7 +134,7 @@ class StepMeter(Callback):
             "gflop_per_step_of_optimizer": total_flops(calls, optimizer=True) / 1e9,
             "matmul_gflop_per_second": rate / 1e9,
             "mfu": flops * self.steps / seconds / rate,
-            "peak_memory_mib": peak_memory(device),
+            "peak_memory_mib": memory,
             "data_wait": self._wait / seconds,
         }
         sheet = data_sheet_of(torch.cuda.get_device_name()) if device == "cuda" else None
