@@ -78,6 +78,8 @@ class Float8Precision(MixedPrecision):
         trainer = module.trainer
         device = trainer.strategy.root_device
         self.device = device.type
+        for loop in (trainer.validate_loop, trainer.test_loop, trainer.predict_loop):
+            loop.inference_mode = False  # torchao's tensors bear no_grad, which takes its place, but not that
         if float8_layers(module):
             return module
         if self.float8_all_gather and not isinstance(trainer.strategy, ModelParallelStrategy):

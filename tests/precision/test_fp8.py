@@ -331,7 +331,7 @@ def test_float8_all_gather_is_for_fsdp2(lab: Path) -> None:
 
 
 def trained_loss(lab: Path, plugins: dict[str, Any]) -> float:
-    """The validation loss of a world model after two hundred steps."""
+    """The validation loss of a world model after 120 steps."""
     torch.manual_seed(0)
     recipe = WorldModel(WorldTransformer(**TINY | {"patch": 2}), optimizer=lambda p: torch.optim.AdamW(p, lr=3e-3))
     data = ShardDataModule(
