@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 
-.PHONY: help quickstart world test test-slow bench lint docs clean
+.PHONY: help quickstart world test test-slow test-slurm bench lint docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -32,13 +32,16 @@ world: quickstart ## the whole chain (about 80 minutes): game, image VAE, latent
 	$(RUN) owl fit --config experiments/inverse_dynamics_quickstart.yaml --ckpt_path last
 	$(RUN) owl rollout $(WORLD)/checkpoints/last.ckpt --data $(GAME)-latents --out $(WORLD)/rollout \
 	  --decoder runs/quickstart/checkpoints/last.ckpt --controls_reader $(READER)/checkpoints/last.ckpt --frames 1000 \
-	  --steps 8 --precision bf16
+	  --precision bf16
 
 test: $(VENV)/.installed-dev ## the whole test suite
 	$(RUN) pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.installed-dev ## longer checks of what training reaches
 	$(RUN) pytest -m slow
+
+test-slurm: $(VENV)/.installed-dev ## a real SLURM of two nodes on this machine (root on Debian): preempted jobs go on exactly
+	$(RUN) tests.cluster.preempted /tmp/owl-slurm
 
 bench: $(VENV)/.installed-dev ## every benchmark, each a ratio against a named baseline
 	for script in benchmarks/*.py; do echo "== $$script"; $(RUN) benchmarks.$$(basename $$script .py) || exit 1; done

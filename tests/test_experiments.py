@@ -23,6 +23,8 @@ SWEEPS = sorted((REPOSITORY / "experiments" / "sweeps").glob("*.yaml"))
 NETWORKS = sorted((REPOSITORY / "configs" / "models").glob("*.yaml"))
 TRAINERS = sorted((REPOSITORY / "configs" / "trainer").glob("fp8_*.yaml"))
 """Tested in tests/precision."""
+CLUSTERS = [REPOSITORY / "configs" / "cluster" / "skypilot.yaml"]
+"""A job, not a part of an experiment; tested in tests/commands/test_submit.py."""
 SMALLEST = 64  # pixels: what crops for LPIPS need
 
 # What is changed; everything else stays as it is shipped.
@@ -83,7 +85,7 @@ def test_there_is_something_to_test() -> None:
     assert len(EXPERIMENTS) >= 4
     assert len(NETWORKS) >= 4
     shipped = {path for folder in ("experiments", "configs") for path in (REPOSITORY / folder).rglob("*.yaml")}
-    assert shipped == {*EXPERIMENTS, *SWEEPS, *NETWORKS, *TRAINERS}
+    assert shipped == {*EXPERIMENTS, *SWEEPS, *NETWORKS, *TRAINERS, *CLUSTERS}
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)

@@ -132,6 +132,10 @@ INTERRUPTIONS = {
         ("SIGKILL", "on_before_optimizer_step", 3),
     ],
     "terminated during the last validation": [("SIGTERM", "on_validation_batch_end", 7)],
+    "told by a cluster that time runs out": [
+        ("SIGUSR1", "on_train_batch_end", 3),
+        ("SIGUSR1", "on_validation_batch_end", 1),
+    ],
 }
 
 
@@ -141,7 +145,8 @@ def test_an_interrupted_run_equals_the_uninterrupted_one(lab: Path, uninterrupte
     for signal_name, hook, call in INTERRUPTIONS[where]:
         status = interrupt(lab, name, signal_name, hook, call)
         finishing = where == "terminated during the last validation"
-        assert status == (-signal.SIGKILL if signal_name == "SIGKILL" else 0 if finishing else 143)
+        expected = {"SIGKILL": -signal.SIGKILL, "SIGTERM": 0 if finishing else 143, "SIGUSR1": 138}
+        assert status == expected[signal_name]
     assert fit(lab, name, "--ckpt_path", "last", config="full.yaml") == 0
     assert_same_run(state(lab, name), uninterrupted, killed="killed" in where)
 

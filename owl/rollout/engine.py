@@ -23,10 +23,10 @@ from owl.models.world_model import Cache, Controls, Streams, WorldTransformer
 from owl.nn.attention import Frames
 from owl.nn.compilation import can_compile
 from owl.precision.inference import Quantization, quantize
-from owl.rollout.sampling import consistency, euler
+from owl.rollout.sampling import Step, adams_bashforth, consistency, euler
 
-Sampler = Literal["euler", "consistency"]
-SAMPLERS = {"euler": euler, "consistency": consistency}
+Sampler = Literal["adams_bashforth", "euler", "consistency"]
+SAMPLERS = {"adams_bashforth": adams_bashforth, "euler": euler, "consistency": consistency}
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ class Engine:
         network: The world model.
         decoders: For any of its streams a network with ``decode(latent float[B, ...])``; others are not decoded.
         levels: Noise levels of the steps of a frame, from 1 down; the last step ends at 0.
-        sampler: "euler", or "consistency" for few-step students.
+        sampler: "adams_bashforth" (of second order; a single step is Euler's), "euler", or "consistency" for few-step
+            students.
         context_level: Noise level at which frames are committed; the training's context noise covers it.
         guidance: Weight w of classifier-free guidance, null + w (conditional - null); 1 costs nothing. Both
             predictions are copies of the frame within one pass, over one cache.
@@ -85,7 +86,7 @@ class Engine:
         decoders: dict[str, nn.Module] | None = None,
         *,
         levels: Sequence[float] = (1.0, 0.75, 0.5, 0.25),
-        sampler: Sampler = "euler",
+        sampler: Sampler = "adams_bashforth",
         context_level: float = 0.0,
         guidance: float = 1.0,
         one_pass: bool = True,
@@ -193,16 +194,17 @@ class Engine:
         start = self._clock()
         controls = self._controls(buttons, axes, conditioning)
         x = {name: self._noise(shape) for name, shape in self.network.streams.items()}
-        committed = start
+        committed, before = start, 1.0
+        earlier: Streams = {}
         for number, (level, following) in enumerate(zip(self.levels, self.levels[1:], strict=False)):
             velocity = self._velocity(x, level, controls)
             if number == 0:
                 committed = self._clock()
-            fresh = {
-                name: self._noise(x[name].shape[2:]) if self.sampler == "consistency" else v for name, v in x.items()
-            }
-            advance = SAMPLERS[self.sampler]
-            x = {name: advance(x[name], velocity[name], fresh[name], level, following) for name in x}
+            for name in x:
+                v = velocity[name]
+                fresh = self._noise(v.shape[2:]) if self.sampler == "consistency" else v
+                x[name] = SAMPLERS[self.sampler](Step(x[name], v, level, following, earlier.get(name), before, fresh))
+            earlier, before = velocity, level
         self._await_commit(x, controls)
         self.time += 1
         if not self.one_pass:

@@ -1,6 +1,30 @@
 """Samplers of rectified flow as plain functions: how to get from one noise level to the next."""
 
+from typing import NamedTuple
+
 from torch import Tensor
+
+
+class Step(NamedTuple):
+    """One step of a sampler.
+
+    Attributes:
+        x: x_t.
+        velocity: Predicted at t.
+        level: t.
+        following: The next level, 0 after the last step.
+        earlier: Velocity that the step before this one predicted; None at the first.
+        before: The level of that step.
+        noise: Fresh normal noise, shaped like ``x``.
+    """
+
+    x: Tensor
+    velocity: Tensor
+    level: float
+    following: float
+    earlier: Tensor | None
+    before: float
+    noise: Tensor
 
 
 def noise_levels(steps: int, shift: float = 1.0) -> list[float]:
@@ -14,12 +38,25 @@ def noise_levels(steps: int, shift: float = 1.0) -> list[float]:
     return [shift * u / (1 + (shift - 1) * u) for u in even]
 
 
-def euler(x: Tensor, velocity: Tensor, noise: Tensor, level: float, following: float) -> Tensor:
-    """Follow the flow along its tangent: x at level t -> x at the following level. ``noise`` is not used."""
-    return x + (following - level) * velocity
+def euler(step: Step) -> Tensor:
+    """Follow the flow along its tangent: x at the following level."""
+    return step.x + (step.following - step.level) * step.velocity
 
 
-def consistency(x: Tensor, velocity: Tensor, noise: Tensor, level: float, following: float) -> Tensor:
+def adams_bashforth(step: Step) -> Tensor:
+    """Follow the flow along a parabola through this step's velocity and the one before: of second order, and for free.
+
+    The explicit multistep method of two steps; in diffusion models that of PNDM (Liu et al. 2022) and DEIS (Zhang and
+    Chen 2023). The first step is Euler's.
+    """
+    if step.earlier is None:
+        return euler(step)
+    stride = step.following - step.level
+    turned = (step.velocity - step.earlier) / (step.level - step.before)
+    return step.x + stride * (step.velocity + stride / 2 * turned)
+
+
+def consistency(step: Step) -> Tensor:
     """Jump to the predicted x0 and add fresh noise of the following level, as few-step students are trained to."""
-    clean = x - level * velocity
-    return (1 - following) * clean + following * noise
+    clean = step.x - step.level * step.velocity
+    return (1 - step.following) * clean + step.following * step.noise

@@ -1,12 +1,13 @@
 """The convention of the flow, in closed form, and that the samplers follow it."""
 
+import math
 from typing import Any
 
 import pytest
 import torch
 
 from owl.losses.flow import corrupt, logit_normal, velocity_loss
-from owl.rollout.sampling import consistency, euler, noise_levels
+from owl.rollout.sampling import Step, adams_bashforth, consistency, euler, noise_levels
 
 
 @pytest.fixture
@@ -40,23 +41,41 @@ def test_the_loss_is_zero_at_the_velocity_and_its_mean_square_elsewhere() -> Non
 
 
 @pytest.mark.parametrize("levels", [[1.0], noise_levels(4), noise_levels(4, shift=5), [1.0, 0.2]])
-@pytest.mark.parametrize("sampler", [euler, consistency])
+@pytest.mark.parametrize("sampler", [adams_bashforth, euler, consistency])
 def test_the_exact_velocity_leads_back_in_any_number_of_steps(levels: list[float], sampler: Any) -> None:
     clean = torch.randn(1, 1, 4)
-    x = torch.randn(1, 1, 4)
+    x, earlier, before = torch.randn(1, 1, 4), None, 1.0
     for level, following in zip(levels, [*levels[1:], 0.0], strict=True):
         velocity = (x - clean) / level  # of the straight line from the clean latent through x
-        x = sampler(x, velocity, torch.randn(1, 1, 4), level, following)
+        x = sampler(Step(x, velocity, level, following, earlier, before, torch.randn(1, 1, 4)))
+        earlier, before = velocity, level
         assert x.isfinite().all()
     torch.testing.assert_close(x, clean, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("sampler", "order"), [(euler, 1), (adams_bashforth, 2)])
+@pytest.mark.parametrize("shift", [1.0, 2.0])
+def test_order_of_the_samplers(sampler: Any, order: int, shift: float) -> None:
+    def error(steps: int) -> float:
+        """After following dx/dt = x from t = 1 to 0, of exact value 1 / e."""
+        x, earlier, before = torch.ones(1, 1, 1, dtype=torch.float64), None, 1.0
+        levels = noise_levels(steps, shift)
+        for level, following in zip(levels, [*levels[1:], 0.0], strict=True):
+            velocity = x
+            x = sampler(Step(x, velocity, level, following, earlier, before, x))
+            earlier, before = velocity, level
+        return abs(x.item() - math.exp(-1))
+
+    assert math.log2(error(64) / error(128)) == pytest.approx(order, abs=0.1)
 
 
 def test_consistency_lands_on_the_following_level_with_the_noise_given() -> None:
     clean, noise, fresh = torch.randn(3, 1, 2, 4)
     level, following = torch.full((1, 2), 0.8), torch.full((1, 2), 0.3)
-    landed = consistency(corrupt(clean, noise, level), noise - clean, fresh, 0.8, 0.3)
+    step = Step(corrupt(clean, noise, level), noise - clean, 0.8, 0.3, None, 1.0, fresh)
+    landed = consistency(step)
     torch.testing.assert_close(landed, corrupt(clean, fresh, following))
-    on_the_line = euler(corrupt(clean, noise, level), noise - clean, fresh, 0.8, 0.3)
+    on_the_line = euler(step)
     torch.testing.assert_close(on_the_line, corrupt(clean, noise, following))
 
 

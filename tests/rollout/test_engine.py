@@ -15,6 +15,7 @@ from owl.models.image_autoencoder import ImageAutoencoder
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.attention import Frames
 from owl.rollout.engine import SAMPLERS, Engine, Frame
+from owl.rollout.sampling import Step
 from tests.helpers.latents import EXTENSIONS, LATENT, draw, lively
 
 LEVELS = (1.0, 0.6, 0.3)
@@ -67,11 +68,18 @@ class Reference:
         past = [spoiled({name: x[:, t : t + 1] for name, x in given.items()}) for t in range(known)]
         generated = []
         for now in range(known, length):
-            x = noise()
+            x, before = noise(), 1.0
+            earlier: Streams = {}
             for level, following in zip(LEVELS, [*LEVELS[1:], 0.0], strict=True):
                 velocity = self.velocity(past, x, level, controls, now)
                 fresh = noise() if self.sampler == "consistency" else x
-                x = {n: SAMPLERS[self.sampler](x[n], velocity[n], fresh[n], level, following) for n in x}
+                x = {
+                    n: SAMPLERS[self.sampler](
+                        Step(x[n], velocity[n], level, following, earlier.get(n), before, fresh[n])
+                    )
+                    for n in x
+                }
+                earlier, before = velocity, level
             past.append(spoiled(x))
             generated.append({name: latent[:, 0] for name, latent in self.network.restore(x).items()})
         return generated
@@ -93,7 +101,8 @@ class Reference:
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "euler": {},
+    "adams_bashforth": {},
+    "euler": {"sampler": "euler"},
     "consistency": {"sampler": "consistency"},
     "guidance": {"guidance": 2.5},
     "context noise": {"context_level": 0.1},
@@ -105,7 +114,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("known", [0, 1, 9], ids=["from nothing", "from one frame", "context longer than any window"])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_streaming_equals_whole_sequences_without_a_cache(name: str, known: int, one_pass: bool) -> None:
-    settings: dict[str, Any] = {"sampler": "euler", "context_level": 0.0, "guidance": 1.0} | SETTINGS[name]
+    settings: dict[str, Any] = {"sampler": "adams_bashforth", "context_level": 0.0, "guidance": 1.0} | SETTINGS[name]
     network = lively(sink=1, **EXTENSIONS["audio"], **EXTENSIONS["motion"])
     network.video_mean.fill_(0.3)
     network.audio_std.fill_(2)
@@ -250,7 +259,7 @@ def test_a_context_is_committed_with_its_conditioning() -> None:
     network = lively(conditioning_channels=2)
     latents, _, controls = draw(network, 4)
     scene = torch.randn(1, 4, 2, 4, 6)
-    engine = Engine(network, levels=LEVELS)
+    engine = Engine(network, levels=LEVELS, sampler="euler")
     engine.reset(
         {"video": latents["video"][:, :3]}, Controls(controls.buttons[:, :3], controls.axes[:, :3], None, scene[:, :3])
     )
@@ -324,7 +333,7 @@ def test_settings_that_make_no_sense_are_told(autoencoder: ImageAutoencoder) -> 
     network = lively()
     for levels in ([], [0.9, 0.5], [1.0, 0.5, 0.5], [1.0, 0.0], [1.0, 0.5, -0.1]):
         refuse("expected falling noise levels from 1 to above 0", Engine, network, levels=levels)
-    refuse('sampler is "ddim", expected euler or consistency', Engine, network, sampler="ddim")
+    refuse('sampler is "ddim", expected adams_bashforth or euler or consistency', Engine, network, sampler="ddim")
     refuse("the video decoder belongs to encoder [0-9a-f]{16}, the", Engine, network, {"video": autoencoder})
     refuse("the video decoder is a Linear, an autoencoder", Engine, network, {"video": torch.nn.Linear(1, 1)})
     refuse("there is a decoder for audio, the world model has video", Engine, network, {"audio": autoencoder})

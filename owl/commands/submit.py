@@ -1,0 +1,127 @@
+"""``python -m owl submit``: the same experiment as a job of a SLURM cluster that saves, requeues and goes on."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from owl.atomic import atomic_write
+from owl.errors import OwlError
+
+TIME = r"(\d+-)?\d{1,3}(:\d{2}){0,2}"
+"""What sbatch takes: minutes, minutes:seconds, hours:minutes:seconds, or days- before any of these."""
+RUNNING_OUT = 138
+"""Exit status of a fit that has saved because SIGUSR1 announced the end of its time."""
+
+
+def main(
+    *,
+    config: list[str],
+    nodes: int = 1,
+    gpus_per_node: int = 1,
+    cpus_per_task: int = 8,
+    time: str = "24:00:00",
+    notice: int = 120,
+    name: str | None = None,
+    runs: str = "runs",
+    setup: str | None = None,
+    sbatch: list[str] = [],  # noqa: B006 (never changed; a tuple would be another command line)
+    dry_run: bool = False,
+    options: list[str] = [],  # noqa: B006
+) -> None:
+    """Submit an experiment to SLURM, as a job that survives its time limit and preemption.
+
+    A readable sbatch script is written to runs/<name>/submit.sh and submitted. Some time before the limit fit saves
+    and the job queues itself again; a preempted job is queued again by SLURM. Either goes on exactly where it stopped.
+
+    Args:
+        config: The experiment's YAML, as for fit; repeatable, later files win.
+        nodes: Machines.
+        gpus_per_node: GPUs of each, with a process for each GPU; 0: one process per node, on its CPU.
+        cpus_per_task: Cores of each process, for its threads and its loader's workers.
+        time: Limit of one stay in the queue, as sbatch takes it; a longer training comes back until it is done.
+        notice: Seconds before the limit at which to save; more than the longest step and validation batch take.
+        name: Name of the run; default: the last config's.
+        runs: Folder that holds the run folders; all nodes must share it.
+        setup: Line of shell before the training, e.g. "module load cuda".
+        sbatch: Further options of sbatch: --sbatch partition=gpu account=lab.
+        dry_run: Print the script; write and submit nothing.
+        options: Of fit. Written as fit takes them, without this name: --trainer.max_steps 500.
+    """
+    for label, value, least in (
+        ("nodes", nodes, 1),
+        ("gpus_per_node", gpus_per_node, 0),
+        ("cpus_per_task", cpus_per_task, 1),
+        ("notice", notice, 1),
+    ):
+        if value < least:
+            raise OwlError(f"{label} is {value}, at least {least} was expected; give a larger number")
+    if not re.fullmatch(TIME, time):
+        raise OwlError(f'time is "{time}", expected minutes, hours:minutes:seconds or days-hours:minutes:seconds')
+    missing = [file for file in config if not Path(file).is_file()]
+    if missing:
+        raise OwlError(f"there is no file {missing[0]}; give the experiment's YAML with --config")
+    name = name or Path(config[-1]).stem
+    folder = Path(runs) / name
+    fit = [
+        *(word for file in config for word in ("--config", file)),
+        *("--name", name, "--runs", runs, "--ckpt_path", "last"),
+        *("--trainer.num_nodes", str(nodes), "--trainer.devices", str(max(1, gpus_per_node))),
+        *("--trainer.accelerator", "gpu" if gpus_per_node else "cpu"),
+        *options,
+    ]
+    header = {
+        "job-name": name,
+        "nodes": nodes,
+        "ntasks-per-node": max(1, gpus_per_node),
+        "cpus-per-task": cpus_per_task,
+        **({"gpus-per-node": gpus_per_node} if gpus_per_node else {}),
+        "time": time,
+        "signal": f"USR1@{notice}",
+        "requeue": None,
+        "open-mode": "append",
+        "output": folder / "slurm-%j.log",
+    }
+    script = write_script(header, sbatch, setup, fit)
+    if dry_run:
+        print(script, end="")
+        return
+    if shutil.which("sbatch") is None:
+        raise OwlError("there is no sbatch here, a login node of a SLURM cluster was expected; or add --dry_run")
+    path = folder / "submit.sh"
+    atomic_write(path, script)
+    finished = subprocess.run(["sbatch", str(path)], capture_output=True, text=True)
+    if finished.returncode:
+        raise OwlError(f"sbatch refused {path} ({' '.join(finished.stderr.split())}); correct it with --sbatch")
+    print(f"{finished.stdout.strip()}: {path}")
+    print(f"Follow it: tail -F {folder}/slurm-*.log   TensorBoard: tensorboard --logdir {runs}")
+
+
+def write_script(header: Mapping[str, object], sbatch: list[str], setup: str | None, fit: list[str]) -> str:
+    """The job as a script.
+
+    Args:
+        header: Options of sbatch and their values; None: the option has none.
+        sbatch: More of them, ``name=value`` or ``name``, which win.
+        setup: Line of shell before the training.
+        fit: Arguments of fit.
+    """
+    given = [option.lstrip("-") for option in sbatch]
+    replaced = {option.partition("=")[0] for option in given}
+    lines = [f"{key}" if value is None else f"{key}={value}" for key, value in header.items() if key not in replaced]
+    directives = "\n".join(f"#SBATCH --{line}" for line in [*lines, *given])
+    command = f"{shlex.quote(sys.executable)} -m owl fit {shlex.join(fit)}"
+    return (
+        f"#!/bin/bash\n"
+        f"{directives}\n\n"
+        + (f"{setup}\n" if setup else "")
+        + f"# a process that fails takes the others with it, after the time that a save may take\n"
+        f"srun --wait=300 {command}\n"
+        f"status=$?\n\n"
+        f"# {RUNNING_OUT}: fit was told that time runs out and has saved; queue again and go on from there\n"
+        f'if [ "$status" -eq {RUNNING_OUT} ]; then scontrol requeue "$SLURM_JOB_ID"; fi\n'
+        f'exit "$status"\n'
+    )

@@ -1,0 +1,126 @@
+"""Jobs of a cluster: the script says what was asked for, and queues itself again only when time ran out."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from owl.commands import submit
+from owl.errors import OwlError
+from tests.helpers.tiny import REPOSITORY, owl_here
+from tests.test_docs import blocks, lines
+
+EXPERIMENT = "experiments/quickstart.yaml"
+
+
+def place(folder: Path, name: str, script: str) -> None:
+    """Put a program on the path, in the place of one that only clusters have."""
+    path = folder / name
+    path.write_text(f"#!/bin/bash\n{script}\n")
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with an experiment and what stands in for SLURM; what was called is written to ``calls``."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (tmp_path / "experiments").symlink_to(REPOSITORY / "experiments")
+    for name in ("sbatch", "srun", "scontrol"):
+        place(folder, name, f'echo "{name} $*" >> {tmp_path}/calls\nexit ${{{name.upper()}_STATUS:-0}}')
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def written(cluster: Path, *arguments: str) -> str:
+    assert owl_here("submit", "--config", EXPERIMENT, *arguments, cwd=cluster) == 0
+    return (cluster / "runs" / "quickstart" / "submit.sh").read_text()
+
+
+def test_the_script_asks_for_what_was_wanted(cluster: Path) -> None:
+    script = written(
+        cluster,
+        *("--nodes", "2", "--gpus_per_node", "8", "--time", "1-00:00:00", "--setup", "module load cuda"),
+        *("--sbatch", "partition=gpu", "cpus-per-task=3", "exclusive", "--trainer.max_steps", "500"),
+    )
+    directives = re.findall(r"^#SBATCH --(.+)$", script, re.MULTILINE)
+    assert {"nodes=2", "ntasks-per-node=8", "gpus-per-node=8", "requeue", "signal=USR1@120"} <= set(directives)
+    assert {"time=1-00:00:00", "partition=gpu", "exclusive", "output=runs/quickstart/slurm-%j.log"} <= set(directives)
+    assert [d for d in directives if d.startswith("cpus-per-task")] == ["cpus-per-task=3"]  # sbatch's own options win
+    (line,) = re.findall(r"^srun .*$", script, re.MULTILINE)
+    assert f"--config {EXPERIMENT} --name quickstart --runs runs --ckpt_path last" in line
+    assert "--trainer.num_nodes 2 --trainer.devices 8 --trainer.accelerator gpu --trainer.max_steps=500" in line
+    assert script.index("module load cuda") < script.index("srun")
+    assert (cluster / "calls").read_text() == "sbatch runs/quickstart/submit.sh\n"
+
+
+@pytest.mark.parametrize(("status", "queued"), [(0, False), (138, True), (143, False), (1, False)])
+def test_a_job_queues_itself_again_when_its_time_ran_out_alone(
+    cluster: Path, monkeypatch: pytest.MonkeyPatch, status: int, queued: bool
+) -> None:
+    written(cluster, "--gpus_per_node", "0")
+    (cluster / "calls").unlink()
+    monkeypatch.setenv("SRUN_STATUS", str(status))
+    assert subprocess.run(["bash", "runs/quickstart/submit.sh"]).returncode == status
+    first, *others = (cluster / "calls").read_text().splitlines()
+    assert first.startswith("srun ")
+    assert "--trainer.devices 1 --trainer.accelerator cpu" in first
+    assert others == (["scontrol requeue 7"] if queued else [])
+
+
+def test_a_dry_run_writes_nothing(cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert owl_here("submit", "--config", EXPERIMENT, "--dry_run", cwd=cluster) == 0
+    assert capsys.readouterr().out.startswith("#!/bin/bash\n#SBATCH --job-name=quickstart\n")
+    assert not (cluster / "runs").exists()
+    assert not (cluster / "calls").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--nodes", "0"), "^nodes is 0, at least 1 was expected"),
+        (("--time", "tomorrow"), '^time is "tomorrow", expected minutes, hours:minutes:seconds or days-'),
+        (("--config", "nothing.yaml"), r"^there is no file nothing.yaml; give the experiment's YAML with --config"),
+    ],
+)
+def test_bad_input_is_told(cluster: Path, arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(OwlError, match=message):
+        owl_here("submit", "--config", EXPERIMENT, *arguments, cwd=cluster)
+    assert not (cluster / "calls").exists()
+
+
+def test_what_sbatch_refuses_is_told(cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place(cluster / "bin", "sbatch", "echo invalid partition >&2; exit 1")
+    with pytest.raises(OwlError, match=r"^sbatch refused runs/quickstart/submit.sh \(invalid partition\); correct"):
+        owl_here("submit", "--config", EXPERIMENT, cwd=cluster)
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(OwlError, match=r"^there is no sbatch here, a login node of a SLURM cluster was expected"):
+        submit.main(config=[EXPERIMENT])
+
+
+def test_the_commands_of_cluster_md(cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (cluster / "configs").symlink_to(REPOSITORY / "configs")
+    page = [lines(block.content) for block in blocks(REPOSITORY / "docs" / "how-to" / "cluster.md")]
+    commands = [shlex.split(command) for block in page for command in block]
+    given = [words[words.index("owl") + 1 :] for words in commands]
+    assert [words[0] for words in given] == ["submit", "fit", "fit"]
+    assert owl_here(*given[0], cwd=cluster) == 0
+    assert "#SBATCH --nodes=2" in capsys.readouterr().out
+    for words in given[1:]:  # for more GPUs than there are: read, not run
+        with pytest.raises(SystemExit) as left:
+            owl_here(*words, "--print_config", cwd=cluster)
+        assert left.value.code == 0
+    assert "  strategy: fsdp2\n" in capsys.readouterr().out
+
+
+def test_the_job_of_other_clouds_trains_in_the_same_way() -> None:
+    job = yaml.safe_load((REPOSITORY / "configs" / "cluster" / "skypilot.yaml").read_text())
+    words = job["run"].replace("\\\n", " ").split()
+    assert words[words.index("-m") : words.index("--config")] == ["-m", "owl", "fit"]
+    assert words[words.index("--ckpt_path") + 1] == "last"
+    assert (REPOSITORY / job["envs"]["EXPERIMENT"]).exists()
