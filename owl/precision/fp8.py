@@ -172,8 +172,8 @@ def convert(module: nn.Module, recipe: Recipe, emulate: bool, skip: list[str], a
         )
     if any(isinstance(linear[name].weight, DTensor) for name in chosen):
         raise OwlError(
-            f"{type(module).__name__} sharded its network before it was converted to float8, the other order was "
-            "expected; call self.trainer.precision_plugin.convert_module(self) first in its configure_model"
+            f"{type(module).__name__} was spread over processes before it was converted to float8, the other order was "
+            "expected; set trainer.strategy to fsdp2, which keeps it"
         )
     settings = replace(configuration(recipe, emulate), enable_fsdp_float8_all_gather=all_gather)
     backend.load("torchao.float8").convert_to_float8_training(
