@@ -87,12 +87,24 @@ def join_lists(function: Callable[..., Any], arguments: list[str]) -> list[str]:
     return [*([json.dumps(words)] if words else []), *joined]
 
 
+def underscored(function: Callable[..., Any], arguments: list[str]) -> list[str]:
+    """Spell a function's options with underscores, as its parameters are: ``--dry-run`` becomes ``--dry_run``."""
+    known = inspect.signature(function).parameters
+    spelled = []
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        name = option[2:].replace("-", "_")
+        spelled.append(f"--{name}{equals}{value}" if option.startswith("--") and name in known else argument)
+    return spelled
+
+
 def run_function(function: Callable[..., Any], arguments: list[str], command: str) -> int:
     """Call a command's function with its signature as the command line; an int it returns is the exit status."""
     from jsonargparse import ArgumentError, auto_parser
 
     from owl.arguments import explain, gather_options
 
+    arguments = underscored(function, arguments)
     if "options" in inspect.signature(function).parameters:
         arguments = gather_options(arguments)
     # `--depth` alone means true, as people type it; jsonargparse wants a value after every boolean option.

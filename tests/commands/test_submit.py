@@ -74,8 +74,10 @@ def test_a_job_queues_itself_again_when_its_time_ran_out_alone(
 
 
 def test_a_dry_run_writes_nothing(cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert owl_here("submit", "--config", EXPERIMENT, "--dry_run", cwd=cluster) == 0
-    assert capsys.readouterr().out.startswith("#!/bin/bash\n#SBATCH --job-name=quickstart\n")
+    assert owl_here("submit", "--config", EXPERIMENT, "--gpus-per-node=3", "--dry-run", cwd=cluster) == 0
+    script = capsys.readouterr().out
+    assert script.startswith("#!/bin/bash\n#SBATCH --job-name=quickstart\n")
+    assert "--ntasks-per-node=3\n" in script  # options may be spelled with dashes
     assert not (cluster / "runs").exists()
     assert not (cluster / "calls").exists()
 
