@@ -48,7 +48,7 @@ EVERY = {"val_check_interval": 1, "check_val_every_n_epoch": None, "limit_val_ba
 
 
 def test_the_averaged_weights_are_rolled_out(lab: Path) -> None:
-    metrics = fit(lab, "once", {}, "--model.init_args.optimizer.init_args.lr", "0.05")
+    metrics = fit(lab, "once", {}, "--model.init_args.optimizer.init_args.lr", "0.2")
     names = [f"val/rollout_{side}{kind}_{h}" for side in ("", "repeat_") for kind in ("psnr", "lpips") for h in (1, 4)]
     assert sorted(name for name in metrics if "rollout" in name) == sorted(names)
     checkpoint = lab / "runs/once/checkpoints/last.ckpt"
