@@ -118,6 +118,8 @@ def write_script(header: Mapping[str, object], sbatch: list[str], setup: str | N
         f"#!/bin/bash\n"
         f"{directives}\n\n"
         + (f"{setup}\n" if setup else "")
+        + "# a preempted job gets SIGTERM: fit answers it, and neither this script nor srun may end before that\n"
+        + "trap '' TERM\n\n"
         + f"# a process that fails takes the others with it, after the time that a save may take\n"
         f"srun --wait=300 {command}\n"
         f"status=$?\n\n"

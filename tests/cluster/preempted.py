@@ -59,6 +59,12 @@ def wait(job: str, *wanted: str) -> str:
     return found
 
 
+def reports(folder: Path, name: str) -> int:
+    """How often a run has said how far it is."""
+    logs = (folder / "runs" / name).glob("slurm-*.log")
+    return sum(log.read_text(errors="replace").count(" steps/s, loss ") for log in logs)
+
+
 def step(folder: Path, name: str) -> int:
     """Optimiser steps of a run's checkpoint, -1 where it has none yet."""
     path = folder / "runs" / name / "checkpoints" / "last.ckpt"
@@ -87,7 +93,10 @@ def main() -> None:
         stops = list(STOPS)
         while stops:
             wait(job, "RUNNING")
-            time.sleep(chance.uniform(12, 24))
+            before = reports(folder, "stopped")
+            while state(job) == "RUNNING" and reports(folder, "stopped") == before:  # it is still being imported
+                time.sleep(1)
+            time.sleep(chance.uniform(0, 20))
             if state(job) != "RUNNING":
                 raise SystemExit("the job was done before it was stopped often enough; give more --steps")
             how = stops.pop(0)
