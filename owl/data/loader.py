@@ -134,7 +134,12 @@ class ResumableLoader(DataLoader):
         """
         batches = self.sampler
         epoch, first = batches.epoch, batches.first
-        iterator = super().__iter__()
+        # workers must not be born with SIGTERM unblocked: threads that libraries start in them would take it
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            iterator = super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         batches.first = 0
         for number, batch in enumerate(iterator, first + 1):
             # before the yield: whoever saves while working on this batch has it behind them
