@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import yaml
+from lightning.pytorch import Trainer
 
 from owl.__main__ import run
 from tests.helpers.shards import AXES, BUTTONS
@@ -74,6 +75,21 @@ def tiny_inverse_dynamics(dataset: Path, **trainer: Any) -> dict[str, Any]:
     }
     experiment["data"]["init_args"] |= {"modalities": ["rgb", "controls"], "length": 4, "size": [16, 24]}
     return experiment
+
+
+def quiet_trainer(folder: str | Path, **options: Any) -> Trainer:
+    """A trainer on the CPU that only trains: it writes, saves and shows nothing."""
+    return Trainer(
+        accelerator="cpu",
+        logger=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        **options,
+    )
 
 
 def write_config(path: Path, configuration: dict[str, Any]) -> Path:

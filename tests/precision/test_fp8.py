@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from owl import models
@@ -24,7 +23,7 @@ from owl.precision import fp8
 from owl.precision.fp8 import Float8Precision, Recipe, convert, float8_layers, why
 from owl.recipes.world_model import WorldModel
 from tests.helpers.latents import TINY, dot_experiment, draw, lively, make_latents
-from tests.helpers.tiny import REPOSITORY, owl_here, write_config
+from tests.helpers.tiny import REPOSITORY, owl_here, quiet_trainer, write_config
 from tests.test_docs import commands, leave
 from tests.test_experiments import DATA, TRAINER, options, shrink_world_model
 
@@ -337,17 +336,10 @@ def trained_loss(lab: Path, plugins: dict[str, Any]) -> float:
     data = ShardDataModule(
         str(lab / "data"), ["latent", "controls"], length=8, batch_size=8, num_workers=0, validation_windows=5
     )
-    trainer = Trainer(
-        accelerator="cpu",
+    trainer = quiet_trainer(
+        lab,
         max_steps=120,
-        logger=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         check_val_every_n_epoch=1000,
-        default_root_dir=lab,
         **plugins,
     )
     trainer.fit(recipe, data)

@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -24,6 +23,7 @@ from owl.precision.fp8 import Float8Precision, convert, float8_layers
 from owl.recipes.world_model import WorldModel
 from owl.strategy import FullySharded
 from tests.helpers.latents import TINY, draw, lively, make_latents
+from tests.helpers.tiny import quiet_trainer
 
 
 def learn(network: WorldTransformer, share: slice, gathered: bool) -> list[Tensor]:
@@ -112,20 +112,13 @@ def trainer_run(rank: int, folder: str, port: int) -> None:
     data = ShardDataModule(
         f"{folder}/data", ["latent", "controls"], length=8, batch_size=4, num_workers=0, validation_windows=4
     )
-    trainer = Trainer(
-        accelerator="cpu",
+    trainer = quiet_trainer(
+        folder,
         devices=2,
         strategy=FullySharded(),
         plugins=[plugin],
         callbacks=[EMA()],
         max_steps=3,
-        logger=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
     )
     trainer.fit(recipe, data)
     recipe.hparams.clear()  # from YAML they are plain values, not networks

@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from lightning.pytorch import Trainer
 from torch import Tensor
 
 from owl import models
@@ -22,7 +21,7 @@ from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.attention import NEVER
 from owl.recipes.world_model import LEVELS, MODALITIES, Forcing, WorldModel, adopt, document_time, masked_mean, verify
 from tests.helpers.latents import EXTENSIONS, FINGERPRINT, LATENT, TINY, dot_experiment, draw, lively, make_latents
-from tests.helpers.tiny import owl_here, write_config
+from tests.helpers.tiny import owl_here, quiet_trainer, write_config
 
 FORCINGS: tuple[Forcing, ...] = ("teacher", "diffusion", "full")
 EVERYTHING = EXTENSIONS["audio"] | EXTENSIONS["motion"]
@@ -341,16 +340,9 @@ def test_nan_in_latents_stops_a_run_with_its_windows_named(lab: Path) -> None:
             return data
 
     data = Spoiled(str(lab / "data"), ["latent", "controls"], length=5, batch_size=4, num_workers=0)
-    trainer = Trainer(
-        accelerator="cpu",
+    trainer = quiet_trainer(
+        lab,
         max_steps=2,
-        logger=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=lab,
         callbacks=[NonFiniteGuard()],
     )
     with pytest.raises(OwlError, match="the loss became nan at step 1"):
