@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from owl.__main__ import main
 from tests.helpers.lab import VALUE, checkpoint, demanding, fit, make_lab
 from tests.helpers.latents import dot_experiment, make_latents
+from tests.helpers.players import tiny_players
 from tests.helpers.shards import make_dataset
 from tests.helpers.tiny import in_child, owl, tiny_inverse_dynamics, write_config
 
@@ -154,6 +155,7 @@ def test_an_interrupted_run_equals_the_uninterrupted_one(lab: Path, uninterrupte
 # Every other recipe, each on 24 windows.
 RECIPES: dict[str, Callable[[Path], VALUE]] = {
     "inverse_dynamics": lambda data: tiny_inverse_dynamics(make_dataset(data, 4, 15, (32, 48), ("rgb", "controls"))),
+    "two_optimizers": lambda data: tiny_players(make_dataset(data, 4, 12, (32, 48), ("rgb",)), penalty=0.1),
     "world_model": lambda data: dot_experiment(make_latents(data, (16, 16, 12, 12))),
 }
 

@@ -1,20 +1,13 @@
 """``python -m owl submit``: the same experiment as a job of a SLURM cluster that saves, requeues and goes on."""
 
 import re
-import shlex
-import shutil
-import subprocess
-import sys
-from collections.abc import Mapping
 from pathlib import Path
 
-from owl.atomic import atomic_write
 from owl.errors import OwlError
+from owl.slurm import queue, write_script
 
 TIME = r"(\d+-)?\d{1,3}(:\d{2}){0,2}"
 """What sbatch takes: minutes, minutes:seconds, hours:minutes:seconds, or days- before any of these."""
-RUNNING_OUT = 138
-"""Exit status of a fit that has saved because SIGUSR1 announced the end of its time."""
 
 
 def main(
@@ -67,6 +60,7 @@ def main(
     name = name or Path(config[-1]).stem
     folder = Path(runs) / name
     fit = [
+        "fit",
         *(word for file in config for word in ("--config", file)),
         *("--name", name, "--runs", runs, "--ckpt_path", "last"),
         *("--trainer.num_nodes", str(nodes), "--trainer.devices", str(max(1, gpus_per_node))),
@@ -81,49 +75,11 @@ def main(
         **({"gpus-per-node": gpus_per_node} if gpus_per_node else {}),
         "time": time,
         "signal": f"USR1@{notice}",
-        "requeue": None,
-        "open-mode": "append",
         "output": folder / "slurm-%j.log",
     }
     script = write_script(header, sbatch, setup, fit)
     if dry_run:
         print(script, end="")
         return
-    if shutil.which("sbatch") is None:
-        raise OwlError("there is no sbatch here, a login node of a SLURM cluster was expected; or add --dry_run")
-    path = folder / "submit.sh"
-    atomic_write(path, script)
-    finished = subprocess.run(["sbatch", str(path)], capture_output=True, text=True)
-    if finished.returncode:
-        raise OwlError(f"sbatch refused {path} ({' '.join(finished.stderr.split())}); correct it with --sbatch")
-    print(f"{finished.stdout.strip()}: {path}")
+    queue(folder / "submit.sh", script)
     print(f"Follow it: tail -F {folder}/slurm-*.log   TensorBoard: tensorboard --logdir {runs}")
-
-
-def write_script(header: Mapping[str, object], sbatch: list[str], setup: str | None, fit: list[str]) -> str:
-    """The job as a script.
-
-    Args:
-        header: Options of sbatch and their values; None: the option has none.
-        sbatch: More of them, ``name=value`` or ``name``, which win.
-        setup: Line of shell before the training.
-        fit: Arguments of fit.
-    """
-    given = [option.lstrip("-") for option in sbatch]
-    replaced = {option.partition("=")[0] for option in given}
-    lines = [f"{key}" if value is None else f"{key}={value}" for key, value in header.items() if key not in replaced]
-    directives = "\n".join(f"#SBATCH --{line}" for line in [*lines, *given])
-    command = f"{shlex.quote(sys.executable)} -m owl fit {shlex.join(fit)}"
-    return (
-        f"#!/bin/bash\n"
-        f"{directives}\n\n"
-        + (f"{setup}\n" if setup else "")
-        + "# a preempted job gets SIGTERM: fit answers it, and neither this script nor srun may end before that\n"
-        + "trap '' TERM\n\n"
-        + f"# a process that fails takes the others with it, after the time that a save may take\n"
-        f"srun --wait=300 {command}\n"
-        f"status=$?\n\n"
-        f"# {RUNNING_OUT}: fit was told that time runs out and has saved; queue again and go on from there\n"
-        f'if [ "$status" -eq {RUNNING_OUT} ]; then scontrol requeue "$SLURM_JOB_ID"; fi\n'
-        f'exit "$status"\n'
-    )

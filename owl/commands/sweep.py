@@ -9,9 +9,11 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import Literal
 
 from owl.arguments import spoken
 from owl.errors import OwlError
+from owl.slurm import queue, write_script
 from owl.sweep.plan import Plan, load_plan
 from owl.sweep.plan import options as as_options
 from owl.sweep.report import write_report
@@ -27,7 +29,11 @@ def main(
     threads_per_trial: int | None = None,
     trials: int | None = None,
     runs: str = "runs",
-    options: list[str] = [],  # noqa: B006 (never changed; a tuple would be another command line)
+    executor: Literal["local", "slurm"] = "local",
+    gpus_per_worker: int = 1,
+    setup: str | None = None,
+    sbatch: list[str] = [],  # noqa: B006 (never changed; a tuple would be another command line)
+    options: list[str] = [],  # noqa: B006
 ) -> int:
     """Try settings of an experiment in parallel, find the best one, and report which keys mattered.
 
@@ -44,16 +50,28 @@ def main(
         threads_per_trial: OpenMP threads of each; where left out, as many as there are cores.
         trials: Replaces the number in the YAML, for all workers together; 0 only writes the report anew.
         runs: Folder that holds the run folders; all machines that share a sweep must share it.
+        executor: Where the workers are: on this machine, or slurm: each a job of a cluster, which comes back after
+            its time limit and after preemption until the sweep is done. Their script is runs/<sweep>/workers.sh.
+        gpus_per_worker: GPUs of each job of slurm.
+        setup: Line of shell before each job's worker, e.g. "module load cuda".
+        sbatch: Further options of sbatch: --sbatch partition=gpu time=12:00:00 cpus-per-task=4.
         options: Of fit, for every trial. Written as fit takes them, without this name: --trainer.max_steps 500.
     """
-    for name, count in {"workers": workers, "threads_per_trial": threads_per_trial}.items():
-        if count is not None and count < 1:
-            raise OwlError(f"{name} is {count}, at least 1 was expected; give a larger number")
+    counts = (
+        ("workers", workers, 1),
+        ("threads_per_trial", threads_per_trial, 1),
+        ("gpus_per_worker", gpus_per_worker, 0),
+    )
+    for name, count, least in counts:
+        if count is not None and count < least:
+            raise OwlError(f"{name} is {count}, at least {least} was expected; give a larger number")
+    if executor == "local" and (setup or sbatch):
+        raise OwlError("setup and sbatch are given, but only jobs of a cluster have them; add --executor slurm")
     plan = load_plan(sweep, trials or None)
     address = storage_address(plan, Path(runs) / plan.name)
     arguments = [*(f"--config={file}" for file in config), *options]
-    command = ["python", "-m", "owl", "sweep", *(word for file in config for word in ("--config", file)), *options]
-    command += ["--sweep", sweep, *(("--runs", runs) if runs != "runs" else ())]
+    command = ["sweep", *(word for file in config for word in ("--config", file)), "--sweep", sweep]
+    command += ["--runs", runs] if runs != "runs" else []
     if trials == 0:
         study = existing(plan, address)
     else:
@@ -70,11 +88,17 @@ def main(
         study = SweepStudy.begin(open_storage(address), plan, experiment, check_once)
 
     def report() -> None:
-        write_report(study, plan, Path(runs), shlex.join(command))
+        write_report(study, plan, Path(runs), shlex.join(["python", "-m", "owl", *command, *options]))
 
+    folder = Path(runs) / plan.name
     status = 0
     if trials == 0:
         report()
+    elif executor == "slurm":
+        own = {"--threads_per_trial": threads_per_trial, "--trials": trials}
+        command += [word for key, value in own.items() if value is not None for word in (key, str(value))]
+        submit_workers(plan.name, folder, workers, gpus_per_worker, setup, sbatch, [*command, *options])
+        return 0
     else:
         crew = Workers(study, plan, Path(runs), arguments, workers, threads_per_trial, address, report)
         try:
@@ -82,7 +106,6 @@ def main(
         finally:
             report()
         status = 128 + crew.signal if crew.signal else 0
-    folder = Path(runs) / plan.name
     best = study.best()
     if best is not None:
         drawn = ", ".join(f"{key} {value}" for key, value in best.params.items())
@@ -90,6 +113,35 @@ def main(
         print(f"Train with it: python -m owl fit --config {folder / 'best.yaml'}")
     print(f"Report: {folder / 'report.md'}")
     return status
+
+
+def submit_workers(
+    name: str, folder: Path, count: int, gpus: int, setup: str | None, sbatch: list[str], command: list[str]
+) -> None:
+    """Submit workers of a sweep to SLURM, as an array of jobs.
+
+    Args:
+        name: Of the sweep.
+        folder: Of the sweep; gets the script and the logs.
+        count: Jobs.
+        gpus: Of each.
+        setup: Line of shell before each worker.
+        sbatch: Further options of sbatch.
+        command: Of owl, for each worker.
+    """
+    header = {
+        "job-name": name,
+        "array": f"1-{count}",
+        "nodes": 1,
+        "ntasks": 1,
+        "cpus-per-task": 8,
+        **({"gpus-per-node": gpus} if gpus else {}),
+        "time": "24:00:00",
+        "signal": "USR1@120",
+        "output": folder / "slurm-%A-%a.log",
+    }
+    queue(folder / "workers.sh", write_script(header, sbatch, setup, command))
+    print(f"Follow them: tail -F {folder}/slurm-*.log   Report: the same command with --trials 0")
 
 
 def existing(plan: Plan, address: str) -> SweepStudy:

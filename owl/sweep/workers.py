@@ -29,7 +29,9 @@ SIGN_OF_LIFE = 30.0
 """Seconds between two renewals of a lease."""
 PATIENCE = 120.0
 """Seconds that a trial gets to save its checkpoint before it is killed."""
-FROM_OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP, -signal.SIGINT, 128 + signal.SIGTERM}
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""What stops a worker: the user, a cluster that takes its machine, and one that announces the end of its time."""
+FROM_OUTSIDE = {-signal.SIGKILL, -signal.SIGHUP, *(-number for number in STOPS), *(128 + number for number in STOPS)}
 """Exit statuses of a trial that someone ended: the user, the system short of memory, a cluster."""
 LAUNCHERS = ("SLURM_", "TORCHELASTIC_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_")
 """Beginnings of the variables by which a launched process knows its rank."""
@@ -58,10 +60,10 @@ class Child:
 
 
 class Workers:
-    """Works on a sweep until every trial has ended, those of other workers too, or until SIGINT or SIGTERM.
+    """Works on a sweep until every trial has ended, those of other workers too, or until a signal stops it.
 
-    Stopped by a signal, trials save a checkpoint and wait for the next worker to continue them. A second signal kills
-    them. Should this process itself be killed, its trials end as well (on Linux), and another worker continues them.
+    Stopped, trials save a checkpoint and wait for the next worker to continue them. A SIGINT meanwhile kills them.
+    Should this process itself be killed, its trials end as well (on Linux), and another worker continues them.
 
     Args:
         study: The sweep's study.
@@ -90,7 +92,7 @@ class Workers:
         self.children: list[Child] = []
         self.signal: int | None = None
         """That has arrived."""
-        self._signals = 0
+        self._interrupts = 0
         self._says_it_waits = False
 
     def run(self) -> None:
@@ -99,7 +101,7 @@ class Workers:
         Raises:
             OwlError: The first trial does not log the objective.
         """
-        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, self._on_signal) for number in STOPS}
         try:
             while self.signal is None:
                 self._collect()
@@ -118,7 +120,7 @@ class Workers:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
-        self._signals += 1
+        self._interrupts += number == signal.SIGINT  # a cluster may send the same signal more than once
 
     # ------------------------------------------------------------ beginning
 
@@ -242,13 +244,13 @@ class Workers:
         """Let the trials save what they have, and wait for them."""
         if not self.children:
             return
-        print(f"stopping {len(self.children)} trials, which save a checkpoint; once more kills them", flush=True)
+        print(f"stopping {len(self.children)} trials, which save a checkpoint; Ctrl-C kills them", flush=True)
         for child in self.children:
             child.process.terminate()
         self.signal = self.signal or signal.SIGTERM
-        asked, deadline = self._signals, time.monotonic() + PATIENCE
+        asked, deadline = self._interrupts, time.monotonic() + PATIENCE
         while self.children:
-            if self._signals > asked or time.monotonic() > deadline:
+            if self._interrupts > asked or time.monotonic() > deadline:
                 for child in self.children:
                     kill(child)
             self._collect_stopped()

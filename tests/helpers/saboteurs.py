@@ -32,6 +32,27 @@ class SendSignal(Callback):
             os.kill(os.getpid(), self.signal)
 
 
+class KillOnce(Callback):
+    """Kills this very process, unless the run continues.
+
+    Args:
+        step: Optimiser steps before it.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.start = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note where the run begins."""
+        self.start = trainer.global_step
+
+    def on_train_batch_start(self, trainer: Trainer, *arguments: Any) -> None:
+        """Kill it when its time has come."""
+        if self.start == 0 and trainer.global_step == self.step:
+            os.kill(os.getpid(), signals.SIGKILL)
+
+
 class SignalWorkers(Callback):
     """Sends SIGTERM to the loader's workers, and to this very process only a whole epoch later.
 

@@ -1,0 +1,62 @@
+"""Pruning: hopeless trials stop, promising ones go on, an objective that is not logged is told."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+
+from owl.callbacks.pruning import Pruning
+from owl.errors import OwlError
+from owl.sweep.plan import Plan
+from owl.sweep.study import Outcome, storage_address
+from tests.helpers.line import Line, loader, trainer
+from tests.helpers.sweeps import begin, plan_of
+
+
+class Bad(Line):
+    """Logs an objective that does not get better."""
+
+    def validation_step(self, batch: Any, index: int) -> None:
+        self.log("val/psnr", 1.0)
+
+
+def fit_line(folder: Path, plan: Plan, number: int, **limits: Any) -> Any:
+    callback = Pruning(storage_address(plan, folder / plan.name), plan.name, number)
+    limits = {"max_steps": 8, "val_check_interval": 2, "check_val_every_n_epoch": None, **limits}
+    run = trainer(folder, [callback], **limits)
+    run.fit(Bad(), loader(8), loader(1))
+    return run
+
+
+def test_a_hopeless_trial_is_stopped_and_noted(tmp_path: Path) -> None:
+    plan = plan_of(pruner={"name": "median", "n_startup_trials": 1})
+    sweep = begin(tmp_path, plan)
+    first, _ = sweep.claim(plan)
+    for step in range(1, 5):
+        sweep.report(first, step, 5.0)
+    sweep.tell(first, Outcome(TrialState.COMPLETE, 5.0))
+    second, _ = sweep.claim(plan)
+    assert fit_line(tmp_path, plan, second).global_step == 2
+    trial = sweep.trial(second)
+    assert trial.intermediate_values == {1: 1.0}
+    assert trial.user_attrs["pruned"] == 1
+    third, _ = sweep.claim(plan)
+    fit_line(tmp_path, plan, third, max_steps=-1, max_epochs=1, val_check_interval=8)
+    assert "pruned" not in sweep.trial(third).user_attrs  # it has just finished
+
+
+def test_a_promising_trial_is_reported_and_left_alone(tmp_path: Path) -> None:
+    plan = plan_of(pruner="none")
+    sweep = begin(tmp_path, plan)
+    number, _ = sweep.claim(plan)
+    assert fit_line(tmp_path, plan, number).global_step == 8
+    assert sweep.trial(number).intermediate_values == dict.fromkeys(range(1, 5), 1.0)
+
+
+def test_an_objective_that_is_not_logged_is_told_after_the_first_validation(tmp_path: Path) -> None:
+    plan = plan_of(objective="val/psnrr")
+    sweep = begin(tmp_path, plan)
+    number, _ = sweep.claim(plan)
+    with pytest.raises(OwlError, match=r"did you mean 'val/psnr'\? \(they are: .*train/loss"):
+        fit_line(tmp_path, plan, number)

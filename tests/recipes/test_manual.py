@@ -1,0 +1,82 @@
+"""Two optimisers: counted as one step, each network taught by its own loss alone."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import nn
+from torch.utils.data import DataLoader
+
+from owl.callbacks.ema import EMA
+from owl.recipes.manual import only_towards
+from tests.helpers.players import Players
+from tests.helpers.tiny import quiet_trainer
+
+
+def batches(count: int, size: int) -> DataLoader:
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.randint(0, 256, (count * size, 1, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    return DataLoader([{"rgb": part} for part in pictures.split(size)], batch_size=None)
+
+
+def trained(folder: Path, count: int, size: int, *callbacks: Any, steps: int = -1, **options: Any) -> Players:
+    torch.manual_seed(0)
+    players = Players(**options)
+    trainer = quiet_trainer(folder, max_epochs=1, max_steps=steps, callbacks=list(callbacks))
+    trainer.fit(players, batches(count, size))
+    return players
+
+
+def test_only_towards_teaches_what_made_x_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    maker, judge = nn.Linear(3, 4), nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1))
+    x = torch.randn(7, 3)
+    plain = judge(maker(x)).square().mean()
+    expected = torch.autograd.grad(plain, list(maker.parameters()))
+    steered = only_towards(maker(x), lambda made: judge(made).square().mean())
+    (2 * steered).backward()
+    torch.testing.assert_close(steered, plain.detach())
+    for parameter, gradient in zip(maker.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, 2 * gradient)
+    assert all(parameter.grad is None for parameter in judge.parameters())
+
+
+def test_steps_of_two_optimizers_count_once(tmp_path: Path) -> None:
+    average = EMA(0.9)
+    players = trained(tmp_path, 9, 2, average, steps=6)
+    assert players.trainer.global_step == average.updates == 6
+    for optimizer, schedule in zip(players.trainer.optimizers, players.lr_schedulers(), strict=True):  # type: ignore[arg-type]
+        assert {int(state["step"]) for state in optimizer.state.values() if "step" in state} == {6}
+        assert schedule.last_epoch == 6
+
+
+@pytest.mark.parametrize("clip", [None, 0.02])
+def test_accumulation_equals_a_larger_batch(tmp_path: Path, clip: float | None) -> None:
+    at_once = trained(tmp_path, 3, 4, clip=clip)
+    in_parts = trained(tmp_path, 6, 2, clip=clip, accumulate=2)
+    assert at_once.trainer.global_step == in_parts.trainer.global_step == 3
+    for (name, a), b in zip(at_once.named_parameters(), in_parts.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_what_an_epoch_leaves_over_makes_a_step(tmp_path: Path) -> None:
+    assert trained(tmp_path, 5, 2, accumulate=2).trainer.global_step == 3
+
+
+def test_each_network_is_clipped_by_itself(tmp_path: Path) -> None:
+    norms: dict[int, float] = {}
+
+    class Look(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+            for number, optimizer in enumerate(trainer.optimizers):
+                optimizer.register_step_pre_hook(lambda o, *_, n=number: norms.__setitem__(n, gradient_norm(o)))
+
+    trained(tmp_path, 1, 2, Look(), clip=0.001)
+    assert norms == {0: pytest.approx(0.001, rel=1e-2), 1: pytest.approx(0.001, rel=1e-2)}
+
+
+def gradient_norm(optimizer: torch.optim.Optimizer) -> float:
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+    return float(torch.stack([gradient.norm() for gradient in gradients]).norm())

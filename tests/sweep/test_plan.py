@@ -1,0 +1,143 @@
+"""The sweep's YAML: what it says, what is refused, and that draws stay in its space."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+
+from owl.arguments import gather_options
+from owl.errors import OwlError
+from owl.sweep.plan import Mistake, load_plan, options
+from owl.sweep.study import Outcome
+from tests.helpers.sweeps import ADAMW, LR, MUON, OPTIMIZER, RATIO, SPACE, SWEEP, begin, plan_of
+from tests.helpers.tiny import write_config
+
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "key": ({"sampeler": "tpe"}, "key 'sampeler' is not accepted; did you mean 'sampler'?"),
+    "no objective": ({"objective": None}, "key 'objective' is missing; name the logged metric"),
+    "no trials": ({"trials": None}, "key 'trials' is missing; give the number of trials"),
+    "direction": ({"direction": "maximise"}, "did you mean 'maximize'? (accepted: minimize, maximize)"),
+    "sampler": ({"sampler": "tpa"}, "key 'sampler' is 'tpa'; did you mean 'tpe'?"),
+    "pruner": ({"pruner": {"name": "medain"}}, "did you mean 'median'? (accepted: none, median, asha)"),
+    "argument": ({"pruner": {"name": "median", "n_startup": 3}}, "did you mean 'n_startup_trials'?"),
+    "value": ({"pruner": {"name": "asha", "reduction_factor": 1}}, "key 'pruner': "),
+    "empty space": ({"space": {}}, "key 'space' is missing; give at least one dotted key"),
+    "range": ({"space": {LR: 3}}, f"key 'space.{LR}' is 3, expected {{low, high}}"),
+    "range key": (
+        {"space": {LR: {"low": 1, "hihg": 2}}},
+        f"key 'space.{LR}.hihg' is not accepted; did you mean 'high'?",
+    ),
+    "no high": ({"space": {LR: {"low": 1}}}, f"key 'space.{LR}' has no high"),
+    "low > high": ({"space": {LR: {"low": 2, "high": 1}}}, "has low 2 above high 1; exchange them"),
+    "log": ({"space": {LR: {"low": 0, "high": 1.0, "log": True}}}, "a logarithmic range begins above 0"),
+    "log and step": ({"space": {LR: {"low": 1, "high": 4, "log": True, "step": 1}}}, "log: true and a step"),
+    "step": ({"space": {LR: {"low": 1, "high": 4, "step": 2}}}, "cannot reach high 4 from low 1 in steps of 2"),
+    "type": ({"space": {LR: {"low": 0.5, "high": 4, "type": "int"}}}, "has a fraction"),
+    "text": ({"space": {LR: {"low": "few", "high": 4}}}, f"key 'space.{LR}.low' is 'few', expected a number"),
+    "both": ({"space": {LR: {"choices": [1], "low": 0}}}, "has both choices and low"),
+    "no choice": ({"space": {LR: {"choices": []}}}, "expected a list with at least one value"),
+    "twice": ({"space": {LR: {"choices": [1, 1]}}}, "names a value twice"),
+    "condition": ({"space": {LR: {**SPACE[LR], "when": {OPTIMIZER: MUON}}}}, "does not stand above it"),
+    "condition's value": (
+        {"space": {**SPACE, RATIO: {**SPACE[RATIO], "when": {OPTIMIZER: "owl.optim.MuonAdam"}}}},
+        f"did you mean '{MUON}'?",
+    ),
+    "condition on a range": (
+        {"space": {LR: SPACE[LR], "a.b": {"choices": [1], "when": {LR: 1}}}},
+        "only a key with choices",
+    ),
+    "grid": ({"sampler": "grid"}, f"key 'space.{LR}' is a continuous range, which sampler 'grid' cannot count"),
+    "large grid": ({"sampler": "grid", "space": {LR: {"low": 1, "high": 99999}}}, "more than 10,000 settings"),
+    "cmaes": ({"sampler": "cmaes", "space": {OPTIMIZER: SPACE[OPTIMIZER]}}, "sampler 'cmaes' moves through numbers"),
+    "reserved": ({"space": {"name": {"choices": ["a"]}}}, "key 'space.name' cannot be searched"),
+    "outside": ({"name": "../elsewhere"}, "a name for the folder"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_the_plan_is_told_in_one_sentence(mistake: str) -> None:
+    changes, told = MISTAKES[mistake]
+    with pytest.raises(Mistake) as error:
+        plan_of(**changes)
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OwlError, match=r"there is no file"):
+        load_plan(tmp_path / "none.yaml")
+    (tmp_path / "broken.yaml").write_text("space: [")
+    with pytest.raises(OwlError, match=r"broken\.yaml is not valid YAML"):
+        load_plan(tmp_path / "broken.yaml")
+    write_config(tmp_path / "wrong.yaml", {**SWEEP, "sampler": "tpa"})
+    with pytest.raises(OwlError, match=r"wrong\.yaml: key 'sampler' is 'tpa'"):
+        load_plan(tmp_path / "wrong.yaml")
+    write_config(tmp_path / "right.yaml", SWEEP)
+    assert load_plan(tmp_path / "right.yaml").name == "right"
+    assert load_plan(tmp_path / "right.yaml", trials=9).trials == 9
+
+
+def test_numbers_are_whole_where_their_ends_are_unless_told_otherwise() -> None:
+    ranges = {
+        "whole": {"low": 1, "high": 9},
+        "real": {"low": 1, "high": 9, "type": "float"},
+        "text": {"low": "1e0", "high": 2},
+    }
+    kinds = {p.key: type(p.distribution).__name__ for p in plan_of(space=ranges).space}
+    assert kinds == {"whole": "IntDistribution", "real": "FloatDistribution", "text": "FloatDistribution"}
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "cmaes"])
+def test_draws_stay_in_the_space_meet_conditions_and_come_again(sampler: str, tmp_path: Path) -> None:
+    drawn = []
+    for attempt in ("first", "second"):
+        plan = plan_of(sampler=sampler, trials=6)
+        sweep = begin(tmp_path / attempt, plan)
+        settings = []
+        while claimed := sweep.claim(plan):
+            number, setting = claimed
+            assert 1e-4 <= setting[LR] <= 0.1
+            assert (RATIO in setting) == (setting[OPTIMIZER] == MUON)
+            settings.append(setting)
+            sweep.tell(number, Outcome(TrialState.COMPLETE, float(setting[LR])))
+            if len(settings) == 3:
+                sweep = begin(tmp_path / attempt, plan)  # as after a restart, which must not repeat what was drawn
+        drawn.append(settings)
+    assert drawn[0] == drawn[1]
+    assert len({setting[LR] for setting in drawn[0]}) == 6
+
+
+def test_a_grid_tries_every_combination_once(tmp_path: Path) -> None:
+    space = {
+        OPTIMIZER: {"choices": [ADAMW, MUON]},
+        RATIO: {"low": 0.5, "high": 1.5, "step": 0.5, "when": {OPTIMIZER: MUON}},
+        "data.init_args.size": {"choices": [[32, 48], [64, 96]]},
+    }
+    plan = plan_of(sampler="grid", space=space, trials=None)
+    assert plan.trials == 8
+    sweep = begin(tmp_path, plan)
+    tried = []
+    while claimed := sweep.claim(plan):
+        tried.append(options(claimed[1]))
+        sweep.tell(claimed[0], Outcome(TrialState.COMPLETE, 1.0))
+    assert len(tried) == len({tuple(setting) for setting in tried}) == 8
+    assert [f"--{OPTIMIZER}={MUON}", f"--{RATIO}=1.5", "--data.init_args.size=[64, 96]"] in tried
+
+
+def test_probes_hold_every_choice_and_both_ends() -> None:
+    plan = plan_of(space={**SPACE, "data.init_args.batch_size": {"choices": [2, 4, 8]}})
+    probes = plan.probes()
+    assert len(probes) <= 4
+    for parameter in plan.space:
+        assert {probe[parameter.key] for probe in probes if parameter.key in probe} == set(parameter.extremes())
+    assert all((RATIO in probe) == (probe[OPTIMIZER] == MUON) for probe in probes)
+
+
+def test_what_is_meant_for_fit_is_gathered() -> None:
+    typed = ["--config", "a.yaml", "--trainer.max_steps", "-1", "--sweep", "s.yaml", "--config=b.yaml", "--model.x=[1]"]
+    assert gather_options([*typed, "--workers", "2"]) == [
+        *("--sweep", "s.yaml", "--workers", "2"),
+        '--config=["a.yaml", "b.yaml"]',
+        '--options=["--trainer.max_steps=-1", "--model.x=[1]"]',
+    ]

@@ -1,0 +1,136 @@
+"""Workers: failures recorded, kills made up for, trials stopped and continued."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+
+from owl.errors import OwlError
+from owl.sweep.plan import Plan
+from owl.sweep.study import LEASE, SweepStudy, chain_number
+from owl.sweep.workers import Workers
+from tests.helpers.sweeps import begin, plan_of
+from tests.helpers.tiny import REPOSITORY
+
+TRIAL = """
+import json, os, pathlib, signal, sys, time
+folder, number, seconds, mark = pathlib.Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
+if mark == "crash": sys.exit("owl: error: the loss became nan at step 3")
+if mark == "kill" and not (folder / "was_here").exists():
+    (folder / "was_here").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(seconds)
+metrics = {"val/psnr": 20.0 + number, "threads": os.environ.get("OMP_NUM_THREADS")}
+(folder / "metrics.json").write_text(json.dumps(metrics))
+"""
+"""What a run of fit leaves for its worker to see, without the seconds that its imports take."""
+
+
+class QuickWorkers(Workers):
+    """Trials that do what ``marks`` says of their chain."""
+
+    def __init__(self, folder: Path, plan: Plan, count: int = 1, seconds: float = 0.0, **marks: str) -> None:
+        self.seconds, self.marks = seconds, marks
+        self.started: list[list[str]] = []
+        sweep = begin(folder, plan)
+        super().__init__(sweep, plan, folder, ["--config=a.yaml"], count, 3, "address", lambda: None)
+
+    def command(self, number: int, chain: int, setting: dict[str, Any]) -> list[str]:
+        self.started.append(super().command(number, chain, setting))
+        mark = self.marks.get(f"trial_{chain}", "")
+        return [
+            sys.executable,
+            "-c",
+            TRIAL,
+            str(self.runs / f"tried/trial-{chain:04d}"),
+            str(number),
+            str(self.seconds),
+            mark,
+        ]
+
+
+def test_failures_are_recorded_and_kills_made_up_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = plan_of(trials=3)
+    crew = QuickWorkers(tmp_path, plan, trial_0="crash", trial_1="kill")
+    crew.run()
+    chains = crew.study.chains()
+    assert [t.state for t in chains] == [TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
+    assert chains[0].user_attrs["reason"] == "the loss became nan at step 3"
+    assert [chain_number(t) for t in chains] == [0, 1, 3]
+    first, second, again, last = crew.started
+    assert "--overwrite" in first
+    assert "--ckpt_path" not in second
+    assert again[again.index("--ckpt_path") + 1] == "last"
+    assert again[again.index("--name") + 1] == second[second.index("--name") + 1] == "tried/trial-0001"
+    assert [word for word in again if "optimizer" in word] == [word for word in second if "optimizer" in word]
+    assert "--trainer.callbacks.trial=2" in again
+    assert json.loads((tmp_path / "tried/trial-0003/metrics.json").read_text())["threads"] == "3"
+    told = capsys.readouterr().out
+    assert "trial 0 failed" in told
+    assert "trial 1 is interrupted, its process was killed (status -9)" in told
+    assert "trial 1 continues" in told
+    assert last[last.index("--name") + 1] == "tried/trial-0003"
+
+
+def test_a_signal_stops_trials_and_the_next_worker_continues_them(tmp_path: Path) -> None:
+    plan = plan_of(trials=2)
+    crew = QuickWorkers(tmp_path, plan, count=2, seconds=60)
+    begun = crew._begin
+
+    def begin_and_interrupt() -> bool:
+        has_begun = begun()
+        if len(crew.children) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return has_begun
+
+    crew._begin = begin_and_interrupt  # type: ignore[method-assign]
+    crew.run()
+    assert crew.signal == signal.SIGINT
+    assert [t.state for t in crew.study.chains()] == [TrialState.WAITING] * 2
+    assert not crew.children
+    following = QuickWorkers(tmp_path, plan, count=2)
+    following.run()
+    assert [t.state for t in following.study.chains()] == [TrialState.COMPLETE] * 2
+    assert [t.user_attrs.get("kills") for t in following.study.chains()] == [0, 0]  # a stop is no kill
+
+
+def test_a_metric_that_is_not_there_stops_the_sweep_and_correcting_it_continues(tmp_path: Path) -> None:
+    crew = QuickWorkers(tmp_path, plan_of(objective="psnr", trials=1))
+    with pytest.raises(OwlError, match=r"objective 'psnr' is none of the metrics .* did you mean 'val/psnr'\?"):
+        crew.run()
+    following = QuickWorkers(tmp_path, plan_of(trials=1))
+    following.run()
+    assert following.study.best().value == 21.0
+    assert "last" in following.started[0]
+
+
+def test_the_killed_workers_trial_ends_and_is_continued(tmp_path: Path) -> None:
+    """A worker that is killed takes its trial with it; one that comes later continues it at once."""
+    code = (
+        "from pathlib import Path; from tests.sweep.test_workers import QuickWorkers, plan_of\n"
+        f"QuickWorkers(Path({str(tmp_path)!r}), plan_of(trials=1), seconds=100).run()"
+    )
+    worker = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY)
+    deadline = time.monotonic() + 100
+    while not (sweep := begin(tmp_path, plan_of(trials=1))).chains() or len(members(sweep)) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    worker.kill()
+    worker.wait()
+    crew = QuickWorkers(tmp_path, plan_of(trials=1))
+    crew.run()
+    (chain,) = crew.study.chains()
+    assert chain.state == TrialState.COMPLETE
+    assert chain.system_attrs["retry_history"] == [0]
+
+
+def members(sweep: SweepStudy) -> list[Any]:
+    """The processes that work on the first trial."""
+    return sweep.trial(0).user_attrs.get(LEASE, {"members": []})["members"]
