@@ -12,6 +12,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
@@ -23,6 +24,7 @@ from owl.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
 from owl.callbacks.ema import EMA
 from owl.callbacks.media import Media
 from owl.callbacks.nonfinite import NonFiniteGuard
+from owl.callbacks.progress import Progress
 from owl.callbacks.report import Report
 from owl.callbacks.step_seed import StepSeed
 from owl.callbacks.throughput import Throughput
@@ -125,13 +127,15 @@ class OwlCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Point the trainer at the run folder and add the atomic checkpoint writer to its plugins."""
-        plugins = self._get(self.config_init, "trainer").get("plugins") or []
-        plugins = plugins if isinstance(plugins, list) else [plugins]
+        chosen = self._get(self.config_init, "trainer")
+        plugins, callbacks = (as_list(chosen.get(key)) for key in ("plugins", "callbacks"))
         kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
+        if chosen.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+            kwargs["callbacks"] = [*callbacks, Progress()]
         if SLURMEnvironment.detect():  # its own answer to SIGUSR1 does not resume exactly
             kwargs["plugins"].append(SLURMEnvironment(auto_requeue=False))
         kwargs["default_root_dir"] = str(self.run_folder)
-        if self._get(self.config_init, "trainer").get("logger") in (None, True):
+        if chosen.get("logger") in (None, True):
             kwargs["logger"] = TensorBoardLogger(self.run_folder, name="", version="")
         try:
             return super().instantiate_trainer(**kwargs)
@@ -150,6 +154,11 @@ class OwlCLI(LightningCLI):
         self._dump_config()
         report = next(c for c in self.trainer.callbacks if isinstance(c, Report))
         report.configuration = self.config_dump
+
+
+def as_list(value: Any) -> list[Any]:
+    """What YAML gives for a key that takes one or several: a list of them, empty for none."""
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def run_name(arguments: list[str]) -> str:
@@ -189,7 +198,8 @@ def main(arguments: list[str]) -> int:
     """Run a trainer command with ``sys.argv`` as its arguments.
 
     Returns:
-        The exit status: 0, or after a signal that was answered with a checkpoint 143 (SIGTERM) or 138 (SIGUSR1).
+        The exit status: 0, or after a signal that was answered with a checkpoint 143 (SIGTERM), 138
+        (SIGUSR1) or 130 (Ctrl-C).
 
     Raises:
         OwlError: A wrong key, type, class or file in the configuration, told in one sentence.
@@ -217,7 +227,11 @@ def main(arguments: list[str]) -> int:
     except SIGTERMException:
         # Only the process that the user started reports it: Lightning kills all others when a launched one fails.
         checkpoint = next(c for c in cli.trainer.callbacks if isinstance(c, Checkpoint))
-        return checkpoint.exit_status if is_main_process() else 0
+        if not is_main_process():
+            return 0
+        last, step = checkpoint.folder(cli.trainer) / "last.ckpt", cli.trainer.global_step
+        print(f"Stopped after step {step}, saved {last}; the same command with --ckpt_path last goes on")
+        return checkpoint.exit_status
     except SystemExit as exit_:
         if isinstance(exit_.__context__, KeyboardInterrupt):  # Lightning turns one into a silent exit(1)
             raise KeyboardInterrupt from exit_

@@ -137,6 +137,7 @@ INTERRUPTIONS = {
         ("SIGUSR1", "on_train_batch_end", 3),
         ("SIGUSR1", "on_validation_batch_end", 1),
     ],
+    "stopped by the user": [("SIGINT", "on_train_batch_start", 4), ("SIGINT", "on_validation_batch_end", 2)],
 }
 
 
@@ -146,7 +147,7 @@ def test_an_interrupted_run_equals_the_uninterrupted_one(lab: Path, uninterrupte
     for signal_name, hook, call in INTERRUPTIONS[where]:
         status = interrupt(lab, name, signal_name, hook, call)
         finishing = where == "terminated during the last validation"
-        expected = {"SIGKILL": -signal.SIGKILL, "SIGTERM": 0 if finishing else 143, "SIGUSR1": 138}
+        expected = {"SIGKILL": -signal.SIGKILL, "SIGTERM": 0 if finishing else 143, "SIGUSR1": 138, "SIGINT": 130}
         assert status == expected[signal_name]
     assert fit(lab, name, "--ckpt_path", "last", config="full.yaml") == 0
     assert_same_run(state(lab, name), uninterrupted, killed="killed" in where)
@@ -331,9 +332,10 @@ def test_accumulating_4_batches_equals_a_batch_of_4_times_the_size(lab: Path) ->
     assert large["global_step"] == accumulated["global_step"] == 2
 
 
-def test_an_interrupting_user_is_answered_without_a_traceback(lab: Path, tmp_path: Path) -> None:
+def test_a_user_who_insists_is_answered_at_once_without_a_traceback(lab: Path, tmp_path: Path) -> None:
     options = ["--trainer.callbacks+=tests.helpers.saboteurs.SendSignal", "--trainer.callbacks.signal=SIGINT"]
-    options += ["--trainer.callbacks.hook=on_train_batch_end", "--trainer.callbacks.call=1"]
+    options += ["--trainer.callbacks.hook=on_train_batch_start", "--trainer.callbacks.call=1"]
+    options += ["--trainer.callbacks.times=2"]
     arguments = ["fit", "--config", "tiny.yaml", "--name", "interrupted", *options]
     assert main_in_child(lab, arguments, tmp_path / "stderr") == 130
     assert (tmp_path / "stderr").read_text() == "owl: interrupted\n"

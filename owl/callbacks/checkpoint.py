@@ -85,7 +85,8 @@ class Checkpoint(LightningCheckpoint):
 
     ``last.ckpt`` is written every ``every_n_steps`` optimiser steps, before every validation, at the end of training,
     and when a SIGTERM arrives: the process then exits with status 143, and ``--ckpt_path last`` continues it exactly.
-    SIGUSR1, by which clusters announce that time is running out, does the same with status 138: queue it again.
+    SIGUSR1, by which clusters announce that time is running out, does the same with status 138: queue it again. So does
+    SIGINT (Ctrl-C) with status 130; a second one stops at once.
     It is only ever taken between two optimiser steps, never amid the accumulation of gradients, which it does not
     hold. A validation that was due when it was taken is made up for when the run continues. Training that is finished
     but for its last validation answers a SIGTERM by finishing.
@@ -105,7 +106,7 @@ class Checkpoint(LightningCheckpoint):
         self.best = math.inf if mode == "min" else -math.inf
         self._step = 0
         self._validation_due = False
-        self._signal = 0  # SIGTERM or SIGUSR1 if one has arrived
+        self._signal = 0  # SIGTERM, SIGUSR1 or SIGINT if one has arrived
         self._nothing_to_lose = True  # whether last.ckpt holds everything that was trained so far
         self._end_of_training: dict[str, Any] | None = None
 
@@ -121,7 +122,7 @@ class Checkpoint(LightningCheckpoint):
         # an accumulation or of a validation, neither of which can be continued exactly.
         self._signal = signal.SIGTERM if trainer.received_sigterm else 0
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGUSR1):
+            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
                 signal.signal(number, self._on_signal)
         if self._validation_due:
             validation = trainer.fit_loop.epoch_loop.val_loop
@@ -137,6 +138,10 @@ class Checkpoint(LightningCheckpoint):
             loop.reset_restart_stage()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            if self._signal == signal.SIGINT:
+                raise KeyboardInterrupt
+            print("\nstopping with a checkpoint once this step is over; Ctrl-C again stops at once", flush=True)
         self._signal = number
 
     @property
@@ -148,8 +153,9 @@ class Checkpoint(LightningCheckpoint):
         """Whether any process was sent a signal; all agree on whether and which, so that they stop at the same step."""
         if not trainer.strategy.reduce_boolean_decision(self._signal != 0, all=False):
             return False
-        running_out = trainer.strategy.reduce_boolean_decision(self._signal == signal.SIGUSR1, all=False)
-        self._signal = signal.SIGUSR1 if running_out else signal.SIGTERM
+        if trainer.strategy.reduce_boolean_decision(self._signal == signal.SIGUSR1, all=False):
+            self._signal = signal.SIGUSR1
+        self._signal = self._signal or signal.SIGTERM
         return True
 
     def on_train_batch_end(
@@ -218,8 +224,18 @@ class Checkpoint(LightningCheckpoint):
             trainer.save_checkpoint(self.folder(trainer) / "best.ckpt", weights_only=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the finished run."""
+        """Save the finished run; from here on Ctrl-C stops whatever follows."""
         self.save_last(trainer)
+        self._release_ctrl_c()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let Ctrl-C stop whatever follows."""
+        self._release_ctrl_c()
+
+    def _release_ctrl_c(self) -> None:
+        """Undo what ``on_train_start`` did to SIGINT; Lightning itself puts the other signals' handlers back."""
+        if signal.getsignal(signal.SIGINT) == self._on_signal:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def save_last(self, trainer: Trainer) -> None:
         """Write ``last.ckpt``, and before it the curves that led there."""

@@ -18,18 +18,21 @@ class SendSignal(Callback):
         signal: SIGTERM, SIGKILL or SIGINT.
         hook: A callback's hook.
         call: n, from 1.
+        times: How often it is sent.
     """
 
-    def __init__(self, signal: str, hook: str, call: int) -> None:
+    def __init__(self, signal: str, hook: str, call: int, times: int = 1) -> None:
         self.signal = getattr(signals, signal)
         self.left = call
+        self.times = times
         setattr(self, hook, self.count)
 
     def count(self, *arguments: Any) -> None:
         """Send it when its time has come."""
         self.left -= 1
         if self.left == 0:
-            os.kill(os.getpid(), self.signal)
+            for _ in range(self.times):
+                os.kill(os.getpid(), self.signal)
 
 
 class KillOnce(Callback):

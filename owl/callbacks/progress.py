@@ -1,0 +1,21 @@
+"""The progress bar of training."""
+
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+
+
+class Progress(RichProgressBar):
+    """A bar for each epoch, as Lightning's, which also shows how many of all steps are done."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """The logged metrics behind the step."""
+        limit = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
+        items = super().get_metrics(trainer, pl_module)
+        items.pop("v_num", None)
+        return {"step": f"{trainer.global_step}{limit}"} | items
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        """Without a number of epochs where training ends at a step: Lightning calls it -2 then."""
+        return super()._get_train_description(current_epoch).replace("/-2", "")
