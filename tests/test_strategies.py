@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from owl.errors import OwlError
 from tests.helpers.latents import dot_experiment, make_latents
 from tests.helpers.players import tiny_players
 from tests.helpers.shards import make_dataset
@@ -16,6 +17,7 @@ from tests.helpers.tiny import owl_here, start_child, tiny_experiment, tiny_inve
 FIRST, LAST = 3, 5
 """Steps after which runs are compared, and continued in another way."""
 STRATEGIES = ("ddp", "fsdp2")
+PRECISIONS = {"bf16": ("--trainer.precision", "bf16-mixed"), "fp8": ("--config", "fp8.yaml")}
 
 
 def image_vae(folder: Path) -> dict[str, Any]:
@@ -25,7 +27,9 @@ def image_vae(folder: Path) -> dict[str, Any]:
 
 
 def world_model(folder: Path) -> dict[str, Any]:
-    return dot_experiment(folder / "latents")
+    experiment = dot_experiment(folder / "latents")
+    experiment["data"]["init_args"]["length"] = 8  # float8 wants multiples of 16 frames in a batch
+    return experiment
 
 
 def inverse_dynamics(folder: Path) -> dict[str, Any]:
@@ -44,8 +48,13 @@ def gradient_penalty(folder: Path) -> dict[str, Any]:
 
 RECIPES = (image_vae, world_model, inverse_dynamics, two_optimizers, gradient_penalty)
 """Experiments, one for each recipe, whose only randomness is that of a sample. A new recipe joins by a line."""
+NAMES = [recipe.__name__ for recipe in RECIPES]
 IMPOSSIBLE = {("gradient_penalty", "fsdp2")}
 """FSDP2 frees weights after each backward; a second one through the first needs them."""
+
+
+CONVOLUTIONS = {"image_vae", "two_optimizers", "gradient_penalty"}
+"""Those without a linear layer, in which float8 has nothing to do."""
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +67,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
         experiment["model"]["init_args"]["final_lr"] = 1.0  # a run may be made longer without another schedule
         experiment["data"]["init_args"]["validation_windows"] = 3
         write_config(folder / f"{recipe.__name__}.yaml", experiment)
+    plugin = {"class_path": "owl.precision.fp8.Float8Precision", "init_args": {"emulate": True}}
+    write_config(folder / "fp8.yaml", {"trainer": {"plugins": [plugin]}})
     return folder
 
 
@@ -103,13 +114,21 @@ def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
             torch.testing.assert_close(a[name], b[name], atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("recipe", [recipe.__name__ for recipe in RECIPES])
+def possible(recipe: str) -> list[str]:
+    return [strategy for strategy in STRATEGIES if (recipe, strategy) not in IMPOSSIBLE]
+
+
+def weights(lab: Path, name: str) -> torch.Tensor:
+    return torch.cat([weight.flatten() for weight in content(lab, name)["ema"]["raw"].values()])
+
+
+@pytest.mark.parametrize("recipe", NAMES)
 def test_two_processes_equal_one_and_go_on_as_one(lab: Path, recipe: str) -> None:
     first, last = f"{recipe}-first", f"{recipe}-last"
     one(lab, recipe, first, FIRST)
     one(lab, recipe, last, LAST)
     untouched = (lab / "runs" / first / "checkpoints" / "last.ckpt").read_bytes()
-    for strategy in (s for s in STRATEGIES if (recipe, s) not in IMPOSSIBLE):
+    for strategy in possible(recipe):
         name = f"{recipe}-{strategy}"
         two(lab, recipe, name, FIRST, strategy)
         same(content(lab, name), content(lab, first))
@@ -118,3 +137,21 @@ def test_two_processes_equal_one_and_go_on_as_one(lab: Path, recipe: str) -> Non
         two(lab, recipe, first, LAST, strategy, "--ckpt_path", "last")
         same(content(lab, first), content(lab, last))
         (lab / "runs" / first / "checkpoints" / "last.ckpt").write_bytes(untouched)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("recipe", NAMES)
+def test_two_processes_train_in_every_precision(lab: Path, recipe: str, precision: str) -> None:
+    name = f"{recipe}-{precision}"
+    if precision == "fp8" and recipe in CONVOLUTIONS:
+        with pytest.raises(OwlError, match="has 0 trained linear layers"):
+            one(lab, recipe, name, FIRST, *PRECISIONS[precision])
+        return
+    for steps in (1, FIRST):
+        one(lab, recipe, f"{name}-{steps}", steps)
+    exact = weights(lab, f"{name}-{FIRST}")
+    moved = (exact - weights(lab, f"{name}-1")).norm()
+    for strategy in possible(recipe):
+        two(lab, recipe, f"{name}-{strategy}", FIRST, strategy, *PRECISIONS[precision])
+        rounding = (weights(lab, f"{name}-{strategy}") - exact).norm()
+        assert 0 < rounding < moved, f"{strategy}: off by {rounding}, float32 moved by {moved}"

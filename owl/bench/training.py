@@ -79,10 +79,15 @@ class StepMeter(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell the optimisers' operators from the others."""
         for optimizer in trainer.optimizers:
+            if not pl_module.automatic_optimization:  # where it is, step() computes the gradients as well
+                optimizer.register_step_pre_hook(self._before_optimizer)
             optimizer.register_step_post_hook(self._after_optimizer)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Forward and backward are done."""
+        self._before_optimizer()
+
+    def _before_optimizer(self, *arguments: Any) -> None:
         self._operators.optimizer = True
 
     def _after_optimizer(self, *arguments: Any) -> None:

@@ -4,7 +4,6 @@ import errno
 import shlex
 import sys
 import warnings
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from tqdm import tqdm
 
 from owl import models
 from owl.data import codecs
-from owl.data.reader import ShardReader
+from owl.data.reader import ShardReader, damage, read_members
 from owl.data.shards import (
     INDEX_NAME,
     DatasetInfo,
@@ -219,33 +218,18 @@ def _read(
     original: DatasetInfo, index: ShardIndex, reader: ShardReader, episode: int, size: tuple[int, int]
 ) -> tuple[list[dict[str, bytes]], list[np.ndarray]]:
     """An episode's members by extension, and its pictures uint8[h, w, 3], up to the first damaged member."""
-    first = int(index.episode_row[episode])
-    rows = slice(first, first + int(index.episode_frames[episode]))
-    offsets, sizes = index.offsets[rows], index.sizes[rows]
-    start = int(offsets[sizes >= 0].min(initial=2**62))  # where nothing is there: an empty range
-    end = int((offsets + sizes)[sizes >= 0].max(initial=0))
-    content = memoryview(reader.read(int(index.episode_shard[episode]), min(start, end), end))
     extension = original.modalities["rgb"]["extension"]
-    members: list[dict[str, bytes]] = []
+    every = range(int(index.episode_frames[episode]))
+    members, wrong = read_members(reader, index, episode, every, index.extensions.tolist())
     frames: list[np.ndarray] = []
-    for frame in range(len(sizes)):
+    for found in members:
         try:
-            found = {}
-            for column, name in enumerate(index.extensions.tolist()):
-                if sizes[frame, column] < 0:
-                    continue
-                begin = int(offsets[frame, column]) - start
-                found[name] = bytes(content[begin : begin + int(sizes[frame, column])])
-                if zlib.crc32(found[name]) != index.checksums[first + frame, column]:
-                    raise ValueError(f"its {name} is damaged")
             if extension not in found:
                 raise ValueError(f"it has no {extension}")
             frames.append(codecs.decode_rgb(found[extension], size))
         except ValueError as error:
-            warnings.warn(
-                f"{reader.url}: episode {index.episodes[episode]}, frame {frame}: {error}; the episode ends before it",
-                stacklevel=2,
-            )
+            wrong = damage(index, episode, len(frames), error)
             break
-        members.append(found)
-    return members, frames
+    if wrong is not None:
+        warnings.warn(f"{reader.url}: {wrong}; the episode ends before it", stacklevel=2)
+    return members[: len(frames)], frames

@@ -14,8 +14,9 @@ from typing import Literal
 from owl.arguments import spoken
 from owl.errors import OwlError
 from owl.slurm import queue, write_script
-from owl.sweep.plan import Plan, load_plan
+from owl.sweep.plan import Plan
 from owl.sweep.plan import options as as_options
+from owl.sweep.reading import load_plan
 from owl.sweep.report import write_report
 from owl.sweep.study import SweepStudy, is_url, open_storage, storage_address
 from owl.sweep.workers import Workers

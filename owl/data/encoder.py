@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from owl.data import codecs
-from owl.data.reader import ShardReader
+from owl.data.reader import ShardReader, damage, read_members
 from owl.data.sample import SampleDecoder
 from owl.data.shards import (
     INDEX_NAME,
@@ -275,9 +275,7 @@ class _FrameReader:
         self._original, self._pin = original, pin
         self._reader = ShardReader(original.url, None, original.identity)
         self._decoder = SampleDecoder(original.info, original.url, ("rgb",), 1, 1, None, None, 0.0)
-        extensions = original.index.extensions.tolist()
-        names = ("rgb", *(name for name in original.kept if name != "rgb"))
-        self._columns = {name: extensions.index(original.info.modalities[name]["extension"]) for name in names}
+        self._rgb, *self._kept = (original.info.modalities[name]["extension"] for name in ("rgb", *original.kept))
 
     def batches(
         self, episode: int, batch_size: int, pool: ThreadPoolExecutor
@@ -289,56 +287,35 @@ class _FrameReader:
         frames = int(self._original.index.episode_frames[episode])
         following = pool.submit(self._batch, episode, 0, min(batch_size, frames))
         for first in range(0, frames, batch_size):
-            pictures, kept, damage = following.result()
+            pictures, kept, wrong = following.result()
             stop = first + batch_size
-            if stop < frames and damage is None:
+            if stop < frames and wrong is None:
                 following = pool.submit(self._batch, episode, stop, min(stop + batch_size, frames))
             if kept:
                 yield pictures, kept
-            if damage is not None:
-                warnings.warn(f"{self._original.url}: {damage}; the episode ends before it", stacklevel=3)
+            if wrong is not None:
+                warnings.warn(f"{self._original.url}: {wrong}; the episode ends before it", stacklevel=3)
                 return
 
     def _batch(self, episode: int, first: int, stop: int) -> tuple[Tensor, list[dict[str, bytes]], str | None]:
         """Frames [first, stop) up to the first damaged one, and what is wrong with that."""
-        index, columns = self._original.index, list(self._columns.values())
-        rows = int(index.episode_row[episode]) + np.arange(first, stop)
-        offsets, sizes = index.offsets[rows][:, columns], index.sizes[rows][:, columns]
-        there = sizes >= 0
-        start = int(offsets[there].min(initial=2**62))  # where nothing is there: an empty range
-        end = int((offsets + sizes)[there].max(initial=0))
-        content = memoryview(self._reader.read(int(index.episode_shard[episode]), min(start, end), end))
+        index = self._original.index
+        wanted = dict.fromkeys((self._rgb, *self._kept))
+        members, wrong = read_members(self._reader, index, episode, range(first, stop), list(wanted))
         height, width = self._original.info.size
         pictures = torch.empty((stop - first, 3, height, width), dtype=torch.uint8, pin_memory=self._pin)
-        kept: list[dict[str, bytes]] = []
-        for position, row in enumerate(rows.tolist()):
+        for position, found in enumerate(members):
             try:
-                members = {name: self._member(content, start, row, name) for name in self._columns}
-                picture = self._decoder.decode("rgb", members["rgb"])
+                absent = [extension for extension in wanted if extension not in found]
+                if absent:
+                    raise ValueError(f"it has no {absent[0]}")
+                picture = self._decoder.decode("rgb", found[self._rgb])
             except ValueError as error:
-                damage = f"episode {index.episodes[episode]}, frame {first + position} is damaged ({error})"
-                return pictures[:position], kept, damage
+                members, wrong = members[:position], damage(index, episode, first + position, error)
+                break
             pictures[position] = torch.from_numpy(picture).movedim(-1, 0)
-            modalities = self._original.info.modalities
-            kept.append({modalities[name]["extension"]: bytes(members[name]) for name in self._original.kept})
-        return pictures, kept, None
-
-    def _member(self, content: memoryview, start: int, row: int, modality: str) -> memoryview:
-        """One member's bytes; ``content`` begins at ``start`` in the shard.
-
-        Raises:
-            ValueError: They are absent or damaged.
-        """
-        index, column = self._original.index, self._columns[modality]
-        offset, size = int(index.offsets[row, column]) - start, int(index.sizes[row, column])
-        if size < 0:
-            raise ValueError(f"it has no {modality}")
-        member = content[offset : offset + size]
-        if len(member) < size:
-            raise ValueError("the shard is cut short")
-        if zlib.crc32(member) != index.checksums[row, column]:
-            raise ValueError(f"the checksum of its {modality} is wrong")
-        return member
+        kept = [{extension: found[extension] for extension in self._kept} for found in members]
+        return pictures[: len(members)], kept, wrong
 
 
 def _finish(root: Path, info: DatasetInfo) -> None:

@@ -2,16 +2,19 @@
 
 import fcntl
 import os
+import zlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 from tqdm import tqdm
 
 from owl.atomic import PARTIAL_SUFFIX
-from owl.data.shards import open_filesystem, shard_name
+from owl.data.shards import ShardIndex, open_filesystem, shard_name
 from owl.errors import OwlError
 
 MAX_OPEN_FILES = 64  # per process; a machine's limit is often 1,024
@@ -119,3 +122,44 @@ class ShardReader:
     def __del__(self) -> None:
         for file in self.__dict__.get("_files", {}).values():
             os.close(file)
+
+
+def read_members(
+    reader: ShardReader, index: ShardIndex, episode: int, frames: range, extensions: Sequence[str]
+) -> tuple[list[dict[str, bytes]], str | None]:
+    """Read consecutive frames at once, up to the first that has a damaged member.
+
+    Args:
+        reader: Of the dataset's shards.
+        index: Of the dataset.
+        episode: Its number.
+        frames: Numbers within the episode, consecutive.
+        extensions: Of the members to read.
+
+    Returns:
+        The members of each frame by extension, without those that it does not have; and what is wrong with the frame
+        after them, None where nothing is.
+    """
+    columns = [index.extensions.tolist().index(extension) for extension in extensions]
+    rows = int(index.episode_row[episode]) + np.arange(frames.start, frames.stop)
+    offsets, sizes, sums = (table[rows][:, columns] for table in (index.offsets, index.sizes, index.checksums))
+    there = sizes >= 0
+    start = int(offsets[there].min(initial=2**62))  # where nothing is there: an empty range
+    end = int((offsets + sizes)[there].max(initial=0))
+    content = memoryview(reader.read(int(index.episode_shard[episode]), min(start, end), end))
+    members: list[dict[str, bytes]] = []
+    for frame, number in enumerate(frames):
+        found = {}
+        for column, extension in enumerate(extensions):
+            if there[frame, column]:
+                begin = int(offsets[frame, column]) - start
+                found[extension] = bytes(content[begin : begin + int(sizes[frame, column])])
+                if zlib.crc32(found[extension]) != sums[frame, column]:
+                    return members, damage(index, episode, number, f"the checksum of its {extension} is wrong")
+        members.append(found)
+    return members, None
+
+
+def damage(index: ShardIndex, episode: int, frame: int, reason: object) -> str:
+    """Say which frame is damaged, and how."""
+    return f"episode {index.episodes[episode]}, frame {frame} is damaged ({reason})"

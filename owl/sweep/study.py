@@ -20,7 +20,8 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from owl.errors import OwlError
-from owl.sweep.plan import PRUNERS, Plan, Setting, make, nearest
+from owl.sweep.plan import PRUNERS, Plan, Setting, make
+from owl.sweep.reading import nearest
 
 JOURNAL = "journal.log"
 SILENCE = 180.0

@@ -15,6 +15,7 @@ from owl.errors import OwlError
 from owl.models.image_autoencoder import ImageAutoencoder
 from owl.recipes.image_vae import ImageVAE, Weights
 from tests.helpers.latents import lively
+from tests.helpers.players import tiny_players
 from tests.helpers.shards import make_dataset
 from tests.helpers.tiny import REPOSITORY, owl_here, tiny_experiment, write_config
 from tests.test_docs import blocks, lines
@@ -161,3 +162,9 @@ def test_what_does_not_fit_is_told_in_one_sentence(lab: Path, arguments: list[st
     with pytest.raises(OwlError, match=message) as error:
         owl_here("bench", *arguments, cwd=lab)
     assert "\n" not in str(error.value)
+
+
+def test_two_optimizers_are_told_from_what_they_optimize(lab: Path) -> None:
+    write_config(lab / "players.yaml", tiny_players(lab / "data"))
+    metrics = measure(lab, "players.yaml")["players.yaml"]["metrics"]
+    assert metrics["gflop_per_step"] > 10 * metrics["gflop_per_step_of_optimizer"] > 0

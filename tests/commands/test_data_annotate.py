@@ -137,7 +137,10 @@ def test_an_episode_ends_before_a_damaged_member(lab: Path, tmp_path: Path) -> N
     with open(source / shard_name(1), "r+b") as file:
         file.seek(int(reader.index.offsets[row, reader.columns["audio"]]) + 200)
         file.write(b"\xff\x00\xff")
-    with pytest.warns(UserWarning, match=r"episode-001, frame 4: its audio.npy is damaged; the episode ends before it"):
+    with pytest.warns(
+        UserWarning,
+        match=r"episode-001, frame 4 is damaged \(the checksum of its audio.npy is wrong\); the episode ends",
+    ):
         annotate(str(source), tmp_path / "labelled", labeller(lab))
     assert DatasetReader(str(tmp_path / "labelled")).index.episode_frames.tolist() == [7, 4, 7, 7, 7]
 

@@ -10,7 +10,7 @@ import yaml
 
 from owl.commands.sweep import check, in_terms_of
 from owl.errors import OwlError
-from owl.sweep.plan import parse_plan
+from owl.sweep.reading import parse_plan
 from tests.helpers.lab import make_lab
 from tests.helpers.sweeps import LR, MUON, OPTIMIZER, RATIO, SPACE, SWEEP, plan_of
 from tests.helpers.tiny import REPOSITORY, owl, owl_here, write_config

@@ -62,13 +62,12 @@ class Line(LightningModule):
 
 def trainer(folder: Path, callbacks: list[Any], **options: Any) -> Trainer:
     """A quiet Trainer on one CPU that validates only at the end of each epoch."""
-    defaults = {"max_steps": 3, "logger": False, "num_sanity_val_steps": 0}
+    defaults = {"max_steps": 3, "logger": False, "num_sanity_val_steps": 0, "enable_progress_bar": False}
     return Trainer(
         accelerator="cpu",
         devices=1,
         callbacks=callbacks,
         default_root_dir=folder,
-        enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         **{**defaults, **options},

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from owl.sweep.plan import Plan, parse_plan
+from owl.sweep.plan import Plan
+from owl.sweep.reading import parse_plan
 from owl.sweep.study import SweepStudy, open_storage, storage_address
 
 OPTIMIZER = "model.init_args.optimizer"

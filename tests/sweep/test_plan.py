@@ -8,7 +8,8 @@ from optuna.trial import TrialState
 
 from owl.arguments import gather_options
 from owl.errors import OwlError
-from owl.sweep.plan import Mistake, load_plan, options
+from owl.sweep.plan import options
+from owl.sweep.reading import Mistake, load_plan
 from owl.sweep.study import Outcome
 from tests.helpers.sweeps import ADAMW, LR, MUON, OPTIMIZER, RATIO, SPACE, SWEEP, begin, plan_of
 from tests.helpers.tiny import write_config
