@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -171,7 +172,9 @@ def play(engine: Engine) -> Run:
 
 def count(run: Run) -> Counter[Operator]:
     """Operators of one run, uncompiled. The one before it leaves a world model's frame to be committed."""
-    with torch.compiler.set_stance("force_eager"):
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        # the counter's hooks, which compiled modules would call twice: their counts by module are not used
+        warnings.filterwarnings("ignore", message=".*global hooks on modules.*")
         run()
         with Operators() as operators:
             run()

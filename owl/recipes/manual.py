@@ -60,7 +60,9 @@ def only_towards(x: Tensor, loss_of: Callable[[Tensor], Tensor]) -> Tensor:
         A scalar of the same value and, towards ``x``, the same gradient.
     """
     leaf = x.detach().requires_grad_()
-    loss = loss_of(leaf)
+    loss = loss_of(
+        leaf.view_as(leaf)
+    )  # networks that are given a leaf cannot be watched by torch's counter of operators
     (gradient,) = torch.autograd.grad(loss, leaf)
     # the second term is zero and has the gradient
     return loss.detach() + ((x - x.detach()) * gradient).sum()

@@ -59,7 +59,7 @@ class Players(LightningModule):
         loss = torch.stack(self.losses(batch)).sum()
         if self.penalty:
             real = pictures(batch).requires_grad_()
-            (gradient,) = torch.autograd.grad(self.discriminator(real).sum(), real, create_graph=True)
+            (gradient,) = torch.autograd.grad(self.discriminator(real.view_as(real)).sum(), real, create_graph=True)
             loss = loss + self.penalty * gradient.square().sum((1, 2, 3)).mean()
         self.log("train/loss", loss)
         descend(self, loss, batch_idx, self.accumulate, self.clip)
