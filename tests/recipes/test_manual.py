@@ -29,6 +29,21 @@ def trained(folder: Path, count: int, size: int, *callbacks: Any, steps: int = -
     return players
 
 
+class GradientNorms(Callback):
+    """Notes the norm of each optimiser's gradients at every step."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        for optimizer in trainer.optimizers:
+            optimizer.register_step_pre_hook(self.note)
+
+    def note(self, optimizer: torch.optim.Optimizer, *arguments: Any) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        self.seen.append(float(torch.stack([gradient.norm() for gradient in gradients]).norm()))
+
+
 def test_only_towards_teaches_what_made_x_and_nothing_else() -> None:
     torch.manual_seed(0)
     maker, judge = nn.Linear(3, 4), nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1))
@@ -54,9 +69,11 @@ def test_steps_of_two_optimizers_count_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("clip", [None, 0.02])
 def test_accumulation_equals_a_larger_batch(tmp_path: Path, clip: float | None) -> None:
-    at_once = trained(tmp_path, 3, 4, clip=clip)
-    in_parts = trained(tmp_path, 6, 2, clip=clip, accumulate=2)
+    norms = GradientNorms(), GradientNorms()
+    at_once = trained(tmp_path, 3, 4, norms[0], clip=clip)
+    in_parts = trained(tmp_path, 6, 2, norms[1], clip=clip, accumulate=2)
     assert at_once.trainer.global_step == in_parts.trainer.global_step == 3
+    assert norms[1].seen == pytest.approx(norms[0].seen, rel=1e-4)  # which Adam and Muon would not show
     for (name, a), b in zip(at_once.named_parameters(), in_parts.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
@@ -66,17 +83,6 @@ def test_what_an_epoch_leaves_over_makes_a_step(tmp_path: Path) -> None:
 
 
 def test_each_network_is_clipped_by_itself(tmp_path: Path) -> None:
-    norms: dict[int, float] = {}
-
-    class Look(Callback):
-        def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-            for number, optimizer in enumerate(trainer.optimizers):
-                optimizer.register_step_pre_hook(lambda o, *_, n=number: norms.__setitem__(n, gradient_norm(o)))
-
-    trained(tmp_path, 1, 2, Look(), clip=0.001)
-    assert norms == {0: pytest.approx(0.001, rel=1e-2), 1: pytest.approx(0.001, rel=1e-2)}
-
-
-def gradient_norm(optimizer: torch.optim.Optimizer) -> float:
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
-    return float(torch.stack([gradient.norm() for gradient in gradients]).norm())
+    norms = GradientNorms()
+    trained(tmp_path, 1, 2, norms, clip=0.001)
+    assert norms.seen == pytest.approx([0.001, 0.001], rel=1e-2)
