@@ -40,7 +40,7 @@ test: $(VENV)/.installed-dev ## the whole test suite
 test-slow: $(VENV)/.installed-dev ## longer checks of what training reaches
 	$(RUN) pytest -m slow
 
-test-slurm: $(VENV)/.installed-dev ## a real SLURM of two nodes on this machine (root on Debian): preempted jobs go on exactly, and sweeps
+test-slurm: $(VENV)/.installed-dev ## a real SLURM of two nodes on this machine (root on Debian): preempted jobs go on exactly, sweeps lose no trial
 	$(RUN) tests.cluster.preempted /tmp/owl-slurm
 
 bench: $(VENV)/.installed-dev ## every benchmark, each a ratio against a named baseline

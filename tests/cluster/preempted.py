@@ -133,7 +133,7 @@ def share_sweep(folder: Path) -> bool:
             raise SystemExit(f"the sweep's jobs {job} come to no end; see {sweep}")
         subprocess.run(["scontrol", "update", f"JobId={job}_1", "StartTime=now"], capture_output=True)
         time.sleep(1)
-    (summary,) = re.findall(r"\d+ of \d+ trials: .*", (sweep / "report.md").read_text())
+    (summary,) = re.findall(r"\d+ of \d+ trials: [^.]*", (sweep / "report.md").read_text())
     print(f"sweep: {summary}", flush=True)
     return f"{TRIALS} of {TRIALS} trials: {TRIALS} complete" in summary
 
