@@ -126,7 +126,7 @@ class OwlCLI(LightningCLI):
         return path
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Point the trainer at the run folder and add the atomic checkpoint writer to its plugins."""
+        """Point the trainer at the run folder; give it the atomic checkpoint writer and the progress bar."""
         chosen = self._get(self.config_init, "trainer")
         plugins, callbacks = (as_list(chosen.get(key)) for key in ("plugins", "callbacks"))
         kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]

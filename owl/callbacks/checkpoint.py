@@ -15,9 +15,12 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from owl.atomic import atomic_write
 from owl.errors import OwlError
+
+say = rank_zero_only(print)
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -141,7 +144,7 @@ class Checkpoint(LightningCheckpoint):
         if number == signal.SIGINT:
             if self._signal == signal.SIGINT:
                 raise KeyboardInterrupt
-            print("\nstopping with a checkpoint once this step is over; Ctrl-C again stops at once", flush=True)
+            say("\nstopping with a checkpoint once this step is over; Ctrl-C again stops at once", flush=True)
         self._signal = number
 
     @property
