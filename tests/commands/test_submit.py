@@ -87,8 +87,8 @@ def test_what_sbatch_refuses_is_told(cluster: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_commands_of_cluster_md(cluster: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (cluster / "configs").symlink_to(REPOSITORY / "configs")
-    page = [lines(block.content) for block in blocks(REPOSITORY / "docs" / "how-to" / "cluster.md")]
-    commands = [shlex.split(command) for block in page for command in block]
+    page = blocks(REPOSITORY / "docs" / "how-to" / "cluster.md")
+    commands = [shlex.split(c) for block in page if block.language == "bash" for c in lines(block.content)]
     given = [words[words.index("owl") + 1 :] for words in commands]
     assert [words[0] for words in given] == ["submit", "fit", "fit"]
     assert owl_here(*given[0], cwd=cluster) == 0
