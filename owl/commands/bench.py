@@ -17,7 +17,7 @@ from owl.bench.inference import measure_network
 from owl.bench.measurement import PROFILED, Measurement
 from owl.bench.training import measure_training
 from owl.callbacks.report import format_number
-from owl.errors import OwlError
+from owl.errors import OwlError, at_least
 from owl.version import code_version
 
 PREDICTION = "prediction_"  # how the names of metrics begin that were not measured
@@ -63,11 +63,8 @@ def main(
     """
     if compare:
         return print_comparison(targets)
-    for name, value, least in (("steps", steps, 1), ("warm_up", warm_up, 1), ("kernels", kernels, 0)):
-        if value < least:
-            raise OwlError(f"{name} is {value}, at least {least} was expected; give a larger number")
-    if denoising_steps < 1:
-        raise OwlError(f"denoising_steps is {denoising_steps}, at least 1 was expected; give a larger number")
+    at_least(1, steps=steps, warm_up=warm_up, denoising_steps=denoising_steps)
+    at_least(0, kernels=kernels)
     unknown = [name for name in predict if name not in (*roofline.DATA_SHEETS, "cpu")]
     if unknown:
         raise OwlError(

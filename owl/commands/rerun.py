@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from owl.callbacks.checkpoint import load_checkpoint
 from owl.callbacks.report import ENVIRONMENT, format_number
-from owl.errors import OwlError
+from owl.errors import OwlError, at_least
 
 UNREPEATABLE = ("seconds", "data_wait", "speed/")  # beginnings of what only the clock knows
 MARKS = ("epoch", "hp_metric")  # curves that measure nothing
@@ -66,8 +66,7 @@ def steps_to_repeat(folder: Path, steps: int | None) -> int:
     last = int(recorded_metrics(folder)["steps"])
     if steps is None:
         return last
-    if steps < 1:
-        raise OwlError(f"steps is {steps}, at least 1 was expected; give a larger number")
+    at_least(1, steps=steps)
     if steps < last and not list(folder.glob("events.out.tfevents.*")):
         raise OwlError(f"{folder} holds no TensorBoard curves, with which --steps compares; repeat the run as a whole")
     return min(steps, last)

@@ -19,7 +19,7 @@ from owl import models
 from owl.atomic import atomic_write
 from owl.callbacks.report import format_number, print_table
 from owl.data.shards import DatasetInfo
-from owl.errors import OwlError
+from owl.errors import OwlError, at_least
 from owl.losses.lpips import LPIPS
 from owl.metrics.frechet import FrechetDistance
 from owl.models.world_model import WorldTransformer
@@ -129,9 +129,7 @@ def main(
         seed: Of all noise.
     """
     counts = {"frames": frames, "clips": clips, "horizon": horizon, "context": context}
-    for name, count in {**counts, "side_by_side": side_by_side, "steps": steps, "stride": stride}.items():
-        if count is not None and count < 1:
-            raise OwlError(f"{name} is {count}, at least 1 was expected; give a larger number")
+    at_least(1, **counts, side_by_side=side_by_side, steps=steps, stride=stride)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network, trained = load_world_model(checkpoint)
     check_dataset(network, DatasetInfo.load(data), data)

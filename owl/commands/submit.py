@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from owl.errors import OwlError
+from owl.errors import OwlError, at_least
 from owl.slurm import queue, write_script
 
 TIME = r"(\d+-)?\d{1,3}(:\d{2}){0,2}"
@@ -44,14 +44,8 @@ def main(
         dry_run: Print the script; write and submit nothing.
         options: Of fit. Written as fit takes them, without this name: --trainer.max_steps 500.
     """
-    for label, value, least in (
-        ("nodes", nodes, 1),
-        ("gpus_per_node", gpus_per_node, 0),
-        ("cpus_per_task", cpus_per_task, 1),
-        ("notice", notice, 1),
-    ):
-        if value < least:
-            raise OwlError(f"{label} is {value}, at least {least} was expected; give a larger number")
+    at_least(1, nodes=nodes, cpus_per_task=cpus_per_task, notice=notice)
+    at_least(0, gpus_per_node=gpus_per_node)
     if not re.fullmatch(TIME, time):
         raise OwlError(f'time is "{time}", expected minutes, hours:minutes:seconds or days-hours:minutes:seconds')
     missing = [file for file in config if not Path(file).is_file()]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from owl.arguments import spoken
-from owl.errors import OwlError
+from owl.errors import OwlError, at_least
 from owl.slurm import queue, write_script
 from owl.sweep.plan import Plan
 from owl.sweep.plan import options as as_options
@@ -58,14 +58,8 @@ def main(
         sbatch: Further options of sbatch: --sbatch partition=gpu time=12:00:00 cpus-per-task=4.
         options: Of fit, for every trial. Written as fit takes them, without this name: --trainer.max_steps 500.
     """
-    counts = (
-        ("workers", workers, 1),
-        ("threads_per_trial", threads_per_trial, 1),
-        ("gpus_per_worker", gpus_per_worker, 0),
-    )
-    for name, count, least in counts:
-        if count is not None and count < least:
-            raise OwlError(f"{name} is {count}, at least {least} was expected; give a larger number")
+    at_least(1, workers=workers, threads_per_trial=threads_per_trial)
+    at_least(0, gpus_per_worker=gpus_per_worker)
     if executor == "local" and (setup or sbatch):
         raise OwlError("setup and sbatch are given, but only jobs of a cluster have them; add --executor slurm")
     plan = load_plan(sweep, trials or None)
