@@ -1,7 +1,10 @@
 """Every recipe does on two processes what it does on one, whatever spreads it; checkpoints move between them."""
 
+import faulthandler
+import multiprocessing
 import os
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,14 @@ from owl.errors import OwlError
 from tests.helpers.latents import dot_experiment, make_latents
 from tests.helpers.players import tiny_players
 from tests.helpers.shards import make_dataset
-from tests.helpers.tiny import owl_here, start_child, tiny_experiment, tiny_inverse_dynamics, write_config
+from tests.helpers.tiny import owl_here, tiny_experiment, tiny_inverse_dynamics, write_config
 
 FIRST, LAST = 3, 5
 """Steps after which runs are compared, and continued in another way."""
 STRATEGIES = ("ddp", "fsdp2")
+RANKS = multiprocessing.get_context("forkserver")
+"""Makes processes that have imported everything and done nothing: forks of this one would inherit what its threads were at."""
+RANKS.set_forkserver_preload(["tests.test_strategies", "owl.cli", "owl.data.datamodule", "torch.utils.tensorboard"])
 PRECISIONS = {"bf16": ("--trainer.precision", "bf16-mixed"), "fp8": ("--config", "fp8.yaml")}
 
 
@@ -81,23 +87,31 @@ def one(lab: Path, recipe: str, name: str, steps: int, *options: str) -> None:
     assert fit(lab, recipe, name, steps, "--data.init_args.batch_size", "8", *options) == 0
 
 
+def rank(environment: dict[str, str], *arguments: Any) -> None:
+    """One process of a run, which ends with the run's exit status."""
+    faulthandler.enable()
+    faulthandler.dump_traceback_later(100, exit=True)  # says where it hangs
+    os.environ.update(environment)
+    sys.exit(fit(*arguments))
+
+
 def two(lab: Path, recipe: str, name: str, steps: int, strategy: str, *options: str) -> None:
     """Two processes of batch 4, started as a cluster starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    children = []
-    for rank in range(2):
-        environment = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    spread = ("--trainer.devices", "2", "--trainer.strategy", strategy, "--data.init_args.batch_size", "4")
+    processes = []
+    for number in range(2):
+        environment = {"RANK": number, "LOCAL_RANK": number, "GROUP_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
-        spread = ("--trainer.devices", "2", "--trainer.strategy", strategy, "--data.init_args.batch_size", "4")
-
-        def run(values: dict[str, Any] = environment, spread: tuple[str, ...] = spread) -> int:
-            os.environ.update({key: str(value) for key, value in values.items()})
-            return fit(lab, recipe, name, steps, *spread, *options)
-
-        children.append(start_child(run))
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+        words = {key: str(value) for key, value in environment.items()}
+        processes.append(RANKS.Process(target=rank, args=(words, lab, recipe, name, steps, *spread, *options)))
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
 
 
 def content(lab: Path, name: str) -> dict[str, Any]:

@@ -135,8 +135,8 @@ def owl_here(*arguments: str | Path, cwd: Path) -> int:
         sys.path[:], sys.argv = path, argv
 
 
-def start_child(function: Callable[[], int]) -> int:
-    """Call a function in a forked process, which it may kill; returns the process's number."""
+def in_child(function: Callable[[], int]) -> int:
+    """Call a function in a forked process, which it may kill; returns the exit status, -n for a death by signal n."""
     child = os.fork()
     if child == 0:
         status = 70
@@ -148,9 +148,4 @@ def start_child(function: Callable[[], int]) -> int:
             traceback.print_exc()
         finally:
             os._exit(status)  # whatever happens, the child must not go on with the suite
-    return child
-
-
-def in_child(function: Callable[[], int]) -> int:
-    """Call a function in a forked process; returns the exit status, -n for a death by signal n."""
-    return os.waitstatus_to_exitcode(os.waitpid(start_child(function), 0)[1])
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
