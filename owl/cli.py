@@ -1,5 +1,6 @@
 """``python -m owl fit|validate|test|predict``: LightningCLI with OWL's run folder, callbacks and one-line errors."""
 
+import gc
 import logging
 import os
 import shutil
@@ -143,7 +144,13 @@ class OwlCLI(LightningCLI):
             raise OwlError(f"the trainer refuses this configuration: {error}") from error
 
     def before_fit(self) -> None:
-        """With ``--overwrite``, remove what the earlier run wrote, so that its pictures and curves do not mix in."""
+        """With ``--overwrite``, remove what the earlier run wrote, so that its pictures and curves do not mix in.
+
+        Modules and networks stay to the end: left out of garbage collection, they no longer cost training half a
+        second every hundred steps or so to look through them.
+        """
+        gc.collect()
+        gc.freeze()
         if self.config_init[self.subcommand].overwrite and self.trainer.is_global_zero and is_main_process():
             for pattern in RUN_FILES:
                 for path in self.run_folder.glob(pattern):
@@ -254,4 +261,6 @@ def main(arguments: list[str]) -> int:
             f"the network in {checkpoint} differs from the configured one in {len(differences)} weights, such as: "
             f"{differences[0].strip()}; keep model.network as it was trained, or train anew under another --name"
         ) from error
+    finally:
+        gc.unfreeze()
     return 0

@@ -25,6 +25,7 @@ from owl.models.sharding import shard
 from owl.nn.posterior import Posterior
 from owl.optim import warmup_cosine
 from owl.pictures import reconstruction_grid
+from owl.recipes.logging import log_losses
 
 
 @dataclass
@@ -163,8 +164,7 @@ class ImageVAE(LightningModule):
         reconstruction, image, posterior = self.reconstruct(self.images(batch))
         terms = self.terms(reconstruction, image, posterior)
         loss = torch.stack([getattr(self.weights, name) * term for name, term in terms.items()]).sum()
-        self.log("train/loss", loss, prog_bar=True)
-        self.log_dict({f"train/{name}": term for name, term in terms.items()})
+        log_losses(self, loss, terms)
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:

@@ -20,6 +20,7 @@ from owl.models.sharding import shard
 from owl.nn.symlog import symlog
 from owl.optim import warmup_cosine
 from owl.pictures import controls_strip
+from owl.recipes.logging import log_losses
 
 SOFTENING = 0.05  # of the frames of a batch: bounds the weight of a button that is down in one frame of it, or in none
 
@@ -104,8 +105,7 @@ class InverseDynamics(LightningModule):
         if self.network.axes:
             terms["axes"] = F.smooth_l1_loss(axes[:, 1:], symlog(batch["axes"][:, 1:]))
         loss = torch.stack(list(terms.values())).sum()
-        self.log("train/loss", loss, prog_bar=True)
-        self.log_dict({f"train/{name}": term for name, term in terms.items()})
+        log_losses(self, loss, terms)
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:

@@ -19,6 +19,7 @@ from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.attention import NEVER, Frames
 from owl.nn.compilation import can_compile
 from owl.optim import warmup_cosine
+from owl.recipes.logging import log_losses
 
 Forcing = Literal["teacher", "diffusion", "full"]
 
@@ -210,9 +211,8 @@ class WorldModel(LightningModule):
         noise, context_noise = draw(generators, latents), draw(generators, latents)
         losses = self.losses(latents, controls, document, level, context_level, noise, context_noise)
         means = {name: masked_mean(loss, document) for name, loss in losses.items()}
-        self.log_dict({f"train/{name}": loss for name, loss in means.items()})
         total = torch.stack([self.weights[name] * loss for name, loss in means.items()]).sum()
-        self.log("train/loss", total, prog_bar=True)
+        log_losses(self, total, means)
         return total
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
