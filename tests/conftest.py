@@ -1,6 +1,7 @@
 """Settings of the whole suite: seeded, quiet, without deadlines (timings are never asserted)."""
 
 import os
+import signal
 
 # One thread for each test process and for every process it starts: sums then come out bit for bit the same whatever
 # ran before, and two test processes do not fight for two cores. Before torch is imported, which reads it then.
@@ -8,14 +9,19 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
+import torch._dynamo
 from hypothesis import settings
 
 torch.set_num_threads(1)
+# As in a terminal: where the suite runs in the background, it and every process that it starts would ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("owl", deadline=None, derandomize=True, max_examples=30)
 settings.load_profile("owl")
 
 
 @pytest.fixture(autouse=True)
-def seeded() -> None:
-    """Give every test the same random numbers, whatever ran before it."""
+def fresh() -> None:
+    """Give every test the same random numbers and nothing compiled, whatever ran before it."""
     torch.manual_seed(0)
+    os.environ.pop("PL_GLOBAL_SEED", None)  # Lightning leaves that of the last run behind
+    torch._dynamo.reset()  # it compiles a function only so many times, also for networks that are gone

@@ -322,6 +322,20 @@ def test_two_processes_of_batch_4_equal_one_of_batch_8(lab: Path) -> None:
         assert metrics["two"][key] == pytest.approx(metrics["one"][key], rel=1e-4, abs=1e-5), key
 
 
+def test_the_seed_decides_what_is_seen_and_drawn(lab: Path) -> None:
+    diaries = {}
+    for name, seed in {"one": 1, "again": 1, "two": 2}.items():
+        folder = lab / f"seeded-{name}"
+        folder.mkdir()
+        options = ["--trainer.callbacks+=tests.helpers.saboteurs.Diary", f"--trainer.callbacks.folder={folder}"]
+        assert fit(lab, folder.name, "--seed_everything", str(seed), *options) == 0
+        (diary,) = folder.iterdir()
+        diaries[name] = diary.read_text()
+        assert json.loads((lab / "runs" / folder.name / "metrics.json").read_text())["seed"] == seed
+    assert diaries["one"] == diaries["again"] != diaries["two"]
+    assert_equal(state(lab, "seeded-again"), state(lab, "seeded-one"))
+
+
 def test_accumulating_4_batches_equals_a_batch_of_4_times_the_size(lab: Path) -> None:
     options = ("--model.sample", "false", "--trainer.max_steps", "2", "--trainer.gradient_clip_val", "0.5")
     assert fit(lab, "large", *options, "--data.batch_size", "8") == 0

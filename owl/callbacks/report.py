@@ -1,7 +1,6 @@
 """What a run leaves behind: metrics.json, report.md with pictures, a table in the terminal, identity in checkpoints."""
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from rich.table import Table
 from owl.atomic import atomic_write
 from owl.callbacks.throughput import Throughput
 from owl.environment import environment
+from owl.seeds import run_seed
 from owl.version import code_version
 
 ENVIRONMENT = "environment.json"
@@ -105,7 +105,7 @@ class Report(Callback):
         metrics = {key: float(value) for key, value in sorted(trainer.callback_metrics.items())}
         metrics["steps"] = trainer.global_step
         metrics["seconds"] = round(self.elapsed(), 1)
-        metrics["seed"] = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        metrics["seed"] = run_seed()
         throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)
         if throughput and throughput.step_seconds:
             total = throughput.step_seconds + throughput.wait_seconds

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from owl.seeds import derived_seed, run_seed
 
 
 class StepSeed(Callback):
@@ -13,19 +14,12 @@ class StepSeed(Callback):
     Whatever a step draws (posterior samples, noise levels, dropout) is then the same whether or not the run was
     interrupted before it, and differs between ranks. Nothing needs to be stored in checkpoints, so a run may also
     continue on another number of processes.
-
-    Args:
-        seed: Added to the run's identity; two runs that differ only here see other noise.
     """
-
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Seed the step."""
         batches_seen = trainer.fit_loop.epoch_loop.total_batch_idx
-        entropy = np.random.SeedSequence([self.seed, batches_seen, trainer.global_rank])
-        seed = int(entropy.generate_state(1, np.uint64)[0] >> np.uint64(1))
+        seed = derived_seed(run_seed(), batches_seen, trainer.global_rank)
         torch.default_generator.manual_seed(seed)
         # torch.manual_seed would also note a call for a CUDA that is never started, with its stack, at every step
         if torch.cuda.is_initialized():

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from owl.errors import OwlError, at_least
-from owl.slurm import queue, write_script
+from owl.slurm import Job, queue
 
 TIME = r"(\d+-)?\d{1,3}(:\d{2}){0,2}"
 """What sbatch takes: minutes, minutes:seconds, hours:minutes:seconds, or days- before any of these."""
@@ -61,19 +61,21 @@ def main(
         *("--trainer.accelerator", "gpu" if gpus_per_node else "cpu"),
         *options,
     ]
-    header = {
-        "job-name": name,
-        "nodes": nodes,
-        "ntasks-per-node": max(1, gpus_per_node),
-        "cpus-per-task": cpus_per_task,
-        **({"gpus-per-node": gpus_per_node} if gpus_per_node else {}),
-        "time": time,
-        "signal": f"USR1@{notice}",
-        "output": folder / "slurm-%j.log",
-    }
-    script = write_script(header, sbatch, setup, fit)
+    job = Job(
+        name=name,
+        log=folder / "slurm-%j.log",
+        command=fit,
+        nodes=nodes,
+        tasks_per_node=max(1, gpus_per_node),
+        gpus_per_node=gpus_per_node,
+        cpus_per_task=cpus_per_task,
+        time=time,
+        notice=notice,
+        setup=setup,
+        sbatch=sbatch,
+    )
     if dry_run:
-        print(script, end="")
+        print(job.script(), end="")
         return
-    queue(folder / "submit.sh", script)
+    queue(job, folder / "submit.sh")
     print(f"Follow it: tail -F {folder}/slurm-*.log   TensorBoard: tensorboard --logdir {runs}")

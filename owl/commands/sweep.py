@@ -13,7 +13,7 @@ from typing import Literal
 
 from owl.arguments import spoken
 from owl.errors import OwlError, at_least
-from owl.slurm import queue, write_script
+from owl.slurm import Job, queue
 from owl.sweep.plan import Plan
 from owl.sweep.plan import options as as_options
 from owl.sweep.reading import load_plan
@@ -63,80 +63,70 @@ def main(
     if executor == "local" and (setup or sbatch):
         raise OwlError("setup and sbatch are given, but only jobs of a cluster have them; add --executor slurm")
     plan = load_plan(sweep, trials or None)
-    address = storage_address(plan, Path(runs) / plan.name)
-    arguments = [*(f"--config={file}" for file in config), *options]
+    folder = Path(runs) / plan.name
+    address = storage_address(plan, folder)
     command = ["sweep", *(word for file in config for word in ("--config", file)), "--sweep", sweep]
     command += ["--runs", runs] if runs != "runs" else []
+    again = shlex.join(["python", "-m", "owl", *command, *options])
     if trials == 0:
-        study = existing(plan, address)
-    else:
+        conclude(existing(plan, address), plan, Path(runs), again)
+        return 0
+    arguments = [*(f"--config={file}" for file in config), *options]
 
-        @functools.cache
-        def check_once() -> None:
-            # apart, so that this process stays small: it may live for days beside the trials
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
-                apart.submit(check, plan, sweep, arguments).result()
+    @functools.cache
+    def check_once() -> None:
+        # apart, so that this process stays small: it may live for days beside the trials
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
+            apart.submit(check, plan, sweep, arguments).result()
 
-        if not is_url(address) and not Path(address).exists():
-            check_once()  # before anything is written
-        experiment = [*(Path(file).name for file in config), *options]
-        study = SweepStudy.begin(open_storage(address), plan, experiment, check_once)
-
-    def report() -> None:
-        write_report(study, plan, Path(runs), shlex.join(["python", "-m", "owl", *command, *options]))
-
-    folder = Path(runs) / plan.name
-    status = 0
-    if trials == 0:
-        report()
-    elif executor == "slurm":
+    if not is_url(address) and not Path(address).exists():
+        check_once()  # before anything is written
+    experiment = [*(Path(file).name for file in config), *options]
+    study = SweepStudy.begin(open_storage(address), plan, experiment, check_once)
+    if executor == "slurm":
         own = {"--threads_per_trial": threads_per_trial, "--trials": trials}
         command += [word for key, value in own.items() if value is not None for word in (key, str(value))]
-        submit_workers(plan.name, folder, workers, gpus_per_worker, setup, sbatch, [*command, *options])
+        job = Job(
+            name=plan.name,
+            log=folder / "slurm-%A-%a.log",
+            command=[*command, *options],
+            copies=workers,
+            gpus_per_node=gpus_per_worker,
+            setup=setup,
+            sbatch=sbatch,
+        )
+        queue(job, folder / "workers.sh")
+        print(f"Follow them: tail -F {folder}/slurm-*.log   Report: the same command with --trials 0")
         return 0
-    else:
-        crew = Workers(study, plan, Path(runs), arguments, workers, threads_per_trial, address, report)
-        try:
-            crew.run()
-        finally:
-            report()
-        status = 128 + crew.signal if crew.signal else 0
+
+    def report() -> None:
+        write_report(study, plan, Path(runs), again)
+
+    crew = Workers(study, plan, Path(runs), arguments, workers, threads_per_trial, address, report)
+    try:
+        crew.run()
+    finally:
+        conclude(study, plan, Path(runs), again)
+    return 128 + crew.signal if crew.signal else 0
+
+
+def conclude(study: SweepStudy, plan: Plan, runs: Path, again: str) -> None:
+    """Write the report and say what came out.
+
+    Args:
+        study: The sweep's trials.
+        plan: The sweep.
+        runs: Folder that holds the run folders.
+        again: The command that continues the sweep.
+    """
+    write_report(study, plan, runs, again)
+    folder = runs / plan.name
     best = study.best()
     if best is not None:
         drawn = ", ".join(f"{key} {value}" for key, value in best.params.items())
         print(f"Best: {plan.objective} {best.value:.4g} with {drawn}")
         print(f"Train with it: python -m owl fit --config {folder / 'best.yaml'}")
     print(f"Report: {folder / 'report.md'}")
-    return status
-
-
-def submit_workers(
-    name: str, folder: Path, count: int, gpus: int, setup: str | None, sbatch: list[str], command: list[str]
-) -> None:
-    """Submit workers of a sweep to SLURM, as an array of jobs.
-
-    Args:
-        name: Of the sweep.
-        folder: Of the sweep; gets the script and the logs.
-        count: Jobs.
-        gpus: Of each.
-        setup: Line of shell before each worker.
-        sbatch: Further options of sbatch.
-        command: Of owl, for each worker.
-    """
-    header = {
-        "job-name": name,
-        "array": f"1-{count}",
-        "nodes": 1,
-        "ntasks": 1,
-        "cpus-per-task": 8,
-        **({"gpus-per-node": gpus} if gpus else {}),
-        "time": "24:00:00",
-        "signal": "USR1@120",
-        "output": folder / "slurm-%A-%a.log",
-    }
-    queue(folder / "workers.sh", write_script(header, sbatch, setup, command))
-    print(f"Follow them: tail -F {folder}/slurm-*.log   Report: the same command with --trials 0")
 
 
 def existing(plan: Plan, address: str) -> SweepStudy:

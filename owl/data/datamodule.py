@@ -12,6 +12,7 @@ from owl.data.recorder import GameRecording, record_game
 from owl.data.shards import INDEX_NAME, INFO_NAME, DatasetInfo, ShardIndex, open_filesystem
 from owl.data.windows import WindowDataset
 from owl.errors import OwlError
+from owl.seeds import run_seed
 
 
 class ShardDataModule(LightningDataModule):
@@ -28,7 +29,6 @@ class ShardDataModule(LightningDataModule):
         size: (h, w) of the pictures; None keeps the stored size.
         batch_size: Windows per batch of one rank.
         num_workers: Loader processes per rank.
-        seed: Seeds order and augmentation.
         validation_windows: Windows of each validation and test pass, evenly spaced; None takes all.
         shuffle_block: Shards that are shuffled together (for remote data); None shuffles everything.
         cache_dir: Local folder for whole copies of remote shards: all of them before training, or, with
@@ -50,7 +50,6 @@ class ShardDataModule(LightningDataModule):
         size: tuple[int, int] | None = None,
         batch_size: int = 16,
         num_workers: int = 2,
-        seed: int = 0,
         validation_windows: int | None = None,
         shuffle_block: int | None = None,
         cache_dir: str | None = None,
@@ -61,7 +60,7 @@ class ShardDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.path, self.record, self.cache_dir = path, record, cache_dir
-        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.batch_size, self.num_workers = batch_size, num_workers
         self.hop, self.flip, self.shuffle_block = hop, flip, shuffle_block
         self.validation_windows = validation_windows
         self._windows: dict[str, Any] = {
@@ -105,7 +104,7 @@ class ShardDataModule(LightningDataModule):
         """The resumable training loader of this rank."""
         rank, world_size = self._rank()
         batches = GlobalBatches(
-            self.train_dataset, self.batch_size, self.seed, self.shuffle_block, rank=rank, world_size=world_size
+            self.train_dataset, self.batch_size, run_seed(), self.shuffle_block, rank=rank, world_size=world_size
         )
         return ResumableLoader(self.train_dataset, batches, self.num_workers)
 

@@ -167,7 +167,8 @@ class ResumableLoader(DataLoader):
             if state["batch"] > 0 and state[name] != found:
                 raise OwlError(
                     f"the checkpoint stopped within an epoch with data {name} {state[name]}, now it is {found}; keep "
-                    "it (global_batch is devices x batch_size), or continue from a checkpoint at the end of an epoch"
+                    "it (global_batch is devices x batch_size, seed is seed_everything), or continue from a "
+                    "checkpoint at the end of an epoch"
                 )
         self._position = (state["epoch"], state["batch"])
         batches.epoch, batches.first = self._position

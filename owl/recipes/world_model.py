@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -20,6 +19,7 @@ from owl.nn.attention import NEVER, Frames
 from owl.nn.compilation import can_compile
 from owl.optim import warmup_cosine
 from owl.recipes.logging import log_losses
+from owl.seeds import derived_seed, run_seed
 
 Forcing = Literal["teacher", "diffusion", "full"]
 
@@ -267,8 +267,7 @@ class WorldModel(LightningModule):
 
 def step_generator(step: int, window: int) -> torch.Generator:
     """A generator, on the CPU, of its own for every step and every window of the dataset."""
-    seed = np.random.SeedSequence([step, window]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(seed >> np.uint64(1)))
+    return torch.Generator().manual_seed(derived_seed(step, window, run_seed()))
 
 
 def each(function: Callable[..., Tensor], generators: list[torch.Generator], *shape: int) -> Tensor:

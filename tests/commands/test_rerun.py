@@ -80,7 +80,7 @@ def test_what_differs_is_named_with_what_may_explain_it(here: Path, capsys: pyte
     other = here / "runs" / "other"
     shutil.copytree(here / "runs" / "first", other)
     config = yaml.safe_load((other / "config.yaml").read_text())
-    config["step_seed"]["seed"], config["ckpt_path"] = 1, None
+    config["seed_everything"], config["ckpt_path"] = 1, None
     (other / "config.yaml").write_text(yaml.safe_dump(config))
     environment = json.loads((other / "environment.json").read_text())
     environment["packages"]["torch"] = "0.1.2"

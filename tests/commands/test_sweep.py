@@ -92,7 +92,14 @@ def test_workers_on_a_cluster_are_an_array_of_jobs(
     assert (cluster / "calls").read_text() == "sbatch runs/lr/workers.sh\n"
     script = (cluster / "runs" / "lr" / "workers.sh").read_text()
     directives = set(re.findall(r"^#SBATCH --(.+)$", script, re.MULTILINE))
-    assert {"array=1-4", "gpus-per-node=1", "partition=gpu", "requeue", "signal=USR1@120", "ntasks=1"} <= directives
+    assert {
+        "array=1-4",
+        "gpus-per-node=1",
+        "partition=gpu",
+        "requeue",
+        "signal=USR1@120",
+        "ntasks-per-node=1",
+    } <= directives
     (worker,) = re.findall(r"-m owl (.*)$", script, re.MULTILINE)
     trial = "--threads_per_trial 3 --trials 5 --trainer.max_steps=7"
     assert worker == f"sweep --config tiny.yaml --sweep lr.yaml {trial}"

@@ -221,7 +221,6 @@ def test_recomputing_activations_changes_no_gradient() -> None:
 def test_compiled_blocks_compute_the_same_and_are_not_compiled_anew_for_every_packing() -> None:
     expected = gradients(lively(depth=1, global_every=0))
     network = lively(depth=1, global_every=0)
-    torch._dynamo.reset()
     for block in network.blocks:
         block.compile()
     found = gradients(network)

@@ -268,6 +268,7 @@ def test_a_compiled_recipe_from_yaml_runs_float8(
     assert "network.video_out.linear" in lines[1].partition("in bfloat16")[2]
     assert len(lines) == 2
     products.clear()
+    torch._dynamo.reset()
     fit(lab, "compiled_bf16", "--model.compile", "true", plugin=False)
     assert products
     assert not any(products)

@@ -19,7 +19,17 @@ from owl.errors import OwlError
 from owl.losses.flow import corrupt
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.attention import NEVER
-from owl.recipes.world_model import LEVELS, MODALITIES, Forcing, WorldModel, adopt, document_time, masked_mean, verify
+from owl.recipes.world_model import (
+    LEVELS,
+    MODALITIES,
+    Forcing,
+    WorldModel,
+    adopt,
+    document_time,
+    masked_mean,
+    step_generator,
+    verify,
+)
 from tests.helpers.latents import EXTENSIONS, FINGERPRINT, LATENT, TINY, dot_experiment, draw, lively, make_latents
 from tests.helpers.tiny import owl_here, quiet_trainer, write_config
 
@@ -105,6 +115,17 @@ def presented(made: WorldModel, data: dict[str, Tensor]) -> dict[str, Any]:
     made.training_step(data, 0)
     handle.remove()
     return seen
+
+
+def test_noise_belongs_to_seed_step_and_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    def noise(step: int, window: int, seed: int) -> float:
+        monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
+        return torch.rand((), generator=step_generator(step, window)).item()
+
+    numbers = [(step, window, seed) for step in range(3) for window in range(3) for seed in range(3)]
+    drawn = [noise(*three) for three in numbers]
+    assert len(set(drawn)) == len(numbers)
+    assert [noise(*three) for three in numbers] == drawn
 
 
 def test_each_forcing_presents_a_clip_in_its_own_way() -> None:

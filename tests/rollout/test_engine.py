@@ -383,6 +383,5 @@ def test_the_compiled_engine_gives_the_same() -> None:
     network = lively(sink=1, depth=1, global_every=0)
     controls = draw(network, 6)[2]
     settings: dict[str, Any] = {"levels": (1.0, 0.5), "sampler": "consistency"}
-    torch._dynamo.reset()
     compiled = roll(Engine(network, compile=True, **settings), controls)
     torch.testing.assert_close(compiled, roll(Engine(network, **settings), controls), atol=1e-4, rtol=1e-4)
