@@ -24,7 +24,7 @@ from owl.losses.lpips import LPIPS
 from owl.metrics.frechet import FrechetDistance
 from owl.models.world_model import WorldTransformer
 from owl.rollout import pictures
-from owl.rollout.engine import Engine
+from owl.rollout.engine import Engine, as_world_model
 from owl.rollout.episodes import Batch, Episodes, check_dataset, load_decoder, trained_stride
 from owl.rollout.evaluation import (
     ControlsReader,
@@ -290,12 +290,7 @@ def load_world_model(checkpoint: str) -> tuple[WorldTransformer, int]:
         network, content = models.rebuild(checkpoint)
     else:
         network = models.load(checkpoint)
-    if not isinstance(network, WorldTransformer):
-        raise OwlError(
-            f"{checkpoint} holds a {type(network).__qualname__}, a world model was expected; give a checkpoint of the "
-            "recipe owl.recipes.world_model.WorldModel"
-        )
-    return network, trained_stride(content) if content else 1
+    return as_world_model(network, checkpoint), trained_stride(content) if content else 1
 
 
 def named_decoder(data: str) -> str:

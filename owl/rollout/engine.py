@@ -131,9 +131,7 @@ class Engine:
         Raises:
             OwlError: A file is missing or holds something else.
         """
-        network = models.load(world_model)
-        if not isinstance(network, WorldTransformer):
-            raise OwlError(f"{world_model} holds a {type(network).__name__}, a world model was expected; give one")
+        network = as_world_model(models.load(world_model), world_model)
         loaded = {name: models.load(path) for name, path in (decoders or {}).items()}
         return cls(network, loaded, **settings)  # type: ignore[arg-type]
 
@@ -346,6 +344,20 @@ def _known(controls: Controls) -> Tensor:
     if controls.known is not None:
         return controls.known
     return torch.ones(controls.buttons.shape[:2], dtype=torch.bool, device=controls.buttons.device)
+
+
+def as_world_model(network: nn.Module, path: str | Path) -> WorldTransformer:
+    """What was loaded from a file, where it is a world model.
+
+    Raises:
+        OwlError: It is something else.
+    """
+    if not isinstance(network, WorldTransformer):
+        raise OwlError(
+            f"{path} holds a {type(network).__qualname__}, a world model was expected; give a checkpoint of the recipe "
+            "owl.recipes.world_model.WorldModel or its export"
+        )
+    return network
 
 
 def check_decoder(network: WorldTransformer, name: str, decoder: nn.Module) -> None:
