@@ -18,7 +18,8 @@ from owl.seeds import run_seed
 class ShardDataModule(LightningDataModule):
     """Windows of a shard dataset, shuffled and augmented for training, evenly spaced for validation and test.
 
-    Use it with ``Trainer(use_distributed_sampler=False)``: it divides batches among ranks itself.
+    Use it with ``Trainer(use_distributed_sampler=False)``: it divides batches among ranks itself. The order of windows
+    and their augmentation are functions of the run's seed and the epoch.
 
     Args:
         path: The dataset's folder, any fsspec URL.
