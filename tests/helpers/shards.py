@@ -1,4 +1,4 @@
-"""A tiny dataset with every modality, of patterns that move smoothly, for tests."""
+"""Tiny datasets for tests: one with every modality, of patterns that move smoothly, and one of numbered frames."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from owl.data import codecs
-from owl.data.shards import DatasetInfo, ShardWriter, write_index
+from owl.data.shards import DatasetInfo, ShardIndex, ShardWriter, shard_name, write_index
 
 FPS = 35.0
 SAMPLE_RATE = 44_100
@@ -100,3 +100,26 @@ def make_dataset(
                 writer.write(name, frame, members)
     write_index(root)
     return Path(root)
+
+
+def make_numbered(root: Path, lengths: Sequence[int]) -> Path:
+    """Episodes of any lengths, two a shard, whose first axis is the frame's number."""
+    names = [f"e{number}" for number in range(len(lengths))]
+    controls = {**DESCRIPTIONS["controls"], "buttons": ["even"], "axes": ["frame", "one"]}
+    DatasetInfo(30.0, (24, 40), {"controls": controls}, {"train": names}, {}, "test").save(root)
+    for shard in range(0, len(lengths), 2):
+        with ShardWriter(root, shard // 2) as writer:
+            for name, frames in zip(names[shard : shard + 2], lengths[shard : shard + 2], strict=True):
+                for frame in range(frames):
+                    array = np.array([frame % 2 == 0, frame, 1], np.float32)
+                    writer.write(name, frame, {"controls.npy": codecs.encode_array(array)})
+    write_index(root)
+    return root
+
+
+def overwrite(root: Path, index: ShardIndex, episode: int, frame: int, extension: str, content: bytes) -> None:
+    """Damage the middle of a member."""
+    row, column = int(index.episode_row[episode]) + frame, index.extensions.tolist().index(extension)
+    with open(root / shard_name(int(index.episode_shard[episode])), "r+b") as file:
+        file.seek(int(index.offsets[row, column]) + int(index.sizes[row, column]) // 2)
+        file.write(content)
