@@ -22,6 +22,7 @@ class Throughput(Callback):
         self._reset()
         self.step_seconds = 0.0
         self.wait_seconds = 0.0
+        self._global_step = 0
         self._printed = -SECONDS_BETWEEN_LINES
 
     def _reset(self) -> None:
@@ -33,6 +34,7 @@ class Throughput(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget whatever came before."""
         self._reset()
+        self._global_step = trainer.global_step
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave validation out of the times."""
@@ -54,10 +56,13 @@ class Throughput(Callback):
         """Count the step; log in the interval."""
         self._end = time.perf_counter()
         self._interval_busy += self._end - self._start
-        self._steps += 1
+        stepped = trainer.global_step - self._global_step
+        self._global_step = trainer.global_step
+        self._steps += stepped
         first = next((value for value in batch.values() if isinstance(value, torch.Tensor) and value.ndim), None)
         self._samples += len(first) * trainer.world_size if first is not None else 0
-        if (batch_idx + 1) % trainer.log_every_n_steps:
+        every = trainer.log_every_n_steps
+        if not stepped or not every or trainer.global_step % every:
             return
         seconds = self._interval_busy + self._interval_wait
         self.step_seconds += self._interval_busy

@@ -93,6 +93,23 @@ def test_steps_samples_and_the_wait_for_data(tmp_path: Path, monkeypatch: pytest
     assert measured.wait_seconds == pytest.approx(1.5)
 
 
+@pytest.mark.parametrize(("accumulate", "batches", "taken"), [(1, 3, 4), (2, 6, 8), (2, 5, 7)])
+def test_steps_are_counted_over_short_epochs_and_accumulated_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: int, batches: int, taken: int
+) -> None:
+    """Four steps take 4, 8 or, where every third step is of an epoch's last batch alone, 7 batches of 2 seconds."""
+    clock, logger = Clock(), Notes(tmp_path)
+    monkeypatch.setattr(throughput, "time", clock)
+    options = {"max_steps": 8, "log_every_n_steps": 4, "logger": logger, "accumulate_grad_batches": accumulate}
+    run = trainer(tmp_path, [Throughput()], **options)
+    run.fit(Slow(clock), loader(batches))
+    speeds = [(step, values) for step, values in logger.notes if "speed/data_wait" in values]
+    assert [step for step, _ in speeds] == [4, 8]
+    for _, values in speeds:
+        assert values["speed/steps_per_second"] == pytest.approx(4 / (2 * taken))
+        assert values["speed/samples_per_second"] == pytest.approx(0.5)
+
+
 def test_the_real_clock_gives_sane_numbers(tmp_path: Path) -> None:
     logger = Notes(tmp_path)
     begin = time.perf_counter()
