@@ -35,7 +35,6 @@ from owl.strategy import FullySharded  # noqa: F401 (makes its name known to the
 CHATTER = (
     ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning calling a deprecated function of torch
     ".*module\\(s\\) in eval mode.*",  # frozen parts are meant to be
-    ".*not supported by the model summary.*",  # the size it prints is that of 32-bit weights
     ".*does not have many workers.*",  # small machines have few cores
     ".*Checkpoint directory .* exists and is not empty.*",
 )
@@ -87,7 +86,10 @@ class OwlCLI(LightningCLI):
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         kwargs["description"] = DESCRIPTIONS[subcommand]
         kwargs["usage"] = f"python -m owl {subcommand} --config YAML [--config YAML ...] [--KEY VALUE ...]"
-        return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand in ("validate", "test"):
+            parser.set_defaults(verbose=False)  # the report prints the metrics
+        return parser
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: LightningCLI would let hyperparameters inside the checkpoint override the command line."""
@@ -127,7 +129,10 @@ class OwlCLI(LightningCLI):
         return path
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Point the trainer at the run folder; give it the atomic checkpoint writer and the progress bar."""
+        """Point the trainer at the run folder; give it the atomic checkpoint writer and the progress bar.
+
+        The report says in one line what Lightning's summary of the model says in thirty.
+        """
         chosen = self._get(self.config_init, "trainer")
         plugins, callbacks = (as_list(chosen.get(key)) for key in ("plugins", "callbacks"))
         kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
@@ -135,6 +140,7 @@ class OwlCLI(LightningCLI):
             kwargs["callbacks"] = [*callbacks, Progress()]
         if SLURMEnvironment.detect():  # its own answer to SIGUSR1 does not resume exactly
             kwargs["plugins"].append(SLURMEnvironment(auto_requeue=False))
+        kwargs["enable_model_summary"] = bool(chosen.get("enable_model_summary"))
         kwargs["default_root_dir"] = str(self.run_folder)
         if chosen.get("logger") in (None, True):
             kwargs["logger"] = TensorBoardLogger(self.run_folder, name="", version="")

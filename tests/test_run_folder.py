@@ -96,7 +96,9 @@ def test_an_existing_run_is_kept_unless_told_otherwise(
 
 
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
-def test_measuring_uses_the_averaged_weights(lab: Path, finished: str, command: str) -> None:
+def test_measuring_uses_the_averaged_weights(
+    lab: Path, finished: str, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = lab / "runs" / finished
     config = (folder / "config.yaml").read_bytes()
     assert owl_here(command, "--config", "tiny.yaml", "--name", finished, "--ckpt_path", "last", cwd=lab) == 0
@@ -111,6 +113,10 @@ def test_measuring_uses_the_averaged_weights(lab: Path, finished: str, command: 
     else:
         found = json.loads((folder / f"{command}.json").read_text())
         assert found == {f"{'val' if command == 'validate' else 'test'}/{key}": v for key, v in validated.items()}
+        shown = capsys.readouterr().out
+        assert f"{finished}: {command}" in shown
+        assert f"Written to runs/{finished}/{command}.json" in shown
+        assert "DataLoader 0" not in shown  # Lightning's table, with its eighteen digits
 
 
 @pytest.mark.parametrize("command", ["validate", "fit"])

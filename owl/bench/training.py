@@ -202,7 +202,7 @@ def measure_training(
             *("--trainer.max_steps", str(meter.total), "--trainer.max_epochs", "-1", "--trainer.max_time", "null"),
             *("--trainer.limit_val_batches", "0", "--trainer.num_sanity_val_steps", "0"),
             *("--trainer.logger", "false", "--trainer.enable_progress_bar", "false"),
-            *("--trainer.enable_model_summary", "false", "--checkpoint.every_n_steps", str(meter.total + 1)),
+            *("--checkpoint.every_n_steps", str(meter.total + 1)),
             f"--trainer.callbacks={json.dumps([described])}",
         ]
         with as_command_line(arguments), redirect_stdout(io.StringIO()):

@@ -9,7 +9,10 @@ REDRAWN_PER_SECOND = 5  # Lightning's default is 100, which training on a CPU fe
 
 
 class Progress(RichProgressBar):
-    """A bar for each epoch, as Lightning's, which also shows how many of all steps are done."""
+    """A bar for each epoch, as Lightning's, which also shows how many of all steps are done.
+
+    It has ended before the report prints its table.
+    """
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=REDRAWN_PER_SECOND)
@@ -20,6 +23,21 @@ class Progress(RichProgressBar):
         items = super().get_metrics(trainer, pl_module)
         items.pop("v_num", None)
         return {"step": f"{trainer.global_step}{limit}"} | items
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End the bar of training."""
+        self._stop_progress()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End the bar of validation, unless it is one within training."""
+        super().on_validation_end(trainer, pl_module)
+        if trainer.state.fn != "fit":
+            self._stop_progress()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End the bar of testing."""
+        super().on_test_end(trainer, pl_module)
+        self._stop_progress()
 
     def _get_train_description(self, current_epoch: int) -> str:
         """Without a number of epochs where training ends at a step: Lightning calls it -2 then."""

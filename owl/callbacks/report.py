@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.model_summary import get_human_readable_count
 from rich.console import Console
 from rich.table import Table
 
@@ -38,9 +39,16 @@ class Report(Callback):
         self._restored: dict[str, float] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write environment.json; of a run that is continued, that of its last part remains."""
-        if trainer.is_global_zero and not trainer.fast_dev_run:
-            atomic_write(Path(trainer.default_root_dir) / ENVIRONMENT, json.dumps(environment(), indent=2) + "\n")
+        """Say what is trained; write environment.json, which of a continued run describes its last part."""
+        if not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        folder = Path(trainer.default_root_dir)
+        atomic_write(folder / ENVIRONMENT, json.dumps(environment(), indent=2) + "\n")
+        weights = get_human_readable_count(sum(p.numel() for p in pl_module.parameters() if p.requires_grad)).strip()
+        where = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
+        Console().print(
+            f"{folder.name}: {type(pl_module).__name__} of {weights} trained parameters, {trainer.precision} on {where}"
+        )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock; not called where nothing is left to train."""
@@ -87,18 +95,21 @@ class Report(Callback):
         Console().print(f"Report: {folder / 'report.md'}   TensorBoard: tensorboard --logdir {folder.parent}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the metrics of the validate command."""
+        """Write and print the metrics of the validate command."""
         self._write_evaluation(trainer, "validate")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the metrics of the test command."""
+        """Write and print the metrics of the test command."""
         self._write_evaluation(trainer, "test")
 
     def _write_evaluation(self, trainer: Trainer, name: str) -> None:
         if trainer.state.fn != name or not trainer.is_global_zero:
             return
         metrics = {key: float(value) for key, value in sorted(trainer.callback_metrics.items())}
-        atomic_write(Path(trainer.default_root_dir) / f"{name}.json", json.dumps(metrics, indent=2) + "\n")
+        path = Path(trainer.default_root_dir) / f"{name}.json"
+        atomic_write(path, json.dumps(metrics, indent=2) + "\n")
+        print_table(f"{path.parent.name}: {name}", metrics)
+        Console().print(f"Written to {path}")
 
     def metrics(self, trainer: Trainer) -> dict[str, float]:
         """Return the run's last metrics, flat, with steps, seconds, seed and speed."""

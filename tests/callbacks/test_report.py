@@ -42,6 +42,7 @@ def test_metrics_are_flat_numbers_and_the_report_shows_what_exists(
     configuration = re.search(r"```yaml\n(.*?)```", report, re.DOTALL).group(1)
     assert yaml.safe_load(configuration) == {"trainer": {"max_steps": 3}, "name": tmp_path.name}
     shown = capsys.readouterr().out
+    assert f"{tmp_path.name}: Line of 1 trained parameters, 32-true on 1 x cpu" in " ".join(shown.split())
     assert "val/weight" in shown
     assert "tensorboard --logdir" in shown
 

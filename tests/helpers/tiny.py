@@ -54,7 +54,6 @@ def tiny_experiment(dataset: Path, **trainer: Any) -> dict[str, Any]:
             "num_sanity_val_steps": 0,
             "use_distributed_sampler": False,
             "enable_progress_bar": False,
-            "enable_model_summary": False,
             **trainer,
         },
     }
