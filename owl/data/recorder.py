@@ -1,11 +1,13 @@
 """Recording a dataset of a real game with several processes: one episode each, one shard an episode."""
 
 import errno
+import fcntl
 import math
 import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import tarfile
 import tempfile
 import threading
@@ -43,6 +45,7 @@ from owl.errors import OwlError
 from owl.version import code_version
 
 JPEG_QUALITY = 95
+LOCK_NAME = "recording.lock"
 LOCK_PATIENCE = 5.0  # seconds; the processes of a killed recording need a moment to notice
 
 
@@ -82,6 +85,8 @@ class GameRecording:
 def record_game(path: str, recording: GameRecording) -> DatasetInfo:
     """Record a dataset, or finish one whose recording was interrupted; a finished one is left as it is.
 
+    While another process records it, wait: the trials of a sweep and the nodes of a cluster all begin with this.
+
     Args:
         path: A local folder, made where needed.
         recording: What to record.
@@ -90,9 +95,9 @@ def record_game(path: str, recording: GameRecording) -> DatasetInfo:
         The finished dataset's description.
 
     Raises:
-        OwlError: A parameter is out of range, the folder cannot be written, is full, holds something else or is being
-            recorded by another process, the sound library is missing, or a process died. Complete shards stay, and
-            the same call goes on from there.
+        OwlError: A parameter is out of range, the folder cannot be written, is full, holds something else or is still
+            written by the workers of a killed recording, the sound library is missing, or a process died. Complete
+            shards stay, and the same call goes on from there.
     """
     filesystem, folder = open_filesystem(path)
     if not isinstance(filesystem, LocalFileSystem):
@@ -100,19 +105,41 @@ def record_game(path: str, recording: GameRecording) -> DatasetInfo:
     _check(recording)
     root = Path(folder)
     try:
-        info = _describe(root, recording)
-        with writing(root, patience=LOCK_PATIENCE):
-            pass  # nobody else records here any more
-        if not (root / INDEX_NAME).exists():
-            _record_missing(root, recording)
-            splits = _name_all(root, info.splits)
-            if splits != info.splits:
-                info.splits = splits
-                info.save(root)
-            write_index(root)
+        with _alone(root):
+            info = _describe(root, recording)
+            with writing(root, patience=LOCK_PATIENCE):
+                pass  # the workers of a recording that was killed have noticed
+            if not (root / INDEX_NAME).exists():
+                _record_missing(root, recording)
+                splits = _name_all(root, info.splits)
+                if splits != info.splits:
+                    info.splits = splits
+                    info.save(root)
+                write_index(root)
     except OSError as error:
         raise _explain(error, root) from error
     return info
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Be the only process that records here; wait while it is another. The lock goes when its process dies."""
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / LOCK_NAME
+    while True:
+        with open(path, "ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"{root} is being recorded by another process; waiting for it", file=sys.stderr, flush=True)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                continue  # it is the one that the other process has removed
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
 
 
 def count_recorded(path: str) -> int:

@@ -70,7 +70,7 @@ def writing(root: str | Path, shared: bool = False, patience: float = 0.0) -> It
         OwlError: Another process is writing.
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    with open(Path(root) / INFO_NAME, "rb") as file:
+    with open(Path(root) / INFO_NAME, "r+b") as file:  # NFS locks for writing what is open for it
         deadline = time.monotonic() + patience
         while True:
             try:

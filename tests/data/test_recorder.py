@@ -184,6 +184,16 @@ def test_two_recordings_do_not_write_into_one_folder(tmp_path: Path, monkeypatch
             record_game(str(tmp_path), SHORT)
 
 
+def test_a_second_recording_waits_for_the_first(uninterrupted: Path, tmp_path: Path) -> None:
+    """As two trials of a sweep do, and two nodes of a cluster."""
+    both = [start(tmp_path), start(tmp_path)]
+    errors = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sum("is being recorded by another process; waiting for it" in text for text in errors) == 1
+    assert sum("recording:" in text for text in errors) == 1  # the other one found it finished
+    assert contents(tmp_path) == contents(uninterrupted)
+
+
 def test_impossible_parameters_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     root = tmp_path / "dataset"
     for wrong, message in (
