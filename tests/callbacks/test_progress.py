@@ -10,10 +10,7 @@ from tests.helpers.line import Line, loader, trainer
 
 @pytest.mark.parametrize(
     ("limits", "step", "epoch"),
-    [
-        ({"max_steps": 5, "max_epochs": -1}, "5/5", "Epoch 1"),
-        ({"max_steps": -1, "max_epochs": 2}, "6", "Epoch 1/1"),
-    ],
+    [({"max_steps": 5, "max_epochs": -1}, "5/5", "Epoch 1"), ({"max_steps": -1, "max_epochs": 2}, "6", "Epoch 1/1")],
 )
 def test_the_bar_says_how_far_training_is(
     tmp_path: Path, limits: dict[str, int], step: str, epoch: str, capsys: pytest.CaptureFixture[str]

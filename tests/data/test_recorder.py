@@ -60,8 +60,8 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
 
 
 def are_recording(root: Path) -> bool:
-    """Whether the game of a worker has begun, some 30 frames ago; the other worker may be starting still."""
-    return any(partial.stat().st_size > 100_000 for partial in root.glob("shard-*.partial"))
+    """Whether the games of both workers have begun, some 30 frames ago."""
+    return sum(partial.stat().st_size > 100_000 for partial in root.glob("shard-*.partial")) == 2
 
 
 def wait_until_gone(processes: list[psutil.Process]) -> None:
