@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from owl.models.world_model import WorldTransformer
+from owl.nn.compilation import compile_in_place
 from owl.optim import MuonAdamW
 from owl.recipes.world_model import WorldModel
 
@@ -68,7 +69,7 @@ def main() -> None:
     for config in options.config:
         torch.manual_seed(0)
         network = WorldTransformer(**yaml.safe_load(config.read_text())["init_args"]).to(device)
-        recipe = WorldModel(network, compile=True)
+        recipe = WorldModel(network)
         recipe.log = recipe.log_dict = lambda *arguments, **settings: None  # there is no trainer to log to
         batch = {
             "window": torch.arange(options.batch),
@@ -79,7 +80,7 @@ def main() -> None:
         optimizer = MuonAdamW(network.parameters())
         with FlopCounterMode(display=False) as counter:  # before anything is compiled: what is fused is not counted
             step(recipe, batch, optimizer)
-        recipe.configure_model()
+        compile_in_place(device, *network.blocks)
         tokens = 2 * options.batch * options.frames * network.tokens
         times, rates = [], []
         for _ in range(2):

@@ -55,7 +55,8 @@ class FullySharded(ModelParallelStrategy):
                 members = [names[parameter] for parameter in group["params"]]
                 named["param_groups"].append(stored | {"params": members})
                 for name, number in zip(members, stored["params"], strict=True):
-                    named["state"][name] = state["state"][number]
+                    if number in state["state"]:  # not of a weight that never had a gradient
+                        named["state"][name] = state["state"][number]
             set_optimizer_state_dict(self.model, optimizer, named, options=options)
         return content
 

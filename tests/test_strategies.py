@@ -38,6 +38,14 @@ def world_model(folder: Path) -> dict[str, Any]:
     return experiment
 
 
+def packed_clips(folder: Path) -> dict[str, Any]:
+    """Short episodes, of which the processes hold unequal numbers of frames; controls that are always known."""
+    experiment = dot_experiment(folder / "clips")
+    experiment["data"]["init_args"] |= {"length": 8, "pack": True}
+    experiment["model"]["init_args"]["control_dropout"] = 0.0
+    return experiment
+
+
 def inverse_dynamics(folder: Path) -> dict[str, Any]:
     experiment = tiny_inverse_dynamics(folder / "footage")
     experiment["model"]["init_args"]["augmentation"] = {"blur": 0.0, "brightness": 0.0, "noise": 0.0}
@@ -52,7 +60,7 @@ def gradient_penalty(folder: Path) -> dict[str, Any]:
     return tiny_players(folder / "footage", penalty=0.1)
 
 
-RECIPES = (image_vae, world_model, inverse_dynamics, two_optimizers, gradient_penalty)
+RECIPES = (image_vae, world_model, packed_clips, inverse_dynamics, two_optimizers, gradient_penalty)
 """Experiments, one for each recipe, whose only randomness is that of a sample. A new recipe joins by a line."""
 NAMES = [recipe.__name__ for recipe in RECIPES]
 IMPOSSIBLE = {("gradient_penalty", "fsdp2")}
@@ -68,6 +76,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("strategies")
     make_dataset(folder / "footage", episodes=6, frames=12, size=(32, 48), modalities=("rgb", "controls"))
     make_latents(folder / "latents", lengths=(25,) * 6)
+    make_latents(folder / "clips", lengths=(3, 8, 5, 7, 8, 6, 8, 5, 7, 8, 6, 5, 8, 7, 6, 8))
     for recipe in RECIPES:
         experiment = recipe(folder)
         experiment["model"]["init_args"]["final_lr"] = 1.0  # a run may be made longer without another schedule

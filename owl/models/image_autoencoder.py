@@ -58,8 +58,9 @@ class ImageAutoencoder(nn.Module):
     Attributes:
         encoder: float[B, channels, H, W] -> (mean float[B, c, h, w], logvar float[B, 1, h, w]).
         decoder: float[B, c, h, w] -> float[B, channels, H, W].
-        latent_mean: float[c], buffer: mean of each latent channel over the training data; zeros until measured.
-        latent_std: float[c], buffer: its standard deviation; ones until measured.
+        latent_mean: float[c], buffer: mean of each latent channel in the last validation; zeros until measured.
+        latent_std: float[c], buffer: its standard deviation; ones until measured. What later stages standardise with
+            is measured on the training split by `owl.data.encoder`, and stands in the dataset of latents.
         config: The arguments above as plain values; building from them gives a network of the same shape.
 
     Raises:

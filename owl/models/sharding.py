@@ -42,15 +42,16 @@ def trainable(module: nn.Module) -> dict[str, Tensor]:
 def gathered(network: nn.Module) -> nn.Module:
     """A network that one process can run alone: itself, or for one that is spread a whole copy.
 
-    All processes must call this, and only the first gets the weights of a spread one.
+    All processes must call this; of a spread one only the first gets a copy, and the others get what they gave.
     """
     if not isinstance(network, FSDPModule):
         return network
     weights = get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if not weights:
+        return network
     original = next(c for c in type(network).__mro__ if not issubclass(c, FSDPModule) and issubclass(c, nn.Module))
     copy: nn.Module = original(**network.config)  # type: ignore[arg-type]
-    if weights:
-        copy.load_state_dict(weights)
+    copy.load_state_dict(weights)
     return copy
 
 

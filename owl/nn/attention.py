@@ -12,7 +12,6 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
@@ -67,22 +66,6 @@ def tokens_of(frames: Tensor, tokens: int) -> Tensor:
     batch, queries, keys = frames.shape
     wide = frames[:, :, None, :, None].expand(-1, -1, tokens, -1, tokens)
     return wide.reshape(batch, 1, queries * tokens, keys * tokens)
-
-
-class DenseAttention:
-    """PyTorch's attention with the whole mask: for few queries, and the reference of the other two.
-
-    Args:
-        seen: bool[1 or B, Q, K], which frames see which.
-        tokens: Tokens per frame.
-    """
-
-    def __init__(self, seen: Tensor, tokens: int) -> None:
-        self.mask = tokens_of(seen, tokens)
-
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attend."""
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask)
 
 
 @dataclass(frozen=True)

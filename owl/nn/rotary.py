@@ -18,7 +18,7 @@ def split_channels(head_width: int) -> tuple[int, int]:
     return head_width // 4, head_width * 3 // 8
 
 
-def time_frequencies(channels: int) -> Tensor:
+def time_frequencies(channels: int, device: torch.device | None = None) -> Tensor:
     """Turns in time per `PERIOD`, whole numbers: int64[channels / 2],
     geometric from one radian a frame down to a 64th of that.
 
@@ -27,7 +27,7 @@ def time_frequencies(channels: int) -> Tensor:
     large angle and without rotating the cache again at every frame.
     """
     slowest, fastest = PERIOD / (2 * torch.pi * 64), PERIOD / (2 * torch.pi)
-    steps = torch.linspace(0, 1, max(2, channels // 2), dtype=torch.float64)[: channels // 2]
+    steps = torch.linspace(0, 1, max(2, channels // 2), dtype=torch.float64, device=device)[: channels // 2]
     return (fastest * (slowest / fastest) ** steps).round().long()
 
 
@@ -44,11 +44,11 @@ def rotation(time: Tensor, row: Tensor, column: Tensor, head_width: int) -> Tens
         float32[..., F * n, head_width / 2, 2]: cosine and sine.
     """
     for_time, for_space = split_channels(head_width)
-    frequencies = time_frequencies(for_time).to(time.device)
+    frequencies = time_frequencies(for_time, time.device)
     # whole numbers up to here: the product is reduced to one period before it becomes a float
     phase = (time[..., None] % PERIOD * frequencies) % PERIOD
     in_time = phase.float() * (2 * torch.pi / PERIOD)  # [..., F, time / 2]
-    exponents = torch.arange(0, for_space, 2, device=row.device) / for_space
+    exponents = torch.arange(0, for_space, 2, dtype=torch.float32, device=row.device) / for_space
     speeds = SPATIAL_BASE**-exponents
     in_space = torch.cat([row[:, None] * speeds, column[:, None] * speeds], 1)  # [n, space]
     frames, tokens = time.shape[-1], len(row)

@@ -24,8 +24,10 @@ class LevelEmbedding(nn.Module):
     def forward(self, level: Tensor) -> Tensor:
         """Embed."""
         half = LEVEL_CHANNELS // 2
-        # not a buffer, which a network in bfloat16 would round: angles of a thousand radians then mean nothing
-        frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=level.device) / half)
+        # neither a buffer, which a network in bfloat16 would round, nor of the default type, which may be bfloat16:
+        # angles of a thousand radians then mean nothing
+        exponents = torch.arange(half, dtype=torch.float32, device=level.device) / half
+        frequencies = torch.exp(-math.log(10000) * exponents)
         angles = level.float()[..., None] * LEVEL_SCALE * frequencies
         waves = torch.cat([angles.cos(), angles.sin()], -1).to(self.first.weight.dtype)
         return self.second(F.silu(self.first(waves)))

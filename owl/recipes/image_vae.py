@@ -22,10 +22,11 @@ from owl.metrics.perceptual import PerceptualDistance
 from owl.metrics.psnr import MeanPSNR
 from owl.models.image_autoencoder import ImageAutoencoder
 from owl.models.sharding import shard
+from owl.nn.compilation import compile_in_place
 from owl.nn.posterior import Posterior
-from owl.optim import warmup_cosine
 from owl.pictures import reconstruction_grid
 from owl.recipes.logging import log_losses
+from owl.recipes.optimization import with_schedule
 
 
 @dataclass
@@ -95,6 +96,8 @@ class ImageVAE(LightningModule):
         self.lpips_samples = lpips_samples
         self.equivariance = equivariance
         self.sample = sample
+        if not (sample or weights.kl):  # it has no gradient, which DDP would wait for
+            network.encoder.logvar.requires_grad_(False)
         self.optimizer = optimizer
         self.warmup_steps = warmup_steps
         self.final_lr = final_lr
@@ -109,8 +112,7 @@ class ImageVAE(LightningModule):
         """Lay the weights out as convolutions like them; compile in place, which keeps the names in checkpoints."""
         self.network.to(memory_format=torch.channels_last)
         if self.compile_network:
-            self.network.encoder.compile()
-            self.network.decoder.compile()
+            compile_in_place(self.trainer.strategy.root_device.type, self.network.encoder, self.network.decoder)
         if self.device_mesh is not None:
             shard(self.network, self.device_mesh["data_parallel"])
 
@@ -198,7 +200,7 @@ class ImageVAE(LightningModule):
         )
 
     def on_validation_epoch_end(self) -> None:
-        """Keep the latent's statistics in the network, where every later stage finds them."""
+        """Keep the latent's statistics in the network, for whoever has no dataset of latents with better ones."""
         statistics = self.log_latents("val")
         self.network.latent_mean.copy_(statistics["mean"])
         self.network.latent_std.copy_(statistics["std"])
@@ -232,6 +234,4 @@ class ImageVAE(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser with warm-up and cosine over the trainer's steps."""
         optimizer = self.optimizer([p for p in self.network.parameters() if p.requires_grad])
-        total = int(self.trainer.estimated_stepping_batches)
-        schedule = warmup_cosine(optimizer, self.warmup_steps, total, self.final_lr)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return with_schedule(self, optimizer, self.warmup_steps, self.final_lr)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from owl.data.controls import check_controls
@@ -17,10 +17,12 @@ from owl.errors import OwlError
 from owl.metrics.controls import AxisAccuracy, ButtonAccuracy
 from owl.models.inverse_dynamics import InverseDynamicsModel
 from owl.models.sharding import shard
+from owl.nn.compilation import compile_in_place
 from owl.nn.symlog import symlog
-from owl.optim import warmup_cosine
 from owl.pictures import controls_strip
 from owl.recipes.logging import log_losses
+from owl.recipes.optimization import with_schedule
+from owl.recipes.processes import mean_over_processes
 
 SOFTENING = 0.05  # of the frames of a batch: bounds the weight of a button that is down in one frame of it, or in none
 
@@ -88,7 +90,7 @@ class InverseDynamics(LightningModule):
         """Lay the weights out as convolutions like them; compile in place, which keeps the names in checkpoints."""
         self.network.to(memory_format=torch.channels_last)
         if self.compile_network:
-            self.network.compile()
+            compile_in_place(self.trainer.strategy.root_device.type, self.network)
         if self.device_mesh is not None:
             shard(self.network, self.device_mesh["data_parallel"])
 
@@ -98,9 +100,7 @@ class InverseDynamics(LightningModule):
         terms = {}
         if self.network.buttons:
             buttons = batch["buttons"][:, 1:]
-            pressed = mean_over_processes(
-                buttons.mean((0, 1))
-            )  # so that dividing a batch does not change what is learnt
+            pressed = mean_over_processes(buttons.mean((0, 1)))
             terms["buttons"] = balanced_cross_entropy(logits[:, 1:], buttons, pressed)
         if self.network.axes:
             terms["axes"] = F.smooth_l1_loss(axes[:, 1:], symlog(batch["axes"][:, 1:]))
@@ -155,9 +155,7 @@ class InverseDynamics(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser with warm-up and cosine over the trainer's steps."""
         optimizer = self.optimizer(self.network.parameters())
-        total = int(self.trainer.estimated_stepping_batches)
-        schedule = warmup_cosine(optimizer, self.warmup_steps, total, self.final_lr)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return with_schedule(self, optimizer, self.warmup_steps, self.final_lr)
 
 
 def check_dataset(network: InverseDynamicsModel, dataset: WindowDataset) -> None:
@@ -183,15 +181,6 @@ def check_dataset(network: InverseDynamicsModel, dataset: WindowDataset) -> None
 def video(batch: dict[str, Tensor]) -> Tensor:
     """``rgb`` of a batch, uint8[B, T, 3, H, W], as float[B, T, 3, H, W] in [-1, 1]."""
     return batch["rgb"].float() / 127.5 - 1
-
-
-def mean_over_processes(x: Tensor) -> Tensor:
-    """The mean of a tensor over all processes, which must all call this; itself where there is one."""
-    if not distributed.is_initialized():
-        return x
-    total = x.clone()
-    distributed.all_reduce(total)
-    return total / distributed.get_world_size()
 
 
 def balanced_cross_entropy(logits: Tensor, buttons: Tensor, pressed: Tensor) -> Tensor:
@@ -225,23 +214,24 @@ def spoil(clips: Tensor, augmentation: Augmentation) -> Tensor:
         return torch.empty(len(clips), 1, 1, 1, 1, device=clips.device).uniform_(lowest, largest)
 
     if augmentation.blur:
-        clips = blur(clips, draw(augmentation.blur).flatten())
+        clips = blur(clips, draw(augmentation.blur).flatten(), augmentation.blur)
     strength = augmentation.brightness
     clips = clips * (1 + draw(strength, -strength)) + draw(strength, -strength)
     return (clips + draw(augmentation.noise) * torch.randn_like(clips)).clamp(-1, 1)
 
 
-def blur(clips: Tensor, sigma: Tensor) -> Tensor:
+def blur(clips: Tensor, sigma: Tensor, largest: float) -> Tensor:
     """Blur each clip by a Gaussian of its own.
 
     Args:
         clips: float[B, T, 3, H, W].
         sigma: float[B], standard deviations in pixels.
+        largest: The largest that they may be, which decides the kernel's size without waiting for the GPU.
 
     Returns:
         The same shape.
     """
-    radius = max(1, int(2 * sigma.max().item() + 0.5))
+    radius = max(1, int(2 * largest + 0.5))
     offset = torch.arange(-radius, radius + 1, device=clips.device)
     kernel = torch.exp(-0.5 * (offset / sigma.clamp(min=1e-3)[:, None]).square())
     kernel = kernel / kernel.sum(1, keepdim=True)  # [B, taps]

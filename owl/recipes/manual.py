@@ -33,17 +33,18 @@ def descend(
         recipe.manual_backward(loss / accumulate)
     if not complete:
         return
+    wrapped = recipe.optimizers()
     for number, optimizer in enumerate(recipe.trainer.optimizers):
         if clip is not None:
             recipe.clip_gradients(optimizer, clip, "norm")
         # Lightning counts the steps of its own wrappers: that of the first one alone
         if number == 0:
-            recipe.optimizers()[0].step()  # type: ignore[index]
+            (wrapped[0] if isinstance(wrapped, list) else wrapped).step()
         else:
             strategy.optimizer_step(optimizer, lambda: None)
         optimizer.zero_grad()
-    for schedule in recipe.lr_schedulers() or []:  # type: ignore[union-attr]
-        schedule.step()
+    for schedule in recipe.trainer.lr_scheduler_configs:
+        schedule.scheduler.step()  # type: ignore[call-arg]  # one that waits for a metric has no place here
 
 
 def only_towards(x: Tensor, loss_of: Callable[[Tensor], Tensor]) -> Tensor:

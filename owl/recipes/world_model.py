@@ -10,26 +10,20 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torchmetrics import MeanMetric
 
-from owl.data.controls import check_controls
 from owl.errors import OwlError
+from owl.latents import MODALITIES, adopt, verify
 from owl.losses.flow import corrupt, logit_normal, velocity_loss
 from owl.models.sharding import shard
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.attention import NEVER, Frames
-from owl.nn.compilation import can_compile
-from owl.optim import warmup_cosine
+from owl.nn.compilation import compile_in_place
 from owl.recipes.logging import log_losses
+from owl.recipes.optimization import with_schedule
+from owl.recipes.processes import mean_over_processes
 from owl.seeds import derived_seed, run_seed
 
 Forcing = Literal["teacher", "diffusion", "full"]
 
-MODALITIES = {
-    "video": "latent",
-    "audio": "audio_latent",
-    "motion": "motion_latent",
-    "conditioning": "conditioning_latent",
-}
-"""Where the latents of each of the model's inputs lie in a dataset."""
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Noise levels at which validation measures the loss."""
 
@@ -98,9 +92,8 @@ class WorldModel(LightningModule):
 
     def configure_model(self) -> None:
         """Compile block by block, which keeps the names in checkpoints."""
-        if self.compile_network and can_compile(self.device.type):
-            for block in self.network.blocks:
-                block.compile()
+        if self.compile_network:
+            compile_in_place(self.trainer.strategy.root_device.type, *self.network.blocks)
         if self.device_mesh is not None:
             shard(self.network, self.device_mesh["data_parallel"])
 
@@ -161,9 +154,9 @@ class WorldModel(LightningModule):
                 of those that are to be predicted: bool[B, 2 F].
             document: int64[B, F] or None.
             level: float[B, F], noise level of the frames that are to be predicted.
-            context_level: float[B, F], that of the context; used by teacher forcing.
+            context_level: float[B, F], that of the context; read with teacher forcing alone.
             noise: eps of the frames that are to be predicted, shaped like ``latents``.
-            context_noise: That of the context.
+            context_noise: That of the context; read with teacher forcing alone.
 
         Returns:
             float[B, F] for each stream.
@@ -195,20 +188,27 @@ class WorldModel(LightningModule):
             velocity = self.network(noisy, level, controls, frames, causal=self.forcing == "diffusion")
         return {name: velocity_loss(v, latents[name], noise[name]) for name, v in velocity.items()}
 
+    def transfer_batch_to_device(self, batch: dict[str, Tensor], device: torch.device, dataloader_idx: int) -> Any:
+        """Leave the windows' numbers where Python reads them: asking a GPU for them would wait for all its work."""
+        window = {name: batch[name] for name in ("window",) if name in batch}
+        return super().transfer_batch_to_device(batch, device, dataloader_idx) | window
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """One step."""
         latents, controls, document = self.inputs(batch)
         frames = controls.buttons.shape[1]
         # noise belongs to a clip and a step: how the clips are spread over processes does not change what is learnt
         generators = [step_generator(self.global_step, window) for window in batch["window"].tolist()]
-        level = logit_normal(each(torch.randn, generators, frames), self.level_mean, self.level_std).to(self.device)
+        level = sent(logit_normal(each(torch.randn, generators, frames), self.level_mean, self.level_std), self.device)
         if self.forcing == "full":
             level = level[:, :1].expand(level.shape)
-        context_level = self.context_noise * each(torch.rand, generators, frames).to(self.device)
-        if self.control_dropout:
-            copies = 2 if self.forcing == "teacher" else 1
-            controls.known = (each(torch.rand, generators, frames * copies) >= self.control_dropout).to(self.device)
-        noise, context_noise = draw(generators, latents), draw(generators, latents)
+        context_level = sent(self.context_noise * each(torch.rand, generators, frames), self.device)
+        copies = 2 if self.forcing == "teacher" else 1
+        # also where none are dropped: DDP waits for the null control's gradient
+        known = each(torch.rand, generators, frames * copies) >= self.control_dropout
+        controls.known = sent(known, self.device)
+        noise = draw(generators, latents)
+        context_noise = draw(generators, latents) if self.forcing == "teacher" else noise
         losses = self.losses(latents, controls, document, level, context_level, noise, context_noise)
         means = {name: masked_mean(loss, document) for name, loss in losses.items()}
         total = torch.stack([self.weights[name] * loss for name, loss in means.items()]).sum()
@@ -228,7 +228,8 @@ class WorldModel(LightningModule):
         latents, controls, document = self.inputs(batch)
         # a function of the window alone: neither the batch size nor the number of processes changes what is measured
         generators = [torch.Generator().manual_seed(window) for window in batch["window"].tolist()]
-        noise, context_noise = draw(generators, latents), draw(generators, latents)
+        noise = draw(generators, latents)
+        context_noise = draw(generators, latents) if self.forcing == "teacher" else noise
         context_level = controls.buttons.new_full(controls.buttons.shape[:2], self.context_noise / 2)
         real = torch.ones_like(context_level) if document is None else (document != NEVER).to(context_level)
         for t in LEVELS:
@@ -260,9 +261,7 @@ class WorldModel(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser with warm-up and cosine over the trainer's steps."""
         optimizer = self.optimizer([p for p in self.network.parameters() if p.requires_grad])
-        total = int(self.trainer.estimated_stepping_batches)
-        schedule = warmup_cosine(optimizer, self.warmup_steps, total, self.final_lr)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return with_schedule(self, optimizer, self.warmup_steps, self.final_lr)
 
 
 def step_generator(step: int, window: int) -> torch.Generator:
@@ -277,7 +276,12 @@ def each(function: Callable[..., Tensor], generators: list[torch.Generator], *sh
 
 def draw(generators: list[torch.Generator], like: Streams) -> Streams:
     """Normal noise of every sample from a generator of its own, shaped like ``like``."""
-    return {name: each(torch.randn, generators, *x.shape[1:]).to(x) for name, x in like.items()}
+    return {name: sent(each(torch.randn, generators, *x.shape[1:]).to(x.dtype), x.device) for name, x in like.items()}
+
+
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on the device, without waiting for what that is still at."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def document_time(document: Tensor) -> Tensor:
@@ -290,60 +294,11 @@ def document_time(document: Tensor) -> Tensor:
 
 
 def masked_mean(loss: Tensor, document: Tensor | None) -> Tensor:
-    """Mean over all frames but padding."""
+    """Mean over all frames but padding.
+
+    Each frame counts the same whatever process it fell to: a process that holds many returns more than its own mean.
+    """
     if document is None:
         return loss.mean()
-    real = document != NEVER
-    return (loss * real).sum() / real.sum().clamp(min=1)
-
-
-def adopt(network: WorldTransformer, modalities: dict[str, dict[str, Any]], url: str) -> None:
-    """Give the network a dataset's latent statistics and encoders.
-
-    Raises:
-        OwlError: The dataset's latents have another shape, or its controls other names.
-    """
-    for name, shape in network.inputs.items():
-        description = modalities.get(MODALITIES[name])
-        if description is None:
-            raise OwlError(
-                f"{url} has no {MODALITIES[name]}, the world model's {name} input needs it; "
-                "make a dataset of latents with `python -m owl data encode`"
-            )
-        if tuple(description["shape"]) != shape:
-            raise OwlError(
-                f"{MODALITIES[name]} of {url} has shape {description['shape']}, the world model expects {list(shape)}; "
-                f"change model.init_args.network or encode with the encoder it was made for"
-            )
-        std = torch.tensor(description["std"])
-        if not (std.isfinite() & (std > 0)).all():
-            raise OwlError(
-                f"{MODALITIES[name]} of {url} has a standard deviation of {float(std.min()):g} in channel "
-                f"{int(std.argmin())}, one above 0 was expected: an encoder's channels must say something; use another "
-                "encoder"
-            )
-        getattr(network, f"{name}_mean").copy_(torch.tensor(description["mean"]))
-        getattr(network, f"{name}_std").copy_(std)
-        getattr(network, f"{name}_encoder").copy_(_bytes(description["encoder"]["fingerprint"]))
-    advice = "set the network's {kind} to those of the dataset and train anew"
-    check_controls(modalities, url, network.buttons, network.axes, advice)
-
-
-def verify(network: WorldTransformer, modalities: dict[str, dict[str, Any]], url: str) -> None:
-    """Refuse latents of another encoder than the one the network was trained on.
-
-    Raises:
-        OwlError: They are.
-    """
-    for name in network.inputs:
-        found = modalities[MODALITIES[name]]["encoder"]["fingerprint"]
-        expected = bytes(getattr(network, f"{name}_encoder").tolist()).hex()
-        if found != expected:
-            raise OwlError(
-                f"{MODALITIES[name]} of {url} is of encoder {found}, the world model was trained on latents of encoder "
-                f"{expected}; encode the footage with that encoder, or train a new model under another --name"
-            )
-
-
-def _bytes(fingerprint: str) -> Tensor:
-    return torch.tensor(list(bytes.fromhex(fingerprint)), dtype=torch.uint8)
+    real = (document != NEVER).to(loss)
+    return (loss * real).sum() / mean_over_processes(real.sum()).clamp(min=1)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from owl import models
 from owl.errors import OwlError
+from owl.latents import encoder_of
 from owl.losses.flow import corrupt
 from owl.models.world_model import Cache, Controls, Streams, WorldTransformer
 from owl.nn.attention import Frames
@@ -373,7 +374,7 @@ def check_decoder(network: WorldTransformer, name: str, decoder: nn.Module) -> N
             f"the {name} decoder is a {type(decoder).__name__}, an autoencoder with its encoder was expected, "
             "which tells whether it fits the world model; give that"
         )
-    expected = bytes(getattr(network, f"{name}_encoder").tolist()).hex()
+    expected = encoder_of(network, name)
     found = models.fingerprint(decoder.encoder)  # type: ignore[arg-type]
     if found != expected:
         raise OwlError(

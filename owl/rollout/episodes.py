@@ -12,8 +12,8 @@ from owl.data.controls import check_controls
 from owl.data.shards import DatasetInfo
 from owl.data.windows import WindowDataset
 from owl.errors import OwlError
+from owl.latents import MODALITIES, verify
 from owl.models.world_model import Controls, Streams, WorldTransformer
-from owl.recipes.world_model import MODALITIES, verify
 
 Batch = dict[str, Tensor]
 
@@ -113,13 +113,22 @@ class Episodes:
         Yields:
             A frame of each row: what `windows` gives, without the axis of time.
         """
-        number = 0
+        for frames in zip(*(self._row(window, skip) for window in self._first_windows(rows)), strict=True):
+            yield {name: torch.stack([frame[name] for frame in frames]) for name in frames[0]}
+
+    def _row(self, window: int, skip: int) -> Iterator[Batch]:
+        """The frames from a window on, each once: an episode's last window overlaps the one before by more than one."""
+        before: dict[str, Any] | None = None
         while True:
-            windows = [(start + number) % len(self.dataset) for start in self._first_windows(rows)]
-            batch = self.dataset.batch(windows)
-            for frame in range(1 if number else skip, self.dataset.length):
-                yield {name: values[:, frame] for name, values in batch.items() if name != "window"}
-            number += 1
+            sample = self.dataset[window % len(self.dataset)]
+            place = self.dataset.describe(int(sample.pop("window")))  # of another window where this one is damaged
+            begin = skip if before is None else 1  # what led to an episode's first frame is not known
+            if before and place["episode"] == before["episode"] and place["frames"][0] > before["frames"][0]:
+                following = before["frames"][1] + self.dataset.stride
+                begin = max(1, -(-(following - place["frames"][0]) // self.dataset.stride))
+            for frame in range(begin, self.dataset.length):
+                yield {name: values[frame] for name, values in sample.items()}
+            before, window = place, window + 1
 
     def starts(self, rows: int) -> Batch:
         """The windows that `stream` begins with."""

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from owl.nn import attention
-from owl.nn.attention import NEVER, BlockAttention, ChunkedAttention, DenseAttention, Frames, runs, tokens_of, visible
+from owl.nn.attention import NEVER, BlockAttention, ChunkedAttention, Frames, runs, tokens_of, visible
+from tests.helpers.attention import DenseAttention
 
 
 @st.composite

@@ -1,11 +1,15 @@
 """Layers that begin as the identity, and a null control that is none of the real ones."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
-from owl.nn.attention import DenseAttention, Frames, visible
+from owl.nn.attention import Frames, visible
 from owl.nn.rotary import rotation
 from owl.nn.transformer import Block, ControlEmbedding, Head, HeadNorm, LevelEmbedding, modulate
+from tests.helpers.attention import DenseAttention
 
 
 def test_a_block_begins_as_the_identity_and_its_gates_learn_first() -> None:
@@ -80,9 +84,29 @@ def test_noise_levels_mean_the_same_in_less_precision() -> None:
     embedding = LevelEmbedding(32)
     levels = torch.linspace(0, 1, 21)
     expected = embedding(levels)
-    found = embedding.bfloat16()(levels)
-    assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.float(), expected, atol=0.03, rtol=0)
+    found = [embedding.bfloat16()(levels)]
+    with default_type(torch.bfloat16):
+        found.append(embedding(levels))
+    for embedded in found:
+        assert embedded.dtype == torch.bfloat16
+        torch.testing.assert_close(embedded.float(), expected, atol=0.03, rtol=0)
+
+
+def test_positions_mean_the_same_in_less_precision() -> None:
+    places = torch.arange(3), torch.arange(4.0), torch.arange(4.0), 32
+    expected = rotation(*places)
+    with default_type(torch.bfloat16):
+        assert torch.equal(rotation(*places), expected)
+
+
+@contextmanager
+def default_type(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def test_queries_and_keys_have_length_one_per_channel() -> None:

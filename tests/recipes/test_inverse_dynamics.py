@@ -117,7 +117,7 @@ def test_rare_presses_weigh_as_much_as_common_releases() -> None:
 def test_blur_is_a_gaussian_of_each_clip() -> None:
     clips = torch.zeros(2, 1, 3, 21, 21)
     clips[:, :, :, 10, 10] = 1
-    blurred = blur(clips, torch.tensor([0.0, 1.5]))
+    blurred = blur(clips, torch.tensor([0.0, 1.5]), largest=1.5)
     torch.testing.assert_close(blurred[0], clips[0])
     spread = blurred[1, 0, 0]
     assert spread.sum().item() == pytest.approx(1, abs=1e-5)

@@ -16,20 +16,11 @@ from owl.callbacks.nonfinite import NonFiniteGuard
 from owl.data.datamodule import ShardDataModule
 from owl.data.shards import DatasetInfo
 from owl.errors import OwlError
+from owl.latents import MODALITIES, adopt, encoder_of, verify
 from owl.losses.flow import corrupt
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.attention import NEVER
-from owl.recipes.world_model import (
-    LEVELS,
-    MODALITIES,
-    Forcing,
-    WorldModel,
-    adopt,
-    document_time,
-    masked_mean,
-    step_generator,
-    verify,
-)
+from owl.recipes.world_model import LEVELS, Forcing, WorldModel, document_time, masked_mean, step_generator
 from tests.helpers.latents import EXTENSIONS, FINGERPRINT, LATENT, TINY, dot_experiment, draw, lively, make_latents
 from tests.helpers.tiny import owl_here, quiet_trainer, write_config
 
@@ -278,7 +269,7 @@ def test_a_scene_that_is_given_is_trained_on(tmp_path: Path) -> None:
     assert owl_here("fit", "--config", "scene.yaml", cwd=tmp_path) == 0
     network = models.load(tmp_path / "runs/scene/checkpoints/last.ckpt")
     assert network.conditioning_in.weight.any()  # it began at zero
-    assert bytes(network.conditioning_encoder.tolist()).hex() == FINGERPRINT
+    assert encoder_of(network, "conditioning") == FINGERPRINT
 
 
 def test_a_run_keeps_the_statistics_and_the_encoder_of_its_latents(lab: Path) -> None:
@@ -289,7 +280,7 @@ def test_a_run_keeps_the_statistics_and_the_encoder_of_its_latents(lab: Path) ->
     description = DatasetInfo.load(lab / "data").modalities["latent"]
     torch.testing.assert_close(network.video_mean, torch.tensor(description["mean"]))
     torch.testing.assert_close(network.video_std, torch.tensor(description["std"]))
-    assert bytes(network.video_encoder.tolist()).hex() == FINGERPRINT
+    assert encoder_of(network, "video") == FINGERPRINT
     assert owl_here("export", "runs/plain/checkpoints/last.ckpt", "exported", cwd=lab) == 0
     exported = models.load(lab / "exported")
     given = draw(network, 4)

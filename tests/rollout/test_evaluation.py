@@ -178,11 +178,13 @@ def test_windows_are_spread_over_the_split(engine: Engine) -> None:
 
 
 def test_the_stream_of_controls_loses_and_repeats_none(engine: Engine) -> None:
-    known = episodes(engine)  # one episode of 40 frames: 20 at the stride, of which windows of 8 take 15 without a rest
-    whole = WindowDataset(LATENTS, "test", ["controls", "latent"], length=15, stride=STRIDE)[0]
-    for t, given in zip(range(CONTEXT, 15), known.stream(1, CONTEXT), strict=False):
-        for name in ("buttons", "axes", "latent"):
-            assert torch.equal(given[name][0], whole[name][t]), (name, t)
+    known = episodes(engine)  # one episode of 40 frames, 20 at the stride: windows of 8 take 15, the last one ends it
+    whole = WindowDataset(LATENTS, "test", ["controls", "latent"], length=20, stride=STRIDE)[0]
+    stream = known.stream(1, CONTEXT)
+    for begin in (CONTEXT, 1, 1):  # from its end it begins anew
+        for t, given in zip(range(begin, 20), stream, strict=False):
+            for name in ("buttons", "axes", "latent"):
+                assert torch.equal(given[name][0], whole[name][t]), (name, t)
 
 
 def test_long_rollouts_outlast_the_split_and_repeat_by_seed(engine: Engine) -> None:
