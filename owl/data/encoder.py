@@ -155,7 +155,7 @@ def encode_dataset(
     try:
         info = _begin(root, _describe(encoder, original, sample))
         with writing(root):
-            if not (root / INDEX_NAME).exists():
+            if not ((root / INDEX_NAME).exists() and "mean" in info.modalities["latent"]):
                 _write(encoder, original, root, sample, batch_size)
                 _finish(root, info)
     except OSError as error:

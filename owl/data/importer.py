@@ -19,7 +19,7 @@ from owl.data.codecs import encode_array, encode_flow, encode_rgb
 from owl.data.flow import FLOW_DIRECTION, FLOW_UNIT, estimate_flow, flow_downscale
 from owl.data.footage import OWL_CONTROL, Footage, Recording, find_footage
 from owl.data.owl_control import align, describe_controls, order_buttons, read_inputs
-from owl.data.shards import DatasetInfo, ShardWriter, begin_dataset, shard_name, write_index
+from owl.data.shards import DatasetInfo, ShardWriter, begin_dataset, shard_name, write_index, writing
 from owl.data.splits import split_in_order, split_recordings
 from owl.data.video import CHANNELS, SAMPLE_RATE, AudioTrack, first_sample, read_frames, to_picture
 from owl.errors import OwlError
@@ -85,7 +85,8 @@ def import_footage(
         audio: Whether to keep sound, if any recording has it.
 
     Raises:
-        OwlError: Nothing in the folder can be used, the dataset there was begun otherwise, or it cannot be written.
+        OwlError: Nothing in the folder can be used, the dataset there was begun otherwise, is being written by another
+            process, or cannot be written.
     """
     if "://" in str(directory):
         raise OwlError(f"{directory} is not a local folder; import into a local one and copy it there afterwards")
@@ -135,14 +136,15 @@ def _import(
         code_version=code_version(),
     )
     info = _begin(root, info)
-    with tqdm(total=sum(episode.frames for episode in episodes), desc="import", unit="frame") as progress:
-        _write(root, info, _shards(episodes), rate, progress)
-    index = write_index(root)
-    written = {str(name): int(frames) for name, frames in zip(index.episodes, index.episode_frames, strict=True)}
-    splits = _splits(written, episodes)
-    if splits != info.splits:  # a recording broke off before an episode that its packets had promised
-        info.splits = splits
-        info.save(root)
+    with writing(root):
+        with tqdm(total=sum(episode.frames for episode in episodes), desc="import", unit="frame") as progress:
+            _write(root, info, _shards(episodes), rate, progress)
+        index = write_index(root)
+        written = {str(name): int(frames) for name, frames in zip(index.episodes, index.episode_frames, strict=True)}
+        splits = _splits(written, episodes)
+        if splits != info.splits:  # a recording broke off before an episode that its packets had promised
+            info.splits = splits
+            info.save(root)
     of = {episode.name: episode.recording.name for episode in episodes}
     planned = _frames_of_recordings({episode.name: episode.frames for episode in episodes}, of)
     for name, frames in _frames_of_recordings(written, of).items():

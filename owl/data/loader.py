@@ -51,12 +51,21 @@ class GlobalBatches(Sampler[list[tuple[int, int]]]):
             )
         self.batch_size = batch_size
         self.seed = seed
+        self.shuffle_block = shuffle_block
         self.epoch = 0
         self.first = 0  # batch that the next iteration begins with
         self._windows = len(dataset)
         self._blocks = [range(len(dataset))] if shuffle_block is None else dataset.shard_windows()
-        self._shards_together = shuffle_block or 1
         self._offset = rank * batch_size
+
+    def identity(self) -> dict[str, Any]:
+        """What an epoch's order and its division into batches depend on."""
+        return {
+            "global_batch": self.global_batch,
+            "seed": self.seed,
+            "windows": self._windows,
+            "shuffle_block": self.shuffle_block,
+        }
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch; an epoch other than the loaded one begins at its first batch."""
@@ -68,8 +77,9 @@ class GlobalBatches(Sampler[list[tuple[int, int]]]):
         generator = np.random.default_rng((self.seed, epoch))
         blocks = [self._blocks[i] for i in generator.permutation(len(self._blocks))]
         parts = []
-        for start in range(0, len(blocks), self._shards_together):
-            together = [np.arange(b.start, b.stop) for b in blocks[start : start + self._shards_together]]
+        step = self.shuffle_block or 1
+        for start in range(0, len(blocks), step):
+            together = [np.arange(b.start, b.stop) for b in blocks[start : start + step]]
             parts.append(generator.permutation(np.concatenate(together)))
         return np.concatenate(parts)
 
@@ -154,7 +164,7 @@ class ResumableLoader(DataLoader):
         """The next batch, and what its contents depend on."""
         epoch, batch = self._position
         batches = self.sampler
-        return {"epoch": epoch, "batch": batch, "global_batch": batches.global_batch, "seed": batches.seed}
+        return {"epoch": epoch, "batch": batch, **batches.identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue at a stored position.
@@ -163,12 +173,12 @@ class ResumableLoader(DataLoader):
             OwlError: The position lies within an epoch that was shuffled or divided into batches in another way.
         """
         batches = self.sampler
-        for name, found in (("global_batch", batches.global_batch), ("seed", batches.seed)):
-            if state["batch"] > 0 and state[name] != found:
+        for name, found in batches.identity().items():
+            if state["batch"] > 0 and state.get(name, found) != found:
                 raise OwlError(
                     f"the checkpoint stopped within an epoch with data {name} {state[name]}, now it is {found}; keep "
-                    "it (global_batch is devices x batch_size, seed is seed_everything), or continue from a "
-                    "checkpoint at the end of an epoch"
+                    "it (global_batch is devices x batch_size, seed is seed_everything, windows follow from the data, "
+                    "length, stride and hop), or continue from a checkpoint at the end of an epoch"
                 )
         self._position = (state["epoch"], state["batch"])
         batches.epoch, batches.first = self._position
@@ -187,8 +197,17 @@ def evaluation_loader(
         rank: This process, of ``world_size``.
         world_size: All ranks get the same number of batches (sharded models hang otherwise), so the last one may hold
             one sample more than ``batch_size``.
+
+    Raises:
+        OwlError: There are fewer windows than ranks.
     """
     count = min(windows or len(dataset), len(dataset))
+    if count < world_size:
+        raise OwlError(
+            f"{count} of the {len(dataset)} windows of split {dataset.split!r} of {dataset.path} are to be measured by "
+            f"{world_size} processes, at least one for each was expected; raise validation_windows, use more data, or "
+            "use fewer devices"
+        )
     chosen = np.unique(np.linspace(0, len(dataset) - 1, count).round().astype(int)).tolist()
     mine = chosen[rank::world_size]
     batches = max(1, -(-(count // world_size) // batch_size))

@@ -4,7 +4,8 @@ import fcntl
 import os
 import zlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 from tqdm import tqdm
 
 from owl.atomic import PARTIAL_SUFFIX
-from owl.data.shards import ShardIndex, open_filesystem, shard_name
+from owl.data.shards import ShardIndex, answering, open_filesystem, shard_name
 from owl.errors import OwlError
 
 MAX_OPEN_FILES = 64  # per process; a machine's limit is often 1,024
@@ -45,23 +46,35 @@ class ShardReader:
             OwlError: The shard is missing, or the storage does not answer.
         """
         name = shard_name(shard)
-        try:
+        with self._telling(name):
             if self._local is not None:
                 return self._pread(self._local / name, start, stop)
             if self._cache is not None:
                 return self._pread(self._cached(name), start, stop)
             return self._fetch(name, start, stop)
+
+    def download(self, shards: list[int]) -> None:
+        """Copy whole shards into the cache now, with a progress bar, rather than when they are first read.
+
+        Raises:
+            OwlError: As `read`.
+        """
+        if self._cache is not None:
+            for shard in tqdm(shards, desc=f"downloading {self.url}", unit="shard", disable=not shards):
+                with self._telling(shard_name(shard)):
+                    self._cached(shard_name(shard))
+
+    @contextmanager
+    def _telling(self, name: str) -> Iterator[None]:
+        """Tell in one sentence that a shard is missing or cannot be read."""
+        try:
+            with answering(f"{self.url}/{name}"):
+                yield
         except FileNotFoundError as error:
             raise OwlError(
                 f"{self.url} has no {name} though its index lists it; copy the shard back, or rebuild the index with "
                 f"`python -m owl data verify {self.url} --repair`"
             ) from error
-
-    def download(self, shards: list[int]) -> None:
-        """Copy whole shards into the cache now, with a progress bar, rather than when they are first read."""
-        if self._cache is not None:
-            for shard in tqdm(shards, desc=f"downloading {self.url}", unit="shard", disable=not shards):
-                self._cached(shard_name(shard))
 
     def _pread(self, path: Path, start: int, stop: int) -> bytes:
         # pread keeps no position, so processes that were forked may share the descriptors; a memory map would turn a
@@ -82,12 +95,12 @@ class ShardReader:
             return filesystem.cat_file(path, start=start, end=stop)
         except FileNotFoundError:
             raise
-        except (OSError, ValueError) as error:
+        except Exception:
             # stores refuse a range that begins behind the end: that is a shard cut short, not a failing network
             size = filesystem.size(path)
             if size is not None and size <= start:
                 return b""
-            raise OwlError(f"{self.url}/{name} could not be read ({error}); check the connection") from error
+            raise
 
     def _cached(self, name: str) -> Path:
         """Path of the local copy, downloaded by whichever process comes first.

@@ -104,12 +104,16 @@ def record_game(path: str, recording: GameRecording) -> DatasetInfo:
         raise OwlError(f"{path} is not a local folder, one was expected; record there and copy the dataset afterwards")
     _check(recording)
     root = Path(folder)
+    if root.is_file():
+        raise OwlError(f"{path} is a file, a folder was expected; give another one")
     try:
+        if (root / INDEX_NAME).exists():
+            return _describe(root, recording)  # without a lock: the disk may be read-only
         with _alone(root):
             info = _describe(root, recording)
             with writing(root, patience=LOCK_PATIENCE):
                 pass  # the workers of a recording that was killed have noticed
-            if not (root / INDEX_NAME).exists():
+            if not (root / INDEX_NAME).exists():  # the other process has not finished it meanwhile
                 _record_missing(root, recording)
                 splits = _name_all(root, info.splits)
                 if splits != info.splits:

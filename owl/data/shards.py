@@ -52,6 +52,22 @@ def open_filesystem(url: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
     return filesystem, path.rstrip("/")
 
 
+@contextmanager
+def answering(url: str | Path) -> Iterator[None]:
+    """Tell in one sentence that a storage does not answer; that a file is not there stays an error of its own.
+
+    Raises:
+        OwlError: Whatever else went wrong inside.
+    """
+    try:
+        yield
+    except (OwlError, FileNotFoundError, NotADirectoryError):
+        raise
+    except Exception as error:  # the packages of the protocols raise types of their own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise OwlError(f"{url} could not be read ({reason}); check the connection and your rights") from error
+
+
 def shard_name(number: int) -> str:
     """File name of a shard, e.g. ``shard-000012.tar``."""
     return f"shard-{number:06d}.tar"
@@ -114,12 +130,15 @@ class DatasetInfo:
         """
         filesystem, path = open_filesystem(url)
         try:
-            text = filesystem.cat_file(f"{path}/{INFO_NAME}")
+            with answering(url):
+                text = filesystem.cat_file(f"{path}/{INFO_NAME}")
         except FileNotFoundError:
             found = f"{url} holds no {INFO_NAME}" if filesystem.exists(path) else f"there is no folder {url}"
             raise OwlError(
                 f"{found}, a dataset was expected; make one with `python -m owl data record` or `data import`"
             ) from None
+        except NotADirectoryError:
+            raise OwlError(f"{url} is a file, the folder of a dataset was expected; give that") from None
         try:
             content: dict[str, Any] = json.loads(text)
             found_format, found_version = content.pop("format"), content.pop("version")
@@ -269,11 +288,12 @@ class ShardIndex:
         filesystem, path = open_filesystem(url)
         repair = f"rebuild it with `python -m owl data verify {url} --repair`"
         try:
-            data = filesystem.cat_file(f"{path}/{INDEX_NAME}")
+            with answering(url):
+                data = filesystem.cat_file(f"{path}/{INDEX_NAME}")
         except FileNotFoundError:
             raise OwlError(
-                f"{url} has no {INDEX_NAME}, so it is unfinished; "
-                f"finish it by running the command that made it again, or {repair}"
+                f"{url} has no {INDEX_NAME}, so it is unfinished; finish it by running the command that made it again, "
+                f"or, if its shards are complete, {repair}"
             ) from None
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
@@ -296,15 +316,19 @@ class ShardIndex:
 
 
 def write_index(root: str | Path) -> ShardIndex:
-    """Scan all complete shards of a folder in order and write its index. ``dataset.json`` must exist.
+    """Write the index of a folder that can be written, as `scan_shards` finds it, and return it."""
+    index = scan_shards(root)
+    index.save(root)
+    return index
+
+
+def scan_shards(root: str | Path) -> ShardIndex:
+    """Index all complete shards of a folder in order. ``dataset.json`` must exist.
 
     A shard that is cut short is indexed up to its last whole frame, with a warning.
 
     Args:
-        root: The dataset's folder, any fsspec URL that can be written.
-
-    Returns:
-        The index that was written.
+        root: The dataset's folder, any fsspec URL.
 
     Raises:
         OwlError: There is no shard, a member's name is not of this format, or an episode's frames are not 0..n-1.
@@ -340,7 +364,7 @@ def write_index(root: str | Path) -> ShardIndex:
                 rows[-1][columns[match["extension"]]] = (offset, size, checksum)
     first = np.array([row for _, row in episodes.values()], np.int64)
     table = np.array(rows, np.int64).reshape(len(rows), len(columns), 3)
-    index = ShardIndex(
+    return ShardIndex(
         extensions=np.array(list(columns), str),
         episodes=np.array(list(episodes), str),
         episode_shard=np.array([shard for shard, _ in episodes.values()], np.int64),
@@ -352,8 +376,6 @@ def write_index(root: str | Path) -> ShardIndex:
         shards=np.array(numbers, np.int64),
         shard_bytes=np.array([filesystem.size(shard) for shard in shards], np.int64),
     )
-    index.save(root)
-    return index
 
 
 def _scan(filesystem: fsspec.AbstractFileSystem, shard: str) -> Iterator[tuple[str, int, int, int]]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from owl.data.overview import DatasetReader
-from owl.data.shards import DatasetInfo, ShardIndex, open_filesystem, shard_name, write_index
+from owl.data.shards import INDEX_NAME, DatasetInfo, ShardIndex, open_filesystem, scan_shards, shard_name
 from owl.errors import OwlError
 
 
@@ -29,12 +29,20 @@ def repair_index(url: str) -> bool:
         Whether it was rebuilt.
 
     Raises:
-        OwlError: ``dataset.json`` is missing, or the tars are not of this format.
+        OwlError: ``dataset.json`` is missing, the tars are not of this format, or the dataset never had an index since
+            whatever makes it was interrupted.
     """
-    DatasetInfo.load(url)
+    info = DatasetInfo.load(url)
     if index_is_current(url):
         return False
-    write_index(url)
+    index = scan_shards(url)
+    filesystem, path = open_filesystem(url)
+    if (lost := _lost(info, index)) and not filesystem.exists(f"{path}/{INDEX_NAME}"):
+        raise OwlError(
+            f"{url} is unfinished: {len(lost)} of its episodes, such as {lost[0][1]}, are in no shard; run the command "
+            "that made it again, which goes on where it stopped"
+        )
+    index.save(url)
     return True
 
 
@@ -67,10 +75,13 @@ def verify_members(reader: DatasetReader) -> Iterator[list[str]]:
 
 def missing_episodes(reader: DatasetReader) -> list[str]:
     """One sentence for each episode that a split names and no shard holds."""
-    present = {str(name) for name in reader.index.episodes}
     return [
         f"{reader.url}: episode {name} of split {split} is in no shard"
-        for split, names in reader.info.splits.items()
-        for name in names
-        if name not in present
+        for split, name in _lost(reader.info, reader.index)
     ]
+
+
+def _lost(info: DatasetInfo, index: ShardIndex) -> list[tuple[str, str]]:
+    """Split and name of each episode that a split names and no shard holds."""
+    present = {str(name) for name in index.episodes}
+    return [(split, name) for split, names in info.splits.items() for name in names if name not in present]

@@ -62,8 +62,8 @@ class WindowDataset(Dataset):
     Args:
         path: The dataset's folder, any fsspec URL.
         split: "train", "validation" or "test".
-        modalities: What to decode, of "rgb", "depth", "flow", "audio", "controls", "latent", "audio_latent" and
-            "motion_latent".
+        modalities: What to decode, of "rgb", "depth", "flow", "audio", "controls", "latent", "audio_latent",
+            "motion_latent" and "conditioning_latent".
         length: Frames in a window (T).
         stride: Stored frames from one frame of a window to the next.
         hop: Stored frames from the beginning of one window to that of the next.
@@ -257,8 +257,8 @@ class WindowDataset(Dataset):
             the same number of samples for every window;
             "buttons": float32[T, B] and "axes": float32[T, A]: where a stride skips frames, a button counts if it was
             down in any frame since the previous one of the window, and axes are summed;
-            "latent" and "motion_latent": float32[T, c, h, w], and "audio_latent": float32[T, k, c], as the encoder gave
-            them, not standardised: mean and std are in dataset.json;
+            "latent", "motion_latent", "conditioning_latent": float32[T, c, h, w]; "audio_latent": float32[T, k, c]; as
+            the encoder gave them, not standardised: mean and std are in dataset.json;
             "document", with ``pack``: int64[T], the number of the clip that a frame belongs to, 0, 1, ..., and -1 for
             padding, where everything else is 0. A damaged clip of a pack is left out of it.
 

@@ -160,6 +160,18 @@ def test_killed_between_statistics_and_index_it_ends_with_the_same_bytes(encoded
     assert contents(encoded) == whole
 
 
+def test_an_index_without_statistics_is_not_the_end(encoded: Path, source: Path) -> None:
+    """Killed after the last shard, and then repaired."""
+    whole = contents(encoded)
+    info = DatasetInfo.load(encoded)
+    for statistic in ("mean", "std"):
+        del info.modalities["latent"][statistic]
+    info.save(encoded)
+    assert contents(encoded) != whole
+    encode_dataset(make_encoder(), str(source), encoded, keep=["controls", "rgb"])
+    assert contents(encoded) == whole
+
+
 def test_samples_differ_from_means_by_the_posterior_s_noise(source: Path, encoded: Path, tmp_path: Path) -> None:
     info = encode_dataset(make_encoder(), str(source), tmp_path / "drawn", sample=True)
     assert info.modalities["latent"]["posterior"] == "sample"

@@ -17,7 +17,7 @@ from owl.data.codecs import decode_array, decode_flow, decode_rgb
 from owl.data.footage import Recording
 from owl.data.importer import cut_episodes, import_footage
 from owl.data.overview import DatasetReader
-from owl.data.shards import INDEX_NAME, INFO_NAME, shard_name
+from owl.data.shards import INDEX_NAME, INFO_NAME, shard_name, writing
 from owl.data.verification import missing_episodes, verify_members
 from owl.data.video import SAMPLE_RATE, VideoFacts
 from owl.data.windows import WindowDataset
@@ -211,6 +211,17 @@ def test_any_missing_shard_is_made_again_with_the_same_bytes(
         (root / shard_name(number)).unlink()
     (root / INDEX_NAME).unlink()
     import_footage(videos / "a.mp4", root, flow=True)
+    assert contents(root) == contents(uninterrupted)
+
+
+def test_two_imports_do_not_write_into_one_folder(videos: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    shutil.copytree(uninterrupted, root)
+    with (
+        writing(root),
+        pytest.raises(OwlError, match="is being written by another process; wait for it or use another"),
+    ):
+        import_footage(videos / "a.mp4", root, flow=True)
     assert contents(root) == contents(uninterrupted)
 
 

@@ -12,7 +12,7 @@ from moto.server import ThreadedMotoServer
 from owl.data import reader as reader_module
 from owl.data.loader import GlobalBatches, ResumableLoader
 from owl.data.reader import ShardReader
-from owl.data.shards import shard_name
+from owl.data.shards import DatasetInfo, ShardIndex, shard_name
 from owl.data.windows import WindowDataset
 from owl.errors import OwlError
 from tests.helpers.shards import make_dataset
@@ -66,6 +66,30 @@ def test_s3_gives_the_same_batches_as_the_local_folder(
 def test_a_shard_missing_on_s3_is_named(bucket: str) -> None:
     with pytest.raises(OwlError, match=r"has no shard-000099.tar though its index lists it"):
         ShardReader(bucket, None, "x").read(99, 0, 10)
+
+
+def test_a_storage_that_does_not_answer_is_told_in_one_sentence(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = ShardReader(bucket, tmp_path, "x")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # where nothing listens
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    fsspec.filesystem("s3").clear_instance_cache()
+    for ask in (
+        lambda: DatasetInfo.load(bucket),
+        lambda: ShardIndex.load(bucket),
+        lambda: ShardReader(bucket, None, "x").read(0, 0, 10),
+        lambda: cached.read(0, 0, 10),
+        lambda: cached.download([0]),
+    ):
+        with pytest.raises(OwlError, match=r"could not be read \(.*127.0.0.1:9.*\); check the connection"):
+            ask()
+    fsspec.filesystem("s3").clear_instance_cache()
+
+
+def test_what_is_missing_is_told_when_it_is_to_be_downloaded(bucket: str, tmp_path: Path) -> None:
+    with pytest.raises(OwlError, match=r"has no shard-000099.tar though its index lists it"):
+        ShardReader(bucket, tmp_path, "x").download([99])
 
 
 def test_a_range_behind_the_end_is_empty(bucket: str, dataset: Path) -> None:

@@ -86,6 +86,22 @@ def test_a_missing_or_other_index_is_rebuilt_to_the_byte(dataset: str) -> None:
     assert path.read_bytes() == content
 
 
+def test_an_interrupted_dataset_is_not_made_to_look_complete(dataset: str) -> None:
+    index, shard = Path(dataset, "index.npz"), Path(dataset, shard_name(1))
+    content = shard.read_bytes()
+    shard.unlink()
+    index.unlink()
+    with pytest.raises(
+        OwlError, match="is unfinished: 1 of its episodes, such as episode-001, are in no shard; run the"
+    ):
+        repair_index(dataset)
+    assert not index.exists()
+    shard.write_bytes(content)
+    assert repair_index(dataset)
+    shard.unlink()  # lost since
+    assert repair_index(dataset)
+
+
 def test_an_index_that_fits_is_kept_so_that_damage_stays_visible(dataset: str) -> None:
     flip(dataset, 0, 0, "rgb.jpg")
     assert index_is_current(dataset)
