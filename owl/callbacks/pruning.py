@@ -88,3 +88,10 @@ def is_last(trainer: Trainer) -> bool:
     return trainer.should_stop or (
         trainer.max_epochs is not None and trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
     )
+
+
+def without_pruning(configuration: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a trial as one of a run that belongs to no sweep, from what its ``config.yaml`` holds."""
+    trainer = configuration.get("trainer") or {}
+    kept = [c for c in trainer.get("callbacks") or [] if c.get("class_path") != "owl.callbacks.pruning.Pruning"]
+    return {**configuration, "trainer": {**trainer, "callbacks": kept or None}}

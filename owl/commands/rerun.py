@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from rich.table import Table
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from owl.callbacks.checkpoint import load_checkpoint
+from owl.callbacks.pruning import without_pruning
 from owl.callbacks.report import ENVIRONMENT, format_number
 from owl.errors import OwlError, at_least
 
@@ -93,17 +95,20 @@ def repeat(folder: Path, again: Path, last: int) -> None:
     Raises:
         OwlError: It failed; what it said stands in the terminal.
     """
-    config = folder / "config.yaml"
-    start = (yaml.safe_load(config.read_text()) or {}).get("ckpt_path")
+    configuration = without_pruning(yaml.safe_load((folder / "config.yaml").read_text()) or {})
+    start = configuration.get("ckpt_path")
     if start and Path(start).resolve().parent == (folder / "checkpoints").resolve():
         start = None  # it was interrupted and continued, which changes nothing
-    command = [
-        *(sys.executable, "-m", "owl", "fit", "--config", str(config), "--name", again.name),
-        *("--runs", str(again.parent), "--overwrite", "false", "--ckpt_path", start or "null"),
-        *("--trainer.max_time", "null", "--trainer.callbacks+", "owl.callbacks.stop_at.StopAt"),
-        *("--trainer.callbacks.step", str(last)),
-    ]
-    status = subprocess.run(command).returncode
+    with TemporaryDirectory() as scratch:
+        config = Path(scratch, "config.yaml")
+        config.write_text(yaml.safe_dump(configuration))
+        command = [
+            *(sys.executable, "-m", "owl", "fit", "--config", str(config), "--name", again.name),
+            *("--runs", str(again.parent), "--overwrite", "false", "--ckpt_path", start or "null"),
+            *("--trainer.max_time", "null", "--trainer.callbacks+", "owl.callbacks.stop_at.StopAt"),
+            *("--trainer.callbacks.step", str(last)),
+        ]
+        status = subprocess.run(command).returncode
     if status:
         raise OwlError(f"the repetition of {folder} ended with status {status}, as told above; mend that and try again")
 

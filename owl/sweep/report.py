@@ -13,6 +13,7 @@ from optuna.storages.journal import JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from owl.atomic import atomic_write
+from owl.callbacks.pruning import without_pruning
 from owl.sweep import pictures
 from owl.sweep.plan import Plan, plain
 from owl.sweep.study import KILLS, REASON, SweepStudy, chain_number
@@ -80,10 +81,7 @@ def write_best(path: Path, best: FrozenTrial, plan: Plan, runs: Path) -> None:
     if not source.exists():
         path.unlink(missing_ok=True)
         return
-    configuration = yaml.safe_load(source.read_text())
-    callbacks = configuration["trainer"].get("callbacks") or []
-    kept = [c for c in callbacks if c.get("class_path") != "owl.callbacks.pruning.Pruning"]
-    configuration["trainer"]["callbacks"] = kept or None
+    configuration = without_pruning(yaml.safe_load(source.read_text()))
     configuration |= {"name": f"{plan.name}-best", "ckpt_path": None, "overwrite": False}
     settings = "".join(f"#   {key}: {plain(value)}\n" for key, value in best.params.items())
     header = (

@@ -4,6 +4,7 @@ import ctypes
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,8 +28,8 @@ IDLE_PAUSE = 1.0
 """The same at the end, when only other workers' trials are left."""
 SIGN_OF_LIFE = 30.0
 """Seconds between two renewals of a lease."""
-PATIENCE = 120.0
-"""Seconds that a trial gets to save its checkpoint before it is killed."""
+PATIENCE = 90.0
+"""Seconds that a trial gets to save its checkpoint before it is killed: less than a cluster's notice of two minutes."""
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """What stops a worker: the user, a cluster that takes its machine, and one that announces the end of its time."""
 FROM_OUTSIDE = {-signal.SIGKILL, -signal.SIGHUP, *(-number for number in STOPS), *(128 + number for number in STOPS)}
@@ -119,7 +120,8 @@ class Workers:
                     signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
+        if not (self.signal == signal.SIGUSR1 and number == signal.SIGTERM):  # the end that SIGUSR1 has announced
+            self.signal = number
         self._interrupts += number == signal.SIGINT  # a cluster may send the same signal more than once
 
     # ------------------------------------------------------------ beginning
@@ -136,8 +138,10 @@ class Workers:
         chain = chain_number(self.study.trial(number))
         name = trial_name(self.plan, chain)
         folder = self.runs / name
+        if chain == number:  # what an older sweep of the same name has left is nothing to continue
+            shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / LOG, "wb" if chain == number else "ab") as log:
+        with open(folder / LOG, "ab") as log:
             process = subprocess.Popen(
                 self.command(number, chain, setting),
                 stdin=subprocess.DEVNULL,
@@ -156,11 +160,9 @@ class Workers:
     def command(self, number: int, chain: int, setting: Setting) -> list[str]:
         """Return the command line of a trial."""
         callback = {"storage": self.storage, "study": self.plan.name, "trial": number}
-        # What an older sweep of the same name has left is nothing to continue.
-        start = ["--overwrite", "true"] if chain == number else ["--ckpt_path", "last"]
         return [
             *(sys.executable, "-m", "owl", "fit", *self.arguments, *options(setting)),
-            *("--runs", str(self.runs), "--name", trial_name(self.plan, chain), *start),
+            *("--runs", str(self.runs), "--name", trial_name(self.plan, chain), "--ckpt_path", "last"),
             "--trainer.callbacks+=owl.callbacks.pruning.Pruning",
             *(f"--trainer.callbacks.{key}={value}" for key, value in callback.items()),
         ]

@@ -98,6 +98,18 @@ def test_what_differs_is_named_with_what_may_explain_it(here: Path, capsys: pyte
     assert "not recorded" in words(capsys)
 
 
+def test_a_trial_is_repeated_without_its_sweep(here: Path) -> None:
+    """Its study may have moved, and would be told of another trial's progress."""
+    shutil.copytree(here / "runs" / "first", here / "runs" / "trial")
+    config = here / "runs" / "trial" / "config.yaml"
+    content = yaml.safe_load(config.read_text())
+    arguments = {"storage": str(here / "moved" / "journal.log"), "study": "lr", "trial": 3}
+    pruning = {"class_path": "owl.callbacks.pruning.Pruning", "init_args": arguments}
+    content["trainer"]["callbacks"] = [*(content["trainer"]["callbacks"] or []), pruning]
+    write_config(config, content)
+    assert owl_here("rerun", "runs/trial", cwd=here) == 0
+
+
 def test_weights_are_compared_to_the_last_bit(lab: Path, tmp_path: Path) -> None:
     content = torch.load(lab / "runs/first/checkpoints/last.ckpt", weights_only=True)
     name = next(iter(content["state_dict"]))

@@ -1,5 +1,6 @@
 """Trials shared by workers, lost and continued, through a journal or a database."""
 
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ from optuna.trial import TrialState
 
 from owl.errors import OwlError
 from owl.sweep import study
-from owl.sweep.study import LEASE, SURPLUS, Outcome, chain_number, open_storage
+from owl.sweep.study import LEASE, SURPLUS, Member, Outcome, chain_number, open_storage
 from tests.helpers.sweeps import LR, SPACE, begin, plan_of
 
 
@@ -54,6 +55,21 @@ def test_a_killed_workers_trial_is_continued_and_one_that_kills_is_given_up(tmp_
     assert sweep.claim(plan) is None
     (chain,) = sweep.chains()
     assert chain.state == TrialState.FAIL
+
+
+def test_a_process_is_itself_however_the_clock_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    member = Member.of(os.getpid())
+    monkeypatch.setattr("psutil.Process.create_time", lambda self: 0.0)  # reckoned from a clock that was set anew
+    assert member.alive()
+    assert not Member(member.pid, member.started - 1).alive()  # an earlier process of this number
+    gone = subprocess.Popen(["sleep", "60"])
+    other = Member.of(gone.pid)
+    assert other.alive()
+    gone.kill()
+    while other.alive():  # a zombie is not
+        time.sleep(0.01)
+    gone.wait()
+    assert not other.alive()
 
 
 def test_a_worker_elsewhere_is_lost_when_it_is_silent(tmp_path: Path) -> None:

@@ -65,9 +65,8 @@ def test_failures_are_recorded_and_kills_made_up_for(tmp_path: Path, capsys: pyt
     assert chains[0].user_attrs["reason"] == "the loss became nan at step 3"
     assert [chain_number(t) for t in chains] == [0, 1, 3]
     first, second, again, last = crew.started
-    assert "--overwrite" in first
-    assert "--ckpt_path" not in second
-    assert again[again.index("--ckpt_path") + 1] == "last"
+    for command in (first, again):  # a new one finds nothing to continue: its folder was emptied
+        assert command[command.index("--ckpt_path") + 1] == "last"
     assert again[again.index("--name") + 1] == second[second.index("--name") + 1] == "tried/trial-0001"
     assert [word for word in again if "optimizer" in word] == [word for word in second if "optimizer" in word]
     assert "--trainer.callbacks.trial=2" in again
