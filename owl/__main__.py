@@ -98,6 +98,18 @@ def underscored(function: Callable[..., Any], arguments: list[str]) -> list[str]
     return spelled
 
 
+def shorten_help(parser: Any, function: Callable[..., Any]) -> None:
+    """Say lists as they are written here, ``X ...``, and hide what a command of functions has no use for."""
+    from argparse import SUPPRESS
+
+    parameters = inspect.signature(function).parameters
+    for action in parser._actions:
+        if action.dest == "print_config" or (action.dest == "config" and "config" not in parameters):
+            action.help = SUPPRESS
+        elif action.dest in parameters and parameters[action.dest].annotation == list[str]:
+            action.metavar = "VALUE ..." if action.option_strings else f"{action.dest.upper().removesuffix('S')} ..."
+
+
 def run_function(function: Callable[..., Any], arguments: list[str], command: str) -> int:
     """Call a command's function with its signature as the command line; an int it returns is the exit status."""
     from jsonargparse import ArgumentError, auto_parser
@@ -120,6 +132,7 @@ def run_function(function: Callable[..., Any], arguments: list[str], command: st
     arguments = join_lists(function, arguments)
     parser_arguments: dict[str, Any] = {"prog": f"python -m owl {command}", "exit_on_error": False}
     parser = auto_parser(function, as_positional=True, **parser_arguments)
+    shorten_help(parser, function)
     try:
         given = parser.instantiate(parser.parse_args(arguments))
     except ArgumentError as error:

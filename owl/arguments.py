@@ -17,6 +17,12 @@ import yaml
 LONGEST_LIST = 20
 """Valid names are listed in full up to this many; the nearest one is always named."""
 
+UNION = re.compile(
+    r'Parser key "([\w.]+)":\s+Does not validate against any of the Union subtypes\n.*\n\s+Errors:\n'
+    r"((?:\s+- Expected .*\n)+)\s+Given value type: .*\n\s+Given value: (.*)"
+)
+"""What the parser says of a value that fits none of several plain types."""
+
 
 class Place(NamedTuple):
     """Where a key stands in a YAML file."""
@@ -46,6 +52,13 @@ def explain(message: str, arguments: list[str], options: list[str]) -> str:
         enclosing = [*re.findall(r'Parser key "([\w.]+)"', before), group] if classes else [group]
         key = ".".join([*filter(None, enclosing), found.group(2)])
         return unknown_key(key, files, options, arguments, classes[-1] if classes else None, group)
+    if found := re.search(r"unrecognized arguments?: (?!-)(\S+)", message):
+        advice = "give YAML files with --config" if found.group(1).endswith((".yaml", ".yml")) else "see --help"
+        return f"{found.group(1)!r} belongs to no option; {advice}"
+    if found := re.search(r'Unexpected config: \["(.+?)"', message):
+        return f"--config is no option of this command; give {found.group(1)} without it"
+    if found := re.search(r"Path is not a file: '(.+?)'", message):
+        return f"{found.group(1)} is a folder, a YAML file was expected; give one of its files"
     if found := re.search(r"unrecognized arguments?: (--?[\w.+]+)", message):
         option = found.group(1).lstrip("-")
         option = next((name for name in given_options(arguments) if name.endswith(f".{option}")), option)
@@ -55,9 +68,7 @@ def explain(message: str, arguments: list[str], options: list[str]) -> str:
         return f"option --{option} is not known{suggestion(option, options, prefix='--')}"
     if all_found := re.findall(r'Parser key "([\w.]+)":\s*\n\s*Expected (.+?)\. Got value: (.*)', message):
         key, expected, value = all_found[-1]
-        place = find_key(key, files, value)
-        where = f"{place.file}: key '{place.path}'" if place else f"option --{key}"
-        return f"{where} is {value.strip()!r}, but expects {readable_type(expected)}"
+        return wrong_value(key, [expected], value, files)
     if found := re.search(r"Expected a path but (\S+\.ya?ml) either not accessible", message):
         named = [place for place in places(files) if place.value == found.group(1)]
         where = f"{named[-1].file}: key '{named[-1].path}'" if named else "an option"
@@ -82,13 +93,20 @@ def explain(message: str, arguments: list[str], options: list[str]) -> str:
     if all_found := re.findall(r"fit\.(\w+)|validate\.(\w+)|test\.(\w+)|predict\.(\w+)", message):
         missing = " and ".join("".join(groups) for groups in all_found)
         return f"the configuration has no {missing}; give them in a YAML file with --config"
+    if found := UNION.search(message):
+        key, expectations, value = found.groups()
+        return wrong_value(key, re.findall(r"- Expected (.+)", expectations), value, files)
     return message
 
 
 def config_files(arguments: list[str]) -> list[str]:
     """Return the files given by ``--config``/``-c``, in order."""
-    files = [following for option, following in pairwise(arguments) if option in ("--config", "-c")]
-    return files + [a.partition("=")[2] for a in arguments if a.startswith(("--config=", "-c="))]
+    files = []
+    for argument, following in pairwise([*arguments, ""]):
+        option, has_value, value = argument.partition("=")
+        if option in ("--config", "-c"):
+            files.append(value if has_value else following)
+    return files
 
 
 def gather_options(arguments: list[str]) -> list[str]:
@@ -207,10 +225,27 @@ def parameters(class_path: str, group: str = "") -> list[str]:
     return [p.name for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
+def wrong_value(key: str, expectations: list[str], value: str, files: list[str]) -> str:
+    """Describe a value of the wrong type, or that is none of those that can be chosen."""
+    place = find_key(key, files, value)
+    where = f"{place.file}: key '{place.path}'" if place else f"option --{key}"
+    choices = [choice for expected in expectations for choice in literals(expected)]
+    expected = [readable_type(e) for e in expectations if not literals(e)] + (
+        [f"one of {', '.join(choices)}"] if choices else []
+    )
+    return f"{where} is {value.strip()!r}, but expects {' or '.join(expected)}{suggestion(value.strip(), choices)}"
+
+
+def literals(expected: str) -> list[str]:
+    """Return the choices in ``a typing.Literal['min', 'max']``, none of any other type."""
+    found = re.search(r"Literal\[(.*)\]", expected)
+    return [choice.strip("'") for choice in found.group(1).split(", ")] if found else []
+
+
 def readable_type(expected: str) -> str:
     """Turn ``a <class 'int'>`` into ``an int``."""
     name = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", expected)
-    return re.sub(r"^a (?=[aeiou])", "an ", name)
+    return "null" if name.endswith("NoneType") else re.sub(r"^a (?=[aeiou])", "an ", name)
 
 
 def places(files: list[str]) -> Iterator[Place]:

@@ -32,6 +32,8 @@ def atomic_write(path: str | Path, content: bytes | str | Callable[[BinaryIO], N
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a full disk: write does not know the file's name
+            error.filename = str(path)
         raise

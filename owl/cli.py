@@ -1,8 +1,10 @@
 """``python -m owl fit|validate|test|predict``: LightningCLI with OWL's run folder, callbacks and one-line errors."""
 
+import argparse
 import gc
 import logging
 import os
+import re
 import shutil
 import sys
 import traceback
@@ -17,11 +19,12 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from omegaconf.errors import InterpolationKeyError
 
 from owl.arguments import config_files, explain
-from owl.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
+from owl.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint, load_checkpoint
 from owl.callbacks.ema import EMA
 from owl.callbacks.media import Media
 from owl.callbacks.nonfinite import NonFiniteGuard
@@ -37,6 +40,7 @@ CHATTER = (
     ".*module\\(s\\) in eval mode.*",  # frozen parts are meant to be
     ".*does not have many workers.*",  # small machines have few cores
     ".*Checkpoint directory .* exists and is not empty.*",
+    ".*`srun` command is available on your system but is not used.*",  # on a login node that is as it should be
 )
 RUN_FILES = ("checkpoints/*.ckpt", "media/step-*", "events.out.tfevents.*", "metrics.json", "report.md")
 DESCRIPTIONS = {
@@ -44,6 +48,10 @@ DESCRIPTIONS = {
     "validate": "Measure a checkpoint (--ckpt_path last|best|FILE) on the validation split.",
     "test": "Measure a checkpoint (--ckpt_path last|best|FILE) on the test split.",
     "predict": "Run a checkpoint (--ckpt_path last|best|FILE) over the test split and write what it makes.",
+}
+CKPT_PATH_HELP = {
+    "fit": "last: continue this run, or begin it where there is none; best; or a file to start from.",
+    "others": "The checkpoint: last, best or a file.",
 }
 
 
@@ -69,7 +77,7 @@ class OwlCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run's name and the callbacks that every run has, each configurable under its own key."""
         parser.add_argument(
-            "--name", type=str | None, default=None, help="Name of the run; default: the last config's."
+            "--name", type=str | None, default=None, help="Name of the run; default: the last config's file name."
         )
         parser.add_argument("--runs", type=str, default="runs", help="Folder that holds the run folders.")
         parser.add_argument(
@@ -87,6 +95,9 @@ class OwlCLI(LightningCLI):
         kwargs["description"] = DESCRIPTIONS[subcommand]
         kwargs["usage"] = f"python -m owl {subcommand} --config YAML [--config YAML ...] [--KEY VALUE ...]"
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        options = parser._option_string_actions
+        options["--ckpt_path"].help = CKPT_PATH_HELP["fit" if subcommand == "fit" else "others"]
+        options["--weights_only"].help = argparse.SUPPRESS  # checkpoints always load with it
         if subcommand in ("validate", "test"):
             parser.set_defaults(verbose=False)  # the report prints the metrics
         return parser
@@ -104,28 +115,36 @@ class OwlCLI(LightningCLI):
     def _checkpoint(self, path: str | None, overwrite: bool) -> str | None:
         """Turn ``last`` and ``best`` into a file; a fit that finds no ``last`` starts from scratch."""
         folder = self.run_folder / "checkpoints"
+        last = folder / "last.ckpt"
         if path in ("last", "best"):
             file = folder / f"{path}.ckpt"
-            if file.exists():
-                return str(file)
-            if self.subcommand == "fit" and path == "last":
+            if self.subcommand == "fit" and path == "last" and not file.exists():
                 return None
-            advice = (
-                "best.ckpt is kept by runs that set checkpoint.monitor to a metric, last.ckpt by all"
-                if path == "best" and (folder / "last.ckpt").exists()
-                else "train first (python -m owl fit) or give --ckpt_path a file"
-            )
-            raise OwlError(f"{file} does not exist; {advice}")
-        if path is not None and "://" not in path and not Path(path).is_file():
+            if not file.exists():
+                advice = (
+                    "best.ckpt is kept by runs that set checkpoint.monitor to a metric, last.ckpt by all"
+                    if path == "best" and last.exists()
+                    else "train first (python -m owl fit) or give --ckpt_path a file"
+                )
+                raise OwlError(f"{file} does not exist; {advice}")
+            path = str(file)
+        elif path is not None and "://" not in path and not Path(path).is_file():
             raise OwlError(f"--ckpt_path {path} does not exist; give a checkpoint file, 'last' or 'best'")
-        last = folder / "last.ckpt"
-        if path is None and self.subcommand == "fit" and last.exists() and not overwrite and is_main_process():
+        if self.subcommand != "fit":
+            if path is None:
+                raise OwlError(f"{self.subcommand} needs a checkpoint; add --ckpt_path last, best or a file")
+            return path
+        is_own = path is not None and Path(path).resolve().parent == folder.resolve()
+        if is_own and overwrite:
+            raise OwlError(
+                f"--overwrite true removes {path}, from which the run is to start; leave one of the two out, or choose "
+                "another --name"
+            )
+        if not is_own and not overwrite and last.exists() and is_main_process():
             raise OwlError(
                 f"{self.run_folder} already holds a run; continue it with --ckpt_path last, "
                 f"choose another --name, or start anew with --overwrite true"
             )
-        if path is None and self.subcommand != "fit":
-            raise OwlError(f"{self.subcommand} needs a checkpoint; add --ckpt_path last, best or a file")
         return path
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -145,9 +164,18 @@ class OwlCLI(LightningCLI):
         if chosen.get("logger") in (None, True):
             kwargs["logger"] = TensorBoardLogger(self.run_folder, name="", version="")
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, MisconfigurationException) as error:  # devices, precisions, strategies there are not
             raise OwlError(f"the trainer refuses this configuration: {error}") from error
+        if trainer.precision in ("16-true", "bf16-true"):
+            raise OwlError(
+                f"trainer.precision is {trainer.precision}, in which small changes of the weights and of their average "
+                f"are rounded away; use {str(trainer.precision).replace('true', 'mixed')}"
+            )
+        if isinstance(trainer.strategy, DDPStrategy):
+            # Buffers are frozen networks and statistics, the same everywhere: not worth sending at every step
+            trainer.strategy._ddp_kwargs.setdefault("broadcast_buffers", False)
+        return trainer
 
     def before_fit(self) -> None:
         """With ``--overwrite``, remove what the earlier run wrote, so that its pictures and curves do not mix in."""
@@ -189,6 +217,23 @@ def raised_by_lightning(error: BaseException) -> bool:
     """Whether an error comes from Lightning's own code, as its complaints about settings do."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return str(frame.f_globals.get("__name__")).startswith("lightning.")
+
+
+def other_network(checkpoint: str, recipe: LightningModule, message: str) -> str:
+    """Say why a checkpoint's weights are not those of the configured network; ``message`` is PyTorch's."""
+    found, expected = load_checkpoint(checkpoint)["owl"]["recipe"], f"{type(recipe).__module__}.{type(recipe).__name__}"
+    if found != expected:
+        return f"{checkpoint} was trained by {found}, this configuration is of {expected}; give the checkpoint of one"
+    differences = []
+    for line in map(str.strip, message.splitlines()[1:]):
+        if line.startswith("size mismatch"):
+            differences.append(line.removesuffix("."))
+        else:  # a list of those that are missing or unexpected
+            differences += [f"{line.split()[0].lower()} {name}" for name in re.findall(r'"([^"]+)"', line)]
+    return (
+        f"the network in {checkpoint} differs from the configured one in {len(differences)} weights, such as: "
+        f"{differences[0]}; keep model.network as it was trained, or train anew under another --name"
+    )
 
 
 def is_main_process() -> bool:
@@ -258,12 +303,7 @@ def main(arguments: list[str]) -> int:
     except RuntimeError as error:
         if "Error(s) in loading state_dict" not in str(error):
             raise
-        differences = str(error).splitlines()[1:]
-        checkpoint = cli.config_init[cli.subcommand].ckpt_path
-        raise OwlError(
-            f"the network in {checkpoint} differs from the configured one in {len(differences)} weights, such as: "
-            f"{differences[0].strip()}; keep model.network as it was trained, or train anew under another --name"
-        ) from error
+        raise OwlError(other_network(cli.config_init[cli.subcommand].ckpt_path, cli.model, str(error))) from error
     finally:
         gc.unfreeze()
     return 0

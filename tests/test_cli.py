@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from owl.__main__ import main
+from owl.arguments import config_files
 from owl.errors import OwlError
 from tests.helpers.shards import make_dataset
 from tests.helpers.tiny import owl_here, tiny_experiment, write_config
@@ -171,7 +172,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
             "did you mean 'torch.optim.Adam",
         ],
     ),
-    "a choice": (at("checkpoint.mode", "maximum"), ["wrong.yaml: key 'checkpoint.mode' is 'maximum'", "max"]),
+    "a choice": (
+        at("checkpoint.mode", "maximum"),
+        ["wrong.yaml: key 'checkpoint.mode' is 'maximum', but expects one of min, max; did you mean 'max'?"],
+    ),
     "a value out of range": (at("ema.decay", 1.5), ["ema.decay is 1.5, expected a number in [0, 1)"]),
     "class that is not there": (
         at(f"{NETWORK}.class_path", "owl.models.image_autoencoder.ImageAutoencodr"),
@@ -197,7 +201,12 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
         at("trainer.max_steps", "${data.init_args.batch_sise}"),
         ["wrong.yaml: key 'trainer.max_steps' refers to ${data.init_args.batch_sise}", "'data.init_args.batch_size'?"],
     ),
-    "more devices than there are": (at("trainer.accelerator", "gpuu"), ["gpuu"]),
+    "an accelerator that is not there": (at("trainer.accelerator", "gpuu"), ["gpuu"]),
+    "a value of several types": (
+        at("trainer.precision", "fp16"),
+        ["wrong.yaml: key 'trainer.precision' is 'fp16', but expects", "16-mixed, bf16-mixed", "did you mean 'bf16'?"],
+    ),
+    "weights in bfloat16": (at("trainer.precision", "bf16-true"), ["bf16-true, in which small", "use bf16-mixed"]),
 }
 
 
@@ -235,6 +244,18 @@ def test_a_file_that_is_missing_or_broken_is_named(lab: Path, tell: Tell) -> Non
     assert line.startswith(f"absent.yaml: key '{NETWORK}' names the file 'networks/none.yaml', which is not there")
 
 
+def test_files_in_the_wrong_place_are_told(lab: Path, tell: Tell) -> None:
+    assert tell("base.yaml") == "'base.yaml' belongs to no option; give YAML files with --config"
+    assert tell("--config", "base.yaml", "more") == "'more' belongs to no option; see --help"
+    assert "is a folder, a YAML file was expected" in tell("--config", str(lab))
+    with pytest.raises(OwlError, match=r"^--config is no option of this command; give base.yaml without it$"):
+        owl_here("bench", "--config", "base.yaml", cwd=lab)
+
+
+def test_configurations_are_read_in_order_however_they_are_spelled() -> None:
+    assert config_files(["--config=a", "--config", "b", "-c", "c", "--x", "d", "-c=e"]) == ["a", "b", "c", "e"]
+
+
 def test_a_missing_part_is_named(lab: Path, tell: Tell) -> None:
     write_config(lab / "part.yaml", {"trainer": {"max_steps": 3}})
     assert tell("--config", "part.yaml") == (
@@ -250,7 +271,7 @@ def test_a_missing_part_is_named(lab: Path, tell: Tell) -> None:
 def test_a_missing_dataset_is_told(tell: Tell, lab: Path) -> None:
     # the run folder exists by then
     write_config(lab / "wrong.yaml", {"runs": "elsewhere"})
-    assert "data" in tell("--config", "base.yaml", "--config", "wrong.yaml")
+    assert "there is no folder data, a dataset was expected" in tell("--config", "base.yaml", "--config", "wrong.yaml")
 
 
 def test_what_the_trainer_refuses_once_it_knows_the_data_is_told(
@@ -264,6 +285,15 @@ def test_what_the_trainer_refuses_once_it_knows_the_data_is_told(
     assert exit_.value.code == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("owl: error: the trainer refuses this configuration: `val_check_interval` (100)")
+
+
+def test_training_without_a_last_step_is_told(lab: Path) -> None:
+    make_dataset(lab / "data", episodes=3, frames=6, size=(32, 48), modalities=("rgb",))
+    experiment = tiny_experiment(Path("data"), max_time="00:00:01:00")
+    del experiment["trainer"]["max_steps"]
+    write_config(lab / "endless.yaml", experiment)
+    with pytest.raises(OwlError, match=r"training has no last step, .*; set trainer.max_steps"):
+        owl_here("fit", "--config", "endless.yaml", cwd=lab)
 
 
 def test_a_folder_that_cannot_be_written_is_told(tell: Tell) -> None:

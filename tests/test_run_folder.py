@@ -1,6 +1,7 @@
 """What a run leaves behind, what it refuses, and how mistakes and bad numbers are told."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import torch
 import yaml
 
 from tests.helpers.lab import checkpoint, fit, make_lab, told
-from tests.helpers.tiny import owl_here
+from tests.helpers.players import tiny_players
+from tests.helpers.tiny import owl_here, write_config
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +97,22 @@ def test_an_existing_run_is_kept_unless_told_otherwise(
     assert len(list(folder.glob("events*"))) == 1
 
 
+def test_a_run_is_neither_lost_to_its_own_start_nor_to_another_run_s(
+    lab: Path, finished: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(lab / "runs" / finished, lab / "runs" / "dear")
+    before = {path: path.read_bytes() for path in (lab / "runs" / "dear").rglob("*") if path.is_file()}
+    arguments = ["fit", "--config", "tiny.yaml", "--name", "dear", "--ckpt_path"]
+    for start in ("last", "best", "runs/dear/checkpoints/best.ckpt"):
+        line = told([*arguments, start, "--overwrite", "true"], lab, monkeypatch, capsys)
+        assert line.startswith("owl: error: --overwrite true removes runs/dear/checkpoints/")
+    other = f"runs/{finished}/checkpoints/last.ckpt"
+    assert "runs/dear already holds a run" in told([*arguments, other], lab, monkeypatch, capsys)
+    assert {path: path.read_bytes() for path in (lab / "runs" / "dear").rglob("*") if path.is_file()} == before
+    assert fit(lab, "fresh", "--ckpt_path", other, "--trainer.max_steps", "5") == 0
+    assert checkpoint(lab, "fresh")["global_step"] == 5
+
+
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
 def test_measuring_uses_the_averaged_weights(
     lab: Path, finished: str, command: str, capsys: pytest.CaptureFixture[str]
@@ -149,8 +167,19 @@ def test_a_checkpoint_of_another_network_is_told(
 ) -> None:
     options = ["--name", finished, "--ckpt_path", "last", "--model.network.widths", "[8, 16, 32]"]
     line = told(["fit", "--config", "tiny.yaml", *options], lab, monkeypatch, capsys)
-    assert "differs from the configured one in" in line
-    assert "size mismatch" in line
+    assert re.search(r"differs from the configured one in \d weights, such as: size mismatch for network\.\S+: ", line)
+    other = ["--name", finished, "--ckpt_path", "last", "--model.network.middle_block", "true"]
+    line = told(["fit", "--config", "tiny.yaml", *other], lab, monkeypatch, capsys)
+    assert re.search(r"differs from the configured one in \d\d weights, such as: missing network\.\S+;", line)
+
+
+def test_a_checkpoint_of_another_recipe_is_told(
+    lab: Path, finished: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_config(lab / "players.yaml", tiny_players(Path("data")))
+    arguments = ["validate", "--config", "players.yaml", "--ckpt_path", f"runs/{finished}/checkpoints/last.ckpt"]
+    line = told(arguments, lab, monkeypatch, capsys)
+    assert "was trained by owl.recipes.image_vae.ImageVAE, this configuration is of tests.helpers.players.Pl" in line
 
 
 def test_flags_win_over_what_a_checkpoint_remembers(lab: Path, finished: str) -> None:

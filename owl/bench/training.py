@@ -37,7 +37,7 @@ from owl.bench.roofline import (
 )
 from owl.callbacks.checkpoint import Checkpoint
 from owl.callbacks.report import Report
-from owl.callbacks.throughput import Throughput
+from owl.callbacks.throughput import Throughput, samples_in
 from owl.errors import OwlError
 
 RESULT = "bench.json"
@@ -105,8 +105,7 @@ class StepMeter(Callback):
     ) -> None:
         """After an optimiser step: go on to the next phase where it is time."""
         self._counting.close()
-        first = next((value for value in batch.values() if isinstance(value, torch.Tensor) and value.ndim), None)
-        self._samples += len(first) * trainer.world_size if first is not None else 0
+        self._samples += samples_in(batch) * trainer.world_size
         if trainer.global_step > self._step:
             self._step = trainer.global_step
             self._advance(trainer, pl_module, pl_module.device.type)

@@ -1,6 +1,7 @@
 """When checkpoints are written, and how: atomically, loadable with ``weights_only=True``."""
 
 import math
+import pickle
 import signal
 import threading
 from collections.abc import Callable
@@ -77,6 +78,8 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         raise OwlError(f"there is no checkpoint {path}; give the path of a .ckpt file that fit wrote") from error
     except Exception as error:  # torch raises a dozen types for a file that is not a checkpoint
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # whose advice is to load it unsafely
+            reason = "it holds more than tensors, or nothing that torch has saved"
         raise OwlError(f"{path} is not a readable checkpoint ({reason}); give a .ckpt file that fit wrote") from error
     if not (isinstance(content, dict) and {"owl", "state_dict"} <= content.keys()):
         raise OwlError(f"{path} was not written by python -m owl fit; give a .ckpt file of a run folder")
@@ -145,7 +148,8 @@ class Checkpoint(LightningCheckpoint):
             if self._signal == signal.SIGINT:
                 raise KeyboardInterrupt
             say("\nstopping with a checkpoint once this step is over; Ctrl-C again stops at once", flush=True)
-        self._signal = number
+        if not (self._signal == signal.SIGUSR1 and number == signal.SIGTERM):  # the end that SIGUSR1 has announced
+            self._signal = number
 
     @property
     def exit_status(self) -> int:

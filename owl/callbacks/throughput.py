@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils._pytree import tree_leaves
 
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -59,8 +60,7 @@ class Throughput(Callback):
         stepped = trainer.global_step - self._global_step
         self._global_step = trainer.global_step
         self._steps += stepped
-        first = next((value for value in batch.values() if isinstance(value, torch.Tensor) and value.ndim), None)
-        self._samples += len(first) * trainer.world_size if first is not None else 0
+        self._samples += samples_in(batch) * trainer.world_size
         every = trainer.log_every_n_steps
         if not stepped or not every or trainer.global_step % every:
             return
@@ -91,3 +91,8 @@ class Throughput(Callback):
             f"step {trainer.global_step}{limit}, {values['speed/steps_per_second']:.2f} steps/s{shown}",
             flush=True,
         )
+
+
+def samples_in(batch: Any) -> int:
+    """Length of the first tensor of a batch, whatever holds it; 0 where there is none."""
+    return next((len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, torch.Tensor) and leaf.ndim), 0)

@@ -49,7 +49,7 @@ def main(
     Args:
         targets: Experiments (YAML), checkpoints (.ckpt) or folders that export wrote; with --compare two results.
         steps: Training steps, or frames, that are measured.
-        warm_up: As many before them.
+        warm_up: Steps before those that are measured.
         options: For experiments: of fit. Written as fit takes them, without this name: --trainer.precision bf16-mixed.
         precision: For networks: bf16 or fp32; where left out, bf16 on a GPU. An experiment says it itself.
         compile: For networks: run through torch.compile, each as one graph. An experiment says it itself.
@@ -74,6 +74,7 @@ def main(
         raise OwlError(f"a trace is of one target, {len(targets)} were given; give one, or leave --trace out")
     for target in targets:
         check_target(target)
+    refuse_what_is_ignored(targets, options, {"precision": precision, "compile": compile, "decoder": decoder})
     results = {}
     for target in targets:
         file = Path(trace) if trace is not None else None
@@ -102,6 +103,28 @@ def main(
 def is_experiment(target: str) -> bool:
     """Whether a target is the YAML of an experiment."""
     return target.endswith((".yaml", ".yml"))
+
+
+def refuse_what_is_ignored(targets: list[str], of_fit: list[str], of_networks: dict[str, Any]) -> None:
+    """Let nobody take for measured what was not.
+
+    Args:
+        targets: Of which experiments take options of fit alone, and networks none.
+        of_fit: Options of fit that were given.
+        of_networks: Options of networks, with what was given.
+
+    Raises:
+        OwlError: An option is of no target.
+    """
+    experiments = [target for target in targets if is_experiment(target)]
+    given = [f"--{name}" for name, value in of_networks.items() if value]
+    if given and len(experiments) == len(targets):
+        raise OwlError(
+            f"{given[0]} is for networks, and {experiments[0]} is an experiment, which says it itself; give an option "
+            "of fit, such as --trainer.precision"
+        )
+    if of_fit and not experiments:
+        raise OwlError(f"{of_fit[0]} is for experiments, and {targets[0]} is a network; leave it out")
 
 
 def check_target(target: str) -> None:

@@ -37,7 +37,7 @@ def main(
         cpus_per_task: Cores of each process, for its threads and its loader's workers.
         time: Limit of one stay in the queue, as sbatch takes it; a longer training comes back until it is done.
         notice: Seconds before the limit at which to save; more than the longest step and validation batch take.
-        name: Name of the run; default: the last config's.
+        name: Name of the run; default: the last config's file name.
         runs: Folder that holds the run folders; all nodes must share it.
         setup: Line of shell before the training, e.g. "module load cuda".
         sbatch: Further options of sbatch: --sbatch partition=gpu account=lab.

@@ -1,5 +1,6 @@
 """last.ckpt in its interval and before validations, best.ckpt by its metric, files that are whole."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,23 @@ def test_accumulation_is_never_cut(tmp_path: Path) -> None:
 
 def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
     torch.save({"owl": {}, "state_dict": {}, "code": print}, tmp_path / "evil.ckpt")
-    with pytest.raises(OwlError, match=r"evil.ckpt is not a readable checkpoint"):
+    with pytest.raises(
+        OwlError, match=r"evil.ckpt is not a readable checkpoint \(it holds more than tensors"
+    ) as caught:
         load_checkpoint(tmp_path / "evil.ckpt")
+    assert "weights_only" not in str(caught.value)  # PyTorch's advice is to run the code
+
+
+@pytest.mark.parametrize(
+    ("signals", "status"),
+    [(["SIGUSR1", "SIGTERM"], 138), (["SIGTERM", "SIGUSR1"], 138), (["SIGTERM"], 143), (["SIGINT", "SIGTERM"], 143)],
+)
+def test_time_that_runs_out_is_not_forgotten_when_it_has(signals: list[str], status: int) -> None:
+    """Clusters announce the end by SIGUSR1, and may end the job by SIGTERM while it saves."""
+    checkpoint = Checkpoint()
+    for name in signals:
+        checkpoint._on_signal(signal.Signals[name], None)
+    assert checkpoint.exit_status == status
 
 
 def test_other_places_than_disks(tmp_path: Path) -> None:

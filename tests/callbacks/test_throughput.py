@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
 from owl.callbacks import throughput
-from owl.callbacks.throughput import Throughput
+from owl.callbacks.throughput import Throughput, samples_in
 from tests.helpers.line import Line, loader, trainer
 
 
@@ -123,3 +124,10 @@ def test_the_real_clock_gives_sane_numbers(tmp_path: Path) -> None:
         assert values["speed/steps_per_second"] >= 2 / seconds
         assert values["speed/samples_per_second"] == values["speed/steps_per_second"]
     assert 0 < measured.step_seconds + measured.wait_seconds < seconds
+
+
+def test_samples_are_counted_in_whatever_holds_them() -> None:
+    x = torch.zeros(3, 2)
+    for batch in (x, [x, torch.zeros(9)], (x,), {"names": ["a", "b"], "x": x}, [torch.tensor(1.0), {"deep": (x,)}]):
+        assert samples_in(batch) == 3
+    assert samples_in({"names": ["a", "b"]}) == 0
