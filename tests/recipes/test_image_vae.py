@@ -129,6 +129,16 @@ def test_the_mean_is_decoded_without_sampling(lpips: LPIPS) -> None:
     assert not torch.equal(first, second)
 
 
+@pytest.mark.parametrize(("sample", "kl"), [(True, 0.0), (False, 0.1), (False, 0.0)])
+def test_every_trained_weight_gets_a_gradient(lpips: LPIPS, sample: bool, kl: float) -> None:
+    """DDP waits for all of them, and one that never had one has no state to be resumed."""
+    made = recipe(lpips, NONE | {"l1": 1.0, "kl": kl}, sample=sample)
+    gradient(made)
+    trained = [name for name, parameter in made.named_parameters() if parameter.requires_grad]
+    assert [name for name in trained if made.get_parameter(name).grad is None] == []
+    assert any("logvar" in name for name in trained) == (sample or kl > 0)
+
+
 def test_lpips_crops_are_taken_alike_from_both(lpips: LPIPS, monkeypatch: pytest.MonkeyPatch) -> None:
     made = recipe(lpips, NONE | {"lpips": 1.0}, lpips_crop=32, lpips_samples=1)
     seen: list[tuple[Tensor, Tensor]] = []

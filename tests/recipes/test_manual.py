@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from owl.callbacks.ema import EMA
@@ -65,6 +65,26 @@ def test_steps_of_two_optimizers_count_once(tmp_path: Path) -> None:
     for optimizer, schedule in zip(players.trainer.optimizers, players.lr_schedulers(), strict=True):  # type: ignore[arg-type]
         assert {int(state["step"]) for state in optimizer.state.values() if "step" in state} == {6}
         assert schedule.last_epoch == 6
+
+
+class Alone(Players):
+    """The generator alone, which also has the only schedule."""
+
+    def losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        generator, _ = super().losses(batch)
+        return generator, torch.zeros(())
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.generator.parameters(), lr=0.1)
+        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)}
+
+
+def test_one_optimizer_and_one_schedule_are_as_good(tmp_path: Path) -> None:
+    alone = Alone()
+    trainer = quiet_trainer(tmp_path, max_epochs=1)
+    trainer.fit(alone, batches(3, 2))
+    assert trainer.global_step == 3
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1 * 0.5**3)
 
 
 @pytest.mark.parametrize("clip", [None, 0.02])
