@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from owl.models.world_model import WorldTransformer
-from owl.nn.compilation import compile_in_place
 from owl.optim import MuonAdamW
 from owl.recipes.world_model import WorldModel
 
@@ -80,7 +79,8 @@ def main() -> None:
         optimizer = MuonAdamW(network.parameters())
         with FlopCounterMode(display=False) as counter:  # before anything is compiled: what is fused is not counted
             step(recipe, batch, optimizer)
-        compile_in_place(device, *network.blocks)
+        for block in network.blocks:
+            block.compile()
         tokens = 2 * options.batch * options.frames * network.tokens
         times, rates = [], []
         for _ in range(2):

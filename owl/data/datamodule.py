@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
@@ -121,6 +122,10 @@ class ShardDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         """What ``predict`` runs over: this rank's part of the test windows."""
         return self._evaluation_loader(self.test_dataset)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Leave the windows' numbers on the CPU: whoever asks a GPU for numbers waits for all of its work."""
+        return super().transfer_batch_to_device(batch, device, dataloader_idx) | {"window": batch["window"]}
 
     def identity(self) -> dict[str, str]:
         """Which samples these are, for checkpoints and reports: the path and a hash of the dataset's contents."""

@@ -1,10 +1,8 @@
-"""Running networks through torch.compile, where it can work."""
+"""Whether torch.compile can work here."""
 
 import os
 import shutil
 import warnings
-
-from torch import nn
 
 
 def can_compile(device: str) -> bool:
@@ -23,15 +21,3 @@ def can_compile(device: str) -> bool:
         stacklevel=2,
     )
     return False
-
-
-def compile_in_place(device: str, *parts: nn.Module) -> None:
-    """Run modules through ``torch.compile`` if that can work (`can_compile`); names in checkpoints stay.
-
-    Args:
-        device: Type of the device that they will run on.
-        parts: What is compiled, each by itself.
-    """
-    if can_compile(device):
-        for part in parts:
-            part.compile()

@@ -22,9 +22,9 @@ from owl.metrics.perceptual import PerceptualDistance
 from owl.metrics.psnr import MeanPSNR
 from owl.models.image_autoencoder import ImageAutoencoder
 from owl.models.sharding import shard
-from owl.nn.compilation import compile_in_place
 from owl.nn.posterior import Posterior
 from owl.pictures import reconstruction_grid
+from owl.recipes.compilation import compile_for_training
 from owl.recipes.logging import log_losses
 from owl.recipes.optimization import with_schedule
 
@@ -112,7 +112,7 @@ class ImageVAE(LightningModule):
         """Lay the weights out as convolutions like them; compile in place, which keeps the names in checkpoints."""
         self.network.to(memory_format=torch.channels_last)
         if self.compile_network:
-            compile_in_place(self.trainer.strategy.root_device.type, self.network.encoder, self.network.decoder)
+            compile_for_training(self, self.network.encoder, self.network.decoder)
         if self.device_mesh is not None:
             shard(self.network, self.device_mesh["data_parallel"])
 

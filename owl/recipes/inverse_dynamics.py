@@ -17,9 +17,9 @@ from owl.errors import OwlError
 from owl.metrics.controls import AxisAccuracy, ButtonAccuracy
 from owl.models.inverse_dynamics import InverseDynamicsModel
 from owl.models.sharding import shard
-from owl.nn.compilation import compile_in_place
 from owl.nn.symlog import symlog
 from owl.pictures import controls_strip
+from owl.recipes.compilation import compile_for_training
 from owl.recipes.logging import log_losses
 from owl.recipes.optimization import with_schedule
 from owl.recipes.processes import mean_over_processes
@@ -90,7 +90,7 @@ class InverseDynamics(LightningModule):
         """Lay the weights out as convolutions like them; compile in place, which keeps the names in checkpoints."""
         self.network.to(memory_format=torch.channels_last)
         if self.compile_network:
-            compile_in_place(self.trainer.strategy.root_device.type, self.network)
+            compile_for_training(self, self.network)
         if self.device_mesh is not None:
             shard(self.network, self.device_mesh["data_parallel"])
 

@@ -16,7 +16,7 @@ from owl.losses.flow import corrupt, logit_normal, velocity_loss
 from owl.models.sharding import shard
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.attention import NEVER, Frames
-from owl.nn.compilation import compile_in_place
+from owl.recipes.compilation import compile_for_training
 from owl.recipes.logging import log_losses
 from owl.recipes.optimization import with_schedule
 from owl.recipes.processes import mean_over_processes
@@ -93,7 +93,7 @@ class WorldModel(LightningModule):
     def configure_model(self) -> None:
         """Compile block by block, which keeps the names in checkpoints."""
         if self.compile_network:
-            compile_in_place(self.trainer.strategy.root_device.type, *self.network.blocks)
+            compile_for_training(self, *self.network.blocks)
         if self.device_mesh is not None:
             shard(self.network, self.device_mesh["data_parallel"])
 
@@ -187,11 +187,6 @@ class WorldModel(LightningModule):
             frames = Frames(time, copy, document)
             velocity = self.network(noisy, level, controls, frames, causal=self.forcing == "diffusion")
         return {name: velocity_loss(v, latents[name], noise[name]) for name, v in velocity.items()}
-
-    def transfer_batch_to_device(self, batch: dict[str, Tensor], device: torch.device, dataloader_idx: int) -> Any:
-        """Leave the windows' numbers where Python reads them: asking a GPU for them would wait for all its work."""
-        window = {name: batch[name] for name in ("window",) if name in batch}
-        return super().transfer_batch_to_device(batch, device, dataloader_idx) | window
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """One step."""

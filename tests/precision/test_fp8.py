@@ -259,7 +259,7 @@ def test_a_compiled_recipe_from_yaml_runs_float8(
 
     plain = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda module: plain(module, backend=record))
-    monkeypatch.setattr("owl.nn.compilation.can_compile", lambda device: True)
+    monkeypatch.setattr("owl.recipes.compilation.can_compile", lambda device: True)
     fit(lab, "compiled", "--model.compile", "true")
     assert sum(products) >= 10  # of the two blocks' layers
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("float8: ")]

@@ -177,14 +177,16 @@ def test_windows_are_spread_over_the_split(engine: Engine) -> None:
     assert len(known.windows(1000)["window"]) == len(known.dataset)
 
 
-def test_the_stream_of_controls_loses_and_repeats_none(engine: Engine) -> None:
-    known = episodes(engine)  # one episode of 40 frames, 20 at the stride: windows of 8 take 15, the last one ends it
-    whole = WindowDataset(LATENTS, "test", ["controls", "latent"], length=20, stride=STRIDE)[0]
-    stream = known.stream(1, CONTEXT)
-    for begin in (CONTEXT, 1, 1):  # from its end it begins anew
-        for t, given in zip(range(begin, 20), stream, strict=False):
-            for name in ("buttons", "axes", "latent"):
-                assert torch.equal(given[name][0], whole[name][t]), (name, t)
+def test_the_stream_repeats_no_frame_and_ends_with_the_episode(engine: Engine) -> None:
+    """One episode of 40 frames in windows of 15, of which the last ends with the episode: at frames 0, 14 and 25."""
+    known = episodes(engine)
+    whole = WindowDataset(LATENTS, "test", ["controls", "latent"], length=40)[0]
+    first, last = [*range(STRIDE, 30, STRIDE)], [31, 33, 35, 37, 39]  # an odd one, since 39 is
+    stored = [*first[CONTEXT - 1 :], *last, *first, *last]  # from its end it begins anew
+    for frame, given in zip(stored, known.stream(1, CONTEXT), strict=False):
+        assert torch.equal(given["latent"][0], whole["latent"][frame]), frame
+        assert torch.equal(given["axes"][0], whole["axes"][frame - STRIDE + 1 : frame + 1].sum(0))
+        assert torch.equal(given["buttons"][0], whole["buttons"][frame - STRIDE + 1 : frame + 1].amax(0))
 
 
 def test_long_rollouts_outlast_the_split_and_repeat_by_seed(engine: Engine) -> None:
