@@ -1,7 +1,7 @@
 """The world model's training: rectified flow on latents, each frame at a noise level of its own."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from lightning.pytorch import LightningModule
