@@ -204,7 +204,11 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "an accelerator that is not there": (at("trainer.accelerator", "gpuu"), ["gpuu"]),
     "a value of several types": (
         at("trainer.precision", "fp16"),
-        ["wrong.yaml: key 'trainer.precision' is 'fp16', but expects", "16-mixed, bf16-mixed", "did you mean 'bf16'?"],
+        [
+            "wrong.yaml: key 'trainer.precision' is 'fp16', but expects",
+            "bf16-true, bf16-mixed, 32-true",
+            "did you mean 'bf16'?",
+        ],
     ),
     "weights in bfloat16": (at("trainer.precision", "bf16-true"), ["bf16-true, in which small", "use bf16-mixed"]),
 }

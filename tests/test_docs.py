@@ -129,7 +129,7 @@ def check(command: str) -> None:
     elif words[0] == "tensorboard":
         assert words[1] == "--logdir", command
     elif words[:2] == ["apt-get", "install"]:
-        assert words[2:] == ["libopenal1"], command
+        assert words[2:] in (["libopenal1"], ["g++", "python3-dev"]), command
     elif words[:2] == ["pip", "install"]:
         extra = re.fullmatch(r"(?:owl-platform|\.)\[(\w+)\]", words[-1])
         assert extra, command

@@ -167,10 +167,10 @@ def test_a_checkpoint_of_another_network_is_told(
 ) -> None:
     options = ["--name", finished, "--ckpt_path", "last", "--model.network.widths", "[8, 16, 32]"]
     line = told(["fit", "--config", "tiny.yaml", *options], lab, monkeypatch, capsys)
-    assert re.search(r"differs from the configured one in \d weights, such as: size mismatch for network\.\S+: ", line)
+    assert re.search(r"differs from the configured one in \d+ weights, such as: size mismatch for network\.\S+: ", line)
     other = ["--name", finished, "--ckpt_path", "last", "--model.network.middle_block", "true"]
     line = told(["fit", "--config", "tiny.yaml", *other], lab, monkeypatch, capsys)
-    assert re.search(r"differs from the configured one in \d\d weights, such as: missing network\.\S+;", line)
+    assert re.search(r"differs from the configured one in \d+ weights, such as: missing network\.\S+;", line)
 
 
 def test_a_checkpoint_of_another_recipe_is_told(

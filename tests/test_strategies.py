@@ -76,7 +76,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("strategies")
     make_dataset(folder / "footage", episodes=6, frames=12, size=(32, 48), modalities=("rgb", "controls"))
     make_latents(folder / "latents", lengths=(25,) * 6)
-    make_latents(folder / "clips", lengths=(3, 8, 5, 7, 8, 6, 8, 5, 7, 8, 6, 5, 8, 7, 6, 8))
+    make_latents(folder / "clips", lengths=(3, 8, 5, 7, 8, 6, 8, 5, 7, 8, 6, 5, 8, 7, 6, 8, 25, 25))
     for recipe in RECIPES:
         experiment = recipe(folder)
         experiment["model"]["init_args"]["final_lr"] = 1.0  # a run may be made longer without another schedule

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -95,20 +94,20 @@ def repeat(folder: Path, again: Path, last: int) -> None:
     Raises:
         OwlError: It failed; what it said stands in the terminal.
     """
-    configuration = without_pruning(yaml.safe_load((folder / "config.yaml").read_text()) or {})
+    config = folder / "config.yaml"
+    configuration = yaml.safe_load(config.read_text()) or {}
     start = configuration.get("ckpt_path")
     if start and Path(start).resolve().parent == (folder / "checkpoints").resolve():
         start = None  # it was interrupted and continued, which changes nothing
-    with TemporaryDirectory() as scratch:
-        config = Path(scratch, "config.yaml")
-        config.write_text(yaml.safe_dump(configuration))
-        command = [
-            *(sys.executable, "-m", "owl", "fit", "--config", str(config), "--name", again.name),
-            *("--runs", str(again.parent), "--overwrite", "false", "--ckpt_path", start or "null"),
-            *("--trainer.max_time", "null", "--trainer.callbacks+", "owl.callbacks.stop_at.StopAt"),
-            *("--trainer.callbacks.step", str(last)),
-        ]
-        status = subprocess.run(command).returncode
+    alone = without_pruning(configuration)
+    command = [
+        *(sys.executable, "-m", "owl", "fit", "--config", str(config), "--name", again.name),
+        *("--runs", str(again.parent), "--overwrite", "false", "--ckpt_path", start or "null"),
+        *(() if alone == configuration else ("--trainer.callbacks", json.dumps(alone["trainer"]["callbacks"]))),
+        *("--trainer.max_time", "null", "--trainer.callbacks+", "owl.callbacks.stop_at.StopAt"),
+        *("--trainer.callbacks.step", str(last)),
+    ]
+    status = subprocess.run(command).returncode
     if status:
         raise OwlError(f"the repetition of {folder} ended with status {status}, as told above; mend that and try again")
 

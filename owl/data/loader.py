@@ -59,13 +59,8 @@ class GlobalBatches(Sampler[list[tuple[int, int]]]):
         self._offset = rank * batch_size
 
     def identity(self) -> dict[str, Any]:
-        """What an epoch's order and its division into batches depend on."""
-        return {
-            "global_batch": self.global_batch,
-            "seed": self.seed,
-            "windows": self._windows,
-            "shuffle_block": self.shuffle_block,
-        }
+        """What an epoch's order and its division into batches depend on, beside the windows: those may become more."""
+        return {"global_batch": self.global_batch, "seed": self.seed, "shuffle_block": self.shuffle_block}
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch; an epoch other than the loaded one begins at its first batch."""
@@ -177,8 +172,8 @@ class ResumableLoader(DataLoader):
             if state["batch"] > 0 and state.get(name, found) != found:
                 raise OwlError(
                     f"the checkpoint stopped within an epoch with data {name} {state[name]}, now it is {found}; keep "
-                    "it (global_batch is devices x batch_size, seed is seed_everything, windows follow from the data, "
-                    "length, stride and hop), or continue from a checkpoint at the end of an epoch"
+                    "it (global_batch is devices x batch_size, seed is seed_everything), or continue from a "
+                    "checkpoint at the end of an epoch"
                 )
         self._position = (state["epoch"], state["batch"])
         batches.epoch, batches.first = self._position

@@ -32,7 +32,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench")
     make_dataset(folder / "data", episodes=4, frames=12, size=(32, 48), modalities=("rgb",))
     (folder / "experiments").mkdir()
-    experiment = tiny_experiment(Path("data"))
+    experiment = tiny_experiment(Path("data"), precision="bf16-mixed")
     experiment["trainer"] |= {  # none of which takes part
         "max_time": "00:00:00:00",
         "callbacks": [{"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"}],
@@ -86,8 +86,15 @@ def test_the_how_to_page_from_top_to_bottom(
     before, after = (json.loads((lab / name).read_text()) for name in ("before.json", "after.json"))
     assert before["devices"]["cores"] >= 1
     result = before["results"][EXPERIMENT]
-    assert (result["kind"], result["precision"], result["compiled"]) == ("training", "fp32", False)
-    assert after["results"][EXPERIMENT]["precision"] == "bf16"
+    assert (result["kind"], result["precision"], result["compiled"]) == ("training", "bf16", False)
+    assert after["results"][EXPERIMENT]["precision"] == "fp32"
+
+
+def test_what_would_be_ignored_is_told(lab: Path) -> None:
+    with pytest.raises(OwlError, match=r"^--precision is for networks, and experiments/.*yaml is an experiment, which"):
+        owl_here("bench", EXPERIMENT, "--precision", "bf16", cwd=lab)
+    with pytest.raises(OwlError, match=r"^--trainer.precision=bf16-mixed is for experiments, and exports/.* is a netw"):
+        owl_here("bench", WORLD_MODEL, "--trainer.precision", "bf16-mixed", cwd=lab)
 
 
 def test_training_is_measured_as_it_happens(lab: Path) -> None:
@@ -104,7 +111,7 @@ def test_training_is_measured_as_it_happens(lab: Path) -> None:
     assert 0 < metrics["data_wait"] < 1
     assert metrics["peak_memory_mib"] > 100
     for name in ("h100", "cpu"):
-        low, high = (metrics[f"prediction_{name}_fp32_ms_per_step_{kind}"] for kind in ("fused", "unfused"))
+        low, high = (metrics[f"prediction_{name}_bf16_ms_per_step_{kind}"] for kind in ("fused", "unfused"))
         assert 0 < low < high
 
 

@@ -106,6 +106,7 @@ def test_a_trial_is_repeated_without_its_sweep(here: Path) -> None:
     arguments = {"storage": str(here / "moved" / "journal.log"), "study": "lr", "trial": 3}
     pruning = {"class_path": "owl.callbacks.pruning.Pruning", "init_args": arguments}
     content["trainer"]["callbacks"] = [*(content["trainer"]["callbacks"] or []), pruning]
+    content["ckpt_path"] = None
     write_config(config, content)
     assert owl_here("rerun", "runs/trial", cwd=here) == 0
 

@@ -135,6 +135,15 @@ def test_setup_opens_only_what_a_stage_needs(dataset: Path) -> None:
     assert data.identity() == {"path": str(dataset), "identity": identity}
 
 
+def test_numbers_of_windows_stay_where_python_reads_them(dataset: Path) -> None:
+    data = ShardDataModule(str(dataset), batch_size=4, num_workers=0)
+    data.setup("validate")
+    (batch, *_) = data.val_dataloader()
+    moved = data.transfer_batch_to_device(batch, torch.device("meta"), 0)
+    assert {name: x.device.type for name, x in moved.items()} == {"window": "cpu", "rgb": "meta"}
+    assert torch.equal(moved["window"], batch["window"])
+
+
 def test_hop_thins_out_training_windows(dataset: Path) -> None:
     data = ShardDataModule(str(dataset), length=4, hop=4, num_workers=0, batch_size=1)
     data.setup("fit")

@@ -14,7 +14,7 @@ from tests.helpers.shards import make_dataset
 Content = tuple[list[int], bytes]
 
 
-STATE = {"epoch": 0, "batch": 0, "global_batch": 5, "seed": 0, "windows": 48, "shuffle_block": None}
+STATE = {"epoch": 0, "batch": 0, "global_batch": 5, "seed": 0, "shuffle_block": None}
 
 
 @pytest.fixture(scope="module")
@@ -114,9 +114,8 @@ def test_a_position_within_an_epoch_of_other_batches_is_refused(windows: WindowD
         make_loader(windows).load_state_dict(state)
     with pytest.raises(OwlError, match="with data seed 0, now it is 3"):
         make_loader(windows, 8, seed=3).load_state_dict(state)
-    for name, value in (("windows", 40), ("shuffle_block", 2)):
-        with pytest.raises(OwlError, match=f"with data {name} {value}, now it is"):
-            make_loader(windows, 8).load_state_dict(state | {name: value})
+    with pytest.raises(OwlError, match="with data shuffle_block 2, now it is None"):
+        make_loader(windows, 8).load_state_dict(state | {"shuffle_block": 2})
     loader = make_loader(windows)
     loader.load_state_dict({**state, "batch": 0})
     assert loader.state_dict()["epoch"] == 1

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from owl import models
 from owl.errors import OwlError
 from owl.losses.lpips import LPIPS
 from owl.models.image_autoencoder import ImageAutoencoder
@@ -276,6 +277,8 @@ def test_compiling_keeps_names_and_results(lab: Path, plain: dict[str, Any], mon
     assert compiled == ["Encoder", "Decoder"]
     assert found["state_dict"].keys() == plain["state_dict"].keys()
     torch.testing.assert_close(dict(found["state_dict"]), dict(plain["state_dict"]), atol=1e-5, rtol=1e-4)
+    models.load(lab / "runs/compiled/checkpoints/last.ckpt")
+    assert compiled == ["Encoder", "Decoder"]  # for training alone
 
 
 def test_muon_is_chosen_in_yaml(lab: Path) -> None:
