@@ -230,10 +230,10 @@ def wrong_value(key: str, expectations: list[str], value: str, files: list[str])
     place = find_key(key, files, value)
     where = f"{place.file}: key '{place.path}'" if place else f"option --{key}"
     choices = [choice for expected in expectations for choice in literals(expected)]
-    expected = [readable_type(e) for e in expectations if not literals(e)] + (
-        [f"one of {', '.join(choices)}"] if choices else []
-    )
-    return f"{where} is {value.strip()!r}, but expects {' or '.join(expected)}{suggestion(value.strip(), choices)}"
+    accepted = [readable_type(expected) for expected in expectations if not literals(expected)]
+    if choices:
+        accepted.append(f"one of {', '.join(choices)}")
+    return f"{where} is {value.strip()!r}, but expects {' or '.join(accepted)}{suggestion(value.strip(), choices)}"
 
 
 def literals(expected: str) -> list[str]:
