@@ -62,7 +62,9 @@ def find_command(arguments: list[str]) -> tuple[str, list[str]]:
         return command, arguments[words:]
     nearest = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0.4)
     meant = f"; did you mean '{nearest[0]}'?" if nearest else ""
-    raise OwlError(f"there is no command '{command}'{meant} (the commands are: {', '.join(COMMANDS)})")
+    raise OwlError(
+        "command.unknown", f"there is no command '{command}'{meant} (the commands are: {', '.join(COMMANDS)})"
+    )
 
 
 def join_lists(function: Callable[..., Any], arguments: list[str]) -> list[str]:
@@ -136,7 +138,9 @@ def run_function(function: Callable[..., Any], arguments: list[str], command: st
     try:
         given = parser.instantiate(parser.parse_args(arguments))
     except ArgumentError as error:
-        raise OwlError(explain(str(error), arguments, list(inspect.signature(function).parameters))) from error
+        raise OwlError(
+            "arguments.invalid", explain(str(error), arguments, list(inspect.signature(function).parameters))
+        ) from error
     if "config" not in inspect.signature(function).parameters:
         given.pop("config", None)  # jsonargparse's own, a file with all arguments
     result = function(**given)
@@ -175,7 +179,7 @@ def main() -> None:
     except OwlError as error:
         if debug:
             raise
-        print(f"owl: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"owl: error: {' '.join(str(error).split())} [{error.code}]", file=sys.stderr)
         status = 2
     except OSError as error:  # a full disk, a folder that cannot be written, a file that is a folder
         if debug or error.filename is None:

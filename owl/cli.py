@@ -126,24 +126,30 @@ class OwlCLI(LightningCLI):
                     if path == "best" and last.exists()
                     else "train first (python -m owl fit) or give --ckpt_path a file"
                 )
-                raise OwlError(f"{file} does not exist; {advice}")
+                raise OwlError("checkpoint.missing", f"{file} does not exist; {advice}")
             path = str(file)
         elif path is not None and "://" not in path and not Path(path).is_file():
-            raise OwlError(f"--ckpt_path {path} does not exist; give a checkpoint file, 'last' or 'best'")
+            raise OwlError(
+                "checkpoint.missing", f"--ckpt_path {path} does not exist; give a checkpoint file, 'last' or 'best'"
+            )
         if self.subcommand != "fit":
             if path is None:
-                raise OwlError(f"{self.subcommand} needs a checkpoint; add --ckpt_path last, best or a file")
+                raise OwlError(
+                    "checkpoint.required", f"{self.subcommand} needs a checkpoint; add --ckpt_path last, best or a file"
+                )
             return path
         is_own = path is not None and Path(path).resolve().parent == folder.resolve()
         if is_own and overwrite:
             raise OwlError(
+                "run.overwrites-its-start",
                 f"--overwrite true removes {path}, from which the run is to start; leave one of the two out, or choose "
-                "another --name"
+                "another --name",
             )
         if not is_own and not overwrite and last.exists() and is_main_process():
             raise OwlError(
+                "run.exists",
                 f"{self.run_folder} already holds a run; continue it with --ckpt_path last, "
-                f"choose another --name, or start anew with --overwrite true"
+                f"choose another --name, or start anew with --overwrite true",
             )
         return path
 
@@ -166,11 +172,12 @@ class OwlCLI(LightningCLI):
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, MisconfigurationException) as error:  # devices, precisions, strategies there are not
-            raise OwlError(f"the trainer refuses this configuration: {error}") from error
+            raise OwlError("trainer.refused", f"the trainer refuses this configuration: {error}") from error
         if trainer.precision in ("16-true", "bf16-true"):
             raise OwlError(
+                "trainer.precision",
                 f"trainer.precision is {trainer.precision}, in which small changes of the weights and of their average "
-                f"are rounded away; use {str(trainer.precision).replace('true', 'mixed')}"
+                f"are rounded away; use {str(trainer.precision).replace('true', 'mixed')}",
             )
         if isinstance(trainer.strategy, DDPStrategy):
             # Buffers are frozen networks and statistics, the same everywhere: not worth sending at every step
@@ -278,7 +285,7 @@ def main(arguments: list[str]) -> int:
     except (ArgumentError, InterpolationKeyError) as error:
         parser = cli._subcommand_parsers[arguments[0]]
         options = [n[2:] for action in parser._actions for n in action.option_strings if n.startswith("--")]
-        raise OwlError(explain(str(error), arguments, options)) from error
+        raise OwlError("arguments.invalid", explain(str(error), arguments, options)) from error
     except SIGTERMException:
         # Only the process that the user started reports it: Lightning kills all others when a launched one fails.
         checkpoint = next(c for c in cli.trainer.callbacks if isinstance(c, Checkpoint))
@@ -292,18 +299,20 @@ def main(arguments: list[str]) -> int:
             raise KeyboardInterrupt from exit_
         raise
     except MisconfigurationException as error:
-        raise OwlError(f"the trainer refuses this configuration: {error}") from error
+        raise OwlError("trainer.refused", f"the trainer refuses this configuration: {error}") from error
     except ValueError as error:
         told = next(
             (e for e in causes(error) if isinstance(e, OwlError)), None
         )  # jsonargparse wraps constructors' errors
         if told is None and raised_by_lightning(error):
-            told = OwlError(f"the trainer refuses this configuration: {error}")
+            told = OwlError("trainer.refused", f"the trainer refuses this configuration: {error}")
         raise told or error from error
     except RuntimeError as error:
         if "Error(s) in loading state_dict" not in str(error):
             raise
-        raise OwlError(other_network(cli.config_init[cli.subcommand].ckpt_path, cli.model, str(error))) from error
+        raise OwlError(
+            "checkpoint.other-network", other_network(cli.config_init[cli.subcommand].ckpt_path, cli.model, str(error))
+        ) from error
     finally:
         gc.unfreeze()
     return 0

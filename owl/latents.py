@@ -27,20 +27,23 @@ def adopt(network: WorldTransformer, modalities: dict[str, dict[str, Any]], url:
         description = modalities.get(MODALITIES[name])
         if description is None:
             raise OwlError(
+                "dataset.modalities",
                 f"{url} has no {MODALITIES[name]}, the world model's {name} input needs it; "
-                "make a dataset of latents with `python -m owl data encode`"
+                "make a dataset of latents with `python -m owl data encode`",
             )
         if tuple(description["shape"]) != shape:
             raise OwlError(
+                "latents.shape",
                 f"{MODALITIES[name]} of {url} has shape {description['shape']}, the world model expects {list(shape)}; "
-                f"change model.init_args.network or encode with the encoder it was made for"
+                f"change model.init_args.network or encode with the encoder it was made for",
             )
         std = torch.tensor(description["std"])
         if not (std.isfinite() & (std > 0)).all():
             raise OwlError(
+                "latents.statistics",
                 f"{MODALITIES[name]} of {url} has a standard deviation of {float(std.min()):g} in channel "
                 f"{int(std.argmin())}, one above 0 was expected: an encoder's channels must say something; use another "
-                "encoder"
+                "encoder",
             )
         getattr(network, f"{name}_mean").copy_(torch.tensor(description["mean"]))
         getattr(network, f"{name}_std").copy_(std)
@@ -61,8 +64,9 @@ def verify(network: WorldTransformer, modalities: dict[str, dict[str, Any]], url
         expected = encoder_of(network, name)
         if found != expected:
             raise OwlError(
+                "latents.encoder",
                 f"{MODALITIES[name]} of {url} is of encoder {found}, the world model was trained on latents of encoder "
-                f"{expected}; encode the footage with that encoder, or train a new model under another --name"
+                f"{expected}; encode the footage with that encoder, or train a new model under another --name",
             )
 
 

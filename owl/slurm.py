@@ -94,9 +94,13 @@ def queue(job: Job, path: Path) -> None:
         OwlError: There is no sbatch, or it refuses the job.
     """
     if shutil.which("sbatch") is None:
-        raise OwlError("there is no sbatch here, a login node of a SLURM cluster was expected; submit from there")
+        raise OwlError(
+            "slurm.missing", "there is no sbatch here, a login node of a SLURM cluster was expected; submit from there"
+        )
     atomic_write(path, job.script())
     finished = subprocess.run(["sbatch", str(path)], capture_output=True, text=True)
     if finished.returncode:
-        raise OwlError(f"sbatch refused {path} ({' '.join(finished.stderr.split())}); correct it with --sbatch")
+        raise OwlError(
+            "slurm.refused", f"sbatch refused {path} ({' '.join(finished.stderr.split())}); correct it with --sbatch"
+        )
     print(f"{finished.stdout.strip()}: {path}")

@@ -134,8 +134,9 @@ def stages_of(
         video, reader = noise(CLIP, 3, *network.size), compiled(network)
         return "controls reader", "clip", {"read": lambda: reader(video)}
     raise OwlError(
+        "bench.target",
         f"{path} holds a {type(network).__qualname__}, an autoencoder, a world model or a controls reader was "
-        "expected; give one, or the YAML of an experiment"
+        "expected; give one, or the YAML of an experiment",
     )
 
 

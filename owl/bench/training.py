@@ -208,7 +208,10 @@ def measure_training(
             cli.main(arguments)
         result = Path(folder) / "bench" / RESULT
         if not result.exists():
-            raise OwlError(f"{experiment} stopped before {meter.total} steps; give it the time, or fewer --steps")
+            raise OwlError(
+                "bench.cut-short",
+                f"{experiment} stopped before {meter.total} steps; give it the time, or fewer --steps",
+            )
         content = json.loads(result.read_text())
         if trace is not None:
             atomic_write(trace, (result.parent / TRACE).read_bytes())

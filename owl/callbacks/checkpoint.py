@@ -45,8 +45,9 @@ class AtomicCheckpointIO(CheckpointIO):
             atomic_write(path, lambda file: torch.save(checkpoint, file))
         except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
             raise OwlError(
+                "checkpoint.unwritable",
                 f"could not write the checkpoint {path} ({error}); free space or choose another folder with --runs, "
-                "then continue with --ckpt_path last (the previous checkpoint is intact)"
+                "then continue with --ckpt_path last (the previous checkpoint is intact)",
             ) from error
 
     def load_checkpoint(
@@ -75,14 +76,20 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         with fsspec.open(str(path), "rb") as file:
             content = torch.load(file, map_location=map_location, weights_only=True)
     except FileNotFoundError as error:
-        raise OwlError(f"there is no checkpoint {path}; give the path of a .ckpt file that fit wrote") from error
+        raise OwlError(
+            "checkpoint.missing", f"there is no checkpoint {path}; give the path of a .ckpt file that fit wrote"
+        ) from error
     except Exception as error:  # torch raises a dozen types for a file that is not a checkpoint
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, pickle.UnpicklingError):  # whose advice is to load it unsafely
             reason = "it holds more than tensors, or nothing that torch has saved"
-        raise OwlError(f"{path} is not a readable checkpoint ({reason}); give a .ckpt file that fit wrote") from error
+        raise OwlError(
+            "checkpoint.unreadable", f"{path} is not a readable checkpoint ({reason}); give a .ckpt file that fit wrote"
+        ) from error
     if not (isinstance(content, dict) and {"owl", "state_dict"} <= content.keys()):
-        raise OwlError(f"{path} was not written by python -m owl fit; give a .ckpt file of a run folder")
+        raise OwlError(
+            "checkpoint.foreign", f"{path} was not written by python -m owl fit; give a .ckpt file of a run folder"
+        )
     return content
 
 
@@ -224,7 +231,10 @@ class Checkpoint(LightningCheckpoint):
             return
         if self.monitor not in trainer.callback_metrics:
             known = ", ".join(sorted(trainer.callback_metrics))
-            raise OwlError(f"checkpoint.monitor is '{self.monitor}', which is not logged; choose one of: {known}")
+            raise OwlError(
+                "checkpoint.monitor",
+                f"checkpoint.monitor is '{self.monitor}', which is not logged; choose one of: {known}",
+            )
         value = float(trainer.callback_metrics[self.monitor])
         if value < self.best if self.mode == "min" else value > self.best:
             self.best = value

@@ -28,7 +28,7 @@ class EMA(Callback):
 
     def __init__(self, decay: float = 0.999) -> None:
         if not 0 <= decay < 1:
-            raise OwlError(f"ema.decay is {decay}, expected a number in [0, 1); 0 turns the average off")
+            raise OwlError("ema.decay", f"ema.decay is {decay}, expected a number in [0, 1); 0 turns the average off")
         self.decay = decay
         self.average: dict[str, Tensor] = {}
         self.updates = 0

@@ -61,7 +61,9 @@ class NonFiniteGuard(Callback):
         if not trainer.strategy.reduce_boolean_decision(not all(finite), all=False):
             return
         if all(finite):
-            raise OwlError("the loss became NaN or infinite in another process, which names its batch's samples")
+            raise OwlError(
+                "loss.non-finite", "the loss became NaN or infinite in another process, which names its batch's samples"
+            )
         step, loss, windows = pending[finite.index(False)]
         self.stop(trainer, "the loss", float(loss), step, windows)
 
@@ -79,7 +81,8 @@ class NonFiniteGuard(Callback):
         record = {"step": step, "found": f"{what} became {value}", "windows": indices, "samples": samples}
         atomic_write(path, json.dumps(record, indent=2))
         raise OwlError(
+            "loss.non-finite",
             f"{what} became {value} at step {step}; the batch's samples are named in {path}; "
             "lower the learning rate, set trainer.gradient_clip_val, or look at those samples, "
-            "then continue from the last checkpoint with --ckpt_path last"
+            "then continue from the last checkpoint with --ckpt_path last",
         )

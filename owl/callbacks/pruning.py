@@ -41,7 +41,8 @@ class Pruning(Callback):
             self._sweep = SweepStudy(open_storage(self.storage), self.study)
         except KeyError as error:
             raise OwlError(
-                f"{self.storage} holds no sweep '{self.study}'; remove the callback Pruning, which a sweep adds itself"
+                "sweep.missing",
+                f"{self.storage} holds no sweep '{self.study}'; remove the callback Pruning, which a sweep adds itself",
             ) from error
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -57,7 +57,10 @@ class Rollouts(Callback):
         self.clips, self.horizon, self.context, self.steps = clips, horizon, context, steps
         for name in ("every_n_validations", "clips", "horizon", "context", "steps"):
             if getattr(self, name) < 1:
-                raise OwlError(f"{name} of Rollouts is {getattr(self, name)}, at least 1 was expected; correct it")
+                raise OwlError(
+                    "arguments.too-small",
+                    f"{name} of Rollouts is {getattr(self, name)}, at least 1 was expected; correct it",
+                )
         self._validations = 0
         self._episodes: Episodes | None = None
         self._windows: Batch = {}
@@ -99,8 +102,9 @@ class Rollouts(Callback):
         network = getattr(pl_module, "network", None)
         if not (isinstance(dataset, WindowDataset) and isinstance(network, WorldTransformer)):
             raise OwlError(
+                "rollouts.recipe",
                 f"Rollouts got the recipe {type(pl_module).__qualname__}, one with a world model and a dataset of "
-                "latents was expected; remove the callback"
+                "latents was expected; remove the callback",
             )
         decoder = load_decoder(self.decoder).to(pl_module.device).requires_grad_(False)
         check_decoder(network, "video", decoder)

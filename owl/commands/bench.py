@@ -68,10 +68,13 @@ def main(
     unknown = [name for name in predict if name not in (*roofline.DATA_SHEETS, "cpu")]
     if unknown:
         raise OwlError(
-            f"there is no data sheet of {unknown[0]}, expected {', '.join(roofline.DATA_SHEETS)} or cpu; correct it"
+            "bench.device",
+            f"there is no data sheet of {unknown[0]}, expected {', '.join(roofline.DATA_SHEETS)} or cpu; correct it",
         )
     if trace is not None and len(targets) != 1:
-        raise OwlError(f"a trace is of one target, {len(targets)} were given; give one, or leave --trace out")
+        raise OwlError(
+            "bench.one-trace", f"a trace is of one target, {len(targets)} were given; give one, or leave --trace out"
+        )
     for target in targets:
         check_target(target)
     refuse_what_is_ignored(targets, options, {"precision": precision, "compile": compile, "decoder": decoder})
@@ -120,11 +123,14 @@ def refuse_what_is_ignored(targets: list[str], of_fit: list[str], of_networks: d
     given = [f"--{name}" for name, value in of_networks.items() if value]
     if given and len(experiments) == len(targets):
         raise OwlError(
+            "bench.network-option",
             f"{given[0]} is for networks, and {experiments[0]} is an experiment, which says it itself; give an option "
-            "of fit, such as --trainer.precision"
+            "of fit, such as --trainer.precision",
         )
     if of_fit and not experiments:
-        raise OwlError(f"{of_fit[0]} is for experiments, and {targets[0]} is a network; leave it out")
+        raise OwlError(
+            "bench.experiment-option", f"{of_fit[0]} is for experiments, and {targets[0]} is a network; leave it out"
+        )
 
 
 def check_target(target: str) -> None:
@@ -135,10 +141,10 @@ def check_target(target: str) -> None:
     """
     kinds = "an experiment (.yaml), a checkpoint (.ckpt) or a folder that export wrote"
     if not Path(target).exists():
-        raise OwlError(f"there is no {target}, expected {kinds}; correct the path")
+        raise OwlError("bench.target", f"there is no {target}, expected {kinds}; correct the path")
     file = is_experiment(target) or target.endswith(models.CHECKPOINT_SUFFIX)
     if not file and not (Path(target) / models.WEIGHTS).is_file():
-        raise OwlError(f"{target} is not {kinds}; give one of these")
+        raise OwlError("bench.target", f"{target} is not {kinds}; give one of these")
 
 
 def predicted(measured: Measurement, devices: list[str]) -> dict[str, float]:
@@ -189,13 +195,17 @@ def print_comparison(files: list[str]) -> None:
         OwlError: They are not two results with a common target; two results of one target each need no common name.
     """
     if len(files) != 2:
-        raise OwlError(f"{len(files)} files were given to --compare, expected two that --out wrote; give two")
+        raise OwlError(
+            "bench.compare", f"{len(files)} files were given to --compare, expected two that --out wrote; give two"
+        )
     before, after = (load_results(file) for file in files)
     pairs = [(name, name) for name in before if name in after]
     if not pairs and len(before) == len(after) == 1:
         pairs = [(next(iter(before)), next(iter(after)))]
     if not pairs:
-        raise OwlError(f"{files[0]} and {files[1]} have no target in common; give results of the same targets")
+        raise OwlError(
+            "bench.compare", f"{files[0]} and {files[1]} have no target in common; give results of the same targets"
+        )
     for old, new in pairs:
         name = old if old == new else f"{old} against {new}"
         table = Table("metric", title=name, title_justify="left")
@@ -220,7 +230,9 @@ def load_results(file: str) -> dict[str, Any]:
         if all(isinstance(result["metrics"], dict) for result in results.values()):
             return results
     except FileNotFoundError as error:
-        raise OwlError(f"there is no {file}, expected a file that `bench --out` wrote; correct the path") from error
+        raise OwlError(
+            "bench.results", f"there is no {file}, expected a file that `bench --out` wrote; correct the path"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
-    raise OwlError(f"{file} holds no results, expected a file that `bench --out` wrote; give one")
+    raise OwlError("bench.results", f"{file} holds no results, expected a file that `bench --out` wrote; give one")

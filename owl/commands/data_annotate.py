@@ -77,14 +77,16 @@ class Labeller:
         network, content = models.rebuild(checkpoint)
         if not isinstance(network, InverseDynamicsModel):
             raise OwlError(
+                "network.kind",
                 f"the network of {checkpoint} is {type(network).__qualname__}, which does not read controls; give a "
-                "checkpoint of the recipe owl.recipes.inverse_dynamics.InverseDynamics"
+                "checkpoint of the recipe owl.recipes.inverse_dynamics.InverseDynamics",
             )
         stride = content["owl"]["config"]["data"]["init_args"].get("stride", 1)
         if stride != 1:
             raise OwlError(
+                "network.stride",
                 f"the network of {checkpoint} was trained with stride {stride}, a stride of 1 was expected, since "
-                "every frame is to be labelled; train one with --data.init_args.stride 1"
+                "every frame is to be labelled; train one with --data.init_args.stride 1",
             )
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(network.to(device), checkpoint, models.fingerprint(network))
@@ -127,12 +129,16 @@ def annotate(source: str, directory: str | Path, labeller: Labeller) -> DatasetI
     """
     filesystem, folder = open_filesystem(directory)
     if not isinstance(filesystem, LocalFileSystem):
-        raise OwlError(f"{directory} is not a local folder; write into one and copy the dataset there afterwards")
+        raise OwlError(
+            "dataset.not-local",
+            f"{directory} is not a local folder; write into one and copy the dataset there afterwards",
+        )
     original, index = DatasetInfo.load(source), ShardIndex.load(source)
     if "controls" in original.modalities or "rgb" not in original.modalities:
         raise OwlError(
+            "dataset.modalities",
             f"{source} holds {', '.join(original.modalities)}, a dataset with rgb and without controls was expected; "
-            "give footage that has none"
+            "give footage that has none",
         )
     identity, root = original.identity(index), Path(folder)
     try:
@@ -144,8 +150,9 @@ def annotate(source: str, directory: str | Path, labeller: Labeller) -> DatasetI
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         raise OwlError(
+            "dataset.unwritable",
             f"{directory} cannot be written ({error.strerror}); {'make room' if full else 'give another folder'}, then "
-            "run the same command again: it goes on where it stopped"
+            "run the same command again: it goes on where it stopped",
         ) from error
     return info
 
@@ -178,8 +185,9 @@ def _begin(root: Path, info: DatasetInfo) -> DatasetInfo:
     begun = begin_dataset(root, info)
     if begun.source.get("kind") != "annotated":
         raise OwlError(
+            "dataset.occupied",
             f"{root} holds a dataset of kind {begun.source.get('kind')}, an empty folder or one that this command "
-            "began was expected; give another folder"
+            "began was expected; give another folder",
         )
     before, now = (d.modalities["controls"]["labelled_by"] for d in (begun, info))
     for what, old, new, key, place in (
@@ -188,8 +196,9 @@ def _begin(root: Path, info: DatasetInfo) -> DatasetInfo:
     ):
         if old[key] != new[key]:
             raise OwlError(
+                "dataset.other-settings",
                 f"{root} was begun with {what} {old[place]} ({old[key]}), now it is {new[place]} ({new[key]}); run "
-                f"with the same {what} as before, or give another folder"
+                f"with the same {what} as before, or give another folder",
             )
     return begun
 

@@ -65,8 +65,9 @@ def _load(checkpoint: str) -> FrameEncoder:
     for attribute in INTERFACE:
         if not hasattr(network, attribute):
             raise OwlError(
+                "network.kind",
                 f"the network of {checkpoint} is {name}, which has no {attribute}, an image autoencoder was expected; "
-                "give the checkpoint of one"
+                "give the checkpoint of one",
             )
     return FrameEncoder(
         network=network,

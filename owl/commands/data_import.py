@@ -48,7 +48,7 @@ def main(
     """
     height_width = _parse_size(size) if size is not None else None
     if fps is not None and not 0 < fps <= 1000:
-        raise OwlError(f"--fps is {fps:g}, a number above 0 and up to 1000 was expected; correct it")
+        raise OwlError("arguments.fps", f"--fps is {fps:g}, a number above 0 and up to 1000 was expected; correct it")
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = lambda message, *_: tqdm.write(f"warning: {message}", file=sys.stderr)
@@ -67,7 +67,10 @@ def main(
 def _parse_size(size: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)x(\d+)", size)
     if not match or not all(8 <= int(side) <= 2**14 for side in match.groups()):
-        raise OwlError(f"--size is {size}, height x width such as 96x160 was expected (8 to 16384 each); correct it")
+        raise OwlError(
+            "arguments.size",
+            f"--size is {size}, height x width such as 96x160 was expected (8 to 16384 each); correct it",
+        )
     return int(match[1]), int(match[2])
 
 

@@ -41,7 +41,7 @@ def main(
     """
     match = re.fullmatch(r"(\d+)x(\d+)", size)
     if not match:
-        raise OwlError(f"--size is {size}, height x width such as 96x160 was expected; correct it")
+        raise OwlError("arguments.size", f"--size is {size}, height x width such as 96x160 was expected; correct it")
     recording = GameRecording(
         frames=frames,
         size=(int(match[1]), int(match[2])),

@@ -23,7 +23,9 @@ def main(checkpoint: str, directory: str, fold: bool = False) -> None:
     network, content = models.rebuild(checkpoint)
     if fold:
         if not hasattr(network, "fold_weight_norm"):
-            raise OwlError(f"{type(network).__name__} has no weight normalisation to fold; leave --fold out")
+            raise OwlError(
+                "export.fold", f"{type(network).__name__} has no weight normalisation to fold; leave --fold out"
+            )
         network.fold_weight_norm()  # type: ignore[operator]
     models.save(network, directory)
     provenance = {

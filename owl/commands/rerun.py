@@ -41,7 +41,7 @@ def main(run: str, *, name: str | None = None, steps: int | None = None) -> int:
     limit = steps_to_repeat(folder, steps)
     partial = steps is not None and limit < recorded_metrics(folder)["steps"]
     if again.resolve() == folder.resolve() or (again / "checkpoints" / "last.ckpt").exists():
-        raise OwlError(f"{again} already holds a run; choose another --name, or remove it")
+        raise OwlError("run.exists", f"{again} already holds a run; choose another --name, or remove it")
     repeat(folder, again, limit)
     rows = list(compare_curves(folder, again, limit) if partial else compare_results(folder, again))
     different = [row for row in rows if row[1] != row[2]]
@@ -63,13 +63,18 @@ def steps_to_repeat(folder: Path, steps: int | None) -> int:
     """
     for file in ("config.yaml", "metrics.json", "checkpoints/last.ckpt"):
         if not (folder / file).is_file():
-            raise OwlError(f"there is no {folder / file}, expected the folder of a run that is finished; give one")
+            raise OwlError(
+                "rerun.folder", f"there is no {folder / file}, expected the folder of a run that is finished; give one"
+            )
     last = int(recorded_metrics(folder)["steps"])
     if steps is None:
         return last
     at_least(1, steps=steps)
     if steps < last and not list(folder.glob("events.out.tfevents.*")):
-        raise OwlError(f"{folder} holds no TensorBoard curves, with which --steps compares; repeat the run as a whole")
+        raise OwlError(
+            "rerun.curves",
+            f"{folder} holds no TensorBoard curves, with which --steps compares; repeat the run as a whole",
+        )
     return min(steps, last)
 
 
@@ -85,7 +90,9 @@ def recorded_metrics(folder: Path) -> dict[str, float]:
             return metrics
     except (ValueError, KeyError, TypeError):
         pass
-    raise OwlError(f"{folder / 'metrics.json'} holds no metrics of a run with its steps; repeat another run")
+    raise OwlError(
+        "rerun.folder", f"{folder / 'metrics.json'} holds no metrics of a run with its steps; repeat another run"
+    )
 
 
 def repeat(folder: Path, again: Path, last: int) -> None:
@@ -109,7 +116,10 @@ def repeat(folder: Path, again: Path, last: int) -> None:
     ]
     status = subprocess.run(command).returncode
     if status:
-        raise OwlError(f"the repetition of {folder} ended with status {status}, as told above; mend that and try again")
+        raise OwlError(
+            "rerun.failed",
+            f"the repetition of {folder} ended with status {status}, as told above; mend that and try again",
+        )
 
 
 Row = tuple[str, str, str]
@@ -148,7 +158,7 @@ def compare_curves(folder: Path, again: Path, last: int) -> Iterator[Row]:
     before, after = curves(folder), curves(again)
     common = sorted(point for point in before.keys() & after.keys() if point[1] <= last)
     if not common:
-        raise OwlError(f"nothing was logged in the first {last} steps of {folder}; give more --steps")
+        raise OwlError("rerun.steps", f"nothing was logged in the first {last} steps of {folder}; give more --steps")
     for tag in dict.fromkeys(tag for tag, _ in common):
         steps = [step for name, step in common if name == tag]
         shown = next((step for step in steps if before[tag, step] != after[tag, step]), steps[-1])

@@ -302,8 +302,9 @@ def named_decoder(data: str) -> str:
     path = str(DatasetInfo.load(data).modalities["latent"]["encoder"]["checkpoint"])
     if not Path(path).exists():
         raise OwlError(
+            "decoder.missing",
             f"{data} was encoded with {path}, which is not here; give that autoencoder's checkpoint or export with "
-            "--decoder"
+            "--decoder",
         )
     return path
 

@@ -47,10 +47,12 @@ def main(
     at_least(1, nodes=nodes, cpus_per_task=cpus_per_task, notice=notice)
     at_least(0, gpus_per_node=gpus_per_node)
     if not re.fullmatch(TIME, time):
-        raise OwlError(f'time is "{time}", expected minutes, hours:minutes:seconds or days-hours:minutes:seconds')
+        raise OwlError(
+            "submit.time", f'time is "{time}", expected minutes, hours:minutes:seconds or days-hours:minutes:seconds'
+        )
     missing = [file for file in config if not Path(file).is_file()]
     if missing:
-        raise OwlError(f"there is no file {missing[0]}; give the experiment's YAML with --config")
+        raise OwlError("submit.config", f"there is no file {missing[0]}; give the experiment's YAML with --config")
     name = name or Path(config[-1]).stem
     folder = Path(runs) / name
     fit = [

@@ -61,7 +61,10 @@ def main(
     at_least(1, workers=workers, threads_per_trial=threads_per_trial)
     at_least(0, gpus_per_worker=gpus_per_worker)
     if executor == "local" and (setup or sbatch):
-        raise OwlError("setup and sbatch are given, but only jobs of a cluster have them; add --executor slurm")
+        raise OwlError(
+            "sweep.cluster-option",
+            "setup and sbatch are given, but only jobs of a cluster have them; add --executor slurm",
+        )
     plan = load_plan(sweep, trials or None)
     folder = Path(runs) / plan.name
     address = storage_address(plan, folder)
@@ -140,7 +143,9 @@ def existing(plan: Plan, address: str) -> SweepStudy:
             return SweepStudy(open_storage(address), plan.name)
         except KeyError:
             pass
-    raise OwlError(f"there is no sweep '{plan.name}' in {address} yet to report; begin it without --trials 0")
+    raise OwlError(
+        "sweep.missing", f"there is no sweep '{plan.name}' in {address} yet to report; begin it without --trials 0"
+    )
 
 
 def check(plan: Plan, path: str, arguments: list[str]) -> None:
@@ -166,7 +171,7 @@ def check(plan: Plan, path: str, arguments: list[str]) -> None:
             if exit_.code:
                 raise
         except OwlError as error:
-            raise OwlError(in_terms_of(path, list(setting), str(error))) from error
+            raise OwlError("sweep.setting", in_terms_of(path, list(setting), str(error))) from error
         finally:
             sys.argv = before
 

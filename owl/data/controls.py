@@ -25,6 +25,7 @@ def check_controls(
     for kind, expected in (("buttons", buttons), ("axes", axes)):
         if list(controls[kind]) != expected:
             raise OwlError(
+                "dataset.controls",
                 f"{url} has the {kind} {', '.join(controls[kind]) or 'none'}, the network has "
-                f"{', '.join(expected) or 'none'}; {advice.format(kind=kind)}"
+                f"{', '.join(expected) or 'none'}; {advice.format(kind=kind)}",
             )

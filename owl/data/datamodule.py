@@ -143,7 +143,8 @@ class ShardDataModule(LightningDataModule):
         if self.trainer.world_size > 1 and self.trainer._accelerator_connector.use_distributed_sampler:
             # Lightning would divide what is divided already, and silently leave out most of the data
             raise OwlError(
+                "trainer.sampler",
                 "trainer.use_distributed_sampler is true with several devices, but ShardDataModule divides batches "
-                "among them itself; set it to false"
+                "among them itself; set it to false",
             )
         return self.trainer.global_rank, self.trainer.world_size

@@ -94,13 +94,20 @@ class Source:
         wanted = [name for name in ("controls",) if name in info.modalities] if keep is None else list(keep)
         for name in ("rgb", *wanted):
             if name not in info.modalities:
-                raise OwlError(f"{url} has no {name} to encode or to keep, it holds {stored}; ask for what is there")
+                raise OwlError(
+                    "dataset.modalities",
+                    f"{url} has no {name} to encode or to keep, it holds {stored}; ask for what is there",
+                )
         if "latent" in wanted:
-            raise OwlError(f"the latent of {url} has no place beside the new one; leave it out of what is kept")
+            raise OwlError(
+                "dataset.modalities",
+                f"the latent of {url} has no place beside the new one; leave it out of what is kept",
+            )
         if not info.splits.get("train"):
             raise OwlError(
+                "dataset.empty-split",
                 f"the train split of {url} is empty, the latents' mean and standard deviation are those of its frames; "
-                "record or import more episodes"
+                "record or import more episodes",
             )
         return cls(str(url), info, index, tuple(name for name in info.modalities if name in wanted))
 
@@ -141,15 +148,21 @@ def encode_dataset(
     """
     filesystem, folder = open_filesystem(directory)
     if not isinstance(filesystem, LocalFileSystem):
-        raise OwlError(f"{directory} is not a local folder; encode into one and copy the dataset there afterwards")
+        raise OwlError(
+            "dataset.not-local",
+            f"{directory} is not a local folder; encode into one and copy the dataset there afterwards",
+        )
     if batch_size < 1:
-        raise OwlError(f"batch_size is {batch_size}, at least 1 was expected; use for example 64")
+        raise OwlError(
+            "arguments.too-small", f"batch_size is {batch_size}, at least 1 was expected; use for example 64"
+        )
     original = Source.open(source, keep)
     if original.info.size != encoder.size:
         found, expected = ("x".join(map(str, size)) for size in (original.info.size, encoder.size))
         raise OwlError(
+            "dataset.size",
             f"the pictures of {source} are {found} (height x width), the encoder of {encoder.checkpoint} takes "
-            f"{expected}; use footage of that size or an encoder that was trained on this one"
+            f"{expected}; use footage of that size or an encoder that was trained on this one",
         )
     root = Path(folder)
     try:
@@ -160,8 +173,9 @@ def encode_dataset(
                 _finish(root, info)
     except OSError as error:
         raise OwlError(
+            "dataset.unwritable",
             f"{directory} cannot be written ({error.strerror}); make room or give another folder, then run the same "
-            "command again: it goes on where it stopped"
+            "command again: it goes on where it stopped",
         ) from error
     return info
 
@@ -202,8 +216,9 @@ def _begin(root: Path, info: DatasetInfo) -> DatasetInfo:
     begun = begin_dataset(root, info)
     if begun.source.get("kind") != "encoded":
         raise OwlError(
+            "dataset.occupied",
             f"{root} holds a dataset of kind {begun.source.get('kind')}, an empty folder or a dataset of latents was "
-            "expected; give another folder"
+            "expected; give another folder",
         )
     old, new = begun.modalities["latent"], info.modalities["latent"]
     for what, before, now in (
@@ -214,8 +229,9 @@ def _begin(root: Path, info: DatasetInfo) -> DatasetInfo:
     ):
         if before[0] != now[0]:
             raise OwlError(
+                "dataset.other-settings",
                 f"{root} was begun with {what} {before[1]}, now it is {now[1]}; run with the same {what} as before, or "
-                "give another folder"
+                "give another folder",
             )
     return begun
 
@@ -250,8 +266,9 @@ def _write(encoder: FrameEncoder, original: Source, root: Path, sample: bool, ba
                         latents = _encode(network, pictures.to(device, non_blocking=True), noise)
                         if not np.isfinite(latents).all():
                             raise OwlError(
+                                "latents.non-finite",
                                 f"the encoder of {encoder.checkpoint} gives latents of episode {name} that are no "
-                                "finite float16; use a checkpoint of a run that did not diverge"
+                                "finite float16; use a checkpoint of a run that did not diverge",
                             )
                         for latent, members in zip(latents, kept, strict=True):
                             writer.write(name, frame, {EXTENSION: codecs.encode_array(latent), **members})
@@ -359,6 +376,9 @@ def measure(latents: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         total = total + values.sum(axis=1)
         squares = squares + np.square(values).sum(axis=1)
     if not count:
-        raise OwlError("no training episode could be encoded, at least one was expected; make the source dataset again")
+        raise OwlError(
+            "dataset.empty-split",
+            "no training episode could be encoded, at least one was expected; make the source dataset again",
+        )
     mean = total / count
     return mean, np.sqrt(np.maximum(squares / count - np.square(mean), 0))

@@ -45,6 +45,7 @@ def estimate_flow(previous: np.ndarray, current: np.ndarray, downscale: int) -> 
     except cv2.error as error:
         height, width = current.shape[:2]
         raise OwlError(
-            f"optical flow cannot be computed on {height}x{width} frames; use at least 64x64 or leave flow out"
+            "flow.size",
+            f"optical flow cannot be computed on {height}x{width} frames; use at least 64x64 or leave flow out",
         ) from error
     return flow * np.float32(downscale)

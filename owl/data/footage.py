@@ -84,7 +84,7 @@ def find_footage(source: str | Path, leave_out: Path, progress: Callable[[], obj
     """
     root = Path(source)
     if not root.exists():
-        raise OwlError(f"there is no {source}; give a folder of videos or of OWL Control recordings")
+        raise OwlError("footage.missing", f"there is no {source}; give a folder of videos or of OWL Control recordings")
     files = _list_files(root, leave_out)
     kind = OWL_CONTROL if any(path.name == INPUTS_NAME for path in files) else VIDEOS
     skipped: dict[str, str] = {}
@@ -120,8 +120,9 @@ def find_footage(source: str | Path, leave_out: Path, progress: Callable[[], obj
         first = next((f"; {name}: {reason}" for name, reason in skipped.items()), "")
         count = f"none of the {len(candidates)} recordings" if candidates else "nothing"
         raise OwlError(
+            "footage.unusable",
             f"{count} in {source} can be used{first}; give a folder of videos or of OWL Control recordings "
-            f"({VIDEO_NAME} and {INPUTS_NAME} in a folder each)"
+            f"({VIDEO_NAME} and {INPUTS_NAME} in a folder each)",
         )
     return Footage(kind, recordings, dict(sorted(skipped.items())))
 

@@ -64,14 +64,17 @@ def find_scenario(name: str) -> Path:
     """
     if name.endswith(".cfg"):
         if not Path(name).is_file():
-            raise OwlError(f"there is no scenario file {name}; give the path of a ViZDoom .cfg or a scenario's name")
+            raise OwlError(
+                "game.scenario",
+                f"there is no scenario file {name}; give the path of a ViZDoom .cfg or a scenario's name",
+            )
         return Path(name).resolve()
     folder = Path(_vizdoom().scenarios_path)
     known = sorted(path.stem for path in folder.glob("*.cfg") if _is_playable(path))
     if name not in known:
         nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
         meant = f"did you mean {nearest[0]}? " if nearest else ""
-        raise OwlError(f"there is no scenario {name}; {meant}(the scenarios are: {', '.join(known)})")
+        raise OwlError("game.scenario", f"there is no scenario {name}; {meant}(the scenarios are: {', '.join(known)})")
     return folder / f"{name}.cfg"
 
 
@@ -94,8 +97,9 @@ def check_audio() -> None:
         ctypes.CDLL("libopenal.so.1")
     except OSError as error:
         raise OwlError(
+            "game.sound",
             f"the game's sound needs the system library libopenal.so.1 ({error}); "
-            "install it with `apt-get install libopenal1`, or record without --audio"
+            "install it with `apt-get install libopenal1`, or record without --audio",
         ) from error
 
 
@@ -155,11 +159,11 @@ def play(
                 cut = False
         except vizdoom.FileDoesNotExistException as error:
             raise OwlError(
-                f"scenario {scenario} cannot start ({error}); put the file there or correct the .cfg"
+                "game.start", f"scenario {scenario} cannot start ({error}); put the file there or correct the .cfg"
             ) from error
         except (vizdoom.ViZDoomErrorException, vizdoom.ViZDoomUnexpectedExitException) as error:
             raise OwlError(
-                f"the game stopped while playing {scenario} ({error}); run the same command again"
+                "game.stopped", f"the game stopped while playing {scenario} ({error}); run the same command again"
             ) from error
 
 
@@ -233,7 +237,7 @@ def _vizdoom() -> Any:
         import vizdoom
     except ImportError as error:
         raise OwlError(
-            f"recording needs the package vizdoom ({error}); install it with `pip install vizdoom`"
+            "game.package", f"recording needs the package vizdoom ({error}); install it with `pip install vizdoom`"
         ) from error
     return vizdoom
 
@@ -294,8 +298,9 @@ def _find_resolution(size: tuple[int, int]) -> Any:
     covering = [screen for screen in resolutions if screen[0] >= wanted[0] and screen[1] >= wanted[1]]
     if not covering or min(size) < 1:
         raise OwlError(
+            "game.size",
             f"size {size[0]}x{size[1]} (height x width) is none the game can draw, up to 1080x1920 was expected; "
-            "use a smaller size"
+            "use a smaller size",
         )
     return resolutions[min(covering, key=lambda screen: screen[0] * screen[1])]
 

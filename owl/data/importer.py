@@ -89,10 +89,13 @@ def import_footage(
             process, or cannot be written.
     """
     if "://" in str(directory):
-        raise OwlError(f"{directory} is not a local folder; import into a local one and copy it there afterwards")
+        raise OwlError(
+            "dataset.not-local",
+            f"{directory} is not a local folder; import into a local one and copy it there afterwards",
+        )
     root = Path(directory)
     if root.resolve() == Path(source).resolve():
-        raise OwlError(f"{directory} is the footage itself; give another folder for the dataset")
+        raise OwlError("footage.is-dataset", f"{directory} is the footage itself; give another folder for the dataset")
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tqdm(desc="look through", unit="recording", leave=False) as progress:
@@ -100,8 +103,9 @@ def import_footage(
         return _import(footage, root, size, fps, flow, audio)
     except OSError as error:
         raise OwlError(
+            "dataset.unwritable",
             f"{directory} cannot be written ({error.strerror}); make room or give another folder, "
-            "then run the same command again: it goes on where it stopped"
+            "then run the same command again: it goes on where it stopped",
         ) from error
     finally:
         with suppress(OSError):
@@ -249,8 +253,9 @@ def _begin(root: Path, info: DatasetInfo) -> DatasetInfo:
     ):
         if old != new:
             raise OwlError(
+                "dataset.other-settings",
                 f"{root} was {what} {old}, not {new}; run with the same footage and options as before, or give "
-                "another folder"
+                "another folder",
             )
     return begun
 

@@ -46,8 +46,10 @@ class GlobalBatches(Sampler[list[tuple[int, int]]]):
         self.global_batch = world_size * batch_size
         if len(dataset) < self.global_batch:
             raise OwlError(
-                f"split {dataset.split!r} of {dataset.path} has {len(dataset)} windows, at least one batch of "
-                f"{self.global_batch} ({world_size} x {batch_size}) was expected; use a smaller batch_size or more data"
+                "loader.too-few-windows",
+                f"split {dataset.split!r} of {dataset.path} has {len(dataset)} windows, at least one batch "
+                f"of {self.global_batch} ({world_size} x {batch_size}) was expected; use a smaller batch_size or more "
+                "data",
             )
         self.batch_size = batch_size
         self.seed = seed
@@ -171,9 +173,10 @@ class ResumableLoader(DataLoader):
         for name, found in batches.identity().items():
             if state["batch"] > 0 and state.get(name, found) != found:
                 raise OwlError(
+                    "loader.other-order",
                     f"the checkpoint stopped within an epoch with data {name} {state[name]}, now it is {found}; keep "
                     "it (global_batch is devices x batch_size, seed is seed_everything), or continue from a "
-                    "checkpoint at the end of an epoch"
+                    "checkpoint at the end of an epoch",
                 )
         self._position = (state["epoch"], state["batch"])
         batches.epoch, batches.first = self._position
@@ -199,9 +202,10 @@ def evaluation_loader(
     count = min(windows or len(dataset), len(dataset))
     if count < world_size:
         raise OwlError(
+            "loader.too-few-windows",
             f"{count} of the {len(dataset)} windows of split {dataset.split!r} of {dataset.path} are to be measured by "
             f"{world_size} processes, at least one for each was expected; raise validation_windows, use more data, or "
-            "use fewer devices"
+            "use fewer devices",
         )
     chosen = np.unique(np.linspace(0, len(dataset) - 1, count).round().astype(int)).tolist()
     mine = chosen[rank::world_size]

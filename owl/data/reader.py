@@ -72,8 +72,9 @@ class ShardReader:
                 yield
         except FileNotFoundError as error:
             raise OwlError(
+                "shard.member",
                 f"{self.url} has no {name} though its index lists it; copy the shard back, or rebuild the index with "
-                f"`python -m owl data verify {self.url} --repair`"
+                f"`python -m owl data verify {self.url} --repair`",
             ) from error
 
     def _pread(self, path: Path, start: int, stop: int) -> bytes:

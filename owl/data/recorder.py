@@ -101,11 +101,14 @@ def record_game(path: str, recording: GameRecording) -> DatasetInfo:
     """
     filesystem, folder = open_filesystem(path)
     if not isinstance(filesystem, LocalFileSystem):
-        raise OwlError(f"{path} is not a local folder, one was expected; record there and copy the dataset afterwards")
+        raise OwlError(
+            "dataset.not-local",
+            f"{path} is not a local folder, one was expected; record there and copy the dataset afterwards",
+        )
     _check(recording)
     root = Path(folder)
     if root.is_file():
-        raise OwlError(f"{path} is a file, a folder was expected; give another one")
+        raise OwlError("dataset.not-a-folder", f"{path} is a file, a folder was expected; give another one")
     try:
         if (root / INDEX_NAME).exists():
             return _describe(root, recording)  # without a lock: the disk may be read-only
@@ -154,17 +157,22 @@ def count_recorded(path: str) -> int:
 def _check(recording: GameRecording) -> None:
     if recording.frames < 3 or recording.episode_frames < 1:
         raise OwlError(
+            "arguments.too-small",
             f"frames is {recording.frames} and episode_frames {recording.episode_frames}, at least 3 and 1 were "
-            "expected (three splits of an episode each); use larger numbers"
+            "expected (three splits of an episode each); use larger numbers",
         )
     if recording.workers is not None and recording.workers < 1:
-        raise OwlError(f"workers is {recording.workers}, at least 1 was expected; leave it out for one per core")
+        raise OwlError(
+            "arguments.too-small",
+            f"workers is {recording.workers}, at least 1 was expected; leave it out for one per core",
+        )
     if recording.seed < 0:
-        raise OwlError(f"seed is {recording.seed}, 0 or more was expected; use another seed")
+        raise OwlError("arguments.seed", f"seed is {recording.seed}, 0 or more was expected; use another seed")
     if min(recording.size) < 32:
         raise OwlError(
+            "arguments.size",
             f"size is {recording.size[0]}x{recording.size[1]} (height x width), at least 32 of each were expected; "
-            "use for example 96x160 or 360x640"
+            "use for example 96x160 or 360x640",
         )
     game.find_scenario(recording.scenario)
     game.check_size(recording.size)
@@ -180,12 +188,16 @@ def _describe(root: Path, recording: GameRecording) -> DatasetInfo:
         for key in wanted | info.source:
             if info.source.get(key) != wanted.get(key):
                 raise OwlError(
+                    "dataset.other-settings",
                     f"{root} was recorded with {key} {info.source.get(key)}, now it is {wanted.get(key)}; "
-                    "use the same parameters to finish it, or another folder"
+                    "use the same parameters to finish it, or another folder",
                 )
         return info
     if any(root.glob("shard-*.tar")):
-        raise OwlError(f"{root} holds shards but no {INFO_NAME}, an empty folder was expected; use another folder")
+        raise OwlError(
+            "dataset.occupied",
+            f"{root} holds shards but no {INFO_NAME}, an empty folder was expected; use another folder",
+        )
     info = DatasetInfo(
         fps=game.FPS,
         size=recording.size,
@@ -297,8 +309,9 @@ def _record_missing(root: Path, recording: GameRecording) -> None:
                     future.result()
         except BrokenProcessPool as error:
             raise OwlError(
+                "worker.killed",
                 f"a process that recorded {root} was killed, perhaps for want of memory; "
-                "complete shards are kept, run the same command again to go on, with fewer workers if memory is short"
+                "complete shards are kept, run the same command again to go on, with fewer workers if memory is short",
             ) from error
         finally:
             stop.set()
@@ -378,13 +391,16 @@ def _record_episode(root: str, recording: GameRecording, number: int, frames: in
             _recorded[number] = position + 1
         if recording.audio and loudest == 0:
             raise OwlError(
+                "game.silent",
                 f"{_episode_name(number)} of {recording.scenario} is silent from beginning to end, sound was expected; "
-                "reinstall libopenal1 or record without --audio"
+                "reinstall libopenal1 or record without --audio",
             )
 
 
 def _explain(error: OSError, root: Path) -> OwlError:
     kept = "complete shards are kept, and the same command goes on from there"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return OwlError(f"the disk of {root} is full ({error.strerror}); make room: {kept}")
-    return OwlError(f"{root} cannot be written ({error}); use a folder that can be written: {kept}")
+        return OwlError("dataset.unwritable", f"the disk of {root} is full ({error.strerror}); make room: {kept}")
+    return OwlError(
+        "dataset.unwritable", f"{root} cannot be written ({error}); use a folder that can be written: {kept}"
+    )

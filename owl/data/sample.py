@@ -55,7 +55,8 @@ class Mirror:
         """
         if "mirror" not in description:
             raise OwlError(
-                f"the controls of {url} have no mirror table, flip needs one; add it to dataset.json or set flip to 0"
+                "controls.mirror",
+                f"the controls of {url} have no mirror table, flip needs one; add it to dataset.json or set flip to 0",
             )
         buttons, axes, table = description["buttons"], description["axes"], description["mirror"]
         try:
@@ -67,7 +68,8 @@ class Mirror:
                 factors[axes.index(axis)] = -1
         except ValueError as error:
             raise OwlError(
-                f"the mirror table of {url} does not fit its buttons and axes ({error}); correct dataset.json"
+                "controls.mirror",
+                f"the mirror table of {url} does not fit its buttons and axes ({error}); correct dataset.json",
             ) from error
         return cls(order, factors)
 
@@ -108,8 +110,9 @@ class SampleDecoder:
         for modality in LATENTS:
             if modality in modalities and (flip > 0 or crop is not None):
                 raise OwlError(
+                    "windows.augmentation",
                     f"{modality} of {url} can be neither mirrored nor cropped, but flip is {flip:g} and crop {crop}; "
-                    "set flip to 0 and leave crop out"
+                    "set flip to 0 and leave crop out",
                 )
         if "audio" in modalities:
             # frames hold one sample more or less where the rate is no multiple of fps; this many are always there
@@ -124,11 +127,15 @@ class SampleDecoder:
             return self._size
         height, width = int(crop[0]), int(crop[1])
         if not (0 < height <= self._size[0] and 0 < width <= self._size[1]):
-            raise OwlError(f"crop {[height, width]} does not fit in pictures of {list(self._size)}; use a smaller crop")
+            raise OwlError(
+                "windows.crop",
+                f"crop {[height, width]} does not fit in pictures of {list(self._size)}; use a smaller crop",
+            )
         if any(n % self._downscale for n in (height, width, *self._size)):
             raise OwlError(
+                "windows.crop",
                 f"crop {[height, width]} of {list(self._size)} cuts through the grid of the flow, stored at "
-                f"1/{self._downscale}; use multiples of {self._downscale}"
+                f"1/{self._downscale}; use multiples of {self._downscale}",
             )
         return height, width
 

@@ -47,7 +47,7 @@ def open_filesystem(url: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
         filesystem, path = fsspec.core.url_to_fs(str(url))
     except (ImportError, ValueError) as error:
         raise OwlError(
-            f"{url} cannot be opened ({error}); install the protocol's package or use a local path"
+            "storage.protocol", f"{url} cannot be opened ({error}); install the protocol's package or use a local path"
         ) from error
     return filesystem, path.rstrip("/")
 
@@ -65,7 +65,9 @@ def answering(url: str | Path) -> Iterator[None]:
         raise
     except Exception as error:  # the packages of the protocols raise types of their own
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise OwlError(f"{url} could not be read ({reason}); check the connection and your rights") from error
+        raise OwlError(
+            "storage.unreadable", f"{url} could not be read ({reason}); check the connection and your rights"
+        ) from error
 
 
 def shard_name(number: int) -> str:
@@ -95,7 +97,8 @@ def writing(root: str | Path, shared: bool = False, patience: float = 0.0) -> It
             except BlockingIOError:
                 if time.monotonic() >= deadline:
                     raise OwlError(
-                        f"{root} is being written by another process; wait for it or use another folder"
+                        "dataset.locked",
+                        f"{root} is being written by another process; wait for it or use another folder",
                     ) from None
                 time.sleep(0.1)
         yield
@@ -135,28 +138,34 @@ class DatasetInfo:
         except FileNotFoundError:
             found = f"{url} holds no {INFO_NAME}" if filesystem.exists(path) else f"there is no folder {url}"
             raise OwlError(
-                f"{found}, a dataset was expected; make one with `python -m owl data record` or `data import`"
+                "dataset.missing",
+                f"{found}, a dataset was expected; make one with `python -m owl data record` or `data import`",
             ) from None
         except NotADirectoryError:
-            raise OwlError(f"{url} is a file, the folder of a dataset was expected; give that") from None
+            raise OwlError(
+                "dataset.not-a-folder", f"{url} is a file, the folder of a dataset was expected; give that"
+            ) from None
         try:
             content: dict[str, Any] = json.loads(text)
             found_format, found_version = content.pop("format"), content.pop("version")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise OwlError(
-                f"{url}/{INFO_NAME} is not a dataset description ({error!r}); make the dataset again"
+                "dataset.damaged", f"{url}/{INFO_NAME} is not a dataset description ({error!r}); make the dataset again"
             ) from error
         if (found_format, found_version) != (FORMAT, VERSION):
             raise OwlError(
+                "dataset.version",
                 f"{url} is {found_format} version {found_version}, this code reads {FORMAT} version {VERSION}; "
-                "use the release of owl that wrote it or make the dataset again"
+                "use the release of owl that wrote it or make the dataset again",
             )
         try:
             info = cls(**{**content, "size": tuple(content["size"])})
             for description in info.modalities.values():
                 description["extension"]
         except (TypeError, KeyError) as error:
-            raise OwlError(f"{url}/{INFO_NAME} lacks or adds a key ({error}); make the dataset again") from error
+            raise OwlError(
+                "dataset.damaged", f"{url}/{INFO_NAME} lacks or adds a key ({error}); make the dataset again"
+            ) from error
         return info
 
     def save(self, url: str | Path) -> None:
@@ -186,7 +195,7 @@ def begin_dataset(root: Path, info: DatasetInfo) -> DatasetInfo:
     if (root / INFO_NAME).exists():
         return DatasetInfo.load(root)
     if any(root.glob("shard-*.tar")):
-        raise OwlError(f"{root} holds shards but no {INFO_NAME}; give an empty folder")
+        raise OwlError("dataset.occupied", f"{root} holds shards but no {INFO_NAME}; give an empty folder")
     info.save(root)
     return info
 
@@ -292,21 +301,24 @@ class ShardIndex:
                 data = filesystem.cat_file(f"{path}/{INDEX_NAME}")
         except FileNotFoundError:
             raise OwlError(
+                "index.missing",
                 f"{url} has no {INDEX_NAME}, so it is unfinished; finish it by running the command that made it again, "
-                f"or, if its shards are complete, {repair}"
+                f"or, if its shards are complete, {repair}",
             ) from None
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             version = int(arrays.pop("version"))
         except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise OwlError(f"{url}/{INDEX_NAME} is damaged ({error}); {repair}") from error
+            raise OwlError("index.damaged", f"{url}/{INDEX_NAME} is damaged ({error}); {repair}") from error
         if version != VERSION:
-            raise OwlError(f"{url}/{INDEX_NAME} is version {version}, this code reads version {VERSION}; {repair}")
+            raise OwlError(
+                "index.version", f"{url}/{INDEX_NAME} is version {version}, this code reads version {VERSION}; {repair}"
+            )
         try:
             return cls(**arrays)
         except TypeError as error:
-            raise OwlError(f"{url}/{INDEX_NAME} lacks or adds an array ({error}); {repair}") from error
+            raise OwlError("index.damaged", f"{url}/{INDEX_NAME} lacks or adds an array ({error}); {repair}") from error
 
     def save(self, url: str | Path) -> None:
         """Write the index into the folder, atomically."""
@@ -338,7 +350,9 @@ def scan_shards(root: str | Path) -> ShardIndex:
     columns = {description["extension"]: column for column, description in enumerate(info.modalities.values())}
     shards = sorted(filesystem.glob(f"{path}/shard-*.tar"))
     if not shards:
-        raise OwlError(f"{root} holds no shard-*.tar, at least one was expected; run the command that makes it again")
+        raise OwlError(
+            "shard.none", f"{root} holds no shard-*.tar, at least one was expected; run the command that makes it again"
+        )
     episodes: dict[str, tuple[int, int]] = {}  # name: (shard, first row)
     rows: list[list[tuple[int, int, int]]] = []
     numbers = [int(Path(shard).stem.removeprefix("shard-")) for shard in shards]
@@ -347,14 +361,18 @@ def scan_shards(root: str | Path) -> ShardIndex:
         for name, offset, size, checksum in _scan(filesystem, shard):
             match = MEMBER.fullmatch(name)
             if not match:
-                raise OwlError(f"{shard} holds {name}, <episode>/<frame>.<extension> was expected; remove that shard")
+                raise OwlError(
+                    "shard.member",
+                    f"{shard} holds {name}, <episode>/<frame>.<extension> was expected; remove that shard",
+                )
             episode, frame = match["episode"], int(match["frame"])
             if (episode, frame) != previous:
                 expected = previous[1] + 1 if previous and previous[0] == episode else 0
                 if frame != expected or (frame == 0 and episode in episodes):
                     raise OwlError(
+                        "shard.order",
                         f"{shard} holds frame {frame} of episode {episode}, frame {expected} of an episode that lies "
-                        "nowhere else was expected; make the dataset again"
+                        "nowhere else was expected; make the dataset again",
                     )
                 if frame == 0:
                     episodes[episode] = (number, len(rows))

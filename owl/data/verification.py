@@ -39,8 +39,9 @@ def repair_index(url: str) -> bool:
     filesystem, path = open_filesystem(url)
     if (lost := _lost(info, index)) and not filesystem.exists(f"{path}/{INDEX_NAME}"):
         raise OwlError(
+            "dataset.unfinished",
             f"{url} is unfinished: {len(lost)} of its episodes, such as {lost[0][1]}, are in no shard; run the command "
-            "that made it again, which goes on where it stopped"
+            "that made it again, which goes on where it stopped",
         )
     index.save(url)
     return True

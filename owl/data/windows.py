@@ -97,10 +97,14 @@ class WindowDataset(Dataset):
     ) -> None:
         if pack and "audio" in modalities:
             raise OwlError(
-                f"audio of {path} cannot be packed, sound is not cut at frames; set pack to false, or use audio_latent"
+                "windows.pack",
+                f"audio of {path} cannot be packed, sound is not cut at frames; set pack to false, or use audio_latent",
             )
         if min(length, stride, hop) < 1:
-            raise OwlError(f"length {length}, stride {stride}, hop {hop}: each must be at least 1; change the smallest")
+            raise OwlError(
+                "arguments.too-small",
+                f"length {length}, stride {stride}, hop {hop}: each must be at least 1; change the smallest",
+            )
         self.path, self.split, self.modalities = str(path), split, tuple(modalities)
         self.length, self.stride, self.pack = length, stride, pack
         self.info = DatasetInfo.load(path)
@@ -130,9 +134,14 @@ class WindowDataset(Dataset):
         for modality in self.modalities:
             if modality not in stored or modality not in MODALITIES:
                 known = ", ".join(m for m in stored if m in MODALITIES)
-                raise OwlError(f"{self.path} has no modality {modality!r}, it holds {known}; ask for one of these")
+                raise OwlError(
+                    "windows.modalities",
+                    f"{self.path} has no modality {modality!r}, it holds {known}; ask for one of these",
+                )
         if not self.modalities:
-            raise OwlError(f"no modality of {self.path} was asked for; name some of {', '.join(stored)}")
+            raise OwlError(
+                "windows.modalities", f"no modality of {self.path} was asked for; name some of {', '.join(stored)}"
+            )
         extensions = list(self._index.extensions)
         return {m: extensions.index(self.info.modalities[m]["extension"]) for m in self.modalities}
 
@@ -140,13 +149,17 @@ class WindowDataset(Dataset):
         """Positions in the index of the split's episodes that are used, in the order of their rows."""
         index, columns = self._index, list(self._columns.values())
         if self.split not in self.info.splits:
-            raise OwlError(f"{self.path} has no split {self.split!r}, it has {', '.join(self.info.splits)}; name one")
+            raise OwlError(
+                "windows.split",
+                f"{self.path} has no split {self.split!r}, it has {', '.join(self.info.splits)}; name one",
+            )
         names = self.info.splits[self.split]
         if not names:
             counts = ", ".join(f"{split} {len(episodes)}" for split, episodes in self.info.splits.items())
             raise OwlError(
+                "dataset.empty-split",
                 f"split {self.split!r} of {self.path} is empty (episodes: {counts}), at least one was expected; "
-                "record or import more episodes, or use another split"
+                "record or import more episodes, or use another split",
             )
         positions = {str(name): position for position, name in enumerate(index.episodes)}
         present = np.add.reduceat(index.sizes[:, columns] >= 0, index.episode_row, axis=0, dtype=np.int64)
@@ -166,13 +179,15 @@ class WindowDataset(Dataset):
                 kept.append(position)
         if not kept and short:
             raise OwlError(
+                "windows.too-short",
                 f"every usable episode of split {self.split!r} of {self.path} is shorter than the {self._span} frames "
-                f"of a window (the longest has {max(short)}); use a smaller length or stride, or set pack to true"
+                f"of a window (the longest has {max(short)}); use a smaller length or stride, or set pack to true",
             )
         if not kept:
             raise OwlError(
+                "windows.incomplete",
                 f"no episode of split {self.split!r} of {self.path} is complete for {', '.join(self.modalities)}; "
-                "ask for other modalities or make the dataset again"
+                "ask for other modalities or make the dataset again",
             )
         if short:
             self._skip(f"{len(short)} short ones", f"a window is {self._span} frames, the longest has {max(short)}")
@@ -294,8 +309,9 @@ class WindowDataset(Dataset):
             except _CorruptMember:
                 continue  # the choice of the stand-in depends on the window alone, so every worker makes the same one
         raise OwlError(
+            "windows.damaged",
             f"{attempt + 1} windows of {self.path} could not be decoded one after another, valid ones were expected; "
-            f"find the damage with `python -m owl data verify {self.path}` and make the dataset again"
+            f"find the damage with `python -m owl data verify {self.path}` and make the dataset again",
         )
 
     def _load(self, window: int, seed: int | None, into: dict[str, np.ndarray]) -> None:

@@ -41,8 +41,9 @@ class Flicker(Metric):
         """
         if generated.shape != true.shape or generated.ndim != 5 or generated.shape[1] < 2:
             raise OwlError(
+                "flicker.shape",
                 f"flicker got clips of {list(generated.shape)} and {list(true.shape)}; expected two equal shapes "
-                "[batch, time, channels, height, width] with at least 2 frames"
+                "[batch, time, channels, height, width] with at least 2 frames",
             )
         self.generated += energy(generated).double().sum()
         self.true += energy(true).double().sum()

@@ -31,8 +31,9 @@ def save(network: nn.Module, directory: str | Path) -> None:
 
     if not isinstance(getattr(network, "config", None), dict):
         raise OwlError(
+            "network.config",
             f"{type(network).__name__} has no attribute config, expected its constructor arguments as a dict; "
-            "set self.config in its __init__"
+            "set self.config in its __init__",
         )
     class_path = f"{type(network).__module__}.{type(network).__qualname__}"
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
@@ -85,8 +86,9 @@ def rebuild(checkpoint: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     except (ImportError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise OwlError(
+            "network.rebuild",
             f"the recipe {content['owl']['recipe']} of {checkpoint} cannot be rebuilt ({reason}); "
-            f"use the code that trained it, {content['owl']['code_version']}"
+            f"use the code that trained it, {content['owl']['code_version']}",
         ) from error
     return network.eval(), content
 
@@ -138,7 +140,10 @@ def _load_export(directory: Path) -> nn.Module:
     weights, config = directory / WEIGHTS, directory / CONFIG
     for path in (weights, config):
         if not path.is_file():
-            raise OwlError(f"{path} does not exist, expected a folder with {WEIGHTS} and {CONFIG}; export a checkpoint")
+            raise OwlError(
+                "export.missing",
+                f"{path} does not exist, expected a folder with {WEIGHTS} and {CONFIG}; export a checkpoint",
+            )
     try:
         content = yaml.safe_load(config.read_text())
         class_path, init_args = content["class_path"], content["init_args"]
@@ -147,10 +152,13 @@ def _load_export(directory: Path) -> nn.Module:
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())
         raise OwlError(
-            f"{config} names no network ({reason}), expected class_path and init_args; export the checkpoint again"
+            "export.config",
+            f"{config} names no network ({reason}), expected class_path and init_args; export the checkpoint again",
         ) from error
     if not (isinstance(network_class, type) and issubclass(network_class, nn.Module)):
-        raise OwlError(f"{config} names {class_path}, expected a torch.nn.Module; export the checkpoint again")
+        raise OwlError(
+            "export.kind", f"{config} names {class_path}, expected a torch.nn.Module; export the checkpoint again"
+        )
     try:
         tensors = load_file(weights)
         network: nn.Module = network_class(**init_args)
@@ -158,12 +166,15 @@ def _load_export(directory: Path) -> nn.Module:
         for names, kind in ((expected - tensors.keys(), "missing"), (tensors.keys() - expected, "unknown")):
             if names:
                 raise OwlError(
+                    "export.weights",
                     f"{weights} has {len(names)} {kind} tensors such as {min(names)}, expected the tensors of the "
-                    f"{class_path} that {config} describes; export the checkpoint again"
+                    f"{class_path} that {config} describes; export the checkpoint again",
                 )
         # assign: the network takes the dtype of the file instead of casting the file to its own.
         network.load_state_dict(tensors, strict=True, assign=True)
     except (SafetensorError, RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())
-        raise OwlError(f"{weights} does not fit {config} ({reason}); export the checkpoint again") from error
+        raise OwlError(
+            "export.weights", f"{weights} does not fit {config} ({reason}); export the checkpoint again"
+        ) from error
     return network.eval()

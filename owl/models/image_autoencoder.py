@@ -133,8 +133,9 @@ class ImageAutoencoder(nn.Module):
         """
         if image.shape[1:] != (self.channels, *self.size):
             raise OwlError(
+                "network.input",
                 f"the image is {list(image.shape)}, expected [batch, {self.channels}, {self.size[0]}, {self.size[1]}]; "
-                "set the data's size, or the network's size and channels, so that they agree"
+                "set the data's size, or the network's size and channels, so that they agree",
             )
         mean, logvar = self.encoder(image)
         return Posterior(mean.to(image.dtype), logvar.to(image.dtype))
@@ -153,8 +154,9 @@ class ImageAutoencoder(nn.Module):
         """
         if latent.shape[1:] != (self.latent_channels, *self.latent_size):
             raise OwlError(
+                "network.input",
                 f"the latent is {list(latent.shape)}, expected [batch, {self.latent_channels}, {self.latent_size[0]}, "
-                f"{self.latent_size[1]}]; use latents of this autoencoder"
+                f"{self.latent_size[1]}]; use latents of this autoencoder",
             )
         image: Tensor = self.decoder(latent)
         return image.to(latent.dtype)
@@ -323,7 +325,7 @@ def _check(
 ) -> None:
     """Refuse geometry that cannot be built, naming the value at fault."""
     if norm not in ("weight", "group", "none"):
-        raise OwlError(f'norm is "{norm}", expected "weight", "group" or "none"')
+        raise OwlError("network.arguments", f'norm is "{norm}", expected "weight", "group" or "none"')
     for name, values in (
         ("channels", [channels]),
         ("size", size),
@@ -334,29 +336,36 @@ def _check(
         ("group_size", [1 if group_size is None else group_size]),
     ):
         if min(values) < 1:
-            raise OwlError(f"{name} is {list(values)}, expected positive numbers; correct {name}")
+            raise OwlError("network.arguments", f"{name} is {list(values)}, expected positive numbers; correct {name}")
     for name, counts in (("blocks", blocks), ("decoder_blocks", decoder_blocks)):
         if len(counts) != len(widths) or min(counts) < 0:
             raise OwlError(
-                f"{name} is {counts}, expected {len(widths)} counts of at least 0, one for each of {widths=}"
+                "network.arguments",
+                f"{name} is {counts}, expected {len(widths)} counts of at least 0, one for each of {widths=}",
             )
     for fine, coarse in pairwise(widths):
         if 4 * fine % coarse or coarse % 4:
             raise OwlError(
+                "network.arguments",
                 f"widths has {fine} before {coarse}, expected a multiple of 4 that divides {4 * fine} "
-                "(the shortcut averages whole groups of channels); change widths"
+                "(the shortcut averages whole groups of channels); change widths",
             )
     if widths[-1] % latent_channels:
         raise OwlError(
+            "network.arguments",
             f"latent_channels is {latent_channels}, expected a divisor of the last width {widths[-1]}; "
-            "change latent_channels or widths"
+            "change latent_channels or widths",
         )
     if group_size is not None and any(width % group_size for width in widths):
-        raise OwlError(f"group_size is {group_size}, expected a divisor of every width of {widths}; change one of them")
+        raise OwlError(
+            "network.arguments",
+            f"group_size is {group_size}, expected a divisor of every width of {widths}; change one of them",
+        )
     grid = _grid(latent_size, widths, patch)
     if any(not 1 / 2 < inner / outer < 2 for inner, outer in zip(grid, size, strict=True)):
         raise OwlError(
+            "network.arguments",
             f"a latent of {latent_size[0]}x{latent_size[1]} with {len(widths)} widths and patch {patch} spans "
             f"{grid[0]}x{grid[1]} pixels, expected less than a factor of 2 from size {size[0]}x{size[1]} on each side; "
-            "add or remove a width, or change patch or latent_size"
+            "add or remove a width, or change patch or latent_size",
         )

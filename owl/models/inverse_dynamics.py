@@ -103,7 +103,8 @@ class InverseDynamicsModel(nn.Module):
         """
         if video.ndim != 5 or video.shape[2] != 3:
             raise OwlError(
-                f"the video is {list(video.shape)}, expected [batch, time, 3, height, width]; stack frames so"
+                "network.input",
+                f"the video is {list(video.shape)}, expected [batch, time, 3, height, width]; stack frames so",
             )
         batch, time = video.shape[:2]
         frames = resized(video.flatten(0, 1), self.size).contiguous(memory_format=torch.channels_last)
@@ -177,14 +178,19 @@ def _check(
     """Refuse what cannot be built, naming the value at fault."""
     if not [*buttons, *axes] or len({*buttons, *axes}) < len(buttons) + len(axes):
         raise OwlError(
+            "network.arguments",
             f"buttons are {list(buttons)} and axes {list(axes)}, expected at least one control and no name twice; "
-            "use the names in dataset.json"
+            "use the names in dataset.json",
         )
     if len(size) != 2 or min(size) < SIDE or any(side % SIDE for side in size):
-        raise OwlError(f"size is {list(size)}, expected height and width as multiples of {SIDE}; change size")
+        raise OwlError(
+            "network.arguments", f"size is {list(size)}, expected height and width as multiples of {SIDE}; change size"
+        )
     if width < 16 or width % 16:
-        raise OwlError(f"width is {width}, expected a multiple of 16; change width")
+        raise OwlError("network.arguments", f"width is {width}, expected a multiple of 16; change width")
     if len(reach) != 2 or min(reach) < 0 or hidden < 1:
         raise OwlError(
-            f"reach is {list(reach)} and hidden {hidden}, expected two numbers of at least 0 and one above; change them"
+            "network.arguments",
+            f"reach is {list(reach)} and hidden {hidden}, expected two numbers of at least 0 and one above; "
+            "change them",
         )

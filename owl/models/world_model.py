@@ -320,20 +320,25 @@ def _check(
 ) -> None:
     """Refuse what cannot be built, naming the value at fault."""
     if len(latent) != 3 or min(latent) < 1:
-        raise OwlError(f"latent is {list(latent)}, expected channels, height and width; correct latent")
+        raise OwlError(
+            "network.arguments", f"latent is {list(latent)}, expected channels, height and width; correct latent"
+        )
     if patch < 1 or latent[1] % patch or latent[2] % patch:
         raise OwlError(
-            f"patch is {patch}, expected a divisor of the latent's {latent[1]}x{latent[2]} positions; change patch"
+            "network.arguments",
+            f"patch is {patch}, expected a divisor of the latent's {latent[1]}x{latent[2]} positions; change patch",
         )
     if depth < 1 or heads < 1 or width % heads or width // heads % 16:
         raise OwlError(
+            "network.arguments",
             f"width {width}, heads {heads}, depth {depth}: expected at least one layer and heads of a multiple of 16 "
-            "channels; change width or heads"
+            "channels; change width or heads",
         )
     if window < 1 or sink < 0 or global_every < 0 or (global_every and global_window < window):
         raise OwlError(
+            "network.arguments",
             f"window {window}, global_window {global_window}, global_every {global_every}, sink {sink}: expected a "
-            "window of at least one frame, a global one no smaller, and no negative number; change them"
+            "window of at least one frame, a global one no smaller, and no negative number; change them",
         )
 
 
@@ -342,9 +347,16 @@ def _check_channels(
 ) -> None:
     """The same for the number of channels of everything else."""
     if round(width * mlp_ratio) < 1:
-        raise OwlError(f"mlp_ratio is {mlp_ratio:g}, expected a number above 0 such as 4; change mlp_ratio")
+        raise OwlError(
+            "network.arguments", f"mlp_ratio is {mlp_ratio:g}, expected a number above 0 such as 4; change mlp_ratio"
+        )
     if audio and (len(audio) != 2 or min(audio) < 1):
-        raise OwlError(f"audio is {list(audio)}, expected tokens per frame and channels; correct audio or leave it out")
+        raise OwlError(
+            "network.arguments",
+            f"audio is {list(audio)}, expected tokens per frame and channels; correct audio or leave it out",
+        )
     for name, channels in (("motion_channels", motion_channels), ("conditioning_channels", conditioning_channels)):
         if channels < 0:
-            raise OwlError(f"{name} is {channels}, expected 0 or a number of channels; correct {name}")
+            raise OwlError(
+                "network.arguments", f"{name} is {channels}, expected 0 or a number of channels; correct {name}"
+            )

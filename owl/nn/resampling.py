@@ -129,8 +129,9 @@ class Resize(nn.Module):
         """float[B, C, *size] -> float[B, C, *out_size]."""
         if x.shape[2:] != self.size:
             raise OwlError(
+                "network.input",
                 f"the learned resize got {x.shape[2]}x{x.shape[3]} pixels, expected {self.size[0]}x{self.size[1]}; "
-                "scaled or rotated latents need an autoencoder whose latent has the aspect ratio of the image"
+                "scaled or rotated latents need an autoencoder whose latent has the aspect ratio of the image",
             )
         if self.rows is not None and self.rows_first:
             x = self.rows() @ x

@@ -15,7 +15,7 @@ def require() -> None:
         OwlError: It is not installed.
     """
     if importlib.util.find_spec("torchao") is None:
-        raise OwlError("float8 needs torchao, which is not installed; pip install 'owl-platform[fp8]'")
+        raise OwlError("fp8.package", "float8 needs torchao, which is not installed; pip install 'owl-platform[fp8]'")
 
 
 def load(module: str) -> Any:

@@ -63,9 +63,11 @@ class Float8Precision(MixedPrecision):
         super().__init__("bf16-mixed", "cpu")  # the device is known when the trainer is
         backend.require()
         if recipe not in get_args(Recipe):
-            raise OwlError(f'recipe is "{recipe}", expected {", ".join(get_args(Recipe))}; correct it')
+            raise OwlError("fp8.recipe", f'recipe is "{recipe}", expected {", ".join(get_args(Recipe))}; correct it')
         if float8_all_gather and recipe != "tensorwise":
-            raise OwlError(f"float8_all_gather is for the recipe tensorwise, found {recipe}; change one of them")
+            raise OwlError(
+                "fp8.all-gather", f"float8_all_gather is for the recipe tensorwise, found {recipe}; change one of them"
+            )
         self.recipe, self.emulate, self.skip, self.float8_all_gather = recipe, emulate, list(skip), float8_all_gather
         self._gathered: list[Any] = []
 
@@ -84,8 +86,9 @@ class Float8Precision(MixedPrecision):
             return module
         if self.float8_all_gather and not isinstance(trainer.strategy, ModelParallelStrategy):
             raise OwlError(
+                "fp8.all-gather",
                 f"float8_all_gather is for FSDP2, found the strategy {type(trainer.strategy).__name__}; set "
-                "trainer.strategy to fsdp2 or float8_all_gather to false"
+                "trainer.strategy to fsdp2 or float8_all_gather to false",
             )
         reason = why(self.recipe, self.emulate, device)
         layers = convert(module, self.recipe, self.emulate, self.skip, self.float8_all_gather)
@@ -103,8 +106,9 @@ class Float8Precision(MixedPrecision):
         """
         if self.float8_all_gather and not all(isinstance(layer.weight, DTensor) for layer in float8_layers(model)):
             raise OwlError(
+                "fp8.all-gather",
                 f"float8_all_gather is for recipes that shard their network in configure_model, found that "
-                f"{type(model).__name__} does not; set float8_all_gather to false"
+                f"{type(model).__name__} does not; set float8_all_gather to false",
             )
         return super().connect(model, optimizers, lr_schedulers)
 
@@ -158,22 +162,25 @@ def convert(module: nn.Module, recipe: Recipe, emulate: bool, skip: list[str], a
     for pattern in skip:
         if not any(fnmatchcase(name, pattern) for name in linear):
             raise OwlError(
+                "fp8.skip",
                 f"the pattern {pattern} of skip fits no trained linear layer, found {', '.join(shorten(linear))}; "
-                "correct or remove it"
+                "correct or remove it",
             )
     skipped = [name for name in linear if any(fnmatchcase(name, pattern) for pattern in skip)]
     unfit = [name for name, layer in linear.items() if name not in skipped and not fits(layer)]
     chosen = [name for name in linear if name not in skipped and name not in unfit]
     if not chosen:
         raise OwlError(
+            "fp8.layers",
             f"{type(module).__name__} has {len(linear)} trained linear layers, {len(skipped)} of them skipped and "
             f"{len(unfit)} of sizes that are no multiples of {MULTIPLE}, at least one to convert to float8 was "
-            "expected; set trainer.precision to bf16-mixed instead of the plugin"
+            "expected; set trainer.precision to bf16-mixed instead of the plugin",
         )
     if any(isinstance(linear[name].weight, DTensor) for name in chosen):
         raise OwlError(
+            "fp8.sharded",
             f"{type(module).__name__} was spread over processes before it was converted to float8, the other order was "
-            "expected; set trainer.strategy to fsdp2, which keeps it"
+            "expected; set trainer.strategy to fsdp2, which keeps it",
         )
     settings = replace(configuration(recipe, emulate), enable_fsdp_float8_all_gather=all_gather)
     backend.load("torchao.float8").convert_to_float8_training(
@@ -200,8 +207,9 @@ def receive(name: str, recipe: Recipe, layer: nn.Module, arguments: tuple[Tensor
     tokens = x.numel() // x.shape[-1]
     if tokens % MULTIPLE and recipe != "rowwise_with_gw_hp" and torch.is_grad_enabled():
         raise OwlError(
+            "fp8.multiple",
             f"{name} got {' x '.join(map(str, x.shape[:-1]))} tokens, float8 ({recipe}) expects a multiple of "
-            f"{MULTIPLE}; change the batch size or the clips' length, or add the layer to skip"
+            f"{MULTIPLE}; change the batch size or the clips' length, or add the layer to skip",
         )
     kind = x.device.type
     # torchao does that on CUDA alone
@@ -230,7 +238,9 @@ def why(recipe: Recipe, emulate: bool, device: torch.device) -> str:
             if running
             else "no recipe does: set trainer.precision to bf16-mixed instead of the plugin, or its emulate to true"
         )
-        raise OwlError(f"float8 ({recipe}) was expected to run on {here}, found: {faults[recipe]}; {advice}")
+        raise OwlError(
+            "fp8.device", f"float8 ({recipe}) was expected to run on {here}, found: {faults[recipe]}; {advice}"
+        )
     others = [f"{name} does not ({told})" for name, told in faults.items() if told is not None]
     return (
         f"{recipe}, as configured; tried on {here}: {', '.join(running)} run{''.join(f', {text}' for text in others)}"

@@ -31,15 +31,19 @@ def quantize(network: nn.Module, quantization: Quantization) -> int:
         OwlError: torchao is missing, or the device does not run it.
     """
     if quantization not in get_args(Quantization):
-        raise OwlError(f'quantization is "{quantization}", expected {" or ".join(get_args(Quantization))}; correct it')
+        raise OwlError(
+            "fp8.quantization",
+            f'quantization is "{quantization}", expected {" or ".join(get_args(Quantization))}; correct it',
+        )
     names = [name for name, layer in network.named_modules() if fits(layer)]
     if not names:
         return 0
     device = next(network.parameters()).device
     if (told := probe(quantization, device)) is not None:
         raise OwlError(
+            "fp8.device",
             f"{quantization} was expected to run on {describe(device)}, found: {told}; use bf16"
-            + (" or fp8_weight_only, which runs" if probe("fp8_weight_only", device) is None else "")
+            + (" or fp8_weight_only, which runs" if probe("fp8_weight_only", device) is None else ""),
         )
     library = backend.load("torchao.quantization")
     library.quantize_(network, configuration(quantization), filter_fn=lambda layer, name: name in names)

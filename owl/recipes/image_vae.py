@@ -87,7 +87,9 @@ class ImageVAE(LightningModule):
     ) -> None:
         super().__init__()
         if not any(asdict(weights).values()):
-            raise OwlError("every weight of the loss is 0, expected at least one above; set one in model.weights")
+            raise OwlError(
+                "recipe.weights", "every weight of the loss is 0, expected at least one above; set one in model.weights"
+            )
         self.save_hyperparameters()
         self.network = network
         self.weights = weights

@@ -166,8 +166,9 @@ def check_dataset(network: InverseDynamicsModel, dataset: WindowDataset) -> None
     """
     if not {"rgb", "controls"} <= set(dataset.modalities) or dataset.length < 2:
         raise OwlError(
+            "recipe.dataset",
             f"windows of {dataset.path} hold {dataset.length} frames of {', '.join(dataset.modalities)}, at least 2 of "
-            "rgb and controls were expected; set data.init_args.modalities to [rgb, controls] and length to 8"
+            "rgb and controls were expected; set data.init_args.modalities to [rgb, controls] and length to 8",
         )
     check_controls(
         dataset.info.modalities,

@@ -27,8 +27,9 @@ def with_schedule(
     total = recipe.trainer.estimated_stepping_batches
     if math.isinf(total):
         raise OwlError(
+            "schedule.no-end",
             "training has no last step, at which the cosine of the learning rate ends; set trainer.max_steps, which "
-            "trainer.max_time may cut short"
+            "trainer.max_time may cut short",
         )
     schedule = warmup_cosine(optimizer, warmup_steps, int(total), final_lr)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

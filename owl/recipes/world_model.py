@@ -74,7 +74,10 @@ class WorldModel(LightningModule):
         super().__init__()
         for name, value in (("context_noise", context_noise), ("control_dropout", control_dropout)):
             if not 0 <= value <= 1:
-                raise OwlError(f"{name} is {value}, expected a number from 0 to 1; correct model.init_args.{name}")
+                raise OwlError(
+                    "recipe.arguments",
+                    f"{name} is {value}, expected a number from 0 to 1; correct model.init_args.{name}",
+                )
         self.save_hyperparameters(logger=False)
         self.network = network
         self.forcing = forcing
@@ -129,8 +132,9 @@ class WorldModel(LightningModule):
         missing = [modality for modality, tensor in needed.items() if tensor not in batch]
         if missing:
             raise OwlError(
+                "recipe.dataset",
                 f"samples hold no {' and no '.join(missing)}, the world model needs {', '.join(needed)}; set "
-                f"data.modalities to [{', '.join(needed)}]"
+                f"data.modalities to [{', '.join(needed)}]",
             )
         latents = self.network.standardize({name: batch[MODALITIES[name]] for name in self.network.inputs})
         controls = Controls(batch["buttons"], batch["axes"], conditioning=latents.pop("conditioning", None))

@@ -97,9 +97,12 @@ class Engine:
         device: torch.device | str = "cpu",
     ) -> None:
         if not levels or levels[0] != 1 or any(a <= b for a, b in zip(levels, [*levels[1:], 0.0], strict=True)):
-            raise OwlError(f"levels are {list(levels)}, expected falling noise levels from 1 to above 0; correct them")
+            raise OwlError(
+                "engine.levels",
+                f"levels are {list(levels)}, expected falling noise levels from 1 to above 0; correct them",
+            )
         if sampler not in SAMPLERS:
-            raise OwlError(f'sampler is "{sampler}", expected {" or ".join(SAMPLERS)}')
+            raise OwlError("engine.sampler", f'sampler is "{sampler}", expected {" or ".join(SAMPLERS)}')
         for name, decoder in (decoders or {}).items():
             check_decoder(network, name, decoder)
         self.network = deepcopy(network).eval().requires_grad_(False).to(device=device, dtype=dtype)
@@ -154,7 +157,10 @@ class Engine:
         """
         if context is not None:
             if controls is None:
-                raise OwlError("the context has no controls, those of each of its frames were expected; give them")
+                raise OwlError(
+                    "context.controls",
+                    "the context has no controls, those of each of its frames were expected; give them",
+                )
             batch = _check_context(self.network, context, controls)
         self.batch, self.time = batch, 0
         self._random = torch.Generator().manual_seed(seed)
@@ -233,11 +239,15 @@ class Engine:
         self._check_begun()
         found = snapshot.cache[-1].shape[0]
         if found != self.batch:
-            raise OwlError(f"the snapshot holds {found} rollouts, {self.batch} run now; reset with that batch first")
+            raise OwlError(
+                "engine.snapshot",
+                f"the snapshot holds {found} rollouts, {self.batch} run now; reset with that batch first",
+            )
         if [t.shape for t in snapshot.cache] != [t.shape for t in self.cache.tensors()]:
             raise OwlError(
+                "engine.snapshot",
                 "the snapshot is of another world model or of an engine with other guidance, one of this engine was "
-                "expected; restore it there"
+                "expected; restore it there",
             )
         for tensor, stored in zip(self.cache.tensors(), snapshot.cache, strict=True):
             tensor.copy_(stored)
@@ -322,7 +332,7 @@ class Engine:
 
     def _check_begun(self) -> None:
         if not self.batch:
-            raise OwlError("the engine has no rollout yet; call reset first")
+            raise OwlError("engine.not-reset", "the engine has no rollout yet; call reset first")
 
     def _check_step(self, buttons: Tensor, axes: Tensor, conditioning: Tensor | None) -> None:
         self._check_begun()
@@ -330,14 +340,16 @@ class Engine:
         for kind, values, names in (("buttons", buttons, network.buttons), ("axes", axes, network.axes)):
             if tuple(values.shape) != (self.batch, len(names)):
                 raise OwlError(
+                    "engine.shape",
                     f"{kind} have shape {list(values.shape)}, expected {[self.batch, len(names)]}: one row for each "
-                    f"rollout since reset, one column for each of {', '.join(names) or 'no ' + kind}"
+                    f"rollout since reset, one column for each of {', '.join(names) or 'no ' + kind}",
                 )
         expected = [self.batch, network.conditioning_channels, *network.streams["video"][1:]]
         if conditioning is not None and list(conditioning.shape) != expected:
             raise OwlError(
+                "engine.shape",
                 f"the conditioning has shape {list(conditioning.shape)}, expected {expected}: one row for each rollout "
-                "since reset, the channels that the world model was trained with; correct it or leave it out"
+                "since reset, the channels that the world model was trained with; correct it or leave it out",
             )
 
 
@@ -355,8 +367,9 @@ def as_world_model(network: nn.Module, path: str | Path) -> WorldTransformer:
     """
     if not isinstance(network, WorldTransformer):
         raise OwlError(
+            "network.kind",
             f"{path} holds a {type(network).__qualname__}, a world model was expected; give a checkpoint of the recipe "
-            "owl.recipes.world_model.WorldModel or its export"
+            "owl.recipes.world_model.WorldModel or its export",
         )
     return network
 
@@ -368,18 +381,23 @@ def check_decoder(network: WorldTransformer, name: str, decoder: nn.Module) -> N
         OwlError: It is not.
     """
     if name not in network.streams:
-        raise OwlError(f"there is a decoder for {name}, the world model has {', '.join(network.streams)}; leave it out")
+        raise OwlError(
+            "decoder.stream",
+            f"there is a decoder for {name}, the world model has {', '.join(network.streams)}; leave it out",
+        )
     if not isinstance(getattr(decoder, "encoder", None), nn.Module):
         raise OwlError(
+            "decoder.kind",
             f"the {name} decoder is a {type(decoder).__name__}, an autoencoder with its encoder was expected, "
-            "which tells whether it fits the world model; give that"
+            "which tells whether it fits the world model; give that",
         )
     expected = encoder_of(network, name)
     found = models.fingerprint(decoder.encoder)  # type: ignore[arg-type]
     if found != expected:
         raise OwlError(
+            "decoder.encoder",
             f"the {name} decoder belongs to encoder {found}, the world model was trained on latents of encoder "
-            f"{expected}; give the autoencoder that encoded its dataset, or a decoder trained on it"
+            f"{expected}; give the autoencoder that encoded its dataset, or a decoder trained on it",
         )
 
 
@@ -388,25 +406,35 @@ def _check_context(network: WorldTransformer, context: Streams, controls: Contro
     batch, length = controls.buttons.shape[:2]
     if length == 0:
         raise OwlError(
-            "the context holds 0 frames, at least one was expected; give some, or None to begin from nothing"
+            "context.empty",
+            "the context holds 0 frames, at least one was expected; give some, or None to begin from nothing",
         )
     expected: dict[str, tuple[int, ...]] = {name: (batch, length, *s) for name, s in network.streams.items()}
     for name, shape in expected.items():
         if name not in context or tuple(context[name].shape) != shape:
             found = list(context[name].shape) if name in context else "missing"
-            raise OwlError(f"the context's {name} is {found}, expected {list(shape)} for these controls; correct it")
+            raise OwlError(
+                "context.shape",
+                f"the context's {name} is {found}, expected {list(shape)} for these controls; correct it",
+            )
         if not context[name].isfinite().all():
-            raise OwlError(f"the context's {name} holds NaN or infinite numbers, latents were expected; encode it anew")
+            raise OwlError(
+                "context.non-finite",
+                f"the context's {name} holds NaN or infinite numbers, latents were expected; encode it anew",
+            )
     scene, size = controls.conditioning, (batch, length, network.conditioning_channels, *network.streams["video"][1:])
     if scene is not None and tuple(scene.shape) != size:
-        raise OwlError(f"the context's conditioning is {list(scene.shape)}, expected {list(size)}; correct it")
+        raise OwlError(
+            "context.shape", f"the context's conditioning is {list(scene.shape)}, expected {list(size)}; correct it"
+        )
     for kind, values, names in (
         ("buttons", controls.buttons, network.buttons),
         ("axes", controls.axes, network.axes),
     ):
         if tuple(values.shape) != (batch, length, len(names)):
             raise OwlError(
+                "context.shape",
                 f"the context's {kind} are {list(values.shape)}, expected {[batch, length, len(names)]}: one column "
-                f"for each of {', '.join(names) or 'no ' + kind}"
+                f"for each of {', '.join(names) or 'no ' + kind}",
             )
     return int(batch)

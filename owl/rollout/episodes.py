@@ -152,8 +152,9 @@ def check_dataset(network: WorldTransformer, info: DatasetInfo, url: str) -> Non
     for needed in (*(MODALITIES[name] for name in network.inputs), "controls"):
         if needed not in info.modalities:
             raise OwlError(
+                "dataset.modalities",
                 f"{url} has no {needed}, it holds {', '.join(info.modalities)}; give the dataset of latents that the "
-                "world model was trained on, or encode footage with `python -m owl data encode`"
+                "world model was trained on, or encode footage with `python -m owl data encode`",
             )
     verify(network, info.modalities, url)
     advice = "give a dataset with the {kind} that the world model was trained with, in the same order"
@@ -169,8 +170,9 @@ def load_decoder(path: str | Path) -> nn.Module:
     network = models.load(path)
     if not (hasattr(network, "decode") and hasattr(network, "encoder")):
         raise OwlError(
+            "network.kind",
             f"the network of {path} is {type(network).__qualname__}, an autoencoder was expected to decode the "
-            "latents; give the checkpoint that the dataset was encoded with"
+            "latents; give the checkpoint that the dataset was encoded with",
         )
     return network
 

@@ -167,20 +167,23 @@ class ControlsReader:
         network, content = models.rebuild(checkpoint)
         if not isinstance(network, InverseDynamicsModel):
             raise OwlError(
+                "network.kind",
                 f"the network of {checkpoint} is {type(network).__qualname__}, which does not read controls; give a "
-                "checkpoint of the recipe owl.recipes.inverse_dynamics.InverseDynamics"
+                "checkpoint of the recipe owl.recipes.inverse_dynamics.InverseDynamics",
             )
         for kind in ("buttons", "axes"):
             found, expected = (", ".join(getattr(n, kind)) or "none" for n in (network, world_model))
             if found != expected:
                 raise OwlError(
+                    "dataset.controls",
                     f"the controls reader {checkpoint} has the {kind} {found}, the world model has {expected}; train "
-                    "one on the footage of the world model"
+                    "one on the footage of the world model",
                 )
         if trained_stride(content) != stride:
             raise OwlError(
+                "network.stride",
                 f"the controls reader {checkpoint} was trained with stride {trained_stride(content)}, the world model "
-                f"with {stride}; train one with --data.init_args.stride {stride}"
+                f"with {stride}; train one with --data.init_args.stride {stride}",
             )
         model = content["owl"]["config"].get("model") or {}
         return cls(network, float((model.get("init_args") or {}).get("dead_zone", 1.0)))

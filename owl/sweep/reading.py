@@ -42,13 +42,13 @@ def load_plan(path: str | Path, trials: int | None = None) -> Plan:
     try:
         content = yaml.safe_load(Path(path).read_text())
     except OSError as error:
-        raise OwlError(f"there is no file {str(path)!r}; give a sweep's YAML with --sweep") from error
+        raise OwlError("sweep.file", f"there is no file {str(path)!r}; give a sweep's YAML with --sweep") from error
     except yaml.YAMLError as error:
-        raise OwlError(f"{path} is not valid YAML: {error}") from error
+        raise OwlError("sweep.file", f"{path} is not valid YAML: {error}") from error
     try:
         return parse_plan(content, Path(path).stem, trials)
     except Mistake as error:
-        raise OwlError(f"{path}: {error}") from error
+        raise OwlError("sweep.file", f"{path}: {error}") from error
 
 
 class Mistake(Exception):

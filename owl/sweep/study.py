@@ -65,8 +65,9 @@ def open_storage(address: str) -> BaseStorage:
     except Exception as error:  # SQLAlchemy and each driver have their own
         reason = " ".join(str(error).split())[:300]
         raise OwlError(
+            "sweep.storage",
             f"the storage {address} cannot be opened ({reason}); give a URL of SQLAlchemy whose driver is installed, "
-            "or leave it out for a journal file in the sweep's folder"
+            "or leave it out for a journal file in the sweep's folder",
         ) from error
 
 
@@ -184,8 +185,9 @@ class SweepStudy:
         has_results = any(t.state in (TrialState.COMPLETE, TrialState.PRUNED) for t in self.study.trials)
         if has_results or "direction" in changed:
             raise OwlError(
+                "sweep.other-plan",
                 f"the sweep '{plan.name}' was begun with another {' and '.join(changed)}, whose results do not "
-                "compare; give the changed one another name"
+                "compare; give the changed one another name",
             )
         check()
         self.study.set_user_attr(IDENTITY, now)
@@ -318,9 +320,10 @@ class SweepStudy:
     def unknown_objective(self, known: list[str]) -> OwlError:
         """Return what is told where the objective is not among the metrics."""
         return OwlError(
+            "sweep.objective",
             f"the objective '{self.objective}' is none of the metrics that the first trial logged"
             f"{nearest(self.objective, known)} (they are: {', '.join(known)}); correct it in the sweep's YAML and run "
-            "the same command again"
+            "the same command again",
         )
 
 
