@@ -138,9 +138,7 @@ def run_function(function: Callable[..., Any], arguments: list[str], command: st
     try:
         given = parser.instantiate(parser.parse_args(arguments))
     except ArgumentError as error:
-        raise OwlError(
-            "arguments.invalid", explain(str(error), arguments, list(inspect.signature(function).parameters))
-        ) from error
+        raise explain(str(error), arguments, list(inspect.signature(function).parameters)) from error
     if "config" not in inspect.signature(function).parameters:
         given.pop("config", None)  # jsonargparse's own, a file with all arguments
     result = function(**given)

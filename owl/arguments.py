@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, get_type_hints
 
 import yaml
 
+from owl.errors import OwlError
+
 LONGEST_LIST = 20
 """Valid names are listed in full up to this many; the nearest one is always named."""
 
@@ -33,13 +35,16 @@ class Place(NamedTuple):
     value: Any
 
 
-def explain(message: str, arguments: list[str], options: list[str]) -> str:
-    """Rewrite a jsonargparse error as one sentence.
+def explain(message: str, arguments: list[str], options: list[str]) -> OwlError:
+    """Rewrite a jsonargparse error as one sentence with a code of its kind.
 
     Args:
         message: The parser's own message, possibly of many lines (one per member of a Union).
         arguments: The command line; its ``--config`` files are searched for the key at fault.
         options: Every dotted option that the command knows, for suggestions.
+
+    Returns:
+        What to raise; of a kind that is not known here the parser's own message, as ``arguments.invalid``.
     """
     files = config_files(arguments)
     if found := re.search(
@@ -54,49 +59,63 @@ def explain(message: str, arguments: list[str], options: list[str]) -> str:
         return unknown_key(key, files, options, arguments, classes[-1] if classes else None, group)
     if found := re.search(r"unrecognized arguments?: (?!-)(\S+)", message):
         advice = "give YAML files with --config" if found.group(1).endswith((".yaml", ".yml")) else "see --help"
-        return f"{found.group(1)!r} belongs to no option; {advice}"
+        return OwlError("arguments.no-option", f"{found.group(1)!r} belongs to no option; {advice}")
     if found := re.search(r'Unexpected config: \["(.+?)"', message):
-        return f"--config is no option of this command; give {found.group(1)} without it"
+        return OwlError(
+            "arguments.no-config", f"--config is no option of this command; give {found.group(1)} without it"
+        )
     if found := re.search(r"Path is not a file: '(.+?)'", message):
-        return f"{found.group(1)} is a folder, a YAML file was expected; give one of its files"
+        return OwlError(
+            "arguments.folder", f"{found.group(1)} is a folder, a YAML file was expected; give one of its files"
+        )
     if found := re.search(r"unrecognized arguments?: (--?[\w.+]+)", message):
         option = found.group(1).lstrip("-")
         option = next((name for name in given_options(arguments) if name.endswith(f".{option}")), option)
         head, _, middle = option.rpartition(".")[0].partition(".")
         if chosen := find_key(f"{head}.class_path", files):  # an argument of the class, itself a group
             return unknown_key(option, [], options, arguments, chosen.value, middle)
-        return f"option --{option} is not known{suggestion(option, options, prefix='--')}"
+        near = suggestion(option, options, prefix="--")
+        return OwlError("arguments.unknown-key", f"option --{option} is not known{near}")
     if all_found := re.findall(r'Parser key "([\w.]+)":\s*\n\s*Expected (.+?)\. Got value: (.*)', message):
         key, expected, value = all_found[-1]
         return wrong_value(key, [expected], value, files)
     if found := re.search(r"Expected a path but (\S+\.ya?ml) either not accessible", message):
         named = [place for place in places(files) if place.value == found.group(1)]
         where = f"{named[-1].file}: key '{named[-1].path}'" if named else "an option"
-        return f"{where} names the file {found.group(1)!r}, which is not there; paths are relative to the naming file"
+        return OwlError(
+            "arguments.missing-file",
+            f"{where} names the file {found.group(1)!r}, which is not there; paths are relative to the naming file",
+        )
     if found := re.search(r"callable class: (.+)\. Got value: Namespace\(class_path='([^']+)'", message):
         return unknown_class(found.group(2), found.group(1), files)
+    if found := re.search(r"(?:class_path '([^']*)':\s*)?the following arguments are required: (.+)", message):
+        return missing_key(found.group(2), found.group(1), files)
+    if found := re.search(r"argument (\S+): expected one argument", message):
+        return OwlError("arguments.missing-value", f"{found.group(1)} has no value; give it one, or leave it out")
     if all_found := re.findall(r"Problem with given class_path '([^']*)':\s*(?!Parser key)(.+)", message):
         class_path, reason = all_found[-1]  # the innermost of nested classes
         return unknown_class(class_path, reason.strip(), files)
     if found := re.search(r"Import path ([\w.]+) does not correspond to a (subclass of \w+)", message):
         return unknown_class(found.group(1), f"not a {found.group(2)}", files)
     if found := re.search(r"File does not exist: '(.+?)'", message):
-        return f"there is no file {found.group(1)!r}; give the path of an existing YAML file"
+        return OwlError(
+            "arguments.missing-file", f"there is no file {found.group(1)!r}; give the path of an existing YAML file"
+        )
     if found := re.search(r"Problems parsing config: (.*)", message, re.DOTALL):
-        return f"{unreadable_file(files)} is not valid YAML: {found.group(1)}"
+        return OwlError("arguments.not-yaml", f"{unreadable_file(files)} is not valid YAML: {found.group(1)}")
     if found := re.search(r"Interpolation key '\.*(.+?)' not found.*?full_key: \w+\.([\w.]+)", message, re.DOTALL):
         reference, key = found.groups()
         place = find_key(key, files)
         where = f"{place.file}: key '{place.path}'" if place else f"option --{key}"
         known = [place.path for place in places(files)] + options
-        return f"{where} refers to ${{{reference}}}, which is not set anywhere{suggestion(reference, known)}"
-    if all_found := re.findall(r"fit\.(\w+)|validate\.(\w+)|test\.(\w+)|predict\.(\w+)", message):
-        missing = " and ".join("".join(groups) for groups in all_found)
-        return f"the configuration has no {missing}; give them in a YAML file with --config"
+        return OwlError(
+            "arguments.unknown-reference",
+            f"{where} refers to ${{{reference}}}, which is not set anywhere{suggestion(reference, known)}",
+        )
     if found := UNION.search(message):
         key, expectations, value = found.groups()
         return wrong_value(key, re.findall(r"- Expected (.+)", expectations), value, files)
-    return message
+    return OwlError("arguments.invalid", message)
 
 
 def config_files(arguments: list[str]) -> list[str]:
@@ -146,7 +165,7 @@ def suggestion(name: str, valid: list[str], prefix: str = "") -> str:
 
 def unknown_key(
     key: str, files: list[str], options: list[str], arguments: list[str], class_path: str | None = None, group: str = ""
-) -> str:
+) -> OwlError:
     """Describe a key that nothing accepts.
 
     Args:
@@ -176,7 +195,7 @@ def unknown_key(
             return unknown_key(above, files, options, arguments)
     owner = f" by {class_path}" if class_path else ""
     listed = f" (accepted: {', '.join(valid)})" if len(valid) <= LONGEST_LIST else ""
-    return f"{where} is not accepted{owner}{suggestion(leaf, valid)}{listed}"
+    return OwlError("arguments.unknown-key", f"{where} is not accepted{owner}{suggestion(leaf, valid)}{listed}")
 
 
 def spoken(path: str) -> str:
@@ -184,12 +203,27 @@ def spoken(path: str) -> str:
     return ".".join(part for part in path.split(".") if part != "init_args" and not part.isdigit())
 
 
-def unknown_class(class_path: str, reason: str, files: list[str]) -> str:
+def missing_key(names: str, class_path: str | None, files: list[str]) -> OwlError:
+    """Describe arguments that have no default and were not given: of a class where one is named, else of a command."""
+    if parts := re.findall(r"\b(?:fit|validate|test|predict)\.(\w+)", names):
+        missing = " and ".join(parts)
+        return OwlError(
+            "arguments.missing-key", f"the configuration has no {missing}; give them in a YAML file with --config"
+        )
+    if class_path is None:
+        return OwlError("arguments.missing-key", f"{names} must be given, see --help")
+    named = [place for place in places(files) if place.value == class_path]
+    where = f"{named[-1].file}: key '{named[-1].path.removesuffix('class_path')}init_args'" if named else "an option"
+    return OwlError("arguments.missing-key", f"{where} gives {class_path} no {names}, which it needs; add it there")
+
+
+def unknown_class(class_path: str, reason: str, files: list[str]) -> OwlError:
     """Describe a ``class_path`` that cannot be imported or is of another kind."""
     named = [place for place in places(files) if place.value == class_path]
     where = f"{named[-1].file}: key '{named[-1].path}'" if named else "an option"
     others = [name for name in classes_near(class_path.rpartition(".")[0]) if name != class_path]
-    return f"{where} names the class '{class_path}': {reason}{suggestion(class_path, others)}"
+    near = suggestion(class_path, others)
+    return OwlError("arguments.unknown-class", f"{where} names the class '{class_path}': {reason}{near}")
 
 
 def classes_near(module: str) -> list[str]:
@@ -225,7 +259,7 @@ def parameters(class_path: str, group: str = "") -> list[str]:
     return [p.name for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
-def wrong_value(key: str, expectations: list[str], value: str, files: list[str]) -> str:
+def wrong_value(key: str, expectations: list[str], value: str, files: list[str]) -> OwlError:
     """Describe a value of the wrong type, or that is none of those that can be chosen."""
     place = find_key(key, files, value)
     where = f"{place.file}: key '{place.path}'" if place else f"option --{key}"
@@ -233,7 +267,8 @@ def wrong_value(key: str, expectations: list[str], value: str, files: list[str])
     accepted = [readable_type(expected) for expected in expectations if not literals(expected)]
     if choices:
         accepted.append(f"one of {', '.join(choices)}")
-    return f"{where} is {value.strip()!r}, but expects {' or '.join(accepted)}{suggestion(value.strip(), choices)}"
+    near = suggestion(value.strip(), choices)
+    return OwlError("arguments.wrong-value", f"{where} is {value.strip()!r}, but expects {' or '.join(accepted)}{near}")
 
 
 def literals(expected: str) -> list[str]:

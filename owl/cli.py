@@ -285,7 +285,7 @@ def main(arguments: list[str]) -> int:
     except (ArgumentError, InterpolationKeyError) as error:
         parser = cli._subcommand_parsers[arguments[0]]
         options = [n[2:] for action in parser._actions for n in action.option_strings if n.startswith("--")]
-        raise OwlError("arguments.invalid", explain(str(error), arguments, options)) from error
+        raise explain(str(error), arguments, options) from error
     except SIGTERMException:
         # Only the process that the user started reports it: Lightning kills all others when a launched one fails.
         checkpoint = next(c for c in cli.trainer.callbacks if isinstance(c, Checkpoint))
