@@ -9,8 +9,9 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from owl.data.pool import START_METHOD, BatchPool, SentBatch
 from owl.data.windows import WindowDataset
 from owl.errors import OwlError
 
@@ -98,13 +99,29 @@ class GlobalBatches(Sampler[list[tuple[int, int]]]):
 
 
 class WindowBatches(Dataset):
-    """Whole batches as the items of a dataset: a loader without collation takes them as they are."""
+    """Whole batches as the items of a dataset: a loader without collation takes them as they are.
 
-    def __init__(self, windows: WindowDataset) -> None:
+    Args:
+        windows: The windows.
+        batch_size: Samples in the largest batch.
+        num_workers: Loader processes that will load them.
+    """
+
+    def __init__(self, windows: WindowDataset, batch_size: int, num_workers: int) -> None:
         self.windows = windows
+        pooled = num_workers > 0 and START_METHOD == "fork"
+        self._pool = BatchPool(windows.shapes(), batch_size, num_workers) if pooled else None
 
-    def __getitem__(self, items: Sequence[int | tuple[int, int]]) -> dict[str, torch.Tensor]:
-        return self.windows.batch(items)
+    def __getitem__(self, items: Sequence[int | tuple[int, int]]) -> dict[str, torch.Tensor] | SentBatch:
+        worker = get_worker_info()
+        if worker is None:
+            return self.windows.batch(items)
+        pool = self._pool
+        if pool is None or (slot := pool.take(worker.id)) is None:
+            batch = self.windows.empty(len(items))
+            return SentBatch(self.windows.fill(items, batch), batch)
+        batch = pool.tensors(slot, len(items))
+        return SentBatch(self.windows.fill(items, batch), batch, pool, slot)
 
 
 class ResumableLoader(DataLoader):
@@ -124,10 +141,11 @@ class ResumableLoader(DataLoader):
     def __init__(self, dataset: WindowDataset, batches: GlobalBatches, num_workers: int = 0) -> None:
         self._position = (0, 0)
         super().__init__(
-            WindowBatches(dataset),
+            WindowBatches(dataset, batches.batch_size, num_workers),
             batch_size=None,
             sampler=batches,
             num_workers=num_workers,
+            multiprocessing_context=START_METHOD if num_workers else None,
             persistent_workers=num_workers > 0,
             worker_init_fn=start_worker,
             pin_memory=torch.cuda.is_available(),
@@ -213,10 +231,11 @@ def evaluation_loader(
     starts = [number * batch_size for number in range(batches)]
     parts = [mine[start : start + batch_size] for start in starts[:-1]] + [mine[starts[-1] :]]
     return DataLoader(
-        WindowBatches(dataset),
+        WindowBatches(dataset, max(map(len, parts)), num_workers),
         batch_size=None,
         sampler=[part for part in parts if part],
         num_workers=num_workers,
+        multiprocessing_context=START_METHOD if num_workers else None,
         worker_init_fn=start_worker,
         pin_memory=torch.cuda.is_available(),
     )
