@@ -15,26 +15,29 @@ from owl.errors import OwlError
 class NonFiniteGuard(Callback):
     """Stops training when the loss becomes NaN or infinite and saves the identity of the batch.
 
-    The losses are checked together in the logging interval and before every checkpoint, so that a GPU is not
-    made to wait at every step and no checkpoint is ever written after a bad step. On the CPU every step is checked.
-    Before a checkpoint the weights are checked as well: a gradient may be NaN although the loss was not.
+    The losses are checked together in the logging interval and before every checkpoint, so that neither a GPU nor
+    another process is waited for at every step, and no checkpoint is ever written after a bad step. A single process on
+    the CPU checks every step. Before a checkpoint the weights are checked as well: a gradient may be NaN although the
+    loss was not. Steps without a loss (``training_step`` returned None, or a dict without one) are left out.
     """
 
     def __init__(self) -> None:
         self._pending: list[tuple[int, Tensor, Tensor | None]] = []
         self._last: tuple[int, Tensor | None] = (0, None)
+        self._batches = 0  # since the last check; counted apart, as a process may skip a batch that others do not
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Remember the loss and the windows of this step."""
-        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        if loss is None:
-            return
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         windows = batch.get("window") if isinstance(batch, dict) else None
         self._last = (trainer.global_step, windows)
-        self._pending.append((trainer.global_step, loss.detach(), windows))
-        if loss.device.type == "cpu" or len(self._pending) >= trainer.log_every_n_steps:
+        self._batches += 1
+        if isinstance(loss, Tensor):
+            self._pending.append((trainer.global_step, loss.detach(), windows))
+        at_once = trainer.world_size == 1 and pl_module.device.type == "cpu"
+        if at_once or self._batches >= trainer.log_every_n_steps:
             self.check_losses(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -54,10 +57,8 @@ class NonFiniteGuard(Callback):
         Raises:
             OwlError: One is not finite.
         """
-        pending, self._pending = self._pending, []
-        if not pending:
-            return
-        finite = torch.stack([loss.isfinite().all() for _, loss, _ in pending]).tolist()
+        pending, self._pending, self._batches = self._pending, [], 0
+        finite = torch.stack([loss.isfinite().all() for _, loss, _ in pending]).tolist() if pending else []
         if not trainer.strategy.reduce_boolean_decision(not all(finite), all=False):
             return
         if all(finite):
@@ -76,7 +77,8 @@ class NonFiniteGuard(Callback):
         """
         indices = windows.tolist() if windows is not None else []
         dataset = getattr(trainer.datamodule, "train_dataset", None)
-        samples = [dataset.describe(index) for index in indices] if dataset is not None else []
+        describe = getattr(dataset, "describe", None)  # another data module than ours need not have one
+        samples = [describe(index) for index in indices] if describe else []
         path = Path(trainer.default_root_dir) / f"nonfinite-rank{trainer.global_rank}.json"
         record = {"step": step, "found": f"{what} became {value}", "windows": indices, "samples": samples}
         atomic_write(path, json.dumps(record, indent=2))
