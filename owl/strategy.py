@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
-from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
-from torch.utils._pytree import tree_map_only
 
 from owl.callbacks.checkpoint import load_checkpoint
 
@@ -39,17 +37,15 @@ class FullySharded(ModelParallelStrategy):
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Spread a checkpoint's weights and optimiser states, of whatever strategy; return all of it.
 
-        Lightning's own way takes tensors for contiguous and optimisers for ones with a single group.
+        Lightning's own way takes tensors for contiguous and optimisers for ones with a single group. Every process
+        reads its own part: the tensors that `owl.callbacks.checkpoint.load_checkpoint` returns are mapped.
         """
         content = load_checkpoint(self.broadcast(checkpoint_path))
-        weights, states = tree_map_only(
-            Tensor, Tensor.contiguous, (content["state_dict"], content.get("optimizer_states", []))
-        )
         assert self.model is not None
         options = StateDictOptions(full_state_dict=True, strict=self.lightning_module.strict_loading)  # type: ignore[union-attr]
-        set_model_state_dict(self.model, weights, options=options)
+        set_model_state_dict(self.model, dict(content["state_dict"]), options=options)
         names = {parameter: name for name, parameter in self.model.named_parameters()}
-        for optimizer, state in zip(self.optimizers, states, strict=False):  # none but fit has optimisers
+        for optimizer, state in zip(self.optimizers, content.get("optimizer_states", []), strict=False):
             named: dict[str, Any] = {"state": {}, "param_groups": []}
             for group, stored in zip(optimizer.param_groups, state["param_groups"], strict=True):
                 members = [names[parameter] for parameter in group["params"]]

@@ -2,7 +2,9 @@
 
 import math
 import pickle
+import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Callable
 from copy import deepcopy
@@ -69,19 +71,28 @@ class AtomicCheckpointIO(CheckpointIO):
 def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
     """Read a checkpoint, refusing anything but tensors and plain containers.
 
+    Its tensors are mapped into memory: what a process does not use of them is never read, and processes of one machine
+    share what they do. A remote one is copied to the folder for temporary files first.
+
     Raises:
         OwlError: The file is missing, torn, or not a checkpoint.
     """
     try:
-        with fsspec.open(str(path), "rb") as file:
-            content = torch.load(file, map_location=map_location, weights_only=True)
+        if "://" in str(path):
+            with tempfile.NamedTemporaryFile() as copy:  # gone once it is closed, but for what is mapped
+                with fsspec.open(str(path), "rb") as file:
+                    shutil.copyfileobj(file, copy)
+                copy.flush()
+                content = torch.load(copy.name, map_location=map_location, mmap=True, weights_only=True)
+        else:
+            content = torch.load(str(path), map_location=map_location, mmap=True, weights_only=True)
     except FileNotFoundError as error:
         raise OwlError(
             "checkpoint.missing", f"there is no checkpoint {path}; give the path of a .ckpt file that fit wrote"
         ) from error
     except Exception as error:  # torch raises a dozen types for a file that is not a checkpoint
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):  # whose advice is to load it unsafely
+        if isinstance(error, pickle.UnpicklingError) or "torch.save" in reason:  # whose advice is to load it otherwise
             reason = "it holds more than tensors, or nothing that torch has saved"
         raise OwlError(
             "checkpoint.unreadable", f"{path} is not a readable checkpoint ({reason}); give a .ckpt file that fit wrote"

@@ -1,7 +1,5 @@
 """Exponential moving average of the trained weights."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from owl.errors import OwlError
-from owl.models.sharding import spread_like, trainable, whole
+from owl.models.sharding import spread_like, to_first, trainable
 
 
 class EMA(Callback):
@@ -69,18 +67,6 @@ class EMA(Callback):
             average.copy_(raw)
         self._swapped = not self._swapped
 
-    @contextmanager
-    def raw_weights(self, pl_module: LightningModule) -> Iterator[None]:
-        """Have the raw weights in the module and the averaged ones in ``self.average``, also during validation."""
-        swapped = self._swapped
-        if swapped:
-            self._exchange(pl_module)
-        try:
-            yield
-        finally:
-            if swapped:
-                self._exchange(pl_module)
-
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate the averaged weights."""
         if self.average and not self._swapped:
@@ -99,10 +85,12 @@ class EMA(Callback):
         """Store the average as the checkpoint's weights and the raw weights beside it."""
         if not self.average:
             return
-        with self.raw_weights(pl_module):
-            weights = trainable(pl_module)
-            raw = {name: whole(weights[name]).clone() for name in self.average}
-            checkpoint["state_dict"].update({name: whole(average).clone() for name, average in self.average.items()})
+        stored = checkpoint["state_dict"]  # what the module holds now; of a network that is spread on rank 0 alone
+        in_module = {name: stored[name] for name in self.average if name in stored}
+        beside = {name: to_first(average) for name, average in self.average.items()}
+        beside = {name: average for name, average in beside.items() if average is not None}
+        averaged, raw = (in_module, beside) if self._swapped else (beside, in_module)
+        stored.update(averaged)
         checkpoint["ema"] = {"raw": raw, "updates": self.updates}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

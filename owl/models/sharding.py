@@ -1,7 +1,7 @@
 """How networks are spread over many GPUs, apart from what they compute (FSDP2)."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
@@ -58,6 +58,18 @@ def gathered(network: nn.Module) -> nn.Module:
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor that may be spread over processes, each of which must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def to_first(tensor: Tensor) -> Tensor | None:
+    """All of a tensor that may be spread over processes, each of which must call this.
+
+    Of a spread one only the first process keeps it, on the CPU, and the others get None: called for one weight after
+    another, no device ever holds more than one of them whole. A tensor that is not spread is returned as it is.
+    """
+    if not isinstance(tensor, DTensor):
+        return tensor
+    full = whole(tensor)
+    return full.cpu() if distributed.get_rank() == 0 else None
 
 
 def spread_like(tensor: Tensor, like: Tensor) -> Tensor:

@@ -1,15 +1,20 @@
 """A network spread over two processes computes and learns what a whole one does."""
 
+import weakref
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from lightning.pytorch import LightningModule
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from owl.models.sharding import shard
+from owl.callbacks.ema import EMA
+from owl.models.sharding import shard, trainable
 from owl.models.world_model import Controls, WorldTransformer
 
 
@@ -46,6 +51,51 @@ def process(rank: int, folder: str) -> None:
     assert all(isinstance(p, DTensor) for p in network.parameters())
     torch.save(learn(network, rank, 2), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+
+
+def saving(rank: int, folder: str) -> None:
+    """Save with an average, amid validation and not; note what this process held whole."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    recipe = LightningModule()
+    recipe.network = build()
+    whole = {name: p.detach().clone() for name, p in recipe.named_parameters()}
+    shard(recipe.network, init_device_mesh("cpu", (2,)))
+    ema = EMA()
+    ema.average = {name: weight * 3 for name, weight in trainable(recipe).items()}
+    found: list[weakref.ref[Tensor]] = []
+    most = 0
+    gather = DTensor.full_tensor
+
+    def watched(tensor: DTensor) -> Tensor:
+        nonlocal most
+        full = gather(tensor)
+        found.append(weakref.ref(full))
+        most = max(most, sum(reference() is not None for reference in found))
+        return full
+
+    for validating in (False, True):
+        if validating:
+            ema._exchange(recipe)
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        content: dict[str, Any] = {"state_dict": get_model_state_dict(recipe, options=options)}
+        DTensor.full_tensor = watched
+        ema.on_save_checkpoint(None, recipe, content)
+        DTensor.full_tensor = gather
+        assert len(found) == len(whole) * (1 + validating)
+        if rank == 0:
+            for name, weight in whole.items():
+                torch.testing.assert_close(content["ema"]["raw"][name], weight)
+                torch.testing.assert_close(content["state_dict"][name], 3 * weight)
+        else:
+            assert not content["ema"]["raw"]
+            assert not content["state_dict"]
+            assert most == 1, f"{most} weights were whole at once"
+    dist.destroy_process_group()
+
+
+def test_an_average_is_saved_by_one_process_and_held_whole_by_none_else(tmp_path: Path) -> None:
+    mp.spawn(saving, (str(tmp_path),), nprocs=2)
 
 
 def test_two_shards_equal_one_whole(tmp_path: Path) -> None:
