@@ -45,6 +45,9 @@ def _print_tables(console: Console, reader: DatasetReader) -> None:
         encoder = info.modalities[name]["encoder"]
         facts.add_row("encoder", escape(f"{encoder['checkpoint']} ({encoder['fingerprint']}) of {name}"))
     source = ", ".join(f"{key} {value}" for key, value in info.source.items() if isinstance(value, str | int | float))
+    scenarios = info.source.get("scenario")
+    if isinstance(scenarios, list):
+        facts.add_row("scenarios", escape(", ".join(scenarios)))
     facts.add_row("source", escape(source))
     facts.add_row("written by", f"owl {info.code_version}")
 

@@ -32,7 +32,8 @@ def main(
         frames: Frames in total; the game shows 35 a second, so 20000 are 9.5 minutes of play.
         size: Height x width of the pictures: 96x160 trains on a laptop, 360x640 wants a GPU.
         scenario: deathmatch (an arena with monsters), my_way_home (a maze), health_gathering, defend_the_center and
-            others that ViZDoom brings along, or the path of your own .cfg; a wrong name lists all.
+            others that ViZDoom brings along, also with a map, such as freedoom2:MAP07, or the path of your own .cfg; a
+            wrong name lists all. Several, with commas between, take turns, with the same share of every split.
         seed: Equal seeds give equal datasets, byte by byte, whatever the number of workers.
         depth: Record depth maps too.
         flow: Record optical flow too (OpenCV's DIS, on a grid of half or a quarter of the resolution).

@@ -7,7 +7,10 @@ frame t was heard during that same tic. An episode's first frame has idle contro
 import contextlib
 import ctypes
 import difflib
+import itertools
 import os
+import re
+import struct
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -53,14 +56,16 @@ class Frame:
     cut: bool
 
 
-def find_scenario(name: str) -> Path:
-    """The .cfg file of a scenario.
+def find_scenario(name: str) -> tuple[Path, str | None]:
+    """The .cfg file of a scenario and the map to play on, None for the one that the file says.
 
     Args:
-        name: One that ViZDoom brings along, such as "deathmatch", or the path of a .cfg file.
+        name: One that ViZDoom brings along, such as "deathmatch", also with one of its maps, such as "freedoom2:MAP07";
+            or the path of a .cfg file.
 
     Raises:
-        OwlError: ViZDoom is not installed, there is no such scenario, or it needs other players or a bought game.
+        OwlError: ViZDoom is not installed, there is no such scenario or map, or it needs other players or a
+            bought game.
     """
     if name.endswith(".cfg"):
         if not Path(name).is_file():
@@ -68,14 +73,23 @@ def find_scenario(name: str) -> Path:
                 "game.scenario",
                 f"there is no scenario file {name}; give the path of a ViZDoom .cfg or a scenario's name",
             )
-        return Path(name).resolve()
+        return Path(name).resolve(), None
+    name, _, wanted = name.partition(":")
     folder = Path(_vizdoom().scenarios_path)
-    known = sorted(path.stem for path in folder.glob("*.cfg") if _is_playable(path))
+    wads = {path.stem: _find_wad(path) for path in sorted(folder.glob("*.cfg"))}
+    maps = {scenario: _read_maps(wad) for scenario, wad in wads.items() if wad.exists()}
+    known = [scenario for scenario, starts in maps.items() if next(iter(starts.values()))]
     if name not in known:
         nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
         meant = f"did you mean {nearest[0]}? " if nearest else ""
         raise OwlError("game.scenario", f"there is no scenario {name}; {meant}(the scenarios are: {', '.join(known)})")
-    return folder / f"{name}.cfg"
+    playable = [level for level, can_start in maps[name].items() if can_start]
+    if wanted and wanted.upper() not in playable:
+        raise OwlError(
+            "game.map",
+            f"scenario {name} has no map {wanted}; write {name}:MAP with one of its maps ({', '.join(playable)})",
+        )
+    return folder / f"{name}.cfg", wanted.upper() or None
 
 
 def check_size(size: tuple[int, int]) -> None:
@@ -128,7 +142,7 @@ def play(
         OwlError: The scenario, the size or the sound library is not there, or the game stopped by itself.
     """
     vizdoom = _vizdoom()
-    config = find_scenario(scenario)
+    config, level = find_scenario(scenario)
     if audio:
         check_audio()
     game_seed, policy_seed = np.random.SeedSequence(seed).generate_state(2)
@@ -136,7 +150,7 @@ def play(
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="owl-game-"))
         try:
-            game = _open_game(config, folder, size, int(game_seed), depth, audio)
+            game = _open_game(config, level, folder, size, int(game_seed), depth, audio)
             stack.callback(game.close)
             cut = True
             action = policy.idle()
@@ -242,19 +256,44 @@ def _vizdoom() -> Any:
     return vizdoom
 
 
-def _is_playable(config: Path) -> bool:
-    """Whether one player can start it with what ViZDoom ships."""
-    text = config.read_text()
-    settings = [line.partition("=") for line in text.lower().splitlines() if not line.lstrip().startswith("#")]
-    needed = [value.strip() for key, _, value in settings if key.strip() in ("doom_scenario_path", "doom_game_path")]
-    files = [config.parent / file for file in needed] + [config.parent.parent / file for file in needed]
-    return "-host" not in text and sum(file.exists() for file in files) >= len(needed)
+def _find_wad(config: Path) -> Path:
+    """The file that holds the maps of a scenario that ViZDoom brings along."""
+    lines = [line.partition("=") for line in config.read_text().splitlines()]
+    settings = {key.strip().lower(): value.strip() for key, _, value in lines}
+    if scenario := settings.get("doom_scenario_path"):
+        return config.parent / scenario
+    return config.parent.parent / settings.get("doom_game_path", "freedoom2.wad")
 
 
-def _open_game(config: Path, folder: str, size: tuple[int, int], seed: int, depth: bool, audio: bool) -> Any:
+def _read_maps(wad: Path) -> dict[str, bool]:
+    """The maps of a WAD file, and whether each has a start for one player; the game crashes on one that has not."""
+    maps = {}
+    with open(wad, "rb") as file:
+        _, count, directory = struct.unpack("<4sii", file.read(12))
+        file.seek(directory)
+        lumps = [struct.unpack("<ii8s", file.read(16)) for _ in range(count)]
+        for (_, _, name), (begin, size, kind) in itertools.pairwise(lumps):  # a map's name, then what is in it
+            kind = kind.rstrip(b"\0")
+            if kind not in (b"THINGS", b"TEXTMAP"):
+                continue
+            file.seek(begin)
+            content = file.read(size)
+            if kind == b"THINGS":  # x, y, angle, type, flags
+                can_start = 1 in np.frombuffer(content, "<i2").reshape(-1, 5)[:, 3]
+            else:
+                can_start = re.search(rb"\btype\s*=\s*1\s*;", content) is not None
+            maps[name.rstrip(b"\0").decode()] = can_start
+    return maps
+
+
+def _open_game(
+    config: Path, level: str | None, folder: str, size: tuple[int, int], seed: int, depth: bool, audio: bool
+) -> Any:
     vizdoom = _vizdoom()
     game = vizdoom.DoomGame()
     game.load_config(str(config))
+    if level:
+        game.set_doom_map(level)
     game.set_screen_resolution(_find_resolution(size))
     game.set_screen_format(vizdoom.ScreenFormat.RGB24)
     game.set_depth_buffer_enabled(depth)

@@ -5,6 +5,7 @@ import fcntl
 import math
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
@@ -45,6 +46,7 @@ from owl.errors import OwlError
 from owl.version import code_version
 
 JPEG_QUALITY = 95
+SHORTEST_MIXED = 100  # frames to which several scenarios may shorten episodes, so that each has enough of them
 LOCK_NAME = "recording.lock"
 LOCK_PATIENCE = 5.0  # seconds; the processes of a killed recording need a moment to notice
 
@@ -56,19 +58,21 @@ class GameRecording:
     Attributes:
         frames: Frames in total, 35 a second of play.
         size: (H, W) of the pictures.
-        scenario: A scenario that ViZDoom brings along, or the path of a .cfg file.
+        scenario: A scenario, as in `owl.data.game.find_scenario`, or several: as a list, or in one string with commas.
+            Episodes take turns: each scenario has the same share of every split, one that is named twice a double one.
         seed: Equal seeds give equal bytes, whatever the number of workers.
         depth: Record depth maps.
         flow: Record optical flow (OpenCV's DIS) on a grid of half or a quarter of the resolution.
         audio: Record stereo sound at 44.1 kHz.
         workers: Processes; None takes one per core.
         episode_frames: Longest episode; the frames are divided evenly among as few episodes as that allows, at least
-            three, so that each split has one.
+            three of each scenario, so that each split has one. Several scenarios have twenty each, so that one is 5%,
+            unless these were shorter than 100 frames.
     """
 
     frames: int = 20_000
     size: tuple[int, int] = (96, 160)
-    scenario: str = "deathmatch"
+    scenario: str | list[str] = "deathmatch"
     seed: int = 0
     depth: bool = False
     flow: bool = False
@@ -76,9 +80,21 @@ class GameRecording:
     workers: int | None = None
     episode_frames: int = 500
 
+    def scenarios(self) -> list[str]:
+        """The scenarios by name; episode n is of the one at n modulo their number."""
+        if isinstance(self.scenario, list):
+            return self.scenario
+        if os.path.isfile(self.scenario):  # a comma in a path separates nothing
+            return [self.scenario]
+        return [name.strip() for name in self.scenario.split(",")]
+
     def episode_lengths(self) -> list[int]:
         """Frames of each episode."""
-        count = max(3, math.ceil(self.frames / self.episode_frames))
+        kinds = len(self.scenarios())
+        count = max(3 * kinds, math.ceil(self.frames / self.episode_frames))
+        if kinds > 1:
+            count = max(count, min(20 * kinds, self.frames // SHORTEST_MIXED))
+            count = math.ceil(count / kinds) * kinds
         return [self.frames // count + (episode < self.frames % count) for episode in range(count)]
 
 
@@ -155,11 +171,14 @@ def count_recorded(path: str) -> int:
 
 
 def _check(recording: GameRecording) -> None:
-    if recording.frames < 3 or recording.episode_frames < 1:
+    if not recording.scenarios():
+        raise OwlError("arguments.empty", "scenario is an empty list, at least one name was expected; give one")
+    least = 3 * len(recording.scenarios())
+    if recording.frames < least or recording.episode_frames < 1:
         raise OwlError(
             "arguments.too-small",
-            f"frames is {recording.frames} and episode_frames {recording.episode_frames}, at least 3 and 1 were "
-            "expected (three splits of an episode each); use larger numbers",
+            f"frames is {recording.frames} and episode_frames {recording.episode_frames}, at least {least} and 1 were "
+            "expected (three splits of an episode of each scenario); use larger numbers",
         )
     if recording.workers is not None and recording.workers < 1:
         raise OwlError(
@@ -174,7 +193,8 @@ def _check(recording: GameRecording) -> None:
             f"size is {recording.size[0]}x{recording.size[1]} (height x width), at least 32 of each were expected; "
             "use for example 96x160 or 360x640",
         )
-    game.find_scenario(recording.scenario)
+    for name in recording.scenarios():
+        game.find_scenario(name)
     game.check_size(recording.size)
     if recording.audio:
         game.check_audio()
@@ -202,7 +222,7 @@ def _describe(root: Path, recording: GameRecording) -> DatasetInfo:
         fps=game.FPS,
         size=recording.size,
         modalities=_modalities(recording),
-        splits=_splits(len(recording.episode_lengths()), recording.seed),
+        splits=_splits(recording),
         source=_source(recording),
         code_version=code_version(),
     )
@@ -213,7 +233,7 @@ def _describe(root: Path, recording: GameRecording) -> DatasetInfo:
 def _source(recording: GameRecording) -> dict[str, Any]:
     return {
         "kind": "vizdoom",
-        "scenario": recording.scenario,
+        "scenario": recording.scenarios() if len(recording.scenarios()) > 1 else recording.scenarios()[0],
         "frames": recording.frames,
         "episode_frames": recording.episode_frames,
         "size": list(recording.size),
@@ -260,17 +280,36 @@ def _modalities(recording: GameRecording) -> dict[str, dict]:
     return modalities
 
 
-def _splits(episodes: int, seed: int) -> dict[str, list[str]]:
-    """Episode names by split: about 5% each for validation and test, at least one."""
-    held_out = max(1, round(HELD_OUT * episodes))
-    order = np.random.default_rng((seed, episodes)).permutation(episodes)
-    parts = {"train": order[2 * held_out :], "validation": order[:held_out], "test": order[held_out : 2 * held_out]}
-    return {split: [_episode_name(number) for number in sorted(part.tolist())] for split, part in parts.items()}
+def _splits(recording: GameRecording) -> dict[str, list[str]]:
+    """Episode names by split: of each scenario about 5% each for validation and test, at least one."""
+    episodes, kinds = len(recording.episode_lengths()), len(recording.scenarios())
+    order = np.random.default_rng((recording.seed, episodes)).permutation(episodes)
+    parts: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
+    for kind in range(kinds):
+        of_kind = order[order % kinds == kind].tolist()
+        held_out = max(1, round(HELD_OUT * len(of_kind)))
+        parts["train"] += of_kind[2 * held_out :]
+        parts["validation"] += of_kind[:held_out]
+        parts["test"] += of_kind[held_out : 2 * held_out]
+    return {split: [_episode_name(recording, number) for number in sorted(part)] for split, part in parts.items()}
 
 
-def _episode_name(number: int, beginning: int = 0) -> str:
-    """Of what is played for shard ``number``: where a scenario ends early and begins anew, so does the episode."""
-    return f"episode-{number:06d}" + (f"-{beginning}" if beginning else "")
+def _scenario(recording: GameRecording, number: int) -> str:
+    """What shard ``number`` holds an episode of."""
+    scenarios = recording.scenarios()
+    return scenarios[number % len(scenarios)]
+
+
+def _episode_name(recording: GameRecording, number: int, beginning: int = 0) -> str:
+    """Of what is played for shard ``number``: where a scenario ends early and begins anew, so does the episode.
+
+    Among several scenarios an episode is called by its own too: all that shows episodes shows that.
+    """
+    parts = [f"episode-{number:06d}"]
+    if len(recording.scenarios()) > 1:
+        name = _scenario(recording, number)
+        parts.append(re.sub(r"[^A-Za-z0-9_]+", "-", Path(name).stem if name.endswith(".cfg") else name))
+    return "-".join([*parts, str(beginning)] if beginning else parts)
 
 
 def _name_all(root: Path, splits: dict[str, list[str]]) -> dict[str, list[str]]:
@@ -364,9 +403,8 @@ def _die_with(parent: int, scratch: str) -> None:
 
 def _record_episode(root: str, recording: GameRecording, number: int, frames: int) -> None:
     seed = int(np.random.SeedSequence((recording.seed, number)).generate_state(1)[0])
-    frames_played = game.play(
-        recording.scenario, frames, recording.size, seed, depth=recording.depth, audio=recording.audio
-    )
+    scenario = _scenario(recording, number)
+    frames_played = game.play(scenario, frames, recording.size, seed, depth=recording.depth, audio=recording.audio)
     previous: np.ndarray | None = None
     downscale = flow_downscale(recording.size)
     loudest, beginnings, first = 0, 0, 0
@@ -387,13 +425,13 @@ def _record_episode(root: str, recording: GameRecording, number: int, frames: in
                 members["audio.npy"] = codecs.encode_array(frame.audio)
                 loudest = max(loudest, int(np.abs(frame.audio.astype(np.int32)).max()))
             members["controls.npy"] = codecs.encode_array(np.concatenate([frame.buttons, frame.axes]))
-            writer.write(_episode_name(number, beginnings), position - first, members)
+            writer.write(_episode_name(recording, number, beginnings), position - first, members)
             _recorded[number] = position + 1
         if recording.audio and loudest == 0:
             raise OwlError(
                 "game.silent",
-                f"{_episode_name(number)} of {recording.scenario} is silent from beginning to end, sound was expected; "
-                "reinstall libopenal1 or record without --audio",
+                f"{_episode_name(recording, number)} of {scenario} is silent from beginning to end, sound was "
+                "expected; reinstall libopenal1 or record without --audio",
             )
 
 

@@ -38,3 +38,12 @@ def test_mistakes_are_told_before_anything_is_written(tmp_path: Path, options: l
     with pytest.raises(OwlError, match=message):
         run(["data", "record", str(tmp_path / "game"), *options])
     assert not (tmp_path / "game").exists()
+
+
+def test_several_scenarios_are_recorded_and_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["data", "record", "both", "--frames=12", "--size=48x80", "--scenario", "basic,freedoom2:MAP02"]) == 0
+    assert run(["data", "inspect", "both"]) == 0
+    assert "basic, freedoom2:MAP02" in capsys.readouterr().out

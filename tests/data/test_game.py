@@ -132,8 +132,29 @@ def test_a_scenario_file_of_your_own(tmp_path: Path) -> None:
     config.write_text("doom_scenario_path = mine.wad\ndoom_map = map01\n")  # beside the .cfg
     with pytest.raises(OwlError, match=r"mine.cfg cannot start .*mine.wad. does not exist"):
         next(game.play(str(config), 1, size=(48, 80)))
-    shutil.copy(game.find_scenario("basic").with_suffix(".wad"), tmp_path / "mine.wad")
+    shutil.copy(game.find_scenario("basic")[0].with_suffix(".wad"), tmp_path / "mine.wad")
     assert next(game.play(str(config), 1, size=(48, 80))).rgb.shape == (48, 80, 3)
+
+
+def test_a_map_of_a_scenario_can_be_chosen() -> None:
+    first, same, other = (
+        next(game.play(scenario, 1, size=(48, 80))).rgb.astype(int)
+        for scenario in ("freedoom2", "freedoom2:map01", "freedoom2:MAP07")
+    )
+    np.testing.assert_array_equal(same, first)
+    assert np.abs(other - first).mean() > 10
+    for missing in ("freedoom2:MAP99", "deathmatch:MAP02"):
+        with pytest.raises(OwlError) as caught:
+            game.find_scenario(missing)
+        assert caught.value.code == "game.map"
+        assert "MAP01" in str(caught.value)
+
+
+@pytest.mark.parametrize("scenario", ["cig", "multi_duel"])
+def test_a_scenario_without_a_start_for_one_player_is_refused(scenario: str) -> None:
+    with pytest.raises(OwlError) as caught:  # the game would crash
+        next(game.play(scenario, 1, size=(48, 80)))
+    assert caught.value.code == "game.scenario"
 
 
 def test_wrong_names_and_sizes_are_explained(tmp_path: Path) -> None:

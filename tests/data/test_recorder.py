@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
-from owl.data import recorder
+from owl.data import game, recorder
 from owl.data.overview import DatasetReader
 from owl.data.recorder import GameRecording, record_game
 from owl.data.shards import INDEX_NAME, INFO_NAME, ShardIndex
@@ -24,6 +25,15 @@ from tests.data.test_game import can_sound
 
 LONG = GameRecording(frames=2400, size=(48, 80), seed=3, workers=2, depth=True, flow=True)  # five episodes of 480
 SHORT = GameRecording(frames=30, size=(48, 80), workers=1, depth=True, flow=True, audio=can_sound())
+MIXED = replace(SHORT, frames=60, scenario=["deathmatch", "freedoom2:MAP07"])  # six episodes of ten
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MIXED, recorded."""
+    root = tmp_path_factory.mktemp("recorder") / "mixed"
+    record_game(str(root), MIXED)
+    return root
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +130,69 @@ def test_frames_are_divided_among_episodes_without_loss() -> None:
         assert max(lengths) - min(lengths) <= 1
 
 
+def test_several_scenarios_take_turns_in_every_split(mixed: Path) -> None:
+    reader = DatasetReader(str(mixed))
+    names = [f"episode-{n:06d}-{('deathmatch', 'freedoom2-MAP07')[n % 2]}" for n in range(6)]
+    assert reader.index.episodes.tolist() == names
+    assert reader.info.source["scenario"] == ["deathmatch", "freedoom2:MAP07"]
+    for split in ("train", "validation", "test"):
+        assert sorted(name[15:] for name in reader.info.splits[split]) == ["deathmatch", "freedoom2-MAP07"]
+    for number, name in enumerate(names):
+        assert reader.frame("controls", number, 9).shape == (len(game.BUTTONS) + len(game.AXES),)
+        assert reader.frame("depth", number, 9).shape == (48, 80)
+        others = [other for other, its_name in enumerate(names) if its_name[15:] == name[15:] and other != number]
+        assert all((reader.frame("rgb", number, 9) != reader.frame("rgb", other, 9)).any() for other in others)
+    for number, scenario in ((2, "deathmatch"), (3, "freedoom2:MAP07")):  # what is called so is so
+        seed = int(np.random.SeedSequence((0, number)).generate_state(1)[0])
+        played = list(game.play(scenario, 10, (48, 80), seed))[9].rgb.astype(int)
+        assert np.abs(reader.frame("rgb", number, 9) - played).mean() < 4
+
+
+def test_an_interrupted_recording_of_several_scenarios_goes_on_to_the_same_bytes(mixed: Path, tmp_path: Path) -> None:
+    root = tmp_path / "again"
+    shutil.copytree(mixed, root)
+    for name in (INDEX_NAME, "shard-000001.tar", "shard-000004.tar"):
+        (root / name).unlink()
+    record_game(str(root), replace(MIXED, scenario="deathmatch, freedoom2:MAP07", workers=2))
+    assert contents(root) == contents(mixed)
+    with pytest.raises(OwlError) as caught:  # the order decides what an episode is
+        record_game(str(root), replace(MIXED, scenario="freedoom2:MAP07,deathmatch"))
+    assert caught.value.code == "dataset.other-settings"
+
+
+@pytest.mark.parametrize(("kinds", "frames"), [(2, 20_000), (13, 20_000), (18, 20_000), (2, 60_000), (3, 9)])
+def test_splits_hold_fair_shares_of_all_scenarios(kinds: int, frames: int) -> None:
+    recording = GameRecording(frames=frames, scenario=[f"s{kind:02d}" for kind in range(kinds)])
+    lengths = recording.episode_lengths()
+    assert sum(lengths) == frames
+    assert max(lengths) - min(lengths) <= 1
+    splits = recorder._splits(recording)
+    assert sorted(name for names in splits.values() for name in names) == [
+        recorder._episode_name(recording, number) for number in range(len(lengths))
+    ]
+    for names in splits.values():
+        of = [name[15:] for name in names]
+        assert {of.count(scenario) for scenario in recording.scenarios()} == {len(of) // kinds}
+    if frames >= 2000 * kinds:  # enough for episodes of 100 frames, twenty of each
+        assert 0.04 < len(splits["test"]) / len(lengths) < 0.06
+
+
+def test_a_single_scenario_is_divided_as_it_always_was() -> None:
+    for scenario in ("deathmatch", ["deathmatch"]):
+        recording = GameRecording(scenario=scenario)
+        splits = recorder._splits(recording)
+        assert splits["validation"] == ["episode-000022", "episode-000032"]
+        assert splits["test"] == ["episode-000001", "episode-000015"]
+        assert len(splits["train"]) == 36
+        assert recorder._source(recording)["scenario"] == "deathmatch"
+
+
+def test_a_comma_in_a_path_separates_no_scenarios(tmp_path: Path) -> None:
+    config = tmp_path / "one, two.cfg"
+    config.touch()
+    assert GameRecording(scenario=str(config)).scenarios() == [str(config)]
+
+
 def test_a_killed_recording_goes_on_to_the_same_bytes(uninterrupted: Path, tmp_path: Path) -> None:
     process = start(tmp_path)
     wait_until(lambda: any(tmp_path.glob("shard-*.tar")))
@@ -211,6 +284,16 @@ def test_impossible_parameters_are_refused_before_anything_is_written(tmp_path: 
     ):
         with pytest.raises(OwlError, match=message):
             record_game(str(root), replace(SHORT, **wrong))
+    for wrong, code in (
+        ({"scenario": "deathmatch,deathmach"}, "game.scenario"),
+        ({"scenario": "deathmatch,"}, "game.scenario"),
+        ({"scenario": ["deathmatch", "freedoom2:MAP99"]}, "game.map"),
+        ({"scenario": []}, "arguments.empty"),
+        ({"scenario": "deathmatch,basic", "frames": 5}, "arguments.too-small"),
+    ):
+        with pytest.raises(OwlError) as caught:
+            record_game(str(root), replace(SHORT, **wrong))
+        assert caught.value.code == code
     with pytest.raises(OwlError, match="not a local folder"):
         record_game("memory://dataset", SHORT)
     assert not root.exists()
