@@ -1,4 +1,4 @@
-"""Optical flow between neighbouring frames, by OpenCV's DIS (Kroeger et al. 2016, arXiv:1603.03590)."""
+"""Optical flow between neighbouring frames, by OpenCV's DIS (Kroeger et al. 2016, arXiv:1603.03590), and its sum."""
 
 import cv2
 import numpy as np
@@ -49,3 +49,22 @@ def estimate_flow(previous: np.ndarray, current: np.ndarray, downscale: int) -> 
             f"optical flow cannot be computed on {height}x{width} frames; use at least 64x64 or leave flow out",
         ) from error
     return flow * np.float32(downscale)
+
+
+def compose_flow(later: np.ndarray, earlier: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Add up two fields along the way: what is at x was at x + later(x) in between, and earlier(...) from there.
+
+    What left the picture in between is taken to move on as what is at the border does.
+
+    Args:
+        later: float32[h, w, 2], (dx, dy) from a frame back to one in between, in pixels of the picture.
+        earlier: float32[h, w, 2], from that frame further back.
+        size: (H, W) of the picture, on which the fields are a coarser grid.
+
+    Returns:
+        float32[h, w, 2].
+    """
+    height, width = later.shape[:2]
+    row, column = np.mgrid[:height, :width].astype(np.float32)
+    x, y = column + later[..., 0] * (width / size[1]), row + later[..., 1] * (height / size[0])
+    return later + cv2.remap(earlier, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)

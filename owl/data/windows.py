@@ -20,7 +20,7 @@ from owl.data.sample import MODALITIES, SampleDecoder, View
 from owl.data.shards import DatasetInfo, ShardIndex, shard_name
 from owl.errors import OwlError
 
-CONTINUOUS = ("audio", "controls")  # all stored frames of a window are read, also those that a stride skips
+CONTINUOUS = ("flow", "audio", "controls")  # all stored frames of a window are read, also those that a stride skips
 MAX_REPLACEMENTS = 256
 PADDING = -1  # the document of the frames behind the last clip of a pack
 OPEN_PACKS = (
@@ -267,7 +267,9 @@ class WindowDataset(Dataset):
             what was asked for:
             "rgb": uint8[T, 3, H, W];
             "depth": float32[T, 1, H, W] in [0, 1], the stored value / 255;
-            "flow": float32[T, 2, h, w], (dx, dy) back to the previous stored frame, in pixels of the delivered rgb;
+            "flow": float32[T, 2, h, w], (dx, dy) back to the previous frame of the window, in pixels of the delivered
+            rgb; where a stride skips frames, theirs are added up along the way, and the first one leads back by
+            ``stride`` frames too, or to the episode's first;
             "audio": float32[channels, samples] in [-1, 1], unbroken from the first frame's to the last frame's end,
             the same number of samples for every window;
             "buttons": float32[T, B] and "axes": float32[T, A]: where a stride skips frames, a button counts if it was
@@ -342,16 +344,19 @@ class WindowDataset(Dataset):
     def _load_clip(self, clip: _Clip, view: View, into: dict[str, np.ndarray]) -> None:
         episode, row = clip.episode, int(self._index.episode_row[clip.episode]) + clip.first
         last = row + (clip.length - 1) * self.stride
+        # the motion that leads to the first frame begins at the frame that a stride puts before it
+        before = min(self.stride - 1, clip.first) if "flow" in self.modalities else 0
         # one contiguous range, though members of other modalities lie in between
-        columns = list(self._columns.values())
-        start = int(self._index.offsets[row, columns].min())
-        stop = int((self._index.offsets[last, columns] + self._index.sizes[last, columns]).max())
+        columns, read = list(self._columns.values()), slice(row - before, last + 1)
+        offsets, sizes = self._index.offsets[read, columns], self._index.sizes[read, columns]
+        start, stop = int(offsets.min()), int((offsets + sizes).max())
         data = memoryview(self._reader.read(int(self._index.episode_shard[episode]), start, stop))
         for modality in self.modalities:
-            rows = range(row, last + 1, 1 if modality in CONTINUOUS else self.stride)
+            begin = row - before if modality == "flow" else row
+            rows = range(begin, last + 1, 1 if modality in CONTINUOUS else self.stride)
             frames = map(partial(self._decode, modality, episode, data, start), rows)
             try:
-                self._decoder.assemble(modality, frames, view, into)
+                self._decoder.assemble(modality, frames, view, into, row - begin)
             except ValueError as error:
                 self._report(modality, episode, row, error)
                 raise _CorruptMember from error

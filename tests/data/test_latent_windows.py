@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from owl.data import codecs
-from owl.data.shards import DatasetInfo, ShardIndex, ShardWriter, write_index
+from owl.data.scan import write_index
+from owl.data.shards import DatasetInfo, ShardIndex, ShardWriter
 from owl.data.windows import CorruptSampleWarning, SkippedEpisodeWarning, WindowDataset
 from owl.errors import OwlError
 from tests.helpers.shards import DESCRIPTIONS, make_dataset, make_numbered, overwrite
@@ -138,8 +139,10 @@ def test_pictures_and_latents_are_padded_with_zeros(tmp_path: Path, latents: Pat
     sample = WindowDataset(dataset, modalities=("rgb", "depth", "flow"), length=10, stride=2, pack=True)[0]
     assert sample["document"].tolist() == [0] * 4 + [1] * 4 + [-1] * 2  # even frames, odd frames
     dense = WindowDataset(dataset, modalities=("rgb", "depth", "flow"), length=8)[0]
+    motion = torch.tensor([0, 2, 2, 2, 1, 2, 2, 2])[:, None, None, None] * dense["flow"][1]  # constant, added up
     for name in ("rgb", "depth", "flow"):
-        assert torch.equal(sample[name][:8], torch.cat([dense[name][::2], dense[name][1::2]]))
+        expected = torch.cat([dense[name][::2], dense[name][1::2]]) if name != "flow" else motion
+        assert torch.equal(sample[name][:8], expected)
         assert not sample[name][8:].any()
     sample = WindowDataset(latents, modalities=("latent", "audio_latent"), length=9, pack=True)[0]
     assert sample["latent"][:, 0, 0, 0].tolist() == [*range(8), 0]
