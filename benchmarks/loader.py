@@ -34,7 +34,8 @@ from PIL import Image
 from benchmarks.jpeg import game_like_frames
 from owl.data import codecs
 from owl.data.loader import GlobalBatches, ResumableLoader, single_threaded
-from owl.data.shards import DatasetInfo, ShardWriter, write_index
+from owl.data.scan import write_index
+from owl.data.shards import DatasetInfo, ShardWriter
 from owl.data.windows import WindowDataset
 
 LENGTH, SIZE, BATCH = 8, (360, 640), 4

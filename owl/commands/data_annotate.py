@@ -15,17 +15,17 @@ from tqdm import tqdm
 from owl import models
 from owl.data import codecs
 from owl.data.reader import ShardReader, damage, read_members
+from owl.data.scan import write_index
 from owl.data.shards import (
     INDEX_NAME,
     DatasetInfo,
     ShardIndex,
     ShardWriter,
     begin_dataset,
-    open_filesystem,
     shard_name,
-    write_index,
     writing,
 )
+from owl.data.storage import open_filesystem
 from owl.errors import OwlError
 from owl.models.inverse_dynamics import AFTER, BEFORE, InverseDynamicsModel
 from owl.version import code_version

@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader
 from owl.data.loader import GlobalBatches, ResumableLoader, evaluation_loader
 from owl.data.reader import ShardReader
 from owl.data.recorder import GameRecording, record_game
-from owl.data.shards import INDEX_NAME, INFO_NAME, DatasetInfo, ShardIndex, open_filesystem
+from owl.data.shards import INDEX_NAME, INFO_NAME, DatasetInfo, ShardIndex
+from owl.data.storage import open_filesystem
 from owl.data.windows import WindowDataset
 from owl.errors import OwlError
 from owl.seeds import run_seed
@@ -86,7 +87,7 @@ class ShardDataModule(LightningDataModule):
             if not all(filesystem.exists(f"{path}/{name}") for name in (INFO_NAME, INDEX_NAME)):
                 record_game(self.path, self.record)
         if self.cache_dir is not None and self.shuffle_block is None:
-            index = ShardIndex.load(self.path)
+            index = ShardIndex.load(self.path, self.cache_dir)
             identity = DatasetInfo.load(self.path).identity(index)
             ShardReader(self.path, self.cache_dir, identity).download(index.shards.tolist())
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from owl.data import codecs
 from owl.data.reader import ShardReader, damage, read_members
 from owl.data.sample import SampleDecoder
+from owl.data.scan import write_index
 from owl.data.shards import (
     INDEX_NAME,
     MEMBER,
@@ -25,11 +26,10 @@ from owl.data.shards import (
     ShardIndex,
     ShardWriter,
     begin_dataset,
-    open_filesystem,
     shard_name,
-    write_index,
     writing,
 )
+from owl.data.storage import open_filesystem
 from owl.errors import OwlError
 from owl.version import code_version
 

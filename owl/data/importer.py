@@ -19,7 +19,8 @@ from owl.data.codecs import encode_array, encode_flow, encode_rgb
 from owl.data.flow import FLOW_DIRECTION, FLOW_UNIT, estimate_flow, flow_downscale
 from owl.data.footage import OWL_CONTROL, Footage, Recording, find_footage
 from owl.data.owl_control import align, describe_controls, order_buttons, read_inputs
-from owl.data.shards import DatasetInfo, ShardWriter, begin_dataset, shard_name, write_index, writing
+from owl.data.scan import write_index
+from owl.data.shards import DatasetInfo, ShardWriter, begin_dataset, shard_name, writing
 from owl.data.splits import split_in_order, split_recordings
 from owl.data.video import CHANNELS, SAMPLE_RATE, AudioTrack, first_sample, read_frames, to_picture
 from owl.errors import OwlError

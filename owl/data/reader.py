@@ -1,6 +1,5 @@
 """Byte ranges of a dataset's shards: local files, any fsspec URL, or remote shards cached whole on local disk."""
 
-import fcntl
 import os
 import zlib
 from collections import OrderedDict
@@ -14,8 +13,8 @@ import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 from tqdm import tqdm
 
-from owl.atomic import PARTIAL_SUFFIX
-from owl.data.shards import ShardIndex, answering, open_filesystem, shard_name
+from owl.data.shards import ShardIndex, shard_name
+from owl.data.storage import answering, fetch_once, open_filesystem
 from owl.errors import OwlError
 
 MAX_OPEN_FILES = 64  # per process; a machine's limit is often 1,024
@@ -104,25 +103,11 @@ class ShardReader:
             raise
 
     def _cached(self, name: str) -> Path:
-        """Path of the local copy, downloaded by whichever process comes first.
-
-        fsspec's own simplecache and filecache write in place, so a second worker would read half a shard.
-        """
+        """Path of the local copy."""
         assert self._cache is not None
-        path = self._cache / name
-        if path.exists():
-            return path
-        self._cache.mkdir(parents=True, exist_ok=True)
-        with open(self._cache / f"{name}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not path.exists():
-                partial = path.with_name(path.name + PARTIAL_SUFFIX)
-                try:
-                    self._filesystem().get_file(f"{self._path}/{name}", str(partial))
-                    os.replace(partial, path)
-                finally:
-                    partial.unlink(missing_ok=True)
-        return path
+        return fetch_once(
+            self._cache / name, lambda partial: self._filesystem().get_file(f"{self._path}/{name}", partial)
+        )
 
     def _filesystem(self) -> fsspec.AbstractFileSystem:
         # file systems with an event loop (s3, http) do not survive a fork: each process opens its own

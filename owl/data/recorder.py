@@ -30,18 +30,18 @@ from tqdm import tqdm
 from owl.atomic import PARTIAL_SUFFIX
 from owl.data import codecs, game
 from owl.data.flow import FLOW_DIRECTION, FLOW_UNIT, estimate_flow, flow_downscale
+from owl.data.scan import write_index
 from owl.data.shards import (
     INDEX_NAME,
     INFO_NAME,
     DatasetInfo,
     ShardIndex,
     ShardWriter,
-    open_filesystem,
     shard_name,
-    write_index,
     writing,
 )
 from owl.data.splits import HELD_OUT
+from owl.data.storage import lock, open_filesystem
 from owl.errors import OwlError
 from owl.version import code_version
 
@@ -152,10 +152,10 @@ def _alone(root: Path) -> Iterator[None]:
     while True:
         with open(path, "ab") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, root)
             except BlockingIOError:
                 print(f"{root} is being recorded by another process; waiting for it", file=sys.stderr, flush=True)
-                fcntl.flock(file, fcntl.LOCK_EX)
+                lock(file, fcntl.LOCK_EX, root)
             if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 continue  # it is the one that the other process has removed
             try:

@@ -10,23 +10,25 @@ import io
 import json
 import os
 import re
+import struct
 import tarfile
+import tempfile
 import time
-import warnings
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import IO, Any, BinaryIO, Self
 
 import fsspec
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
 from owl.atomic import PARTIAL_SUFFIX, atomic_write
+from owl.data.npz import map_npz
+from owl.data.storage import answering, fetch_once, lock, open_filesystem
 from owl.errors import OwlError
 
 FORMAT = "owl-shards"
@@ -34,45 +36,22 @@ VERSION = 1
 INFO_NAME = "dataset.json"
 INDEX_NAME = "index.npz"
 BLOCK = 512  # tar's unit: headers are one block, contents are padded to whole blocks
+SHARD = re.compile(r"shard-(?P<number>\d{6,})\.tar")
 MEMBER = re.compile(r"(?P<episode>.+)/(?P<frame>\d{6,})\.(?P<extension>[^/]+)")
-
-
-def open_filesystem(url: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Split a folder's URL into its fsspec file system and the path inside it.
-
-    Raises:
-        OwlError: The protocol is unknown or its package is not installed.
-    """
-    try:
-        filesystem, path = fsspec.core.url_to_fs(str(url))
-    except (ImportError, ValueError) as error:
-        raise OwlError(
-            "storage.protocol", f"{url} cannot be opened ({error}); install the protocol's package or use a local path"
-        ) from error
-    return filesystem, path.rstrip("/")
-
-
-@contextmanager
-def answering(url: str | Path) -> Iterator[None]:
-    """Tell in one sentence that a storage does not answer; that a file is not there stays an error of its own.
-
-    Raises:
-        OwlError: Whatever else went wrong inside.
-    """
-    try:
-        yield
-    except (OwlError, FileNotFoundError, NotADirectoryError):
-        raise
-    except Exception as error:  # the packages of the protocols raise types of their own
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise OwlError(
-            "storage.unreadable", f"{url} could not be read ({reason}); check the connection and your rights"
-        ) from error
 
 
 def shard_name(number: int) -> str:
     """File name of a shard, e.g. ``shard-000012.tar``."""
     return f"shard-{number:06d}.tar"
+
+
+def list_shards(filesystem: fsspec.AbstractFileSystem, path: str) -> dict[int, str]:
+    """Path of each shard of a folder by its number, in order.
+
+    Names are listed and compared: a glob would take brackets in the folder's own name for a pattern.
+    """
+    matches = ((name, SHARD.fullmatch(name.rpartition("/")[2])) for name in filesystem.ls(path, detail=False))
+    return dict(sorted((int(match["number"]), name) for name, match in matches if match))
 
 
 @contextmanager
@@ -85,14 +64,14 @@ def writing(root: str | Path, shared: bool = False, patience: float = 0.0) -> It
         patience: Seconds to wait for another process to end.
 
     Raises:
-        OwlError: Another process is writing.
+        OwlError: Another process is writing, or the file system has no locks.
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     with open(Path(root) / INFO_NAME, "r+b") as file:  # NFS locks for writing what is open for it
         deadline = time.monotonic() + patience
         while True:
             try:
-                fcntl.flock(file, kind | fcntl.LOCK_NB)
+                lock(file, kind | fcntl.LOCK_NB, root)
                 break
             except BlockingIOError:
                 if time.monotonic() >= deadline:
@@ -182,7 +161,7 @@ class DatasetInfo:
         del content["source"], content["code_version"]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
         for array in (index.episodes, index.episode_frames, index.offsets, index.sizes, index.checksums):
-            digest.update(np.ascontiguousarray(array).tobytes())
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)  # without a copy of it
         return digest.hexdigest()[:16]
 
 
@@ -274,6 +253,7 @@ class ShardIndex:
         checksums: uint32[F, M], CRC-32 of the content.
         shards: int64[S], numbers of the shards.
         shard_bytes: int64[S], their file sizes.
+        origin: The URL, ``cache_dir`` and checksums of the file that the arrays are mapped from, if they are.
     """
 
     extensions: np.ndarray
@@ -286,146 +266,93 @@ class ShardIndex:
     checksums: np.ndarray
     shards: np.ndarray
     shard_bytes: np.ndarray
+    origin: tuple[str, str | Path | None, tuple[int, ...]] | None = field(default=None, repr=False)
 
     @classmethod
-    def load(cls, url: str | Path) -> Self:
-        """Read a dataset's index.
+    def load(cls, url: str | Path, cache_dir: str | Path | None = None, check: bool = True) -> Self:
+        """Map a dataset's index into memory; its arrays are read-only.
+
+        It takes 20 bytes a member: processes of a machine share the pages of a local file, and loader workers open it
+        again instead of getting a copy.
+
+        Args:
+            url: The dataset's folder.
+            cache_dir: Local folder that keeps the index of a remote dataset, for all processes; None fetches it into
+                a temporary file.
+            check: Whether to compare its checksums.
 
         Raises:
             OwlError: It is missing (the dataset is unfinished), damaged, or of another version.
         """
-        filesystem, path = open_filesystem(url)
         repair = f"rebuild it with `python -m owl data verify {url} --repair`"
         try:
-            with answering(url):
-                data = filesystem.cat_file(f"{path}/{INDEX_NAME}")
+            with _open_index(url, cache_dir) as file:
+                arrays, checksums = map_npz(file, check)
+            version = int(arrays.pop("version"))
         except FileNotFoundError:
             raise OwlError(
                 "index.missing",
                 f"{url} has no {INDEX_NAME}, so it is unfinished; finish it by running the command that made it again, "
                 f"or, if its shards are complete, {repair}",
             ) from None
-        try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-            version = int(arrays.pop("version"))
-        except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except (ValueError, KeyError, EOFError, struct.error, zipfile.BadZipFile) as error:
             raise OwlError("index.damaged", f"{url}/{INDEX_NAME} is damaged ({error}); {repair}") from error
         if version != VERSION:
             raise OwlError(
                 "index.version", f"{url}/{INDEX_NAME} is version {version}, this code reads version {VERSION}; {repair}"
             )
         try:
-            return cls(**arrays)
+            return cls(**arrays, origin=(str(url), cache_dir, checksums))
         except TypeError as error:
             raise OwlError("index.damaged", f"{url}/{INDEX_NAME} lacks or adds an array ({error}); {repair}") from error
 
     def save(self, url: str | Path) -> None:
         """Write the index into the folder, atomically."""
-        buffer = io.BytesIO()
-        np.savez(buffer, version=np.int64(VERSION), **vars(self))
-        _write_file(url, INDEX_NAME, buffer.getvalue())
+        arrays = {name: array for name, array in vars(self).items() if name != "origin"}
+
+        def write(file: IO[bytes]) -> None:
+            np.savez(file, version=np.int64(VERSION), **arrays)
+
+        filesystem, path = open_filesystem(url)
+        if isinstance(filesystem, LocalFileSystem):
+            atomic_write(Path(path) / INDEX_NAME, write)
+        else:
+            write(buffer := io.BytesIO())
+            _write_file(url, INDEX_NAME, buffer.getvalue())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.origin is None:
+            return type(self), tuple(getattr(self, item.name) for item in fields(self))
+        return _reopen, self.origin
 
 
-def write_index(root: str | Path) -> ShardIndex:
-    """Write the index of a folder that can be written, as `scan_shards` finds it, and return it."""
-    index = scan_shards(root)
-    index.save(root)
+def _reopen(url: str, cache_dir: str | Path | None, checksums: tuple[int, ...]) -> ShardIndex:
+    """Map an index in another process."""
+    index = ShardIndex.load(url, cache_dir, check=False)
+    assert index.origin is not None
+    if index.origin[2] != checksums:
+        raise OwlError(
+            "index.changed",
+            f"{url}/{INDEX_NAME} has changed since this run began, the same one was expected; start the run again",
+        )
     return index
 
 
-def scan_shards(root: str | Path) -> ShardIndex:
-    """Index all complete shards of a folder in order. ``dataset.json`` must exist.
-
-    A shard that is cut short is indexed up to its last whole frame, with a warning.
-
-    Args:
-        root: The dataset's folder, any fsspec URL.
-
-    Raises:
-        OwlError: There is no shard, a member's name is not of this format, or an episode's frames are not 0..n-1.
-    """
-    info = DatasetInfo.load(root)
-    filesystem, path = open_filesystem(root)
-    columns = {description["extension"]: column for column, description in enumerate(info.modalities.values())}
-    shards = sorted(filesystem.glob(f"{path}/shard-*.tar"))
-    if not shards:
-        raise OwlError(
-            "shard.none", f"{root} holds no shard-*.tar, at least one was expected; run the command that makes it again"
-        )
-    episodes: dict[str, tuple[int, int]] = {}  # name: (shard, first row)
-    rows: list[list[tuple[int, int, int]]] = []
-    numbers = [int(Path(shard).stem.removeprefix("shard-")) for shard in shards]
-    for number, shard in zip(numbers, shards, strict=True):
-        previous: tuple[str, int] | None = None
-        for name, offset, size, checksum in _scan(filesystem, shard):
-            match = MEMBER.fullmatch(name)
-            if not match:
-                raise OwlError(
-                    "shard.member",
-                    f"{shard} holds {name}, <episode>/<frame>.<extension> was expected; remove that shard",
-                )
-            episode, frame = match["episode"], int(match["frame"])
-            if (episode, frame) != previous:
-                expected = previous[1] + 1 if previous and previous[0] == episode else 0
-                if frame != expected or (frame == 0 and episode in episodes):
-                    raise OwlError(
-                        "shard.order",
-                        f"{shard} holds frame {frame} of episode {episode}, frame {expected} of an episode that lies "
-                        "nowhere else was expected; make the dataset again",
-                    )
-                if frame == 0:
-                    episodes[episode] = (number, len(rows))
-                rows.append([(-1, -1, 0)] * len(columns))
-                previous = (episode, frame)
-            if match["extension"] in columns:
-                rows[-1][columns[match["extension"]]] = (offset, size, checksum)
-    first = np.array([row for _, row in episodes.values()], np.int64)
-    table = np.array(rows, np.int64).reshape(len(rows), len(columns), 3)
-    return ShardIndex(
-        extensions=np.array(list(columns), str),
-        episodes=np.array(list(episodes), str),
-        episode_shard=np.array([shard for shard, _ in episodes.values()], np.int64),
-        episode_row=first,
-        episode_frames=np.diff(first, append=len(rows)),
-        offsets=table[..., 0].copy(),
-        sizes=table[..., 1].copy(),
-        checksums=table[..., 2].astype(np.uint32),
-        shards=np.array(numbers, np.int64),
-        shard_bytes=np.array([filesystem.size(shard) for shard in shards], np.int64),
-    )
-
-
-def _scan(filesystem: fsspec.AbstractFileSystem, shard: str) -> Iterator[tuple[str, int, int, int]]:
-    """Yield (name, offset, size, CRC-32) of a tar's members; of a damaged tar those of the frames that are whole."""
-    frame: list[tuple[str, int, int, int]] = []
-    with filesystem.open(shard, "rb") as file:
-        while True:
-            block = file.read(BLOCK)
-            if block == bytes(BLOCK):
-                break
-            try:
-                header = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
-                content = file.read(header.size)
-                if len(content) < header.size:
-                    raise EOFError(f"{header.name} is cut short")
-            except (tarfile.HeaderError, UnicodeDecodeError, EOFError) as error:
-                # the last frame may lack members that the lost part held
-                lost = _frame_name(frame[0][0]) if frame else "its first frame"
-                warnings.warn(f"{shard} is damaged ({error}): frames from {lost} on are left out", stacklevel=2)
-                return
-            if frame and _frame_name(frame[0][0]) != _frame_name(header.name):
-                yield from frame
-                frame.clear()
-            frame.append((header.name, file.tell() - header.size, header.size, zlib.crc32(content)))
-            file.seek(-header.size % BLOCK, os.SEEK_CUR)
-    yield from frame
-
-
-def _frame_name(member: str) -> str:
-    """``<episode>/<frame>`` of a member's name; the episode may contain dots."""
-    episode, _, rest = member.rpartition("/")
-    return f"{episode}/{rest.partition('.')[0]}"
+def _open_index(url: str | Path, cache_dir: str | Path | None) -> BinaryIO:
+    """Open the index of a folder; of a remote one a copy."""
+    filesystem, path = open_filesystem(url)
+    remote = f"{path}/{INDEX_NAME}"
+    with answering(url):
+        if isinstance(filesystem, LocalFileSystem):
+            return open(remote, "rb")
+        if cache_dir is None:
+            with tempfile.TemporaryDirectory(prefix="owl-index-") as scratch:  # an open file outlives its name
+                filesystem.get_file(remote, f"{scratch}/{INDEX_NAME}")
+                return open(f"{scratch}/{INDEX_NAME}", "rb")
+        # an index that was made anew has another size, time or tag
+        state = hashlib.sha256(repr((str(url), sorted(filesystem.info(remote).items()))).encode()).hexdigest()
+        local = Path(cache_dir) / f"index-{state[:16]}.npz"
+        return open(fetch_once(local, lambda partial: filesystem.get_file(remote, partial)), "rb")
 
 
 def _write_file(url: str | Path, name: str, content: bytes) -> None:

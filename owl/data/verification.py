@@ -2,10 +2,11 @@
 
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 
 from owl.data.overview import DatasetReader
-from owl.data.shards import INDEX_NAME, DatasetInfo, ShardIndex, open_filesystem, scan_shards, shard_name
+from owl.data.scan import scan_shards
+from owl.data.shards import INDEX_NAME, DatasetInfo, ShardIndex, list_shards, shard_name
+from owl.data.storage import open_filesystem
 from owl.errors import OwlError
 
 
@@ -16,8 +17,8 @@ def index_is_current(url: str) -> bool:
     except OwlError:
         return False
     filesystem, path = open_filesystem(url)
-    found = {Path(shard).name: filesystem.size(shard) for shard in filesystem.glob(f"{path}/shard-*.tar")}
-    return found == {shard_name(n): size for n, size in zip(index.shards, index.shard_bytes, strict=True)}
+    found = {number: filesystem.size(shard) for number, shard in list_shards(filesystem, path).items()}
+    return found == dict(zip(index.shards.tolist(), index.shard_bytes.tolist(), strict=True))
 
 
 def repair_index(url: str) -> bool:

@@ -108,7 +108,7 @@ class WindowDataset(Dataset):
         self.path, self.split, self.modalities = str(path), split, tuple(modalities)
         self.length, self.stride, self.pack = length, stride, pack
         self.info = DatasetInfo.load(path)
-        index = ShardIndex.load(path)
+        index = ShardIndex.load(path, cache_dir)
         self.identity = self.info.identity(index)
         self._index = index
         self._columns = self._find_columns()
@@ -162,16 +162,16 @@ class WindowDataset(Dataset):
                 "record or import more episodes, or use another split",
             )
         positions = {str(name): position for position, name in enumerate(index.episodes)}
-        present = np.add.reduceat(index.sizes[:, columns] >= 0, index.episode_row, axis=0, dtype=np.int64)
         kept, short = [], []
         for name in names:
             position = positions.get(name)
             if position is None:
                 self._skip(name, "it is in no shard")
                 continue
-            frames = int(index.episode_frames[position])
-            if (present[position] != frames).any():
-                found = ", ".join(f"{m} {n}" for m, n in zip(self._columns, present[position], strict=True))
+            row, frames = int(index.episode_row[position]), int(index.episode_frames[position])
+            present = (index.sizes[row : row + frames, columns] >= 0).sum(axis=0)  # an episode at a time: less memory
+            if (present != frames).any():
+                found = ", ".join(f"{m} {n}" for m, n in zip(self._columns, present, strict=True))
                 self._skip(name, f"its modalities have different numbers of frames ({found} of {frames})")
             elif frames < self._span and not self.pack:
                 short.append(frames)

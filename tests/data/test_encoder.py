@@ -14,7 +14,8 @@ from owl import models
 from owl.data import codecs
 from owl.data.encoder import FrameEncoder, encode_dataset
 from owl.data.overview import DatasetReader
-from owl.data.shards import INDEX_NAME, INFO_NAME, DatasetInfo, ShardIndex, ShardWriter, shard_name, write_index
+from owl.data.scan import write_index
+from owl.data.shards import INDEX_NAME, INFO_NAME, DatasetInfo, ShardIndex, ShardWriter, shard_name
 from owl.data.windows import CorruptSampleWarning, WindowDataset
 from owl.errors import OwlError
 from owl.models.image_autoencoder import ImageAutoencoder

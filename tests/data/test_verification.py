@@ -1,5 +1,6 @@
 """Every kind of damage is named, and an index is rebuilt only where it does not fit its shards."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,8 +64,9 @@ def test_every_member_behind_a_cut_is_named(dataset: str) -> None:
 
 def test_an_absent_member_is_named(dataset: str) -> None:
     index = ShardIndex.load(dataset)
-    index.sizes[1, 2] = index.offsets[1, 2] = -1
-    index.save(dataset)
+    sizes, offsets = index.sizes.copy(), index.offsets.copy()
+    sizes[1, 2] = offsets[1, 2] = -1
+    replace(index, sizes=sizes, offsets=offsets).save(dataset)
     assert problems(dataset) == [f"{dataset}/shard-000000.tar: episode-000/000001.flow.png: it is absent"]
 
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from owl.data import codecs
 from owl.data.reader import ShardReader
-from owl.data.shards import DatasetInfo, ShardIndex, ShardWriter, shard_name, write_index
+from owl.data.scan import write_index
+from owl.data.shards import DatasetInfo, ShardIndex, ShardWriter, shard_name
 from owl.data.windows import CorruptSampleWarning, SkippedEpisodeWarning, WindowDataset
 from owl.errors import OwlError
 from tests.helpers.shards import DESCRIPTIONS, make_dataset, make_numbered, overwrite, render

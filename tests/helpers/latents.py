@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from owl.data import codecs
-from owl.data.shards import DatasetInfo, ShardWriter, write_index
+from owl.data.scan import write_index
+from owl.data.shards import DatasetInfo, ShardWriter
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from tests.helpers.shards import AXES, BUTTONS, DESCRIPTIONS
 from tests.helpers.tiny import tiny_experiment

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from owl.data import codecs
-from owl.data.shards import DatasetInfo, ShardIndex, ShardWriter, shard_name, write_index
+from owl.data.scan import write_index
+from owl.data.shards import DatasetInfo, ShardIndex, ShardWriter, shard_name
 
 FPS = 35.0
 SAMPLE_RATE = 44_100
