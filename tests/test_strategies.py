@@ -104,8 +104,8 @@ def rank(environment: dict[str, str], *arguments: Any) -> None:
     sys.exit(fit(*arguments))
 
 
-def two(lab: Path, recipe: str, name: str, steps: int, strategy: str, *options: str) -> None:
-    """Two processes of batch 4, started as a cluster starts them."""
+def two(lab: Path, recipe: str, name: str, steps: int, strategy: str, *options: str, status: int = 0) -> None:
+    """Two processes of batch 4, started as a cluster starts them; the first one must end with a status."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -120,7 +120,7 @@ def two(lab: Path, recipe: str, name: str, steps: int, strategy: str, *options: 
         process.start()
     for process in processes:
         process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
+    assert [process.exitcode for process in processes] == [status, 0]
 
 
 def content(lab: Path, name: str) -> dict[str, Any]:
@@ -160,6 +160,18 @@ def test_two_processes_equal_one_and_go_on_as_one(lab: Path, recipe: str) -> Non
         two(lab, recipe, first, LAST, strategy, "--ckpt_path", "last")
         same(content(lab, first), content(lab, last))
         (lab / "runs" / first / "checkpoints" / "last.ckpt").write_bytes(untouched)
+
+
+def test_a_signal_to_one_process_stops_all_at_the_same_step(lab: Path) -> None:
+    """One that got none has begun another step by then, after which both stop."""
+    send = ["--trainer.callbacks+=tests.helpers.saboteurs.SendSignal", "--trainer.callbacks.rank=1"]
+    for key, value in {"signal": "SIGUSR1", "hook": "on_train_batch_start", "call": FIRST - 1}.items():
+        send += [f"--trainer.callbacks.{key}={value}"]
+    one(lab, "world_model", "unstopped", LAST)
+    two(lab, "world_model", "stopped", LAST, "ddp", *send, status=138)
+    assert content(lab, "stopped")["global_step"] == FIRST
+    two(lab, "world_model", "stopped", LAST, "ddp", "--ckpt_path", "last")
+    same(content(lab, "stopped"), content(lab, "unstopped"))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -20,10 +20,14 @@ from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from owl.agreement import Agreement
 from owl.atomic import atomic_write
 from owl.errors import OwlError
 
 say = rank_zero_only(print)
+
+SEVERITY = (0, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Signals, and 0 for none; where processes got different ones, the last of them counts."""
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -111,6 +115,7 @@ class Checkpoint(LightningCheckpoint):
     and when a SIGTERM arrives: the process then exits with status 143, and ``--ckpt_path last`` continues it exactly.
     SIGUSR1, by which clusters announce that time is running out, does the same with status 138: queue it again. So does
     SIGINT (Ctrl-C) with status 130; a second one stops at once.
+    Of several processes any may get the signal; all stop together, at most one step after a single one would.
     It is only ever taken between two optimiser steps, never amid the accumulation of gradients, which it does not
     hold. A validation that was due when it was taken is made up for when the run continues. Training that is finished
     but for its last validation answers a SIGTERM by finishing.
@@ -148,6 +153,9 @@ class Checkpoint(LightningCheckpoint):
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
                 signal.signal(number, self._on_signal)
+        self._agreement = Agreement()
+        # Lightning's own question about SIGTERM, at every batch, waits for the device and is answered by ours.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         if self._validation_due:
             validation = trainer.fit_loop.epoch_loop.val_loop
             validation.restarting = False
@@ -174,14 +182,16 @@ class Checkpoint(LightningCheckpoint):
         """What a process that was told to stop exits with: 128 and the number of the signal, as shells report it."""
         return 128 + self._signal
 
-    def _stopping(self, trainer: Trainer) -> bool:
-        """Whether any process was sent a signal; all agree on whether and which, so that they stop at the same step."""
-        if not trainer.strategy.reduce_boolean_decision(self._signal != 0, all=False):
-            return False
-        if trainer.strategy.reduce_boolean_decision(self._signal == signal.SIGUSR1, all=False):
+    def _stopping(self) -> bool:
+        """Whether any process was sent a signal; all agree on whether and which, so that they stop at the same step.
+
+        Several processes learn of it one call later: asking at once would make every step wait for its device.
+        """
+        agreed = self._agreement(SEVERITY.index(self._signal))
+        if agreed == SEVERITY.index(signal.SIGUSR1):
             self._signal = signal.SIGUSR1
-        self._signal = self._signal or signal.SIGTERM
-        return True
+        self._signal = self._signal or SEVERITY[agreed]
+        return agreed > 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -200,7 +210,7 @@ class Checkpoint(LightningCheckpoint):
             return
         if trainer.max_epochs is not None and trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs:
             return
-        stopping = self._stopping(trainer)
+        stopping = self._stopping()
         assert loop._data_fetcher is not None
         self._validation_due = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
         if stopping or self._validation_due or trainer.global_step % self.every_n_steps == 0:
@@ -233,7 +243,7 @@ class Checkpoint(LightningCheckpoint):
         Raises:
             SIGTERMException: The run continues with this validation, from the checkpoint that was written before it.
         """
-        if trainer.state.fn == "fit" and self._nothing_to_lose and self._stopping(trainer):
+        if trainer.state.fn == "fit" and self._nothing_to_lose and self._stopping():
             raise SIGTERMException
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -253,6 +263,7 @@ class Checkpoint(LightningCheckpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the finished run; from here on Ctrl-C stops whatever follows."""
+        self._agreement.finish()
         self.save_last(trainer)
         self._release_ctrl_c()
 

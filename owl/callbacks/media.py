@@ -16,7 +16,7 @@ class Media(Callback):
 
     A recipe offers ``media(batch) -> dict[str, uint8[H, W, 3]]``. The pictures go to TensorBoard and, as PNG, to
     ``<run folder>/media/step-<step>/<name>.png``. ``predict`` writes one set of pictures for every batch to
-    ``<run folder>/predictions/``.
+    ``<run folder>/predictions/``. All processes draw, the first one writes.
 
     Args:
         every_n_validations: Draw at every n-th validation; 0 turns pictures off.

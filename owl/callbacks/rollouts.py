@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
+from owl.agreement import from_first, host_group
 from owl.callbacks.media import write_picture
 from owl.data.windows import WindowDataset
 from owl.errors import OwlError
@@ -29,7 +30,7 @@ class Rollouts(Callback):
     ``val/rollout_repeat_psnr_<h>`` and ``val/rollout_repeat_lpips_<h>`` of a baseline that repeats the context's last
     frame. A picture of true above generated frames goes to TensorBoard and to
     ``<run folder>/media/step-<step>/rollout.png``. Windows and noise are the same at every validation. The first
-    process does the work, the others wait for its numbers.
+    process does the work, the others wait for its numbers, however long it takes.
 
     Args:
         decoder: Checkpoint or export of the autoencoder that the dataset was encoded with.
@@ -62,6 +63,7 @@ class Rollouts(Callback):
                     f"{name} of Rollouts is {getattr(self, name)}, at least 1 was expected; correct it",
                 )
         self._validations = 0
+        self._prepared = False
         self._episodes: Episodes | None = None
         self._windows: Batch = {}
         self._lpips: LPIPS | None = None
@@ -83,7 +85,7 @@ class Rollouts(Callback):
             return
         network = gathered(pl_module.network)  # type: ignore[arg-type]
         metrics: dict[str, float] = self._measure(trainer, pl_module, network) if trainer.is_global_zero else {}
-        metrics = trainer.strategy.broadcast(metrics)
+        metrics = from_first(metrics, self._group)
         # already the same in every process, which Lightning cannot know
         pl_module.log_dict({f"val/rollout_{name}": value for name, value in metrics.items()}, sync_dist=True)
 
@@ -96,7 +98,10 @@ class Rollouts(Callback):
         self._validations = state_dict["validations"]
 
     def _prepare(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._episodes is not None or not trainer.is_global_zero:
+        if self._prepared:
+            return
+        self._prepared, self._group = True, host_group()
+        if not trainer.is_global_zero:
             return
         dataset = getattr(trainer.datamodule, "validation_dataset", None)
         network = getattr(pl_module, "network", None)

@@ -108,7 +108,9 @@ def test_validate_rolls_out_too(lab: Path) -> None:
 def test_two_processes_log_what_one_does(lab: Path) -> None:
     fit(lab, "alone", {})
     found = []
-    for more in ([], ["--trainer.devices", "2", "--trainer.strategy", "ddp"]):
+    impatient = callback() | {"class_path": "tests.helpers.world.ImpatientRollouts"}
+    write_config(lab / "impatient.yaml", {"trainer": {"callbacks": [impatient]}})
+    for more in ([], ["--config", "impatient.yaml", "--trainer.devices", "2", "--trainer.strategy", "ddp"]):
         arguments = ["--config", "alone.yaml", "--name", "alone", "--ckpt_path", "last", *more]
         owl("validate", *arguments, cwd=lab)
         found.append(json.loads((lab / "runs/alone/validate.json").read_text()))

@@ -19,18 +19,20 @@ class SendSignal(Callback):
         hook: A callback's hook.
         call: n, from 1.
         times: How often it is sent.
+        rank: To which process of the run; None: to all.
     """
 
-    def __init__(self, signal: str, hook: str, call: int, times: int = 1) -> None:
+    def __init__(self, signal: str, hook: str, call: int, times: int = 1, rank: int | None = None) -> None:
         self.signal = getattr(signals, signal)
         self.left = call
         self.times = times
+        self.rank = rank
         setattr(self, hook, self.count)
 
-    def count(self, *arguments: Any) -> None:
+    def count(self, trainer: Trainer, *arguments: Any) -> None:
         """Send it when its time has come."""
         self.left -= 1
-        if self.left == 0:
+        if self.left == 0 and self.rank in (None, trainer.global_rank):
             for _ in range(self.times):
                 os.kill(os.getpid(), self.signal)
 

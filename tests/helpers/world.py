@@ -1,8 +1,12 @@
 """Everything that a world model needs, tiny and real: footage, autoencoder, latents, world model, controls reader."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from torch.distributed.distributed_c10d import _set_pg_timeout, default_pg_timeout
+
+from owl.callbacks.rollouts import Rollouts
 from tests.helpers.shards import AXES, BUTTONS, make_dataset
 from tests.helpers.tiny import owl_here, tiny_experiment, tiny_inverse_dynamics, write_config
 
@@ -12,6 +16,17 @@ LATENTS = "data/doom-96x160-world-latents"
 AUTOENCODER = "runs/quickstart/checkpoints/last.ckpt"
 WORLD_MODEL = "runs/world_model_quickstart/checkpoints/last.ckpt"
 READER = "runs/inverse_dynamics_quickstart/checkpoints/last.ckpt"
+
+
+class ImpatientRollouts(Rollouts):
+    """Rollouts that take far longer than processes wait for each other elsewhere."""
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Let them wait for a tenth of a second."""
+        trainer.strategy.barrier()
+        _set_pg_timeout(timedelta(seconds=0.1))
+        super().on_validation_epoch_end(trainer, pl_module)
+        _set_pg_timeout(default_pg_timeout)
 
 
 def tiny_world_model(dataset: str | Path, **trainer: Any) -> dict[str, Any]:
