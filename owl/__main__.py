@@ -12,6 +12,7 @@ from typing import Any
 
 from owl.errors import OwlError
 from owl.process import prepare_process
+from owl.trust import trust
 
 COMMANDS = {
     "fit": "train a recipe: python -m owl fit --config experiments/quickstart.yaml",
@@ -44,7 +45,8 @@ def overview(prefix: str = "") -> str:
     lines += [f"  {name:<{width}}  {line}" for name, line in commands.items()]
     lines += [
         "",
-        "Each command explains its options with --help; --debug shows the full traceback of an error.",
+        "Each command explains its options with --help; --debug shows the full traceback of an error,",
+        "--trust PACKAGE lets checkpoints name classes of your own package.",
     ]
     return "\n".join(lines)
 
@@ -164,16 +166,31 @@ def run(arguments: list[str]) -> int:
     return run_function(module.main, rest, command)
 
 
+def take_trust(arguments: list[str]) -> None:
+    """Take every ``--trust PACKAGE`` out of a command line: files may name classes of these packages.
+
+    Raises:
+        OwlError: No package follows.
+    """
+    while found := next((a for a in arguments if a == "--trust" or a.startswith("--trust=")), None):
+        at = arguments.index(found)
+        package = found.partition("=")[2] if "=" in found else "".join(arguments[at + 1 : at + 2])
+        if not all(part.isidentifier() for part in package.split(".")):
+            raise OwlError("arguments.missing-value", "--trust names no package; add one, as in --trust mypackage")
+        trust(package)
+        del arguments[at : at + (1 if "=" in found else 2)]
+
+
 def main() -> None:
     """Entry point: an `owl.errors.OwlError` becomes one line and exit status 2."""
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
-    arguments = sys.argv[1:]
     prepare_process()
     sys.path.insert(0, os.getcwd())  # so that a class_path may name the user's own module beside their YAML
     try:
-        status = run(arguments)
+        take_trust(sys.argv)
+        status = run(sys.argv[1:])
     except OwlError as error:
         if debug:
             raise

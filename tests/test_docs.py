@@ -186,7 +186,7 @@ def options() -> set[str]:
         for name in COMMANDS:
             leave([*name.split(), "--help"])
         leave(["fit", "--data.help", "owl.data.datamodule.ShardDataModule"])
-    return {"--debug", *re.findall(r"--[\w.]+", text.getvalue())}
+    return {"--debug", "--trust", *re.findall(r"--[\w.]+", text.getvalue())}
 
 
 def test_options_within_sentences_exist(options: set[str]) -> None:

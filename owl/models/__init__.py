@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from owl.atomic import atomic_write
 from owl.errors import OwlError
+from owl.trust import check
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,7 +54,8 @@ def load(path: str | Path) -> nn.Module:
         checkpoint with the averaged weights (EMA) where the run kept an average.
 
     Raises:
-        OwlError: A file is missing or damaged, the class cannot be imported, or weights and arguments disagree.
+        OwlError: A file is missing or damaged, it names a class that is not trusted (see `owl.trust`) or cannot be
+            imported, or weights and arguments disagree.
     """
     return rebuild(path)[0] if str(path).endswith(CHECKPOINT_SUFFIX) else _load_export(Path(path))
 
@@ -68,27 +70,33 @@ def rebuild(checkpoint: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         The recipe's ``network`` on the CPU in eval mode, and the content of the checkpoint.
 
     Raises:
-        OwlError: The file is missing or damaged, or the recipe it names cannot be rebuilt.
+        OwlError: The file is missing or damaged, or the recipe it names is not trusted or cannot be rebuilt.
     """
     import importlib
     import warnings
 
+    from lightning.pytorch import LightningModule
+
     from owl.callbacks.checkpoint import load_checkpoint
 
     content = load_checkpoint(checkpoint)
-    module, _, name = content["owl"]["recipe"].rpartition(".")
+    class_path = str(content["owl"]["recipe"])
+    check([class_path, content.get("hyper_parameters")], checkpoint)
+    module, _, name = class_path.rpartition(".")
     try:
         recipe_class = getattr(importlib.import_module(module), name)
+        if not (isinstance(recipe_class, type) and issubclass(recipe_class, LightningModule)):
+            raise TypeError(f"{class_path} is no LightningModule")
         with warnings.catch_warnings():  # recipes keep networks as hyperparameters on purpose
             warnings.filterwarnings("ignore", message="Attribute .* is an instance of `nn.Module`")
             recipe = recipe_class.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
-        network: nn.Module = recipe.network
-    except (ImportError, AttributeError, RuntimeError) as error:
+        network: Any = recipe.network
+    except (ImportError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise OwlError(
             "network.rebuild",
-            f"the recipe {content['owl']['recipe']} of {checkpoint} cannot be rebuilt ({reason}); "
-            f"use the code that trained it, {content['owl']['code_version']}",
+            f"the recipe {class_path} of {checkpoint} cannot be rebuilt ({reason}); "
+            f"use the code that trained it, {content['owl'].get('code_version', 'of an unknown version')}",
         ) from error
     return network.eval(), content
 
@@ -147,6 +155,7 @@ def _load_export(directory: Path) -> nn.Module:
     try:
         content = yaml.safe_load(config.read_text())
         class_path, init_args = content["class_path"], content["init_args"]
+        check(class_path, config)
         module_name, _, class_name = class_path.rpartition(".")
         network_class = getattr(importlib.import_module(module_name), class_name)
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ValueError, ImportError) as error:

@@ -1,0 +1,99 @@
+"""Files from strangers name classes; none of their code is imported or called unless the user trusts it."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from owl import models
+from owl.__main__ import take_trust
+from owl.errors import OwlError
+from owl.models.image_autoencoder import ImageAutoencoder
+from owl.trust import VARIABLE
+from tests.helpers.shards import make_dataset
+from tests.helpers.tiny import owl_here, tiny_experiment, write_config
+
+TINY: dict[str, Any] = {"size": (16, 24), "latent_size": (4, 6), "widths": [8, 16], "blocks": [1, 1]}
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with stranger.py, which leaves a file when it is imported."""
+    (tmp_path / "stranger.py").write_text("open('imported', 'w')\nclass Network:\n    pass\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv(VARIABLE, raising=False)
+    return tmp_path
+
+
+def refused(path: Path, code: str) -> None:
+    with pytest.raises(OwlError) as caught:
+        models.load(path)
+    assert caught.value.code == code
+    assert not Path("imported").exists()
+
+
+def checkpoint(path: Path, recipe: str = "owl.recipes.image_vae.ImageVAE", **hyperparameters: Any) -> Path:
+    instantiator = {"_instantiator": "lightning.pytorch.cli.instantiate_module"}
+    content = {"owl": {"recipe": recipe}, "hyper_parameters": hyperparameters | instantiator, "state_dict": {}}
+    torch.save(content | {"pytorch-lightning_version": "2.6.0"}, path)
+    return path
+
+
+def test_a_checkpoint_runs_no_code_of_strangers(lab: Path) -> None:
+    ours = "owl.models.image_autoencoder.ImageAutoencoder"
+    hidden: list[Any] = [
+        {"class_path": "stranger.Network"},
+        "stranger.Network",
+        {"class_path": ours, "init_args": {"widths": [{"class_path": "stranger.Network"}]}},
+    ]
+    refused(checkpoint(lab / "a.ckpt", "stranger.Network"), "network.untrusted")
+    for network in hidden:
+        refused(checkpoint(lab / "a.ckpt", network=network), "network.untrusted")
+    refused(checkpoint(lab / "a.ckpt", network={"class_path": ours}, optimizer="stranger.Network"), "network.untrusted")
+
+
+def test_what_is_imported_but_no_recipe_is_not_called(lab: Path) -> None:
+    for recipe in ("os.mkdir", "pathlib.Path", ""):
+        refused(checkpoint(lab / "a.ckpt", recipe), "network.rebuild")
+
+
+def test_an_export_runs_no_code_of_strangers(lab: Path) -> None:
+    models.save(ImageAutoencoder(**TINY), lab / "export")
+    (lab / "export" / "config.yaml").write_text(yaml.safe_dump({"class_path": "stranger.Network", "init_args": {}}))
+    refused(lab / "export", "network.untrusted")
+
+
+def test_your_own_recipe_is_exported_once_you_trust_it(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (lab / "mine.py").write_text("from owl.recipes.image_vae import ImageVAE\n\n\nclass Mine(ImageVAE):\n    pass\n")
+    make_dataset(lab / "data", episodes=3, frames=6, size=(32, 48), modalities=("rgb",))
+    experiment = tiny_experiment(lab / "data", max_steps=1)
+    experiment["model"]["class_path"] = "mine.Mine"
+    experiment["data"]["init_args"]["validation_windows"] = 2
+    write_config(lab / "mine.yaml", experiment)
+    assert owl_here("fit", "--config", "mine.yaml", cwd=lab) == 0
+    export = ("export", "runs/mine/checkpoints/last.ckpt", "exported")
+    assert owl_here(*export, cwd=lab) == 0  # of a module that is imported already
+    monkeypatch.delitem(sys.modules, "mine")
+    with pytest.raises(OwlError) as caught:
+        owl_here(*export, cwd=lab)
+    assert caught.value.code == "network.untrusted"
+    assert "--trust mine" in str(caught.value)
+    arguments = ["owl", "--trust", "other.package", *export, "--trust=mine"]
+    monkeypatch.setenv(VARIABLE, "another")
+    take_trust(arguments)
+    assert arguments == ["owl", *export]
+    assert owl_here(*export, cwd=lab) == 0
+    monkeypatch.delitem(sys.modules, "mine")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["owl", "fit", "--trust"], ["owl", "--trust=", "fit"], ["owl", "--trust", "--x"]]
+)
+def test_trust_must_name_a_package(arguments: list[str]) -> None:
+    with pytest.raises(OwlError) as caught:
+        take_trust(arguments)
+    assert caught.value.code == "arguments.missing-value"
