@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 
-.PHONY: help quickstart world test test-slow test-slurm bench lint docs clean
+.PHONY: help quickstart world test test-slow test-gpu test-slurm bench lint docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,9 @@ test: $(VENV)/.installed-dev ## the whole test suite
 
 test-slow: $(VENV)/.installed-dev ## longer checks of what training reaches
 	$(RUN) pytest -m slow
+
+test-gpu: $(VENV)/.installed-dev ## what only a GPU can show, with a table of what it showed
+	$(RUN) pytest -m gpu tests/gpu
 
 test-slurm: $(VENV)/.installed-dev ## a real SLURM of two nodes on this machine (root on Debian): preempted jobs go on exactly, sweeps lose no trial
 	$(RUN) tests.cluster.preempted /tmp/owl-slurm

@@ -34,12 +34,13 @@ class Device(NamedTuple):
 
 # Dense rates, accumulated in float32 as PyTorch does. fp32 is without TF32, which PyTorch leaves off by default.
 # RTX 5090: NVIDIA RTX Blackwell GPU Architecture, appendix A. Its rates with sums in float16 are twice as high.
-# H100 SXM5: NVIDIA H100 Tensor Core GPU data sheet, whose rates "with sparsity" are twice these.
+# H100 SXM5 and H200 SXM: NVIDIA's data sheets of these Tensor Core GPUs, whose rates "with sparsity" are twice these.
 DATA_SHEETS = {
     "rtx5090": Device({"fp32": 104.8e12, "bf16": 209.5e12, "fp8": 419.0e12}, 1.792e12),
     "h100": Device({"fp32": 66.9e12, "bf16": 989.4e12, "fp8": 1978.9e12}, 3.35e12),
+    "h200": Device({"fp32": 66.9e12, "bf16": 989.4e12, "fp8": 1978.9e12}, 4.8e12),
 }
-SOLD_AS = {"rtx5090": "RTX 5090", "h100": "H100"}
+SOLD_AS = {"rtx5090": "RTX 5090", "h100": "H100", "h200": "H200"}
 """What the driver's name of a device contains."""
 
 

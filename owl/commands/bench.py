@@ -55,7 +55,7 @@ def main(
         compile: For networks: run through torch.compile, each as one graph. An experiment says it itself.
         decoder: For world models: checkpoint or export of the autoencoder that decodes its latents.
         denoising_steps: For world models: evaluations of the network per frame.
-        predict: Devices to predict the speed of, from counted operations and bytes: rtx5090, h100, cpu (this one).
+        predict: Devices to predict the speed of from counted operations and bytes: rtx5090, h100, h200, cpu (here).
         kernels: Rows of a table of the most expensive kernels.
         trace: File for a trace of a few steps, to be opened in chrome://tracing or ui.perfetto.dev.
         out: JSON file for the results.
