@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from owl.data.media import UnreadableVideoError
 from owl.data.owl_control import INPUTS_NAME, VIDEO_NAME, read_inputs
-from owl.data.video import UnreadableVideoError, VideoFacts, probe
+from owl.data.video import VideoFacts, probe
 from owl.errors import OwlError
 
 OTHER_FILES = ("text", "image", "audio", "font")
@@ -128,7 +129,8 @@ def find_footage(source: str | Path, leave_out: Path, progress: Callable[[], obj
 
 
 def _examine_video(path: Path, name: str) -> Recording:
-    return Recording(name, probe(path), path.stat().st_size)
+    facts = probe(path)
+    return Recording(name, facts, path.stat().st_size, problems=list(facts.problems))
 
 
 def _examine_folder(folder: Path, name: str) -> Recording:
@@ -137,7 +139,7 @@ def _examine_folder(folder: Path, name: str) -> Recording:
         if not path.is_file():
             raise ValueError(f"it has no {path.name}")
     events, facts = read_inputs(inputs), probe(video)
-    problems = list(events.problems)
+    problems = events.problems + facts.problems
     if events.logged < 0:
         raise ValueError(f"{INPUTS_NAME} ends before the video starts")
     if events.logged < facts.seconds:

@@ -1,30 +1,41 @@
 """Videos read with PyAV: pictures on a grid of constant rate and one size, and sound in step with them."""
 
+import heapq
 import math
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import soxr
+from av.sidedata.sidedata import Type
 from av.video.reformatter import Colorspace, VideoReformatter
 
 from owl.data.codecs import resize
+from owl.data.hdr import TRANSFERS, to_sdr
+from owl.data.media import (
+    Shifts,
+    UnreadableVideoError,
+    audio_track,
+    decode,
+    decode_pictures,
+    frame_time,
+    open_media,
+    video_track,
+)
+from owl.data.timing import measure
 
 SAMPLE_RATE = 44_100
 CHANNELS = 2
-LONGEST_PAUSE = 60
-"""Mean seconds between frames beyond which a video's timestamps are taken for broken."""
-NOT_VIDEO = {"image2", "tty", "txt"}  # formats that FFmpeg offers for pictures and for any text
 AUDIO_JITTER = 0.02
 """Seconds by which sound may stray from its timestamps, which containers round, before a gap is filled or cut."""
-
-
-class UnreadableVideoError(ValueError):
-    """A file is no video, or none that can be used; the message says why."""
+REORDERED = 16
+"""Frames by which the order of decoding and that of presentation may differ: what H.264 and HEVC allow."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +46,15 @@ class VideoFacts:
         path: The file.
         start: Time of the first frame in the container's clock, seconds.
         seconds: From the first frame's beginning to the last one's end.
-        rate: Mean frames per second.
+        rate: Typical frames per second while the picture moves.
         pixel_aspect: Width of a stored pixel over its height.
         size: (H, W) as it is meant to be seen: upright, with square pixels.
         has_audio: Whether there is a sound track.
+        stamped: Whether frames have time stamps; if not, frame n is shown at start + n / rate.
+        reordered: Whether the time stamps are those of decoding, so that frames bear one another's.
+        shifts: Corrections of the video's time stamps.
+        sound_shifts: The same for the sound.
+        problems: What was wrong but survived, one clause each.
     """
 
     path: Path
@@ -48,6 +64,11 @@ class VideoFacts:
     pixel_aspect: Fraction
     size: tuple[int, int]
     has_audio: bool
+    stamped: bool = True
+    reordered: bool = False
+    shifts: Shifts = ()
+    sound_shifts: Shifts = ()
+    problems: list[str] = field(default_factory=list)
 
     def frames(self, fps: Fraction) -> int:
         """Number of frames on a grid of constant rate, at least one."""
@@ -64,36 +85,38 @@ def probe(path: str | Path) -> VideoFacts:
     if not path.stat().st_size:
         raise UnreadableVideoError("the file is empty")
     try:
-        with _open(path) as container:
-            stream = _video_stream(container)
-            frame = next(_decode(container, stream), None)
+        with open_media(path) as container:
+            stream = video_track(container)
+            frame = next(decode_pictures(container, stream), None)
             if frame is None:
                 raise UnreadableVideoError("no frame of it can be decoded")
-            has_audio = bool(container.streams.audio)
             aspect = Fraction(stream.sample_aspect_ratio or 1)
-        with _open(path) as container:
-            stream = _video_stream(container)
-            count, start, last = 0, Fraction(0), Fraction(0)
-            for time in _packet_times(container, stream):
-                start, last = (min(start, time), max(last, time)) if count else (time, time)
-                count += 1
+            delayed = stream.codec_context.has_b_frames
+        with open_media(path) as container:
+            sound = audio_track(container)
+            timing = measure(container, video_track(container), sound)
+        # ascending stamps although the codec reorders frames: AVI and its like know the order of decoding only
+        reordered = False
+        if delayed and timing.ascending:
+            with open_media(path) as container:
+                shown = islice(decode(container, video_track(container)), 4 * REORDERED)
+                times = [time for frame in shown if (time := frame_time(frame)) is not None]
+            reordered = any(later < earlier for earlier, later in pairwise(times))
     except av.FFmpegError as error:
         raise UnreadableVideoError(f"it cannot be read as a video ({error.strerror})") from error
-    between = (last - start) / (count - 1) if count > 1 else Fraction(0)
-    if between > LONGEST_PAUSE:
-        raise UnreadableVideoError(f"its {count} frames claim to last {float(last - start):.0f} s")
-    rate = Fraction(stream.average_rate or stream.guessed_rate or 0) or (1 / between if between else Fraction(30))
-    # a container's mean rate is wrong where the file is cut short or its rate varies a lot: its frames know better
-    if between and not Fraction(9, 10) < rate * between < Fraction(11, 10):
-        rate = (1 / between).limit_denominator(1001)
     return VideoFacts(
         path=path,
-        start=start,
-        seconds=last - start + 1 / rate,
-        rate=rate,
+        start=timing.start,
+        seconds=timing.seconds,
+        rate=timing.rate,
         pixel_aspect=aspect,
         size=_shown_size(frame, aspect),
-        has_audio=has_audio,
+        has_audio=sound is not None,
+        stamped=timing.stamped,
+        reordered=reordered,
+        shifts=timing.shifts,
+        sound_shifts=timing.sound_shifts,
+        problems=timing.problems,
     )
 
 
@@ -109,22 +132,45 @@ def read_frames(facts: VideoFacts, fps: Fraction) -> Iterator[av.VideoFrame]:
     count, shown = facts.frames(fps), 0
     early = Fraction(1, 2) / max(fps, facts.rate)  # a frame this much late is still shown at the grid point before it
     current: av.VideoFrame | None = None
-    seen = facts.start
-    with _open(facts.path) as container:
-        stream = _video_stream(container)
-        for number, frame in enumerate(_decode(container, stream)):
-            stamp = _time(frame)
-            time = stamp if stamp is not None else facts.start + number / facts.rate
+    time = facts.start
+    with open_media(facts.path) as container:
+        for time, frame in _timed(decode_pictures(container, video_track(container), facts.shifts), facts):
             if current is not None:
                 while shown < count and facts.start + shown / fps + early < time:
                     yield current
                     shown += 1
-            current, seen = frame, max(seen, time)
+            current = frame
     if current is None:
         return
-    end = seen + 1 / facts.rate - facts.start  # what is missing beyond it was never decoded
+    end = time + 1 / facts.rate - facts.start  # what is missing beyond it was never decoded
     for _ in range(shown, min(count, max(1, math.floor(end * fps + Fraction(1, 2))))):
         yield current
+
+
+def _timed(frames: Iterator[av.VideoFrame], facts: VideoFacts) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+    """Yield frames, which come in the order in which they are shown, with times that never run backwards.
+
+    Frames that bear one another's time stamps get those of their neighbourhood in order; a frame without one follows
+    the frame before it.
+    """
+    waiting: deque[av.VideoFrame] = deque()
+    stamps: list[Fraction] = []
+    time = following = facts.start
+
+    def first() -> tuple[Fraction, av.VideoFrame]:
+        nonlocal time, following
+        time = max(time, heapq.heappop(stamps))
+        following = time + 1 / facts.rate
+        return time, waiting.popleft()
+
+    for frame in frames:
+        stamp = frame_time(frame) if facts.stamped else None
+        heapq.heappush(stamps, following if stamp is None else stamp)
+        waiting.append(frame)
+        if len(waiting) > (REORDERED if facts.reordered else 0):
+            yield first()
+    while waiting:
+        yield first()
 
 
 def to_picture(frame: av.VideoFrame, size: tuple[int, int], pixel_aspect: Fraction = Fraction(1)) -> np.ndarray:
@@ -135,21 +181,25 @@ def to_picture(frame: av.VideoFrame, size: tuple[int, int], pixel_aspect: Fracti
     Returns:
         uint8[H, W, 3].
     """
-    # files of high definition that do not say so use BT.709, FFmpeg would take BT.601
-    unknown = frame.colorspace in (0, 2)
-    colorspace = Colorspace.ITU709 if unknown and frame.height >= 720 else None
-    rgb = VideoReformatter().reformat(frame, format="rgb24", src_colorspace=colorspace, threads=1).to_ndarray()
+    hdr = frame.color_trc in TRANSFERS
+    colorspace = None
+    if frame.colorspace in (0, 2):  # not said: FFmpeg would take BT.601
+        colorspace = Colorspace.BT2020 if hdr else Colorspace.ITU709 if frame.height >= 720 else None
+    rgb = (
+        VideoReformatter()
+        .reformat(frame, format="rgb48le" if hdr else "rgb24", src_colorspace=colorspace, threads=1)
+        .to_ndarray()
+    )
+    rgb, turned = _upright(rgb, frame)
     height, width = rgb.shape[:2]
-    aspect, turns = float(pixel_aspect), _quarter_turns(frame)
-    rgb = np.rot90(rgb, turns)
-    if turns % 2:
-        height, width, aspect = width, height, 1 / aspect
+    aspect = float(1 / pixel_aspect if turned else pixel_aspect)
     # the part of the frame that has the wanted shape; a pixel of it is `aspect` times as wide as high
     scale = max(size[0] / height, size[1] / (width * aspect))
     rows = min(height, max(1, round(size[0] / scale)))
     columns = min(width, max(1, round(size[1] / (scale * aspect))))
     top, left = (height - rows) // 2, (width - columns) // 2
-    return resize(np.ascontiguousarray(rgb[top : top + rows, left : left + columns]), size)
+    picture = resize(np.ascontiguousarray(rgb[top : top + rows, left : left + columns]), size)
+    return to_sdr(picture, frame.color_trc) if hdr else picture
 
 
 class AudioTrack:
@@ -186,87 +236,58 @@ def first_sample(frame: int, fps: Fraction) -> int:
     return math.floor(frame * SAMPLE_RATE / fps + Fraction(1, 2))
 
 
-def _open(path: Path) -> av.container.InputContainer:
-    container = av.open(str(path), metadata_errors="replace")
-    if container.format.name in NOT_VIDEO or container.format.name.endswith("_pipe"):
-        container.close()
-        raise UnreadableVideoError(f"it is {container.format.long_name or container.format.name}, not a video")
-    return container
+def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
+    """Return (a, b, c, d) of the frame's display matrix: x' = a x + c y, y' = b x + d y (ISO/IEC 14496-12, 6.2.2)."""
+    side_data: Any = frame.side_data
+    if Type.DISPLAYMATRIX not in side_data:
+        return 1, 0, 0, 1
+    matrix = np.frombuffer(bytes(side_data[Type.DISPLAYMATRIX]), np.int32)
+    return int(matrix[0]), int(matrix[1]), int(matrix[3]), int(matrix[4])
 
 
-def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
-    # cover pictures of music files are video streams of one frame
-    streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-    if not streams:
-        raise UnreadableVideoError("it has no video track")
-    streams[0].thread_type = "AUTO"
-    return streams[0]
+def _turned(frame: av.VideoFrame) -> bool:
+    """Whether width and height change places."""
+    a, b, c, d = _display_matrix(frame)
+    return abs(b) + abs(c) > abs(a) + abs(d)
 
 
-def _packet_times(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[Fraction]:
-    """Yield presentation times in seconds of the packets that hold a visible frame, in the order of decoding."""
-    number = 0
-    for packet in _packets(container, stream):
-        if packet.size and not packet.is_discard:
-            time = _time(packet)
-            yield time if time is not None else number / Fraction(stream.guessed_rate or 30)
-            number += 1
-
-
-def _packets(container: av.container.InputContainer, stream: av.stream.Stream) -> Iterator[av.Packet]:
-    """Demultiplex up to the end, or to where the file is damaged; packets that are cut short are left out."""
-    try:
-        for packet in container.demux(stream):
-            if not packet.is_corrupt:
-                yield packet
-    except av.FFmpegError:
-        return
-
-
-def _decode(container: av.container.InputContainer, stream: av.stream.Stream) -> Iterator[Any]:
-    """Yield the frames of a stream in time order; what is damaged is left out."""
-    for packet in _packets(container, stream):
-        try:
-            yield from packet.decode()
-        except av.FFmpegError:
-            continue
-
-
-def _time(item: av.Packet | av.VideoFrame | av.AudioFrame) -> Fraction | None:
-    """Return when it is presented, in seconds of the container's clock, None if it does not say."""
-    stamp = item.pts if item.pts is not None else item.dts
-    return None if stamp is None or item.time_base is None else Fraction(stamp * item.time_base)
-
-
-def _quarter_turns(frame: av.VideoFrame) -> int:
-    """Quarter turns counterclockwise that bring the frame upright."""
-    return round(frame.rotation / 90) % 4
+def _upright(rgb: np.ndarray, frame: av.VideoFrame) -> tuple[np.ndarray, bool]:
+    """Apply the display matrix, to quarter turns and mirroring. Returns the picture and whether it was turned."""
+    a, b, c, d = _display_matrix(frame)
+    turned = _turned(frame)
+    if turned:
+        rgb, a, d = rgb.swapaxes(0, 1), c, b
+    return rgb[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1], turned
 
 
 def _shown_size(frame: av.VideoFrame, pixel_aspect: Fraction) -> tuple[int, int]:
     height, width = frame.height, frame.width
     if pixel_aspect != 1:
         width = max(2, 2 * round(width * pixel_aspect / 2))
-    return (width, height) if _quarter_turns(frame) % 2 else (height, width)
+    return (width, height) if _turned(frame) else (height, width)
 
 
 def _read_audio(facts: VideoFacts) -> Iterator[np.ndarray]:
     """Yield int16[n, 2] at 44.1 kHz from the first video frame on, placed by timestamp."""
     rate, position = 0, 0  # samples a second of the track, and the number of its next sample
+    layout: tuple[object, ...] | None = None
     resampler: soxr.ResampleStream | None = None
-    with _open(facts.path) as container:
-        for frame in _decode(container, container.streams.audio[0]):
-            if not rate:
+    with open_media(facts.path) as container:
+        track = audio_track(container)
+        for frame in decode(container, track, facts.sound_shifts) if track is not None else ():
+            if layout != (frame.format.name, frame.layout.name, frame.sample_rate):  # it may change in mid-stream
+                layout = (frame.format.name, frame.layout.name, frame.sample_rate)
+                stereo = av.AudioResampler(format="flt", layout="stereo", rate=frame.sample_rate)
+            if rate != frame.sample_rate:
+                yield from _resampled(resampler, None)
+                position = round(position * frame.sample_rate / rate) if rate else 0
                 rate = frame.sample_rate
-                stereo = av.AudioResampler(format="flt", layout="stereo", rate=rate)
                 resampler = soxr.ResampleStream(rate, SAMPLE_RATE, CHANNELS) if rate != SAMPLE_RATE else None
-            try:
-                parts = [part.to_ndarray().reshape(-1, CHANNELS) for part in stereo.resample(frame)]
-            except (ValueError, av.FFmpegError):
-                continue  # the track changes its format in mid-stream
-            time = _time(frame)
+            time = frame_time(frame)
+            frame.pts = None  # placed here
             start = position if time is None else round((time - facts.start) * rate)
-            for sound in parts:
+            for part in stereo.resample(frame):
+                sound = part.to_ndarray().reshape(-1, CHANNELS)
                 if abs(start - position) > AUDIO_JITTER * rate or position == 0:
                     for gap in _silence(start - position, rate):
                         yield from _resampled(resampler, gap)
@@ -275,8 +296,7 @@ def _read_audio(facts: VideoFacts) -> Iterator[np.ndarray]:
                 yield from _resampled(resampler, sound)
                 position += len(sound)
                 start = position
-        if resampler is not None:
-            yield _to_int16(resampler.resample_chunk(np.zeros((0, CHANNELS), np.float32), last=True))
+        yield from _resampled(resampler, None)
 
 
 def _silence(samples: int, rate: int) -> Iterator[np.ndarray]:
@@ -285,10 +305,13 @@ def _silence(samples: int, rate: int) -> Iterator[np.ndarray]:
         yield np.zeros((min(rate, samples - first), CHANNELS), np.float32)
 
 
-def _resampled(resampler: soxr.ResampleStream | None, sound: np.ndarray) -> Iterator[np.ndarray]:
-    chunk = sound if resampler is None else resampler.resample_chunk(np.ascontiguousarray(sound))
-    if len(chunk):
-        yield _to_int16(chunk)
+def _resampled(resampler: soxr.ResampleStream | None, sound: np.ndarray | None) -> Iterator[np.ndarray]:
+    """Resample sound; None ends it and yields what the resampler holds back."""
+    if resampler is not None:
+        rest = np.zeros((0, CHANNELS), np.float32)
+        sound = resampler.resample_chunk(np.ascontiguousarray(rest if sound is None else sound), last=sound is None)
+    if sound is not None and len(sound):
+        yield _to_int16(sound)
 
 
 def _to_int16(sound: np.ndarray) -> np.ndarray:

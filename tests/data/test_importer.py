@@ -287,6 +287,29 @@ def test_refusals_before_anything_is_written(videos: Path, tmp_path: Path) -> No
     assert [file.name for file in (tmp_path / "shards").iterdir()] == [shard_name(0)]
 
 
+def test_a_folder_given_as_a_dot_may_hold_names_that_look_like_urls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_video(tmp_path / "v" / "a.mp4", 10).rename(tmp_path / "v" / "12:30:00.mp4")
+    monkeypatch.chdir(tmp_path / "v")
+    imported = import_footage(".", tmp_path / "data")
+    assert set(imported.recording_of.values()) == {"12:30:00.mp4"}
+    assert sum(imported.episodes.values()) == 10
+
+
+def test_what_was_wrong_with_a_clock_is_said_once(tmp_path: Path) -> None:
+    part = make_video(tmp_path / "v" / "part.ts", 60, sound=48_000, flashes=[10])
+    part.write_bytes(2 * part.read_bytes())
+    with pytest.warns(UserWarning, match="part.ts: its clock jumps") as caught:
+        imported = import_footage(tmp_path / "v", tmp_path / "data")
+    assert len(caught) == 1
+    assert len(imported.problems["part.ts"]) == 1
+    pictures = [frame_number(rgb) for rgb in decoded(tmp_path / "data", "rgb")]
+    assert pictures == 2 * [255 if frame == 10 else frame for frame in range(60)]
+    loud = [i for i, s in enumerate(decoded(tmp_path / "data", "audio")) if np.abs(s.astype(int)).mean() > 2000]
+    assert loud == [11, 71]
+
+
 def test_a_dataset_inside_the_footage_is_not_footage(tmp_path: Path) -> None:
     make_video(tmp_path / "a.mp4", 10)
     first = import_footage(tmp_path, tmp_path / "data")

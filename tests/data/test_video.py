@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from owl.data.video import (
+    AUDIO_JITTER,
     SAMPLE_RATE,
     AudioTrack,
     UnreadableVideoError,
@@ -125,6 +126,72 @@ def test_pictures_come_upright(tmp_path: Path, rotation: int) -> None:
     expected = np.rot90(picture(200), rotation // 90)
     error = np.abs(to_picture(frames[-1], facts.size).astype(int) - expected)
     assert np.median(error) < 10
+
+
+@pytest.mark.parametrize(
+    ("matrix", "quarters"),  # (a, b, c, d): x' = a x + c y, y' = b x + d y; quarters from left to right, top first
+    [
+        ((1, 0, 0, 1), "RG BY"),
+        ((-1, 0, 0, 1), "GR YB"),
+        ((1, 0, 0, -1), "BY RG"),
+        ((-1, 0, 0, -1), "YB GR"),
+        ((0, 1, 1, 0), "RB GY"),
+        ((0, 1, -1, 0), "BR YG"),
+        ((0, -1, 1, 0), "GY RB"),
+        ((0, -1, -1, 0), "YG BR"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.mp4", "a.mov"])
+def test_the_whole_display_matrix_is_applied(
+    tmp_path: Path, name: str, matrix: tuple[int, int, int, int], quarters: str
+) -> None:
+    colours = {"R": (200, 30, 30), "G": (30, 200, 30), "B": (30, 30, 200), "Y": (200, 200, 30)}
+
+    def draw(number: int, size: tuple[int, int], flash: bool) -> np.ndarray:
+        rgb = np.zeros((*size, 3), np.uint8)
+        for place, letter in enumerate("RGBY"):
+            down, right = divmod(place, 2)
+            rows, columns = size[0] // 2, size[1] // 2
+            rgb[down * rows : (down + 1) * rows, right * columns : (right + 1) * columns] = colours[letter]
+        return rgb
+
+    a, b, c, d = (n * 2**16 for n in matrix)
+    facts = probe(make_video(tmp_path / name, 2, matrix=[a, b, 0, c, d, 0, 0, 0, 2**30], draw=draw))
+    assert facts.size == (SIZE if matrix[0] else SIZE[::-1])
+    rgb = to_picture(next(read_frames(facts, facts.rate)), facts.size)
+    height, width = facts.size
+    seen = [rgb[y, x].astype(int) for y in (height // 4, 3 * height // 4) for x in (width // 4, 3 * width // 4)]
+    nearest = [min(colours, key=lambda name: int(np.abs(pixel - colours[name]).sum())) for pixel in seen]
+    assert "".join(nearest) == quarters.replace(" ", "")
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_wide_pixels_are_made_square_after_turning(tmp_path: Path, turned: bool) -> None:
+    matrix = [0, 2**16, 0, -(2**16), 0, 0, 0, 0, 2**30] if turned else None
+    facts = probe(make_video(tmp_path / "a.mp4", 2, matrix=matrix, aspect=Fraction(2)))
+    wide = (SIZE[0], 2 * SIZE[1])
+    assert facts.size == (wide[::-1] if turned else wide)
+    rgb = to_picture(next(read_frames(facts, facts.rate)), facts.size, facts.pixel_aspect)
+    assert rgb.shape == (*facts.size, 3)
+    assert frame_number(rgb.swapaxes(0, 1) if turned else rgb) == 0
+
+
+@pytest.mark.parametrize("first", [(44_100, "stereo"), (48_000, "5.1")])
+@pytest.mark.parametrize(
+    "second", [(44_100, "5.1"), (44_100, "mono"), (32_000, "stereo"), (48_000, "stereo"), (22_050, "mono")]
+)
+def test_sound_that_changes_its_format_midway_is_heard_to_the_end(
+    tmp_path: Path, first: tuple[int, str], second: tuple[int, str]
+) -> None:
+    parts = []
+    for number, (sound, layout) in enumerate((first, second, first)):
+        part = make_video(tmp_path / f"{number}.ts", 60, sound=sound, layout=layout, flashes=[10, 50])
+        parts.append(part.read_bytes())
+    (tmp_path / "a.ts").write_bytes(b"".join(parts))
+    sound = AudioTrack(probe(tmp_path / "a.ts")).read(6 * SAMPLE_RATE).astype(int)
+    heard = np.flatnonzero(np.abs(sound[:, 0]) > 1500)
+    begins = heard[np.flatnonzero(np.diff(heard, prepend=-SAMPLE_RATE) > SAMPLE_RATE // 10)] / SAMPLE_RATE
+    assert begins == pytest.approx([frame / 30 for frame in (10, 50, 70, 110, 130, 170)], abs=AUDIO_JITTER)
 
 
 def test_other_shapes_are_cut_about_the_centre_not_squeezed(tmp_path: Path) -> None:

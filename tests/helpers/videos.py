@@ -39,8 +39,13 @@ def make_video(
     size: tuple[int, int] = SIZE,
     times: Sequence[Fraction] | None = None,
     sound: int | None = None,
+    layout: str = "stereo",
     flashes: Sequence[int] = (),
     rotation: int = 0,
+    matrix: Sequence[int] | None = None,
+    aspect: Fraction | None = None,
+    b_frames: int = 0,
+    begin: int = 0,
     codec: str = "libx264",
     sound_codec: str = "aac",
     draw: Callable[[int, tuple[int, int], bool], np.ndarray] = picture,
@@ -55,8 +60,13 @@ def make_video(
         size: (H, W).
         times: Seconds at which each frame is shown; the default is a constant rate.
         sound: Sample rate of the sound track, None for none: silence, and a 1 kHz tone during flashes.
+        layout: Channels of the sound; the first is twice as loud as the others.
         flashes: Frames that are white and beep.
         rotation: Degrees counterclockwise by which a player is told to turn the picture.
+        matrix: Display matrix, nine numbers as FFmpeg stores them, instead of a rotation.
+        aspect: Width of a stored pixel over its height.
+        b_frames: Consecutive frames that may be coded from both sides.
+        begin: Seconds added to all times, of pictures and sound.
         codec: Of the pictures.
         sound_codec: Of the sound.
         draw: Draws frame (number, size, flash).
@@ -69,19 +79,26 @@ def make_video(
         video.codec_context.time_base = Fraction(1, 90_000) if times else 1 / Fraction(rate)
         video.codec_context.thread_count = 1
         if codec == "libx264":
-            video.options = {"preset": "ultrafast", "crf": "10"}
+            video.options = {"preset": "ultrafast", "crf": "10", "bf": str(b_frames), "b_strategy": "0"}
         else:
             video.bit_rate = 2_000_000
+            video.codec_context.max_b_frames = b_frames
         if rotation:
             video.set_display_rotation(rotation)
+        if aspect:
+            video.codec_context.sample_aspect_ratio = aspect
+        if matrix:
+            video.set_display_matrix(matrix)
         if sound:
-            audio = container.add_stream(sound_codec, rate=sound, layout="stereo")
+            audio = container.add_stream(sound_codec, rate=sound, layout=layout)
             seconds = times[-1] + Fraction(1, rate) if times else frames / Fraction(rate)
-            _encode_sound(container, audio, float(seconds), sound, [float(f / Fraction(rate)) for f in flashes], rate)
+            _encode_sound(
+                container, audio, float(seconds), sound, [float(f / Fraction(rate)) for f in flashes], rate, begin
+            )
         for number in range(frames):
             frame = av.VideoFrame.from_ndarray(draw(number, size, number in flashes), format="rgb24")
             frame.time_base = video.codec_context.time_base
-            frame.pts = round(times[number] / frame.time_base) if times else number
+            frame.pts = round(((times[number] if times else number / Fraction(rate)) + begin) / frame.time_base)
             container.mux(video.encode(frame))
         container.mux(video.encode(None))
     return path
@@ -94,18 +111,20 @@ def _encode_sound(
     rate: int,
     beeps: Sequence[float],
     fps: Fraction | int,
+    begin: int,
 ) -> None:
     time = np.arange(round(seconds * rate)) / rate
     heard = np.zeros(len(time), bool)
     for beep in beeps:
         heard |= (time >= beep) & (time < beep + 1 / fps)
     tone = np.where(heard, 0.5 * np.sin(2 * np.pi * 1000 * time), 0)
-    samples = np.stack([tone, tone / 2]).astype(np.float32)
+    channels = stream.layout.nb_channels
+    samples = np.stack([tone] + [tone / 2] * (channels - 1)).astype(np.float32)
     for first in range(0, len(time), 1024):
         frame = av.AudioFrame.from_ndarray(
-            np.ascontiguousarray(samples[:, first : first + 1024]), format="fltp", layout="stereo"
+            np.ascontiguousarray(samples[:, first : first + 1024]), format="fltp", layout=stream.layout.name
         )
-        frame.sample_rate, frame.pts, frame.time_base = rate, first, Fraction(1, rate)
+        frame.sample_rate, frame.pts, frame.time_base = rate, first + begin * rate, Fraction(1, rate)
         container.mux(stream.encode(frame))
     container.mux(stream.encode(None))
 

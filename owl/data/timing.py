@@ -1,0 +1,193 @@
+"""When a video's frames are shown and its sound is heard, from the time stamps of its packets."""
+
+from array import array
+from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import accumulate, pairwise
+
+import av
+import numpy as np
+from av.container import InputContainer
+
+from owl.data.media import CLOCK_MAY_JUMP, Shifts, UnreadableVideoError, packets
+
+LONGEST_PAUSE = 60
+"""Mean seconds between frames beyond which a video's time stamps are taken for broken."""
+LONG_STILL = 30
+"""Seconds without a new frame that are remarked on; a silent track whose clock may jump is taken to have jumped."""
+BACKWARD = 0.1
+"""Seconds by which stamps may run backwards before it counts as a jump; FFmpeg's own limit."""
+FORWARD = 1.0
+"""Seconds that picture and sound must skip together, and by which they may differ, to be one jump of the clock."""
+SPAN = 8
+"""Frames over which an interval is averaged, so that rounded or bursty stamps do not pass for a higher rate."""
+HIGHEST_RATE = 1000
+"""Frames per second beyond which time stamps are no measurement."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Times of a video, in seconds of its container's clock after the shifts.
+
+    Attributes:
+        start: When the first frame is shown.
+        seconds: From the first frame's beginning to the last one's end.
+        rate: Typical frames per second while the picture moves.
+        stamped: Whether frames have time stamps; if not, frame n is shown at start + n / rate.
+        ascending: Whether the stamps ascend in the order of decoding.
+        shifts: Corrections of the video's time stamps that make its clock run steadily.
+        sound_shifts: The same for the sound.
+        problems: What was wrong but survived, one clause each.
+    """
+
+    start: Fraction
+    seconds: Fraction
+    rate: Fraction
+    stamped: bool
+    ascending: bool
+    shifts: Shifts
+    sound_shifts: Shifts
+    problems: list[str]
+
+
+@dataclass
+class _Track:
+    """Stamps of a track's packets in ticks, in the order of decoding; NaN where one is missing."""
+
+    tick: Fraction
+    pts: "array[float]" = field(default_factory=lambda: array("d"))
+    dts: "array[float]" = field(default_factory=lambda: array("d"))
+    visible: bytearray = field(default_factory=bytearray)  # whether a packet holds a frame that is shown
+
+    def jumps(self) -> list[tuple[int, float]]:
+        """Return (number of the packet, seconds skipped) wherever the clock runs backwards or skips."""
+        dts, pts, tick = np.array(self.dts), np.array(self.pts), float(self.tick)
+        stamped = np.flatnonzero(~np.isnan(dts))
+        steps = np.diff(dts[stamped]) * tick
+        if not len(steps):
+            return []
+        steps -= np.median(steps)
+        jumps = []
+        for k in np.flatnonzero((steps < -BACKWARD) | (steps > FORWARD)):
+            first, step = int(stamped[k + 1]), float(steps[k])
+            # where FFmpeg derives the order of decoding from that of presentation, it lags behind the jump
+            while step > 0 and first > 0 and (pts[first - 1] - dts[first - 1]) * tick > step / 2:
+                first -= 1
+            jumps.append((first, step))
+        return jumps
+
+
+@dataclass(frozen=True)
+class _Splice:
+    """A jump of the clock: the first packet after it of each track that jumps, and the seconds that it skips."""
+
+    video: int | None
+    sound: int | None
+    seconds: float
+
+
+def measure(container: InputContainer, video: av.VideoStream, sound: av.AudioStream | None) -> Timing:
+    """Read all packets of a container that was just opened.
+
+    Raises:
+        UnreadableVideoError: The time stamps are broken.
+    """
+    streams = [stream for stream in (video, sound) if stream is not None]
+    tracks = {stream.index: _Track(Fraction(stream.time_base or 1)) for stream in streams}
+    for packet in packets(container, *streams):
+        track = tracks[packet.stream.index]
+        track.dts.append(np.nan if packet.dts is None else packet.dts)
+        track.pts.append(track.dts[-1] if packet.pts is None else packet.pts)
+        track.visible.append(packet.size > 0 and not packet.is_discard)
+    track, heard = tracks[video.index], tracks[sound.index] if sound is not None else None
+    splices = _find_splices(track, heard, bool(container.format.flags & CLOCK_MAY_JUMP))
+    cuts = [splice.video for splice in splices if splice.video is not None]
+
+    tick, count = track.tick, sum(track.visible)
+    shown = np.where(np.frombuffer(track.visible, bool), track.pts, np.nan)
+    parts = [part[~np.isnan(part)] for part in np.split(shown, cuts)]
+    ascending = all(bool((np.diff(part) > 0).all()) for part in parts)
+    parts = [np.unique(part) for part in parts]
+    rate = _typical_rate(parts, video)
+    spans = [(int(part[0]) * tick, int(part[-1]) * tick) if len(part) else None for part in parts]
+    start = next((span[0] for span in spans if span), Fraction(0))
+    if 2 * sum(map(len, parts)) <= count and count > 1:  # they are all alike, or missing
+        problem = "its frames have no times of their own and are shown for equally long"
+        return Timing(start, count / rate, rate, False, False, (), (), [problem])
+    # AVI stores no times of presentation: FFmpeg guesses them from the order of decoding, which starts when they do
+    lead = start - int(np.nanmin(track.dts)) * tick if container.format.name == "avi" else Fraction(0)
+    start -= lead
+    end = next((span[1] for span in spans if span), Fraction(0)) - lead + 1 / rate
+    shifts = [-lead]
+    for span in spans[1:]:  # each part goes on where the one before it ends
+        shifts.append(end - span[0] if span else shifts[-1])
+        end = span[1] + shifts[-1] + 1 / rate if span else end
+    if (end - start - 1 / rate) / max(count - 1, 1) > LONGEST_PAUSE:
+        raise UnreadableVideoError(f"its {count} frames claim to last {float(end - start):.0f} s")
+
+    steps = iter([later - earlier for earlier, later in pairwise(shifts)])
+    sound_steps: list[tuple[int, Fraction]] = []
+    for splice in splices:
+        step = next(steps) if splice.video is not None else Fraction(-splice.seconds)
+        if splice.sound is not None:
+            sound_steps.append((splice.sound, step))
+    sound_steps.sort()
+    sound_shifts = accumulate(step for _, step in sound_steps)
+    problems = []
+    if splices:
+        times = f"{len(splices)} times, first " if len(splices) > 1 else ""
+        problems.append(f"its clock jumps {times}by {splices[0].seconds:+.1f} s; the parts are joined")
+    still = max((float(np.diff(part).max() * tick) for part in parts if len(part) > 1), default=0.0)
+    if still > LONG_STILL:
+        problems.append(f"one picture of it is shown for {still:.0f} s")
+    return Timing(
+        start=start,
+        seconds=end - start,
+        rate=rate,
+        stamped=True,
+        ascending=ascending,
+        shifts=tuple(zip([0, *cuts], shifts, strict=True)),
+        sound_shifts=tuple(zip([first for first, _ in sound_steps], sound_shifts, strict=True)),
+        problems=problems,
+    )
+
+
+def _find_splices(video: _Track, sound: _Track | None, may_jump: bool) -> list[_Splice]:
+    """Tell jumps of the clock from pauses.
+
+    Time that runs backwards is always a jump. Time that skips is a pause, in which the last frame is held, unless the
+    format says that its clock may jump: there it is a jump if the sound skips as much, or if there is no sound and
+    the pause would be a long one.
+    """
+    splices, sounds = [], sound.jumps() if sound is not None else []
+    for first, seconds in video.jumps():
+        partner = next((jump for jump in sounds if abs(jump[1] - seconds) < FORWARD), None)
+        if partner is not None and (seconds < 0 or may_jump):
+            splices.append(_Splice(first, partner[0], seconds))
+            sounds = [jump for jump in sounds if jump[0] > partner[0]]
+        elif seconds < 0 or (may_jump and sound is None and seconds > LONG_STILL):
+            splices.append(_Splice(first, None, seconds))
+    return splices + [_Splice(None, first, seconds) for first, seconds in sounds if seconds < 0]
+
+
+def _typical_rate(parts: list[np.ndarray], video: av.VideoStream) -> Fraction:
+    """Return the frames per second while the picture moves: long stills do not count, and no moving frame is lost.
+
+    Args:
+        parts: Ascending times of frames in ticks, float64[n] each.
+        video: The track; a rate that its container names is taken where it fits.
+    """
+    tick, intervals, span = float(video.time_base or 1), [np.empty(0)], 1
+    for part in sorted(parts, key=len):
+        span = min(SPAN, max(1, len(part) // SPAN))
+        intervals.append((part[span:] - part[:-span]) * tick / span)
+    found = np.concatenate(intervals)
+    found = found[found * HIGHEST_RATE >= 1]
+    named = [Fraction(rate) for rate in (video.average_rate, video.base_rate, video.guessed_rate) if rate]
+    if not len(found):
+        return named[0] if named else Fraction(30)
+    interval = float(found[found <= 1.1 * np.quantile(found, 0.1)].mean())
+    nearest = min(named, key=lambda rate: abs(rate * interval - 1), default=Fraction(0))
+    if abs(nearest * interval - 1) < 0.005 + tick / (interval * span):  # stamps are rounded to ticks
+        return nearest
+    return max(Fraction(1 / interval).limit_denominator(1001), Fraction(1, 1001))
