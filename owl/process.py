@@ -1,6 +1,7 @@
 """How threads wait, how memory is kept and how often bars of progress move, set before anything heavy is loaded."""
 
 import ctypes
+import io
 import os
 import sys
 
@@ -20,7 +21,11 @@ def prepare_process() -> None:
       they wait for off them. They spin for a moment first, since waking one takes longer than many an operation.
     - Memory that is freed is kept for the next step, in large pages, instead of being mapped and zeroed anew.
     - A bar of progress that no terminal shows is written to the log now and then, not ten times a second.
+    - What a terminal's encoding lacks, or what is no text in a file's name, is written as ``\\xe9`` or ``\\u20ac``.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

@@ -1,16 +1,16 @@
 """Footage on disk: which recordings a folder holds, and whether each can be used."""
 
-import contextlib
 import math
 import mimetypes
 import os
+import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from owl.data.media import UnreadableVideoError
-from owl.data.owl_control import INPUTS_NAME, VIDEO_NAME, read_inputs
+from owl.data.owl_control import INPUTS_NAME, INVALID_NAMES, VIDEO_NAME, read_inputs
 from owl.data.video import VideoFacts, probe
 from owl.errors import OwlError
 
@@ -86,9 +86,9 @@ def find_footage(source: str | Path, leave_out: Path, progress: Callable[[], obj
     root = Path(source)
     if not root.exists():
         raise OwlError("footage.missing", f"there is no {source}; give a folder of videos or of OWL Control recordings")
-    files = _list_files(root, leave_out)
+    files, unreadable = _list_files(root, leave_out)
     kind = OWL_CONTROL if any(path.name == INPUTS_NAME for path in files) else VIDEOS
-    skipped: dict[str, str] = {}
+    skipped = {name: reason for name, reason in unreadable.items() if _may_be_video(Path(name))}
     examine: Callable[[Path, str], Recording]
     if kind == OWL_CONTROL:
         folders = {path.parent for path in files if path.name in (INPUTS_NAME, VIDEO_NAME)}
@@ -134,10 +134,9 @@ def _examine_video(path: Path, name: str) -> Recording:
 
 
 def _examine_folder(folder: Path, name: str) -> Recording:
-    video, inputs = folder / VIDEO_NAME, folder / INPUTS_NAME
-    for path in (video, inputs):
-        if not path.is_file():
-            raise ValueError(f"it has no {path.name}")
+    video, inputs = _find_video(folder), folder / INPUTS_NAME
+    if not inputs.is_file():
+        raise ValueError(f"it has no {INPUTS_NAME}")
     events, facts = read_inputs(inputs), probe(video)
     problems = events.problems + facts.problems
     if events.logged < 0:
@@ -146,19 +145,73 @@ def _examine_folder(folder: Path, name: str) -> Recording:
         problems.append(
             f"{INPUTS_NAME} breaks off after {events.logged:.1f} of {float(facts.seconds):.1f} s, the rest is left out"
         )
+    if video.name != VIDEO_NAME:
+        problems.append(f"its video is {_readable(video.name)} instead of {VIDEO_NAME}")
+    for marker in INVALID_NAMES:
+        if (folder / marker).is_file():
+            reasons = " ".join((folder / marker).read_text("utf-8", "replace").split())[:200]
+            problems.append(f"OWL Control marked it as invalid in {marker} ({reasons or 'without a reason'})")
+    if (black := math.floor(events.hooked * facts.rate)) > 0:
+        problems.append(f"its first {black} frames come before HOOK_START, so they are probably black")
+    if abs(events.seconds - facts.seconds) > max(1.0, 0.01 * facts.seconds):  # NaN is not
+        problems.append(
+            f"{INPUTS_NAME} logs {events.seconds:.1f} s of video and the video has {float(facts.seconds):.1f} s, so a "
+            "clock jumped or frames were lost: inputs may be out of step"
+        )
     size = video.stat().st_size + inputs.stat().st_size
     return Recording(name, facts, size, inputs, events.names, events.logged, problems)
 
 
-def _list_files(root: Path, leave_out: Path) -> list[Path]:
+def _find_video(folder: Path) -> Path:
+    """Return recording.mp4, or the only video of the folder."""
+    if (usual := folder / VIDEO_NAME).is_file():
+        return usual
+    videos = sorted(path for path in folder.iterdir() if path.is_file() and path.name[0] != "." and _may_be_video(path))
+    if len(videos) > 1:
+        names = ", ".join(_readable(path.name) for path in videos[:3])
+        raise ValueError(f"it has no {VIDEO_NAME} and {len(videos)} other videos ({names}), one was expected")
+    if not videos:
+        raise ValueError(f"it has no {VIDEO_NAME}")
+    return videos[0]
+
+
+def _list_files(root: Path, leave_out: Path) -> tuple[list[Path], dict[str, str]]:
+    """List what a folder and its subfolders hold, each file once whatever links lead to it.
+
+    Returns:
+        The files in order, and why each folder or link that cannot be followed is left out, by name.
+    """
     if root.is_file():
-        return [root]
-    excluded = leave_out.resolve()
-    files = []
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        subfolders[:] = sorted(s for s in subfolders if not s.startswith(".") and Path(folder, s).resolve() != excluded)
-        files += [Path(folder, name) for name in names if not name.startswith(".")]
-    return sorted(path for path in files if path.is_file())
+        return [root], {}
+    seen: set[tuple[int, int]] = set()
+    unreadable: dict[str, str] = {}
+
+    def is_new(path: Path) -> bool:
+        try:
+            found = path.stat()
+        except OSError as error:  # a link that leads nowhere, or around in a circle
+            unreadable[_name(path, root)] = f"it cannot be read ({error.strerror})"
+            return False
+        identity = (found.st_dev, found.st_ino)
+        if identity in seen or not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+            return False
+        seen.add(identity)
+        return True
+
+    def tell(error: OSError) -> None:
+        unreadable[_name(Path(error.filename), root)] = f"it cannot be read ({error.strerror})"
+
+    files: list[Path] = []
+    if leave_out.exists():
+        is_new(leave_out)
+    is_new(root)
+    for folder, subfolders, names in os.walk(root, onerror=tell, followlinks=True):
+        for found in (subfolders, names):  # links last: they do not take the place of what lies beside them
+            found[:] = sorted(name for name in found if name[0] != ".")
+            found.sort(key=lambda name: os.path.islink(os.path.join(folder, name)))
+        subfolders[:] = [name for name in subfolders if is_new(Path(folder, name))]
+        files += [path for name in names if is_new(path := Path(folder, name))]
+    return sorted(files), unreadable
 
 
 def _may_be_video(path: Path) -> bool:
@@ -169,7 +222,10 @@ def _may_be_video(path: Path) -> bool:
 
 
 def _name(path: Path, root: Path) -> str:
-    with contextlib.suppress(ValueError):
-        relative = path.relative_to(root).as_posix()
-        return path.resolve().name if relative == "." else relative
-    return path.name
+    relative = path.relative_to(root).as_posix()
+    return _readable(path.resolve().name if relative == "." else relative)
+
+
+def _readable(name: str) -> str:
+    """A file's name as text that every terminal and JSON reader takes, also where it is not UTF-8."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -1,7 +1,8 @@
 """Inputs of OWL Control recordings: reading ``inputs.csv``, and controls in step with the frames.
 
-The format: header ``timestamp,event_type,event_args``; unix seconds, a name, a quoted JSON list. The video's time zero
-is the event VIDEO_START. Keys and mouse buttons are Windows virtual-key codes.
+The format: header ``timestamp,event_type,event_args``; unix seconds, a name, quoted JSON. The video's time zero is the
+event VIDEO_START; frames before HOOK_START are black. Keys and mouse buttons are Windows virtual-key codes; START and
+END list those that are down. Source: InputEventType in src/output_types.rs of github.com/Wayfarer-Labs/owl-control.
 """
 
 import json
@@ -10,11 +11,14 @@ from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 INPUTS_NAME = "inputs.csv"
 VIDEO_NAME = "recording.mp4"
+INVALID_NAMES = (".invalid", ".server_invalid")
+"""Files that OWL Control puts beside a recording that it found fault with; they hold the reasons."""
 HEADER = ["timestamp", "event_type", "event_args"]
 AXES = ["mouse_x", "mouse_y", "scroll"]
 TIMING = (
@@ -23,6 +27,8 @@ TIMING = (
 )
 ON_TIME = 1e-3
 """Frames by which an event may come after a frame and still count as simultaneous: unix times round to 0.2 us."""
+CLOCK_JUMP = 0.5
+"""Seconds by which times may run backwards, as those of different threads do, before the clock is said to jump."""
 
 KEYS = {
     0x08: "BACKSPACE", 0x09: "TAB", 0x0C: "CLEAR", 0x0D: "ENTER", 0x10: "SHIFT", 0x11: "CTRL",
@@ -43,7 +49,8 @@ MOUSE_BUTTONS = {1: "MOUSE_LEFT", 2: "MOUSE_RIGHT", 4: "MOUSE_MIDDLE", 5: "MOUSE
 NO_KEY = (0, 255)  # Windows reports these codes with a real key's escape sequence
 MIRRORED = (("A", "D"), ("LEFT", "RIGHT"))
 
-BUTTON, MOVE, SCROLL = range(3)
+BUTTON, MOVE, SCROLL, RELEASE = range(4)
+MARKS = ("START", "HOOK_START", "VIDEO_START", "VIDEO_END", "END")
 
 
 @dataclass(frozen=True)
@@ -52,10 +59,12 @@ class Inputs:
 
     Attributes:
         times: float64[N], seconds since VIDEO_START; negative before it.
-        kinds: int8[N], BUTTON, MOVE or SCROLL.
-        values: int64[N, 2]: (position in ``names``, 1 down or 0 up), (dx, dy), or (amount, 0).
+        kinds: int8[N], BUTTON, MOVE, SCROLL, or RELEASE of all buttons.
+        values: int64[N, 2]: (position in ``names``, 1 down or 0 up), (dx, dy), (amount, 0), or (0, 0).
         names: Names of the buttons that occur, in order of appearance.
         logged: Seconds since VIDEO_START up to which inputs are known; infinite if their end was logged.
+        hooked: Seconds since VIDEO_START up to which pictures are black; 0 or less where none are.
+        seconds: From VIDEO_START to VIDEO_END; NaN if that was not logged.
         problems: What was wrong but survived, one clause each.
     """
 
@@ -64,6 +73,8 @@ class Inputs:
     values: np.ndarray
     names: list[str]
     logged: float
+    hooked: float
+    seconds: float
     problems: list[str]
 
 
@@ -76,7 +87,10 @@ def read_inputs(path: str | Path) -> Inputs:
     """
     times, kinds, values = array("d"), array("b"), array("q")
     names: dict[str, int] = {}
-    start, ended, last, unreadable, gamepad = math.nan, False, -math.inf, 0, 0
+    marks: dict[str, float] = {}  # first times of the events that occur once
+    held: list[str] | None = None  # at END, if it says so
+    latest, unreadable, gamepad = -math.inf, 0, 0
+    previous, jump, jumped = -math.inf, 0.0, 0.0  # of inputs: marks may be written when their time is known
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         header = file.readline().strip()
         if not header:
@@ -88,39 +102,82 @@ def read_inputs(path: str | Path) -> Inputs:
                 continue
             try:
                 time, event, arguments = _parse(line)
-                if event == "VIDEO_START":
-                    start = time if math.isnan(start) else start
-                elif event in ("END", "VIDEO_END"):
-                    ended = True
+                if event in MARKS:
+                    marks.setdefault(event, time)
+                    if event == "START":
+                        for name in _held(arguments) or ():
+                            kinds.append(BUTTON)
+                            values.extend((names.setdefault(name, len(names)), 1))
+                            times.append(time)
+                    elif event == "END":
+                        held = _held(arguments)
                 elif event.startswith("GAMEPAD"):
                     gamepad += 1
                 elif (entry := _entry(event, arguments, names)) is not None:
                     kinds.append(entry[0])
                     values.extend(entry[1:])
+                    if previous - time > max(jump, CLOCK_JUMP):
+                        jump, jumped = previous - time, previous
+                    previous = max(previous, time)
                     times.append(time)
-            except (ValueError, TypeError, OverflowError):
+            except (ValueError, TypeError, KeyError, OverflowError):
                 unreadable += 1
                 continue
-            last = max(last, time)
+            latest = max(latest, time)
+    start = marks.get("VIDEO_START", math.nan)
     if math.isnan(start):
         raise ValueError(f"{INPUTS_NAME} has no VIDEO_START, so its inputs cannot be aligned with the video")
-    problems = []
-    if unreadable:
-        problems.append(f"{unreadable} unreadable lines of {INPUTS_NAME} left out")
-    if gamepad:
-        problems.append(f"{gamepad} gamepad events left out")
+    for name in held or ():
+        if name not in names:  # no event of it: it was down all the time
+            names[name] = len(names)
+            kinds.append(BUTTON)
+            values.extend((names[name], 1))
+            times.append(min(start, min(times, default=start)))
     order = np.argsort(np.array(times), kind="stable")
-    return Inputs(
+    inputs = Inputs(
         times=np.array(times)[order] - start,
         kinds=np.array(kinds, np.int8)[order],
         values=np.array(values, np.int64).reshape(-1, 2)[order],
         names=list(names),
-        logged=math.inf if ended else last - start,
-        problems=problems,
+        logged=math.inf if marks.keys() & {"END", "VIDEO_END"} else latest - start,
+        hooked=marks.get("HOOK_START", start) - start,
+        seconds=marks.get("VIDEO_END", math.nan) - start,
+        problems=[],
     )
+    if unreadable:
+        inputs.problems.append(f"{unreadable} unreadable lines of {INPUTS_NAME} left out")
+    if gamepad:
+        inputs.problems.append(f"{gamepad} gamepad events left out")
+    if jump:
+        inputs.problems.append(
+            f"its clock jumps back by {jump:.1f} s after {jumped - start:.1f} s, inputs after that may be out of step"
+        )
+    if held is not None and (stuck := [name for name in _down_at_the_end(inputs) if name not in held]):
+        inputs.problems.append(f"the release of {', '.join(stuck)} was not logged, it counts as down up to the end")
+    return inputs
 
 
-def _parse(line: str) -> tuple[float, str, list]:
+def _held(arguments: Any) -> list[str] | None:
+    """Names of the buttons that START or END says are down; None where it does not say, as in older recordings."""
+    if not isinstance(arguments, dict):
+        return None
+    inputs = arguments["inputs"]
+    names = [_button("KEYBOARD", code) for code in inputs["keyboard"]]
+    names += [_button("MOUSE_BUTTON", code) for code in inputs["mouse"]]
+    return [name for name in names if name is not None]
+
+
+def _down_at_the_end(inputs: Inputs) -> list[str]:
+    released = inputs.times[inputs.kinds == RELEASE].max(initial=-math.inf)
+    down = []
+    for number, name in enumerate(inputs.names):
+        mine = (inputs.kinds == BUTTON) & (inputs.values[:, 0] == number)
+        if inputs.values[mine, 1][-1] and inputs.times[mine][-1] > released:
+            down.append(name)
+    return down
+
+
+def _parse(line: str) -> tuple[float, str, Any]:
     time, event, arguments = line.rstrip("\r\n").split(",", 2)
     arguments = arguments.strip()
     if len(arguments) >= 2 and arguments[0] == arguments[-1] == '"':
@@ -131,15 +188,21 @@ def _parse(line: str) -> tuple[float, str, list]:
     return seconds, event.strip(), json.loads(arguments or "[]")
 
 
+def _button(event: str, code: int) -> str | None:
+    """Return the name of a key or mouse button, None for what is no key."""
+    if event == "KEYBOARD":
+        return None if code in NO_KEY else KEYS.get(code, f"KEY_{int(code)}")
+    return MOUSE_BUTTONS.get(code, f"MOUSE_{int(code)}")
+
+
 def _entry(event: str, arguments: list, names: dict[str, int]) -> tuple[int, int, int] | None:
     """Return (kind, value, value) of an event, None if it is of no interest; a new button is added to ``names``."""
     if event in ("KEYBOARD", "MOUSE_BUTTON"):
         code, down = arguments
-        table, other = (KEYS, "KEY") if event == "KEYBOARD" else (MOUSE_BUTTONS, "MOUSE")
-        if event == "KEYBOARD" and code in NO_KEY:
-            return None
-        name = table.get(code, f"{other}_{int(code)}")
-        return BUTTON, names.setdefault(name, len(names)), int(bool(down))
+        name = _button(event, code)
+        return None if name is None else (BUTTON, names.setdefault(name, len(names)), int(bool(down)))
+    if event == "UNFOCUS":  # key-ups go to another window from here on
+        return RELEASE, 0, 0
     if event == "MOUSE_MOVE":
         dx, dy = arguments
         return MOVE, _count(dx), _count(dy)
@@ -182,7 +245,8 @@ def align(inputs: Inputs, frames: int, fps: float, buttons: list[str]) -> np.nda
 
     Frame t, shown at t / fps, gets the events later than frame t-1 and no later than itself: what the player did that
     brought frame t about. A button counts where it was down for any part of that time, so a tap between two frames is
-    not lost; one whose first event is a release was down from the beginning.
+    not lost; one whose first event is a release was down from the beginning. When the window loses the focus, all are
+    released.
 
     Args:
         inputs: The events.
@@ -196,14 +260,16 @@ def align(inputs: Inputs, frames: int, fps: float, buttons: list[str]) -> np.nda
     controls = np.zeros((frames, len(buttons) + len(AXES)), np.float32)
     owner = np.ceil(inputs.times * fps - ON_TIME).astype(np.int64)
     for number, name in enumerate(inputs.names):
-        mine = (inputs.kinds == BUTTON) & (inputs.values[:, 0] == number)
+        pressed = inputs.kinds == BUTTON
+        mine = (pressed & (inputs.values[:, 0] == number)) | (inputs.kinds == RELEASE)
         column = controls[:, buttons.index(name)]
         down_since: int | None = None
-        for position, (frame, down) in enumerate(zip(owner[mine], inputs.values[mine, 1], strict=True)):
+        events = zip(owner[mine], pressed[mine], inputs.values[mine, 1], strict=True)
+        for position, (frame, own, down) in enumerate(events):
             if down:
                 down_since = frame if down_since is None else down_since  # held keys repeat their event
             else:
-                first = 0 if position == 0 else down_since
+                first = 0 if position == 0 and own else down_since
                 if first is not None:
                     column[max(0, first) : max(0, frame + 1)] = 1
                 down_since = None

@@ -1,34 +1,39 @@
 """Inputs of OWL Control: each event at the frame that it brought about, and recordings in every state of disrepair."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from owl.data.footage import find_footage
 from owl.data.importer import import_footage
-from owl.data.owl_control import AXES, Inputs, align, describe_controls, order_buttons, read_inputs
+from owl.data.owl_control import AXES, RELEASE, Inputs, align, describe_controls, order_buttons, read_inputs
 from owl.data.sample import Mirror
 from owl.data.windows import WindowDataset
 from owl.errors import OwlError
 from tests.helpers.videos import RATE, VIDEO_START, frame_number, make_recording
 
 W, A, D, SPACE, LEFT_CLICK = 0x57, 0x41, 0x44, 0x20, 1
+TAB, ALT, RIGHT_CLICK = 0x09, 0x12, 2
+HELD = {"inputs": {"keyboard": [W, 255], "mouse": [RIGHT_CLICK]}}
 
 
 def key(time: float, code: int, down: bool) -> tuple[float, str, list]:
     return time, "KEYBOARD", [code, down]
 
 
-def controls(tmp_path: Path, events: list[tuple[float, str, list]], frames: int = 30) -> dict[str, np.ndarray]:
+def controls(tmp_path: Path, events: list[tuple[float, str, Any]], frames: int = 30) -> dict[str, np.ndarray]:
     """Column by name, of a recording of these events."""
     inputs = read_events(tmp_path, events)
     buttons = order_buttons(inputs.names)
     return dict(zip([*buttons, *AXES], align(inputs, frames, RATE, buttons).T, strict=True))
 
 
-def read_events(tmp_path: Path, events: list[tuple[float, str, list]]) -> Inputs:
+def read_events(tmp_path: Path, events: list[tuple[float, str, Any]]) -> Inputs:
     rows = sorted([(0.0, "VIDEO_START", []), *events], key=lambda row: row[0])
-    text = "".join(f'{VIDEO_START + t!r},{name},"{str(a).lower()}"\n' for t, name, a in rows)
+    text = "".join(f'{VIDEO_START + t!r},{name},"{json.dumps(a)}"\n' for t, name, a in rows)
     (tmp_path / "inputs.csv").write_text("timestamp,event_type,event_args\n" + text)
     return read_inputs(tmp_path / "inputs.csv")
 
@@ -95,6 +100,98 @@ def test_taps_repeats_and_lost_events(tmp_path: Path) -> None:
     assert on(columns["MOUSE_LEFT"]) == [21, 22]
 
 
+@pytest.mark.parametrize("event", ["START", "END"])
+def test_what_is_held_throughout_has_no_event_but_start_or_end(tmp_path: Path, event: str) -> None:
+    """The recorder lists it there, in JSON that no CSV writer has quoted."""
+    columns = controls(tmp_path, [(-1.0 if event == "START" else 1.5, event, HELD), key(0.5, A, True)])
+    assert on(columns["W"]) == on(columns["MOUSE_RIGHT"]) == list(range(30))
+    assert list(columns) == ["A", "D", "W", "MOUSE_RIGHT", *AXES]  # 255 is no key
+
+
+def test_what_is_held_at_the_start_is_released_by_its_event(tmp_path: Path) -> None:
+    end = (1.5, "END", {"inputs": {"keyboard": [SPACE], "mouse": [], "gamepads": {}}})
+    events = [(-1.0, "START", HELD), key(10.5 / RATE, W, False), key(20.5 / RATE, SPACE, True), end]
+    columns = controls(tmp_path, events)
+    assert on(columns["W"]) == list(range(12))
+    assert on(columns["SPACE"]) == list(range(21, 30))
+    problems = read_events(tmp_path, events).problems
+    assert problems == ["the release of MOUSE_RIGHT was not logged, it counts as down up to the end"]
+
+
+def test_properly_quoted_and_damaged_lists_of_what_is_held(tmp_path: Path) -> None:
+    path = tmp_path / "inputs.csv"
+    for text, names in (
+        (json.dumps(HELD).replace('"', '""'), ["W", "MOUSE_RIGHT"]),
+        ("[]", []),
+        ('{"inputs": {"keyboard": [87]}}', []),
+        ('{"inputs": 1}', []),
+    ):
+        path.write_text(f'timestamp,event_type,event_args\n1.0,START,"{text}"\n2.0,VIDEO_START,"[]"\n')
+        assert read_inputs(path).names == names
+
+
+def test_everything_is_released_when_the_window_loses_the_focus(tmp_path: Path) -> None:
+    events = [
+        (-1.0, "START", HELD),
+        key(5.5 / RATE, ALT, True),
+        key(5.6 / RATE, TAB, True),
+        (7.5 / RATE, "UNFOCUS", []),
+        key(9.5 / RATE, SPACE, False),  # of another window
+        (15.5 / RATE, "FOCUS", []),
+        key(20.5 / RATE, W, True),
+    ]
+    columns = controls(tmp_path, events)
+    assert on(columns["ALT"]) == on(columns["TAB"]) == [6, 7, 8]
+    assert on(columns["MOUSE_RIGHT"]) == list(range(9))
+    assert on(columns["W"]) == [*range(9), *range(21, 30)]
+    assert on(columns["SPACE"]) == []
+
+
+def test_a_clock_that_jumps_back_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "inputs.csv"
+    times = (1000.0, 1010.0, 1009.9, 1003.0, 1004.0)  # threads write a little out of order, and the clock was set
+    rows = [f'{time},MOUSE_MOVE,"[1, 0]"' for time in times]
+    path.write_text("\n".join(["timestamp,event_type,event_args", '1000.0,VIDEO_START,"[]"', *rows]))
+    assert read_inputs(path).problems == [
+        "its clock jumps back by 7.0 s after 10.0 s, inputs after that may be out of step"
+    ]
+
+
+def test_what_is_doubtful_about_a_recording_is_named(tmp_path: Path) -> None:
+    root = tmp_path / "owl"
+    for name in ("marked", "named", "black", "late", "two", "whole"):
+        make_recording(root / name, [], frames=60)
+    (root / "marked" / ".invalid").write_text("Video too short\nNo mouse movement\n")
+    (root / "marked" / ".server_invalid").touch()
+    (root / "named" / "recording.mp4").rename(root / "named" / "game play.mkv")
+    inputs = root / "black" / "inputs.csv"
+    inputs.write_text(inputs.read_text().replace(f"{VIDEO_START - 0.5!r},HOOK", f"{VIDEO_START + 0.52!r},HOOK"))
+    inputs = root / "late" / "inputs.csv"
+    inputs.write_text(
+        inputs.read_text().replace(f"{VIDEO_START + 2.0!r},VIDEO_END", f"{VIDEO_START + 9.0!r},VIDEO_END")
+    )
+    for name in ("a.mp4", "b.mkv"):
+        (root / "two" / name).write_bytes((root / "two" / "recording.mp4").read_bytes())
+    (root / "two" / "recording.mp4").unlink()
+    footage = find_footage(root, tmp_path / "data")
+    problems = {recording.name: recording.problems for recording in footage.recordings}
+    assert problems == {
+        "black": ["its first 15 frames come before HOOK_START, so they are probably black"],
+        "late": [
+            "inputs.csv logs 9.0 s of video and the video has 2.0 s, so a clock jumped or frames were lost: inputs "
+            "may be out of step"
+        ],
+        "marked": [
+            "OWL Control marked it as invalid in .invalid (Video too short No mouse movement)",
+            "OWL Control marked it as invalid in .server_invalid (without a reason)",
+        ],
+        "named": ["its video is game play.mkv instead of recording.mp4"],
+        "whole": [],
+    }
+    assert list(footage.skipped) == ["two"]
+    assert "2 other videos (a.mp4, b.mkv)" in footage.skipped["two"]
+
+
 def test_buttons_are_named_ordered_and_mirrored(tmp_path: Path) -> None:
     codes = [W, A, SPACE, 0x25, 0x10, 0x70, 0x31, 0x07, 255]
     events = [key(0.1, code, True) for code in codes] + [(0.1, "MOUSE_BUTTON", [i, True]) for i in (2, 9)]
@@ -127,8 +224,8 @@ def test_unreadable_lines_cost_themselves_only(tmp_path: Path) -> None:
     path.write_text("\r\n".join(lines))
     inputs = read_inputs(path)
     assert inputs.names == ["W"]
-    assert inputs.values.tolist() == [[0, 1], [4, 5]]
-    assert inputs.times == pytest.approx([0.1, 0.3], abs=1e-6)
+    assert inputs.values[inputs.kinds != RELEASE].tolist() == [[0, 1], [4, 5]]
+    assert inputs.times[inputs.kinds != RELEASE] == pytest.approx([0.1, 0.3], abs=1e-6)
     assert inputs.logged == pytest.approx(0.3, abs=1e-6)  # END is missing
     assert inputs.problems == ["5 unreadable lines of inputs.csv left out", "1 gamepad events left out"]
 
