@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from owl.models.world_model import WorldTransformer
+from owl.nn.placement import placement
 from owl.optim import MuonAdamW
 from owl.recipes.world_model import WorldModel
 
@@ -38,7 +39,7 @@ def matmul_rate(network: WorldTransformer, tokens: int, rounds: int) -> float:
     width = network.width
     hidden = network.blocks[0].up.out_features
     shapes = [(width, 3 * width), (width, width), (width, hidden), (hidden, width)]
-    device = next(network.parameters()).device
+    device = placement(network).device
     operands = [
         [torch.randn(*size, device=device, dtype=torch.bfloat16) for size in ((tokens, a), (a, b), (tokens, b))]
         for a, b in shapes

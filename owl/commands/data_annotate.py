@@ -28,6 +28,7 @@ from owl.data.shards import (
 from owl.data.storage import open_filesystem
 from owl.errors import OwlError
 from owl.models.inverse_dynamics import AFTER, BEFORE, InverseDynamicsModel
+from owl.nn.placement import placement
 from owl.version import code_version
 
 EXTENSION = "controls.npy"
@@ -100,7 +101,7 @@ class Labeller:
         Returns:
             float32[T, buttons + axes]; those of frame 0 are 0.
         """
-        device = next(self.network.parameters()).device
+        device = placement(self.network).device
         parts = []
         for first in range(0, len(frames), FRAMES):
             begin = max(0, first - BEFORE)  # with the neighbours that the network looks at

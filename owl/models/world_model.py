@@ -1,5 +1,6 @@
 """A frame-causal diffusion transformer over latent video and audio, conditioned on controls: the world model."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,16 +186,25 @@ class WorldTransformer(nn.Module):
         return self.video_tokens + (self.streams["audio"][0] if "audio" in self.streams else 0)
 
     def standardize(self, latents: Streams) -> Streams:
-        """Bring every channel to mean 0 and standard deviation 1 over the training data."""
-        return {name: (x - self._of(name, "mean", x)) / self._of(name, "std", x) for name, x in latents.items()}
+        """Bring every channel to mean 0 and standard deviation 1 over the training data, in float32."""
+        return {name: (x.float() - self._of(name, "mean")) / self._of(name, "std") for name, x in latents.items()}
 
     def restore(self, latents: Streams) -> Streams:
         """Undo `standardize`."""
-        return {name: x * self._of(name, "std", x) + self._of(name, "mean", x) for name, x in latents.items()}
+        return {name: x.float() * self._of(name, "std") + self._of(name, "mean") for name, x in latents.items()}
 
-    def _of(self, name: str, statistic: str, like: Tensor) -> Tensor:
-        values = getattr(self, f"{name}_{statistic}").to(like.dtype)
+    def _of(self, name: str, statistic: str) -> Tensor:
+        values: Tensor = getattr(self, f"{name}_{statistic}")
         return values if name == "audio" else values[:, None, None]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "WorldTransformer":
+        """Keep the latents' statistics in float32 where ``to`` gives the network another dtype."""
+        exact = {name: buffer for name, buffer in self._buffers.items() if name.endswith(("_mean", "_std"))}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in exact.items():
+            if buffer is not None and (moved := self._buffers[name]) is not None and moved.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(moved.device)
+        return self
 
     def forward(
         self,
@@ -208,7 +218,8 @@ class WorldTransformer(nn.Module):
         """Velocity of every stream.
 
         Args:
-            latents: Standardised latents x_t of F frames.
+            latents: Standardised latents x_t of F frames, of any dtype, as everything else that is given: the network
+                computes in that of its weights.
             level: float[B, F], the noise level t of each frame in [0, 1].
             controls: Of each frame.
             frames: Time, copy and document of each frame; None: F frames of one clip, in order.
@@ -244,13 +255,14 @@ class WorldTransformer(nn.Module):
 
     def embed(self, latents: Streams, conditioning: Tensor | None) -> Tensor:
         """Latents to tokens, float[B, F, tokens, width]."""
-        x = self.video_in(self._patches(latents["video"]))
+        dtype = self.video_in.weight.dtype
+        x = self.video_in(self._patches(latents["video"]).to(dtype))
         if "motion" in self.streams:
-            x = x + self.motion_in(self._patches(latents["motion"]))
+            x = x + self.motion_in(self._patches(latents["motion"]).to(dtype))
         if conditioning is not None:
-            x = x + self.conditioning_in(self._patches(conditioning))
+            x = x + self.conditioning_in(self._patches(conditioning).to(dtype))
         if "audio" in self.streams:
-            x = torch.cat([x, self.audio_in(latents["audio"])], 2)
+            x = torch.cat([x, self.audio_in(latents["audio"].to(dtype))], 2)
         return x
 
     def unembed(self, x: Tensor, condition: Tensor) -> Streams:

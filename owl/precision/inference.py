@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from owl.errors import OwlError
+from owl.nn.placement import placement
 from owl.precision import backend
 from owl.precision.probe import describe, fault, fits
 
@@ -38,7 +39,7 @@ def quantize(network: nn.Module, quantization: Quantization) -> int:
     names = [name for name, layer in network.named_modules() if fits(layer)]
     if not names:
         return 0
-    device = next(network.parameters()).device
+    device = placement(network).device
     if (told := probe(quantization, device)) is not None:
         raise OwlError(
             "fp8.device",

@@ -23,6 +23,7 @@ from owl.losses.flow import corrupt
 from owl.models.world_model import Cache, Controls, Streams, WorldTransformer
 from owl.nn.attention import Frames
 from owl.nn.compilation import can_compile
+from owl.nn.placement import placement
 from owl.precision.inference import Quantization, quantize
 from owl.rollout.sampling import Step, adams_bashforth, consistency, euler
 
@@ -71,6 +72,7 @@ class Engine:
         one_pass: Whether committing a frame waits for the next frame's first denoising step. False commits at once:
             more work per frame, less between the controls and their frame.
         dtype: Of weights and cache, e.g. torch.bfloat16; None keeps the network's. The network given is not changed.
+            Frames, noise and the latents' statistics are float32 all the same: their errors would add up.
         quantization: Stores the weights of linear layers in eight bits, the decoders' too; see
             `owl.precision.inference.quantize`.
         compile: Whether passes run through ``torch.compile``.
@@ -113,7 +115,7 @@ class Engine:
             self.decoders = {name: deepcopy(decoder) for name, decoder in self.decoders.items()}
             for decoder in self.decoders.values():
                 quantize(decoder, quantization)
-        self.dtype = dtype or next(network.parameters()).dtype
+        self.dtype = placement(self.network).dtype
         self.device = torch.device(device)
         self.levels = [*map(float, levels), 0.0]
         self.sampler, self.context_level, self.guidance, self.one_pass = sampler, context_level, guidance, one_pass
@@ -169,7 +171,7 @@ class Engine:
         self._pending: tuple[Streams, Controls] | None = None
         if context is None or controls is None:
             return
-        latents = self.network.standardize({name: x.to(self.device, self.dtype) for name, x in context.items()})
+        latents = self.network.standardize({name: x.to(self.device) for name, x in context.items()})
         for t in range(controls.buttons.shape[1]):
             self._commit()
             shown = {name: x[:, t : t + 1] for name, x in latents.items()}
@@ -262,13 +264,14 @@ class Engine:
             noisy.append((x, level, replace(controls, known=unknown), 2))
         velocity = self._pass([*self._take_pending(), *noisy])
         if self.guidance == 1:
-            return {name: v[:, -1:] for name, v in velocity.items()}
+            return {name: v[:, -1:].float() for name, v in velocity.items()}
+        velocity = {name: v.float() for name, v in velocity.items()}
         return {name: v[:, -1:] + self.guidance * (v[:, -2:-1] - v[:, -1:]) for name, v in velocity.items()}
 
     def _await_commit(self, latents: Streams, controls: Controls) -> None:
         """Have a frame committed by the next pass, with its context noise: drawn now, however many passes there are."""
         if self.context_level:
-            level = torch.full((self.batch, 1), self.context_level, device=self.device, dtype=self.dtype)
+            level = torch.full((self.batch, 1), self.context_level, device=self.device)
             latents = {name: corrupt(x, self._noise(x.shape[2:]), level) for name, x in latents.items()}
         self._pending = (latents, controls)
 
@@ -313,17 +316,17 @@ class Engine:
                 given = buttons.new_zeros(self.batch, *self.network.inputs["conditioning"])
             else:
                 given = self.network.standardize({"conditioning": conditioning.to(self.device)})["conditioning"]
-            given = given[:, None].to(self.device, self.dtype)
-        pressed, moved = (x[:, None].to(self.device, self.dtype) for x in (buttons, axes))
+            given = given[:, None].to(self.device, torch.float32)
+        pressed, moved = (x[:, None].to(self.device, torch.float32) for x in (buttons, axes))
         return Controls(pressed, moved, conditioning=given)
 
     def _noise(self, shape: Sequence[int]) -> Tensor:
         # drawn on the CPU, so that a seed means the same everywhere
-        return torch.randn(self.batch, 1, *shape, generator=self._random).to(self.device, self.dtype)
+        return torch.randn(self.batch, 1, *shape, generator=self._random).to(self.device)
 
     def _decode(self, name: str, latent: Tensor) -> Tensor:
         decoder = self.decoders[name]
-        return decoder.decode(latent.to(next(decoder.parameters()).dtype)).float()  # type: ignore[operator]
+        return decoder.decode(latent.to(placement(decoder).dtype)).float()  # type: ignore[operator]
 
     def _clock(self) -> float:
         if self.device.type == "cuda":

@@ -14,6 +14,7 @@ from owl.data.windows import WindowDataset
 from owl.errors import OwlError
 from owl.latents import MODALITIES, verify
 from owl.models.world_model import Controls, Streams, WorldTransformer
+from owl.nn.placement import placement
 
 Batch = dict[str, Tensor]
 
@@ -96,7 +97,7 @@ class Episodes:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Decode video latents float[B, T, c, h, w] to uint8[B, T, 3, H, W] on the CPU."""
-        dtype = next(self.decoder.parameters()).dtype
+        dtype = placement(self.decoder).dtype
         parts = [
             as_bytes(self.decoder.decode(part.to(self.device, dtype)))  # type: ignore[operator]
             for part in latents.flatten(0, 1).split(DECODED_TOGETHER)

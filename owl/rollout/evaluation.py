@@ -17,6 +17,7 @@ from owl.metrics.frechet import EfficientNetLite0Features, frechet_distance
 from owl.metrics.psnr import HIGHEST
 from owl.models.inverse_dynamics import BEFORE, InverseDynamicsModel
 from owl.models.world_model import Streams, WorldTransformer
+from owl.nn.placement import placement
 from owl.rollout.engine import Engine
 from owl.rollout.episodes import Batch, Episodes, as_bytes, trained_stride
 
@@ -127,7 +128,7 @@ def horizon_curves(clips: Clips, lpips: LPIPS) -> dict[str, list[float]]:
 
 def audio_latent_mse(clips: Clips, network: WorldTransformer) -> list[float]:
     """Mean squared error of standardised audio latents of frame 1, 2, ... after the context; 2 is independence."""
-    device = next(network.parameters()).device
+    device = placement(network).device
     generated, true = (
         network.standardize({"audio": side["audio"].to(device)})["audio"]
         for side in (clips.latents, clips.true_latents)
@@ -201,7 +202,7 @@ class ControlsReader:
         Returns:
             What `AxisAccuracy` and `ButtonAccuracy` compute.
         """
-        device = next(self.network.parameters()).device
+        device = placement(self.network).device
         axis, button = AxisAccuracy(self.network.axes, self.dead_zone), ButtonAccuracy(self.network.buttons)
         for clip in range(len(pictures)):
             video = pictures[clip : clip + 1].to(device).float() / 127.5 - 1

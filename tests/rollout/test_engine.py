@@ -1,6 +1,7 @@
 """The streaming engine gives what whole sequences without any cache give, and nothing of it grows."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from owl.losses.flow import corrupt
 from owl.models.image_autoencoder import ImageAutoencoder
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.attention import Frames
+from owl.nn.frozen import freeze
+from owl.nn.placement import placement
+from owl.precision.inference import Quantization
 from owl.rollout.engine import SAMPLERS, Engine, Frame
 from owl.rollout.sampling import Step
-from tests.helpers.latents import EXTENSIONS, LATENT, draw, lively
+from tests.helpers.latents import EXTENSIONS, LATENT, TINY, draw, lively
 
 LEVELS = (1.0, 0.6, 0.3)
 
@@ -248,11 +252,36 @@ def test_the_network_given_is_left_as_it_is() -> None:
     controls = draw(network, 3)[2]
     engine = Engine(network, levels=LEVELS, dtype=torch.bfloat16)
     coarse = roll(engine, controls)
-    assert coarse[0]["video"].dtype == torch.bfloat16
     assert network.training
     assert all(p.dtype == torch.float32 and p.requires_grad for p in network.parameters())
     fine = roll(Engine(network, levels=LEVELS), controls)
-    torch.testing.assert_close(coarse[0]["video"].float(), fine[0]["video"], atol=0.3, rtol=0.05)
+    torch.testing.assert_close(coarse[0]["video"], fine[0]["video"], atol=0.3, rtol=0.05)
+
+
+class Still(WorldTransformer):
+    """One whose velocity is the same everywhere, and a number of its dtype, so that only the integrator rounds."""
+
+    def forward(self, latents: Streams, *given: Any, **more: Any) -> Streams:
+        return {name: torch.full_like(x, 0.25, dtype=torch.bfloat16) for name, x in latents.items()}
+
+
+def test_frames_and_statistics_are_of_full_precision_in_an_engine_of_less() -> None:
+    network = Still(**TINY, **EXTENSIONS["audio"])
+    for name in network.streams:
+        getattr(network, f"{name}_mean").fill_(1.001)
+        getattr(network, f"{name}_std").fill_(0.3003)
+    latents, _, controls = draw(network, 4)
+    context = {name: x[:, :2] for name, x in latents.items()}
+    settings: dict[str, Any] = {"levels": LEVELS, "sampler": "euler", "context_level": 0.1}
+    expected = roll(Engine(network, **settings), controls, context)
+    engine = Engine(network, dtype=torch.bfloat16, **settings)
+    assert same(roll(engine, controls, context), expected)  # nothing but the network's own numbers is rounded
+    assert placement(engine.network).dtype == torch.bfloat16
+    assert all(layer.key.dtype == layer.value.dtype == torch.bfloat16 for layer in engine.cache.layers)
+    assert engine._pending is not None
+    assert all(x.dtype == torch.float32 for x in engine._pending[0].values())
+    rough = Engine(deepcopy(network).bfloat16(), **settings)  # also where it comes in that dtype
+    assert same(roll(rough, controls, context), expected)
 
 
 def test_a_context_is_committed_with_its_conditioning() -> None:
@@ -320,6 +349,24 @@ def test_frames_are_decoded_and_everything_comes_from_files(autoencoder: ImageAu
     assert all(seconds > 0 for seconds in frame.seconds.values())
     with pytest.raises(OwlError, match=r"autoencoder holds a ImageAutoencoder, a world model was expected"):
         Engine.load(tmp_path / "autoencoder")
+
+
+@pytest.mark.parametrize("quantization", [None, "fp8_weight_only"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_frozen_decoder_and_a_frozen_network_play(
+    autoencoder: ImageAutoencoder, dtype: torch.dtype, quantization: Quantization | None
+) -> None:
+    network = of_encoder(lively(), autoencoder)
+    controls = draw(network, 1)[2]
+    frames = []
+    for prepare in (lambda module: module, freeze):
+        given = {"video": prepare(deepcopy(autoencoder))}
+        engine = Engine(prepare(deepcopy(network)), given, quantization=quantization)
+        engine.decoders["video"].to(dtype)  # afterwards: an encoder is known by the exact values of its weights
+        engine.reset()
+        frames.append(engine.step(*at(controls, 0)).decoded["video"])
+    assert frames[0].dtype == torch.float32
+    assert torch.equal(frames[0], frames[1])
 
 
 def refuse(message: str, function: Callable, *arguments: Any, **more: Any) -> None:
