@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as activation_checkpoint
 
 from owl.errors import OwlError
-from owl.nn.attention import Attend, Frames, training_attention, visible
+from owl.nn.attention import Attend, Frames, attention_among, clip_frames
 from owl.nn.cache import CachedAttention, LayerCache, Ring
 from owl.nn.rotary import rotation
 from owl.nn.transformer import Block, ControlEmbedding, Head, LevelEmbedding, zero_linear
@@ -200,7 +200,7 @@ class WorldTransformer(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "WorldTransformer":
         """Keep the latents' statistics in float32 where ``to`` gives the network another dtype."""
         exact = {name: buffer for name, buffer in self._buffers.items() if name.endswith(("_mean", "_std"))}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         for name, buffer in exact.items():
             if buffer is not None and (moved := self._buffers[name]) is not None and moved.dtype != buffer.dtype:
                 self._buffers[name] = buffer.to(moved.device)
@@ -230,8 +230,7 @@ class WorldTransformer(nn.Module):
             For each stream the velocity, shaped like its latents.
         """
         if frames is None:
-            now = torch.arange(level.shape[1], device=level.device)
-            frames = Frames(now[None], torch.zeros_like(now))
+            frames = clip_frames(level.shape[1], 1, level.device)
         condition = nn.functional.silu(
             self.level(level) + self.controls(controls.buttons, controls.axes, controls.known)
         )
@@ -240,7 +239,7 @@ class WorldTransformer(nn.Module):
         turns = rotation(frames.time, rows, columns, self.width // self.heads)
         if cache is None:
             by_window: dict[int, Attend] = {
-                window: training_attention(visible(frames, frames, window, self.sink, causal), self.tokens)
+                window: attention_among(frames, window, self.sink, causal, self.tokens)
                 for window in sorted(set(self.windows))
             }
             attends = [by_window[window] for window in self.windows]

@@ -7,7 +7,8 @@ the frame that is being denoised; both branches of classifier-free guidance).
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -24,7 +25,7 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(query float[B, H, Q, e], key float[B, H, K, e], value float[B, H, K, e]) -> float[B, H, Q, e]."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Frames:
     """What the attention rule must know of each frame of a sequence.
 
@@ -32,11 +33,24 @@ class Frames:
         time: int64[1 or B, F], number of the frame within its document, `NEVER` where there is none.
         copy: int64[F], 0 for context, above for noisy copies.
         document: int64[1 or B, F], which document a frame belongs to; None where all belong to one.
+        attends: What `attention_among` has built for them.
     """
 
     time: Tensor
     copy: Tensor
     document: Tensor | None = None
+    attends: dict[tuple[int, int, bool, int], Attend] = field(default_factory=dict, repr=False)
+
+
+@lru_cache(maxsize=32)
+def clip_frames(length: int, copies: int, device: torch.device) -> Frames:
+    """Frames of one clip in order, then the same as copy 1, and so on.
+
+    The same ones at every call, so that attention among them is built once and not at every step.
+    """
+    with torch.inference_mode(False):  # those of a validation serve training too
+        time = torch.arange(length, device=device).repeat(copies)[None]
+        return Frames(time, torch.arange(copies, device=device).repeat_interleave(length))
 
 
 def visible(query: Frames, key: Frames, window: int, sink: int = 0, causal: bool = True) -> Tensor:
@@ -195,6 +209,15 @@ compiled_flex_attention = torch.compile(flex_attention, dynamic=False)
 def training_attention(seen: Tensor, tokens: int) -> Attend:
     """Choose for whole sequences: blocks on GPUs, chunks on CPUs."""
     return BlockAttention(seen, tokens) if seen.is_cuda else ChunkedAttention(seen, tokens)
+
+
+def attention_among(frames: Frames, window: int, sink: int, causal: bool, tokens: int) -> Attend:
+    """Attention of a whole sequence under the rule of `visible`, ``tokens`` a frame; built once for the same frames."""
+    key = (window, sink, causal, tokens)
+    if key not in frames.attends:
+        with torch.inference_mode(False):  # see `clip_frames`
+            frames.attends[key] = training_attention(visible(frames, frames, window, sink, causal), tokens)
+    return frames.attends[key]
 
 
 def runs(numbers: list[int], scale: int) -> list[slice]:

@@ -1,7 +1,7 @@
 """The world model's training: rectified flow on latents, each frame at a noise level of its own."""
 
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -15,7 +15,7 @@ from owl.latents import MODALITIES, adopt, verify
 from owl.losses.flow import corrupt, logit_normal, velocity_loss
 from owl.models.sharding import shard
 from owl.models.world_model import Controls, Streams, WorldTransformer
-from owl.nn.attention import NEVER, Frames
+from owl.nn.attention import NEVER, Frames, clip_frames
 from owl.recipes.compilation import compile_for_training
 from owl.recipes.logging import log_losses
 from owl.recipes.optimization import with_schedule
@@ -122,6 +122,11 @@ class WorldModel(LightningModule):
         """See `on_fit_start`."""
         verify(self.network, *self._described)
 
+    def transfer_batch_to_device(self, batch: dict[str, Tensor], device: torch.device, dataloader_idx: int) -> Any:
+        """Leave the windows' numbers, of which the noise is a function, where reading them waits for no device."""
+        moved: dict[str, Tensor] = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return moved | {name: batch[name] for name in ("window",) if name in batch}
+
     def inputs(self, batch: dict[str, Tensor]) -> tuple[Streams, Controls, Tensor | None]:
         """Standardised latents, controls, and the documents of packed clips (int64[B, F], ``NEVER``: padding).
 
@@ -166,18 +171,11 @@ class WorldModel(LightningModule):
             float[B, F] for each stream.
         """
         noisy = {name: corrupt(x, noise[name], level) for name, x in latents.items()}
-        time = (
-            document_time(document) if document is not None else torch.arange(level.shape[1], device=level.device)[None]
-        )
-        copy = torch.zeros_like(time[0])
+        copies, clip = 2 if self.forcing == "teacher" else 1, level.shape[1]
+        frames = clip_frames(clip, copies, level.device) if document is None else packed_frames(document, copies)
         if self.forcing == "teacher":
             context = {name: corrupt(x, context_noise[name], context_level) for name, x in latents.items()}
             noisy = {name: torch.cat([context[name], x], 1) for name, x in noisy.items()}
-            frames = Frames(
-                torch.cat([time, time], 1),
-                torch.cat([copy, copy + 1]),
-                None if document is None else torch.cat([document, document], 1),
-            )
             scene = controls.conditioning
             doubled = Controls(
                 torch.cat([controls.buttons] * 2, 1),
@@ -188,7 +186,6 @@ class WorldModel(LightningModule):
             velocity = self.network(noisy, torch.cat([context_level, level], 1), doubled, frames)
             velocity = {name: v[:, level.shape[1] :] for name, v in velocity.items()}
         else:
-            frames = Frames(time, copy, document)
             velocity = self.network(noisy, level, controls, frames, causal=self.forcing == "diffusion")
         return {name: velocity_loss(v, latents[name], noise[name]) for name, v in velocity.items()}
 
@@ -197,15 +194,14 @@ class WorldModel(LightningModule):
         latents, controls, document = self.inputs(batch)
         frames = controls.buttons.shape[1]
         # noise belongs to a clip and a step: how the clips are spread over processes does not change what is learnt
-        generators = [step_generator(self.global_step, window) for window in batch["window"].tolist()]
-        level = sent(logit_normal(each(torch.randn, generators, frames), self.level_mean, self.level_std), self.device)
+        generators = [step_generator(self.global_step, window, self.device) for window in batch["window"].tolist()]
+        level = logit_normal(each(torch.randn, generators, frames), self.level_mean, self.level_std)
         if self.forcing == "full":
             level = level[:, :1].expand(level.shape)
-        context_level = sent(self.context_noise * each(torch.rand, generators, frames), self.device)
+        context_level = self.context_noise * each(torch.rand, generators, frames)
         copies = 2 if self.forcing == "teacher" else 1
         # also where none are dropped: DDP waits for the null control's gradient
-        known = each(torch.rand, generators, frames * copies) >= self.control_dropout
-        controls.known = sent(known, self.device)
+        controls.known = each(torch.rand, generators, frames * copies) >= self.control_dropout
         noise = draw(generators, latents)
         context_noise = draw(generators, latents) if self.forcing == "teacher" else noise
         losses = self.losses(latents, controls, document, level, context_level, noise, context_noise)
@@ -226,10 +222,10 @@ class WorldModel(LightningModule):
         """Measure every stream at each of `LEVELS`, the noise being the same at every validation."""
         latents, controls, document = self.inputs(batch)
         # a function of the window alone: neither the batch size nor the number of processes changes what is measured
-        generators = [torch.Generator().manual_seed(window) for window in batch["window"].tolist()]
+        generators = [torch.Generator(self.device).manual_seed(window) for window in batch["window"].tolist()]
         noise = draw(generators, latents)
         context_noise = draw(generators, latents) if self.forcing == "teacher" else noise
-        context_level = controls.buttons.new_full(controls.buttons.shape[:2], self.context_noise / 2)
+        context_level = torch.full(controls.buttons.shape[:2], self.context_noise / 2, device=self.device)
         real = torch.ones_like(context_level) if document is None else (document != NEVER).to(context_level)
         for t in LEVELS:
             level = torch.full_like(context_level, t)
@@ -263,24 +259,29 @@ class WorldModel(LightningModule):
         return with_schedule(self, optimizer, self.warmup_steps, self.final_lr)
 
 
-def step_generator(step: int, window: int) -> torch.Generator:
-    """A generator, on the CPU, of its own for every step and every window of the dataset."""
-    return torch.Generator().manual_seed(derived_seed(step, window, run_seed()))
+def step_generator(step: int, window: int, device: torch.device) -> torch.Generator:
+    """A generator of its own for every step and every window of the dataset.
+
+    On the device, whose random numbers cost the process nothing; equal ones on every device of its kind.
+    """
+    return torch.Generator(device).manual_seed(derived_seed(step, window, run_seed()))
 
 
 def each(function: Callable[..., Tensor], generators: list[torch.Generator], *shape: int) -> Tensor:
-    """Random numbers of every sample from a generator of its own: float[B, *shape] on the CPU."""
-    return torch.stack([function(shape, generator=generator) for generator in generators])
+    """Random numbers of every sample from a generator of its own: float[B, *shape] on the generators' device."""
+    return torch.stack([function(shape, generator=own, device=own.device) for own in generators])
 
 
 def draw(generators: list[torch.Generator], like: Streams) -> Streams:
     """Normal noise of every sample from a generator of its own, shaped like ``like``."""
-    return {name: sent(each(torch.randn, generators, *x.shape[1:]).to(x.dtype), x.device) for name, x in like.items()}
+    return {name: each(torch.randn, generators, *x.shape[1:]) for name, x in like.items()}
 
 
-def sent(x: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on the device, without waiting for what that is still at."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+def packed_frames(document: Tensor, copies: int) -> Frames:
+    """Frames of packed clips, int64[B, F], then the same as copy 1, and so on."""
+    time = document_time(document).repeat(1, copies)
+    copy = torch.arange(copies, device=document.device).repeat_interleave(document.shape[1])
+    return Frames(time, copy, document.repeat(1, copies))
 
 
 def document_time(document: Tensor) -> Tensor:

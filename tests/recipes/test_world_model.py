@@ -19,7 +19,8 @@ from owl.errors import OwlError
 from owl.latents import MODALITIES, adopt, encoder_of, verify
 from owl.losses.flow import corrupt
 from owl.models.world_model import Controls, Streams, WorldTransformer
-from owl.nn.attention import NEVER
+from owl.nn import attention
+from owl.nn.attention import NEVER, ChunkedAttention
 from owl.recipes.world_model import LEVELS, Forcing, WorldModel, document_time, masked_mean, step_generator
 from tests.helpers.latents import EXTENSIONS, FINGERPRINT, LATENT, TINY, dot_experiment, draw, lively, make_latents
 from tests.helpers.tiny import owl_here, quiet_trainer, write_config
@@ -111,12 +112,52 @@ def presented(made: WorldModel, data: dict[str, Tensor]) -> dict[str, Any]:
 def test_noise_belongs_to_seed_step_and_window(monkeypatch: pytest.MonkeyPatch) -> None:
     def noise(step: int, window: int, seed: int) -> float:
         monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
-        return torch.rand((), generator=step_generator(step, window)).item()
+        return torch.rand((), generator=step_generator(step, window, torch.device("cpu"))).item()
 
     numbers = [(step, window, seed) for step in range(3) for window in range(3) for seed in range(3)]
     drawn = [noise(*three) for three in numbers]
     assert len(set(drawn)) == len(numbers)
     assert [noise(*three) for three in numbers] == drawn
+
+
+def test_noise_is_drawn_on_the_device_and_the_windows_numbers_are_read_without_it() -> None:
+    made = recipe(lively(**EVERYTHING)).to("meta")
+    moved = made.transfer_batch_to_device(batch(lively(**EVERYTHING)), made.device, 0)
+    assert {name for name, x in moved.items() if not x.is_meta} == {"window"}
+    with pytest.raises(RuntimeError, match=r"(?i)meta"):  # on which there are no generators
+        made.training_step(moved, 0)
+
+
+@pytest.mark.parametrize("forcing", FORCINGS)
+def test_attention_is_built_once_for_clips_and_anew_for_every_packing(
+    forcing: Forcing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[Tensor] = []
+
+    def counted(seen: Tensor, tokens: int) -> attention.Attend:
+        built.append(seen)
+        return ChunkedAttention(seen, tokens)
+
+    monkeypatch.setattr(attention, "training_attention", counted)
+    attention.clip_frames.cache_clear()
+    made, data = recipe(forcing=forcing), batch(lively())
+    windows = len(set(made.network.windows))
+    with torch.inference_mode():
+        made.validation_step(data, 0)
+    first = gradient(made, data)  # with what was built in inference mode
+    for _ in range(2):
+        torch.testing.assert_close(gradient(made, data), first, atol=0, rtol=0)
+    assert len(built) == windows
+    assert not any(seen.is_inference() for seen in built)
+    longer = batch(lively(), frames=7)
+    gradient(made, longer)
+    assert len(built) == 2 * windows
+    for count in (3, 4):
+        gradient(made, data | {"document": torch.tensor([[0] * 3 + [1] * 3, [0] * 6])})
+        assert len(built) == count * windows
+    assert not torch.equal(built[-1], built[0])
+    gradient(made, data)
+    assert len(built) == 4 * windows
 
 
 def test_each_forcing_presents_a_clip_in_its_own_way() -> None:
