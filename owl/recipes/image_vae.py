@@ -142,7 +142,9 @@ class ImageVAE(LightningModule):
         if self.equivariance and torch.rand(()).item() < self.equivariance:
             fixed_size = not isinstance(self.network.encoder.resize, nn.Identity)
             transform = draw(image, latent, fixed_size, smallest=SMALLEST)
-            return self.network.decoder(transform(latent)).float(), transform(image), posterior
+            # in one layout, whatever the turn: compiled code is made for each layout, and for sizes once
+            transformed = transform(latent).contiguous(memory_format=torch.channels_last)
+            return self.network.decoder(transformed).float(), transform(image), posterior
         return self.network.decode(latent), image, posterior
 
     def terms(self, reconstruction: Tensor, image: Tensor, posterior: Posterior) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from owl import models
 from owl.errors import OwlError
@@ -279,6 +280,24 @@ def test_compiling_keeps_names_and_results(lab: Path, plain: dict[str, Any], mon
     torch.testing.assert_close(dict(found["state_dict"]), dict(plain["state_dict"]), atol=1e-5, rtol=1e-4)
     models.load(lab / "runs/compiled/checkpoints/last.ckpt")
     assert compiled == ["Encoder", "Decoder"]  # for training alone
+
+
+def test_equivariance_compiles_the_decoder_once_for_all_sizes_and_turns() -> None:
+    """And once for the size of the footage."""
+    size = {"size": (96, 160), "latent_size": (12, 20), "latent_channels": 4, "widths": [8, 8, 8], "blocks": [1, 1, 1]}
+    recipe = ImageVAE(ImageAutoencoder(**size), Weights(lpips=0.0))
+    recipe.configure_model()
+    compiled = CompileCounter()
+    decoder = recipe.network.decoder
+    decoder._compiled_call_impl = torch.compile(decoder._call_impl, backend=compiled)
+    image = torch.rand(2, 3, 96, 160).contiguous(memory_format=torch.channels_last)
+    torch.manual_seed(0)
+    sizes = set()
+    for step in range(20):
+        recipe.equivariance = float(step % 2)
+        sizes.add(recipe.reconstruct(image)[0].shape)
+    assert len(sizes) > 6
+    assert compiled.frame_count == 2
 
 
 def test_muon_is_chosen_in_yaml(lab: Path) -> None:
