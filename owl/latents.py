@@ -17,6 +17,29 @@ MODALITIES = {
 """Where the latents of each of the model's inputs lie in a dataset."""
 
 
+def described(data: Any) -> tuple[dict[str, dict[str, Any]], str]:
+    """What a data module's dataset says of its modalities, and its path.
+
+    Args:
+        data: `owl.data.datamodule.ShardDataModule` or one of yours, whose ``train_dataset``, ``validation_dataset`` or
+            ``test_dataset`` has ``info.modalities`` (as in dataset.json) and ``path``; None where there is none.
+
+    Raises:
+        OwlError: There is none, or it says nothing.
+    """
+    for name in ("train_dataset", "validation_dataset", "test_dataset"):
+        dataset = getattr(data, name, None)
+        modalities = getattr(getattr(dataset, "info", None), "modalities", None)
+        if modalities is not None:
+            return modalities, str(getattr(dataset, "path", type(data).__qualname__))
+    found = "loaders without a data module" if data is None else f"the data module {type(data).__qualname__}"
+    raise OwlError(
+        "recipe.data-module",
+        f"WorldModel got {found}, from which it cannot learn its latents' mean, std and encoder; use "
+        "owl.data.datamodule.ShardDataModule, or give yours a train_dataset with info.modalities as in dataset.json",
+    )
+
+
 def adopt(network: WorldTransformer, modalities: dict[str, dict[str, Any]], url: str) -> None:
     """Give the network a dataset's latent statistics and encoders.
 

@@ -80,10 +80,10 @@ class InverseDynamics(LightningModule):
         self.button_accuracy = ButtonAccuracy(network.buttons)
 
     def setup(self, stage: str) -> None:
-        """Refuse a dataset whose controls are not those of the network."""
+        """Refuse a dataset whose controls are not those of the network; other data modules' are not looked into."""
         for split in ("train_dataset", "validation_dataset", "test_dataset"):
             dataset = getattr(self.trainer.datamodule, split, None)  # type: ignore[attr-defined]
-            if dataset is not None:
+            if isinstance(dataset, WindowDataset):
                 check_dataset(self.network, dataset)
 
     def configure_model(self) -> None:
@@ -96,6 +96,7 @@ class InverseDynamics(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """One step on spoiled clips."""
+        check_batch(self.network, batch)
         logits, axes = self.network(spoil(video(batch), self.augmentation))
         terms = {}
         if self.network.buttons:
@@ -118,6 +119,7 @@ class InverseDynamics(LightningModule):
 
     def measure(self, batch: dict[str, Tensor]) -> None:
         """Update the metrics."""
+        check_batch(self.network, batch)
         buttons, axes = self.network.label(video(batch))
         self.button_accuracy.update(buttons[:, 1:].flatten(0, 1), batch["buttons"][:, 1:].flatten(0, 1))
         self.axis_accuracy.update(axes[:, 1:].flatten(0, 1), batch["axes"][:, 1:].flatten(0, 1))
@@ -177,6 +179,29 @@ def check_dataset(network: InverseDynamicsModel, dataset: WindowDataset) -> None
         network.axes,
         "set model.init_args.network.init_args.{kind} to those of the dataset",
     )
+
+
+def check_batch(network: InverseDynamicsModel, batch: dict[str, Tensor]) -> None:
+    """Compare a batch, of whatever data module, with what a network reads.
+
+    Raises:
+        OwlError: It lacks something, or holds other numbers of buttons or axes.
+    """
+    rgb = tuple(batch["rgb"].shape) if "rgb" in batch else ()
+    shown = rgb[:2] or ("B", "T")
+    expected = {
+        "rgb": (*shown, 3, *(rgb[3:5] or ("H", "W"))),
+        "buttons": (*shown, len(network.buttons)),
+        "axes": (*shown, len(network.axes)),
+    }
+    for name, shape in expected.items():
+        found = tuple(batch[name].shape) if name in batch else "missing"
+        if found != shape:
+            raise OwlError(
+                "recipe.dataset",
+                f"{name} of a batch is {found}, {shape} was expected; change the data module, or the network's buttons "
+                "and axes",
+            )
 
 
 def video(batch: dict[str, Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ from torch.optim import AdamW, Optimizer
 from torchmetrics import MeanMetric
 
 from owl.errors import OwlError
-from owl.latents import MODALITIES, adopt, verify
+from owl.latents import MODALITIES, adopt, described, verify
 from owl.losses.flow import corrupt, logit_normal, velocity_loss
 from owl.models.sharding import shard
 from owl.models.world_model import Controls, Streams, WorldTransformer
@@ -102,13 +102,8 @@ class WorldModel(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Take the latents' statistics and their encoder's fingerprint from the dataset; they go into checkpoints."""
-        dataset = next(
-            d
-            for name in ("train_dataset", "validation_dataset", "test_dataset")
-            if (d := getattr(self.trainer.datamodule, name, None)) is not None  # type: ignore[attr-defined]
-        )
-        adopt(self.network, dataset.info.modalities, dataset.path)
-        self._described = (dataset.info.modalities, dataset.path)
+        self._described = described(self.trainer.datamodule)  # type: ignore[attr-defined]
+        adopt(self.network, *self._described)
 
     def on_fit_start(self) -> None:
         """A checkpoint that is continued must have been trained on these latents."""
@@ -140,6 +135,12 @@ class WorldModel(LightningModule):
                 "recipe.dataset",
                 f"samples hold no {' and no '.join(missing)}, the world model needs {', '.join(needed)}; set "
                 f"data.modalities to [{', '.join(needed)}]",
+            )
+        if "window" not in batch:
+            raise OwlError(
+                "recipe.dataset",
+                "samples hold no window, int64[B], from which the world model draws each clip's noise; number the "
+                "windows of your dataset and add their numbers",
             )
         latents = self.network.standardize({name: batch[MODALITIES[name]] for name in self.network.inputs})
         controls = Controls(batch["buttons"], batch["axes"], conditioning=latents.pop("conditioning", None))
