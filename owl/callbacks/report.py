@@ -46,7 +46,7 @@ class Report(Callback):
         atomic_write(folder / ENVIRONMENT, json.dumps(environment(), indent=2) + "\n")
         weights = get_human_readable_count(sum(p.numel() for p in pl_module.parameters() if p.requires_grad)).strip()
         where = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
-        Console().print(
+        Console(markup=False).print(
             f"{folder.name}: {type(pl_module).__name__} of {weights} trained parameters, {trainer.precision} on {where}"
         )
 
@@ -91,8 +91,10 @@ class Report(Callback):
         atomic_write(folder / "report.md", self.markdown(folder, metrics))
         print_table(f"{folder.name}: {trainer.global_step} steps", metrics)
         if not trained:
-            Console().print("This run was already finished; train it longer with --trainer.max_steps.")
-        Console().print(f"Report: {folder / 'report.md'}   TensorBoard: tensorboard --logdir {folder.parent}")
+            Console(markup=False).print("This run was already finished; train it longer with --trainer.max_steps.")
+        Console(markup=False).print(
+            f"Report: {folder / 'report.md'}   TensorBoard: tensorboard --logdir {folder.parent}"
+        )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write and print the metrics of the validate command."""
@@ -109,7 +111,7 @@ class Report(Callback):
         path = Path(trainer.default_root_dir) / f"{name}.json"
         atomic_write(path, json.dumps(metrics, indent=2) + "\n")
         print_table(f"{path.parent.name}: {name}", metrics)
-        Console().print(f"Written to {path}")
+        Console(markup=False).print(f"Written to {path}")
 
     def metrics(self, trainer: Trainer) -> dict[str, float]:
         """Return the run's last metrics, flat, with steps, seconds, seed and speed."""
@@ -151,4 +153,4 @@ def print_table(title: str, metrics: dict[str, float]) -> None:
     table.add_column("value", justify="right")
     for name, value in metrics.items():
         table.add_row(name, format_number(value))
-    Console().print(table)
+    Console(markup=False).print(table)

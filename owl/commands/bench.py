@@ -100,7 +100,7 @@ def main(
             "results": results,
         }
         atomic_write(out, json.dumps(content, indent=2) + "\n")
-        Console().print(f"Results: {out}")
+        Console(markup=False).print(f"Results: {out}")
 
 
 def is_experiment(target: str) -> bool:
@@ -174,7 +174,7 @@ def print_measurement(target: str, measured: Measurement) -> None:
     for name, value in measured.metrics.items():
         if name.startswith(PREDICTION):
             table.add_row(name, format_number(value))
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def print_kernels(measured: Measurement) -> None:
@@ -185,7 +185,7 @@ def print_kernels(measured: Measurement) -> None:
     for row in measured.kernels:
         name = row["name"][:LONGEST_NAME]
         table.add_row(name, str(row["calls"]), format_number(row["milliseconds"]), f"{row['share']:.1%}")
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def print_comparison(files: list[str]) -> None:
@@ -216,7 +216,7 @@ def print_comparison(files: list[str]) -> None:
                 other = after[new]["metrics"][metric]
                 ratio = f"{other / value:.3f}" if value else "-"
                 table.add_row(metric, format_number(value), format_number(other), ratio)
-        Console().print(table)
+        Console(markup=False).print(table)
 
 
 def load_results(file: str) -> dict[str, Any]:

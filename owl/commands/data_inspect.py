@@ -26,7 +26,7 @@ def main(directory: str, *, out: str | None = None) -> None:
     buffer = io.BytesIO()
     draw_contact_sheet(reader).save(buffer, "PNG")
     atomic_write(path, buffer.getvalue())
-    console.print(f"contact sheet: {path}", soft_wrap=True, highlight=False)
+    console.print(f"contact sheet: {path}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _print_tables(console: Console, reader: DatasetReader) -> None:

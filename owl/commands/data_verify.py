@@ -3,7 +3,7 @@
 from tqdm import tqdm
 
 from owl.data.overview import DatasetReader
-from owl.data.verification import missing_episodes, repair_index, verify_members
+from owl.data.verification import index_is_current, missing_episodes, repair_index, verify_members
 
 
 def main(directory: str, *, repair: bool = False) -> int:
@@ -28,6 +28,8 @@ def main(directory: str, *, repair: bool = False) -> int:
                 progress.write(problem)
             problems += found
             progress.update(int(frames))
-    members = int((reader.index.sizes >= 0).sum())
+    if problems and not index_is_current(directory):
+        print(f"the index of {directory} does not fit its shards, which were changed since; --repair rebuilds it")
+    members = sum(int((reader.index.sizes[:, column] >= 0).sum()) for column in reader.columns.values())
     print(f"{members:,} members: " + (f"{len(problems):,} problems" if problems else "all are well"))
     return int(bool(problems))

@@ -225,4 +225,4 @@ def print_rows(rows: list[Row], environments: list[Row]) -> None:
     table.add_section()
     for name, before, after in environments:
         table.add_row(name, before, after, "environment")
-    Console().print(table)
+    Console(markup=False).print(table)

@@ -71,15 +71,19 @@ class GlobalBatches(Sampler[list[tuple[int, int]]]):
             self.epoch, self.first = epoch, 0
 
     def order(self, epoch: int) -> np.ndarray:
-        """int64[N]: all window numbers in the order of an epoch."""
+        """uint32[N], or int64[N] of more than 4 billion: all window numbers in the order of an epoch."""
         generator = np.random.default_rng((self.seed, epoch))
         blocks = [self._blocks[i] for i in generator.permutation(len(self._blocks))]
-        parts = []
-        step = self.shuffle_block or 1
+        # filled and shuffled in place: 1,000 hours have 100 million windows
+        order = np.empty(self._windows, np.uint32 if self._windows < 2**32 else np.int64)
+        step, filled = self.shuffle_block or 1, 0
         for start in range(0, len(blocks), step):
-            together = [np.arange(b.start, b.stop) for b in blocks[start : start + step]]
-            parts.append(generator.permutation(np.concatenate(together)))
-        return np.concatenate(parts)
+            begin = filled
+            for block in blocks[start : start + step]:
+                order[filled : filled + len(block)] = np.arange(block.start, block.stop, dtype=order.dtype)
+                filled += len(block)
+            generator.shuffle(order[begin:filled])
+        return order
 
     def __len__(self) -> int:
         return self._windows // self.global_batch

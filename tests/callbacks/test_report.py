@@ -68,6 +68,14 @@ def test_time_adds_up_over_resumes_and_a_finished_run_is_reported_again(
     assert "already finished" not in capsys.readouterr().out
 
 
+def test_a_runs_name_may_hold_brackets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(tmp_path / "run[v2]", 1)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "run[v2]: Line of 1 trained" in shown
+    assert "run[v2]: 1 steps" in shown
+    assert "run[v2]/report.md" in shown.replace(" ", "")
+
+
 def test_numbers_are_short() -> None:
     assert [format_number(value) for value in (3, 48.0, 26.51234, 0.00012345)] == ["3", "48", "26.51", "0.0001234"]
     assert format_number(float("inf")) == "inf"

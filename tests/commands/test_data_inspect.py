@@ -34,11 +34,14 @@ def test_it_prints_tables_and_writes_a_sheet(
         assert sheet.width > 1000
 
 
-def test_the_sheet_goes_to_the_current_folder_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_dataset(tmp_path / "tiny", modalities=("rgb",))
+def test_the_sheet_goes_to_the_current_folder_by_default(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_dataset(tmp_path / "tiny[v2]", modalities=("rgb",))
     monkeypatch.chdir(tmp_path)
-    main("tiny")
-    assert (tmp_path / "tiny-contact-sheet.png").exists()
+    main("tiny[v2]")
+    assert (tmp_path / "tiny[v2]-contact-sheet.png").exists()
+    assert "contact sheet: tiny[v2]-contact-sheet.png" in capsys.readouterr().out
 
 
 def test_a_folder_that_is_no_dataset_is_an_error(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from owl.commands.data_verify import main
 from owl.data.shards import shard_name
 from owl.errors import OwlError
-from tests.helpers.shards import make_dataset
+from tests.helpers.shards import make_dataset, pack_again
 
 
 @pytest.fixture
@@ -39,3 +39,11 @@ def test_repair_rebuilds_a_missing_index(dataset: Path, capsys: pytest.CaptureFi
     assert "was rebuilt" in capsys.readouterr().out
     assert main(str(dataset), repair=True) == 0
     assert "fits its shards and was kept" in capsys.readouterr().out
+
+
+def test_shards_that_were_changed_since_are_told(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pack_again(dataset, "--sort=name")
+    assert main(str(dataset)) == 1
+    assert "--repair rebuilds it" in capsys.readouterr().out
+    assert main(str(dataset), repair=True) == 0
+    assert "45 members: all are well" in capsys.readouterr().out

@@ -3,7 +3,6 @@
 import errno
 import fcntl
 import os
-import subprocess
 import tarfile
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from owl.data.storage import fetch_once
 from owl.data.verification import repair_index, verify_members
 from owl.data.windows import WindowDataset
 from owl.errors import OwlError
-from tests.helpers.shards import make_dataset
+from tests.helpers.shards import make_dataset, pack_again
 
 EVERYTHING = ("rgb", "depth", "flow", "audio", "controls")
 NAMES = [
@@ -44,18 +43,6 @@ def dataset(tmp_path: Path) -> Path:
 def samples(dataset: Path) -> list[dict[str, torch.Tensor]]:
     windows = WindowDataset(dataset, modalities=EVERYTHING, length=3, stride=2)
     return [windows[number] for number in range(len(windows))]
-
-
-def pack_again(dataset: Path, *options: str, names: list[str] | None = None, before: str = "") -> None:
-    """Unpack every shard and pack it again, as one does with tar."""
-    for shard in dataset.glob("shard-*.tar"):
-        folder = shard.with_suffix("")
-        folder.mkdir()
-        subprocess.run(["tar", "xf", shard, "-C", folder], check=True)
-        if before:
-            subprocess.run(["bash", "-ec", before], cwd=folder, check=True)
-        subprocess.run(["tar", "cf", shard, *options, "-C", folder, *(names or ["."])], check=True)
-        subprocess.run(["rm", "-r", folder], check=True)
 
 
 @pytest.mark.parametrize("relative", [False, True])

@@ -1,5 +1,6 @@
 """Tiny datasets for tests: one with every modality, of patterns that move smoothly, and one of numbered frames."""
 
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -124,3 +125,15 @@ def overwrite(root: Path, index: ShardIndex, episode: int, frame: int, extension
     with open(root / shard_name(int(index.episode_shard[episode])), "r+b") as file:
         file.seek(int(index.offsets[row, column]) + int(index.sizes[row, column]) // 2)
         file.write(content)
+
+
+def pack_again(dataset: Path, *options: str, names: list[str] | None = None, before: str = "") -> None:
+    """Unpack every shard and pack it again, as one does with tar."""
+    for shard in dataset.glob("shard-*.tar"):
+        folder = shard.with_suffix("")
+        folder.mkdir()
+        subprocess.run(["tar", "xf", shard, "-C", folder], check=True)
+        if before:
+            subprocess.run(["bash", "-ec", before], cwd=folder, check=True)
+        subprocess.run(["tar", "cf", shard, *options, "-C", folder, *(names or ["."])], check=True)
+        subprocess.run(["rm", "-r", folder], check=True)
