@@ -67,7 +67,7 @@ def test_flex_attention_equals_dense_attention_on_the_cpu(
         (torch.device("cpu"), DenseAttention, torch.float32),
         (gpu, BlockAttention, dtype),
     ):
-        leaves = [x.to(device, precision).requires_grad_() for x in inputs]
+        leaves = [x.to(device, precision, copy=True).requires_grad_() for x in inputs]
         out = way(seen.to(device), tokens)(*leaves) * real.to(device)
         out.float().square().sum().backward()
         found.append([out, *(x.grad for x in leaves)])
@@ -88,8 +88,10 @@ def image_loss(network: ImageAutoencoder, image: Tensor) -> Tensor:
 
 
 def gradients(network: nn.Module, loss: Tensor) -> Tensor:
+    """Of all weights; compiled, one that is not used has a gradient of zero instead of none."""
     loss.backward()
-    return torch.cat([p.grad.flatten().cpu() for p in network.parameters() if p.grad is not None])
+    known = [torch.zeros_like(p) if p.grad is None else p.grad for p in network.parameters()]
+    return torch.cat([gradient.flatten().cpu() for gradient in known])
 
 
 def image(batch: int = 2) -> Tensor:

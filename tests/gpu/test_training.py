@@ -71,24 +71,23 @@ def fit(lab: Path, recipe: str, name: str, *given: str | Path, **trainer: Any) -
     return metrics
 
 
-def quality(recipe: str, metrics: dict[str, float]) -> float:
-    """What is compared between precisions: decibels, or a loss."""
-    return metrics["val/psnr"] if recipe == "image VAE" else metrics["val/loss"]
+MEASURED = {"image VAE": "val/psnr", "inverse dynamics": "train/loss", "world model": "val/loss"}
+"""What is compared between precisions."""
 
 
 @pytest.mark.parametrize("recipe", EXPERIMENTS)
 def test_precisions_learn_alike(lab: Path, record: Record, recipe: str) -> None:
     found = {
-        name: quality(recipe, fit(lab, recipe, f"{EXPERIMENTS[recipe]}-{name}", f"--trainer.precision={name}"))
+        name: fit(lab, recipe, f"{EXPERIMENTS[recipe]}-{name}", f"--trainer.precision={name}")[MEASURED[recipe]]
         for name in ("32-true", "bf16-mixed")
     }
     if recipe != "image VAE":  # which has no linear layer
         metrics = fit(lab, recipe, f"{EXPERIMENTS[recipe]}-fp8", "--config", FLOAT8)
-        found["float8"] = quality(recipe, metrics)
+        found["float8"] = metrics[MEASURED[recipe]]
     for value in found.values():
         assert abs(value / found["32-true"] - 1) < 0.1, found
     shown = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
-    record(f"{recipe}, {STEPS} steps: {'PSNR' if recipe == 'image VAE' else 'validation loss'}", shown)
+    record(f"{recipe}, {STEPS} steps: {MEASURED[recipe]}", shown)
 
 
 def test_auto_precision_is_bfloat16(lab: Path, record: Record) -> None:

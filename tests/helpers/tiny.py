@@ -104,7 +104,8 @@ def owl(*arguments: str | Path, cwd: Path, check: bool = True) -> subprocess.Com
         AssertionError: It failed although ``check`` was set, or hung; the message holds what it printed.
     """
     command = [sys.executable, "-m", "owl", *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}  # for the callbacks in tests/
+    path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": path}  # for the callbacks in tests/
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, cwd=cwd, env=environment, start_new_session=True, **pipes)
     try:
