@@ -1,24 +1,62 @@
 """Checking a dataset member by member, and rebuilding its index."""
 
+import tarfile
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import PurePosixPath
+
+import fsspec
+import numpy as np
 
 from owl.data.overview import DatasetReader
 from owl.data.scan import scan_shards
-from owl.data.shards import INDEX_NAME, DatasetInfo, ShardIndex, list_shards, shard_name
+from owl.data.shards import BLOCK, INDEX_NAME, DatasetInfo, ShardIndex, list_shards, shard_name
 from owl.data.storage import open_filesystem
 from owl.errors import OwlError
 
+PROBES = 9
+"""Members of a shard that are looked up."""
+LONGEST_NAME = 99
+"""Characters of a name that every kind of tar keeps in the member's own header."""
+
 
 def index_is_current(url: str) -> bool:
-    """Whether a dataset has a readable index that lists exactly the shards of the folder, at their present sizes."""
+    """Whether a dataset has a readable index that lists exactly the shards of the folder, with members where they are.
+
+    A shard that was packed again in another order may have its old size, so the names of some members are looked up.
+    """
     try:
         index = ShardIndex.load(url)
     except OwlError:
         return False
     filesystem, path = open_filesystem(url)
-    found = {number: filesystem.size(shard) for number, shard in list_shards(filesystem, path).items()}
-    return found == dict(zip(index.shards.tolist(), index.shard_bytes.tolist(), strict=True))
+    shards = list_shards(filesystem, path)
+    found = {number: filesystem.size(shard) for number, shard in shards.items()}
+    if found != dict(zip(index.shards.tolist(), index.shard_bytes.tolist(), strict=True)):
+        return False
+    return all(_holds(filesystem, shard, index, number) for number, shard in shards.items())
+
+
+def _holds(filesystem: fsspec.AbstractFileSystem, shard: str, index: ShardIndex, number: int) -> bool:
+    """Whether most of a few members of a shard lie where the index says; one whose header is damaged may not."""
+    fitting = looked_up = 0
+    episodes = np.flatnonzero(index.episode_shard == number)
+    ends = np.cumsum(index.episode_frames[episodes])
+    for position in np.unique(np.linspace(0, int(ends[-1]) - 1, PROBES).astype(int)) if len(ends) else ():
+        place = int(np.searchsorted(ends, position, side="right"))
+        frame = int(position) - (int(ends[place - 1]) if place else 0)
+        offsets = index.offsets[int(index.episode_row[episodes[place]]) + frame]
+        column = int(offsets.argmax())  # a member that is there
+        name = f"{index.episodes[episodes[place]]}/{frame:06d}.{index.extensions[column]}"
+        if offsets[column] < BLOCK or len(name) > LONGEST_NAME:
+            continue
+        looked_up += 1
+        with suppress(tarfile.HeaderError, UnicodeDecodeError):
+            header = filesystem.cat_file(shard, start=int(offsets[column]) - BLOCK, end=int(offsets[column]))
+            found = tarfile.TarInfo.frombuf(header, "utf-8", "strict").name
+            fitting += PurePosixPath(found).as_posix() == name
+    return 2 * fitting >= looked_up
 
 
 def repair_index(url: str) -> bool:
