@@ -339,12 +339,17 @@ def test_frames_are_decoded_and_everything_comes_from_files(autoencoder: ImageAu
     models.save(network, tmp_path / "world_model")
     models.save(autoencoder, tmp_path / "autoencoder")
     engine = Engine.load(tmp_path / "world_model", {"video": tmp_path / "autoencoder"}, levels=LEVELS)
-    controls = draw(network, 2, batch=2)[2]
-    engine.reset(batch=2)
-    frame: Frame = engine.step(*at(controls, 0))
-    assert frame.decoded["video"].shape == (2, 3, 32, 48)
-    with torch.no_grad():
-        torch.testing.assert_close(frame.decoded["video"], autoencoder.decode(frame.latents["video"]))
+    controls = draw(network, 3, batch=2)[2]
+    expected = Reference(network, "adams_bashforth", 0.0, 1.0).roll(controls, None, seed=4)
+    pictures = []
+    engine.reset(batch=2, seed=4)
+    for t, latents in enumerate(expected):
+        frame: Frame = engine.step(*at(controls, t))
+        torch.testing.assert_close(frame.latents["video"], latents["video"], atol=1e-5, rtol=1e-4)
+        with torch.no_grad():
+            pictures.append(autoencoder.decode(latents["video"]))
+        torch.testing.assert_close(frame.decoded["video"], pictures[-1], atol=1e-4, rtol=1e-4)
+    assert (pictures[0] - pictures[1]).abs().max() > 0.01  # it is seen which frame is decoded
     assert sorted(frame.seconds) == ["commit", "decode", "denoise"]
     assert all(seconds > 0 for seconds in frame.seconds.values())
     with pytest.raises(OwlError, match=r"autoencoder holds a ImageAutoencoder, a world model was expected"):
