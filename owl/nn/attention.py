@@ -19,7 +19,6 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 NEVER = -1  # the time of an empty place: nothing sees it
 CHUNK_TOKENS = 256  # queries of a chunk on CPUs: shorter ones lose time in launching, longer ones in masked keys
-MASKED = -1e30  # added to the scores of what is not seen; minus infinity would make padding's rows NaN
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(query float[B, H, Q, e], key float[B, H, K, e], value float[B, H, K, e]) -> float[B, H, Q, e]."""
@@ -82,6 +81,14 @@ def tokens_of(frames: Tensor, tokens: int) -> Tensor:
     return wide.reshape(batch, 1, queries * tokens, keys * tokens)
 
 
+def masked(dtype: torch.dtype) -> float:
+    """What is added to a score, or takes its place, where nothing is seen: after the softmax the weight is 0.
+
+    Minus infinity would make padding's rows NaN. Half of the smallest number leaves room for the score itself.
+    """
+    return torch.finfo(dtype).min / 2
+
+
 @dataclass(frozen=True)
 class Chunk:
     """Some queries with the keys that any of them sees, in tokens.
@@ -89,13 +96,20 @@ class Chunk:
     Attributes:
         queries: Where they begin and end.
         keys: The same of every run of neighbouring keys.
-        mask: bfloat16[1 or B, 1, queries, keys], added to the scores: `MASKED` where a query does
-            not see a key; None where all see all.
+        seen: bool[1 or B, 1, queries, keys], which query sees which key; None where all see all.
     """
 
     queries: slice
     keys: list[slice]
-    mask: Tensor | None
+    seen: Tensor | None
+
+    def mask(self, dtype: torch.dtype) -> Tensor | None:
+        """What is added to scores of a dtype, in that dtype: to fill them in place takes CPUs sixty times as long."""
+        if self.seen is None:
+            return None
+        return torch.zeros(self.seen.shape, dtype=dtype, device=self.seen.device).masked_fill_(
+            ~self.seen, masked(dtype)
+        )
 
 
 class ChunkedAttention:
@@ -111,6 +125,7 @@ class ChunkedAttention:
 
     def __init__(self, seen: Tensor, tokens: int) -> None:
         self.chunks: list[Chunk] = []
+        self._masks: dict[torch.dtype, list[Tensor | None]] = {}
         union, step = seen.any(0), max(1, CHUNK_TOKENS // tokens)
         for start in range(0, seen.shape[1], step):
             stop = min(start + step, seen.shape[1])
@@ -118,29 +133,33 @@ class ChunkedAttention:
             if not len(needed):  # padding: its outputs are never read
                 needed = needed.new_zeros(1)
             part = seen[:, start:stop, needed]
-            mask = None if part.all() else torch.where(tokens_of(part, tokens), 0, MASKED).bfloat16()
-            self.chunks.append(Chunk(slice(start * tokens, stop * tokens), runs(needed.tolist(), tokens), mask))
+            which = None if part.all() else tokens_of(part, tokens)
+            self.chunks.append(Chunk(slice(start * tokens, stop * tokens), runs(needed.tolist(), tokens), which))
 
     @torch.compiler.disable  # the chunks are Python numbers: compiled in, every other packing would compile anew
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend."""
-        return AttendInChunks.apply(query * query.shape[-1] ** -0.5, key, value, self.chunks)
+        if query.dtype not in self._masks:  # all layers of a pass share them
+            self._masks[query.dtype] = [chunk.mask(query.dtype) for chunk in self.chunks]
+        return AttendInChunks.apply(query * query.shape[-1] ** -0.5, key, value, self.chunks, self._masks[query.dtype])
 
 
 class AttendInChunks(torch.autograd.Function):
     """Its own backward pass adds each chunk's gradients in place; autograd would fill a whole tensor per slice."""
 
     @staticmethod
-    def forward(context: Any, query: Tensor, key: Tensor, value: Tensor, chunks: list[Chunk]) -> Tensor:
+    def forward(
+        context: Any, query: Tensor, key: Tensor, value: Tensor, chunks: list[Chunk], masks: list[Tensor | None]
+    ) -> Tensor:
         """float[B, H, Q, e], float[B, H, K, e], float[B, H, K, e] -> float[B, H, Q, e]; queries are scaled already."""
         batch, heads = query.shape[:2]
         q, k, v = (x.flatten(0, 1) for x in (query, key, value))
         attended = torch.empty_like(q)
         weights = []
-        for chunk in chunks:
+        for chunk, mask in zip(chunks, masks, strict=True):
             scores = q[:, chunk.queries] @ gather(k, chunk.keys).mT
-            if chunk.mask is not None:
-                scores.unflatten(0, (batch, heads)).add_(chunk.mask)
+            if mask is not None:
+                scores.unflatten(0, (batch, heads)).add_(mask)
             weights.append(scores.softmax(-1))
             attended[:, chunk.queries] = weights[-1] @ gather(v, chunk.keys)
         context.save_for_backward(q, k, v, *weights)
@@ -163,7 +182,7 @@ class AttendInChunks(torch.autograd.Function):
             of_q[:, chunk.queries] = of_scores @ gather(k, chunk.keys)
             scatter(of_k, chunk.keys, of_scores.mT @ q[:, chunk.queries])
         of_q, of_k, of_v = (x.unflatten(0, (batch, heads)) for x in (of_q, of_k, of_v))
-        return of_q, of_k, of_v, None
+        return of_q, of_k, of_v, None, None
 
 
 def gather(x: Tensor, slices: list[slice]) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from owl.nn.attention import MASKED, NEVER, Frames, tokens_of, visible
+from owl.nn.attention import NEVER, Frames, masked, tokens_of, visible
 
 
 class Ring:
@@ -87,4 +87,4 @@ class CachedAttention:
             return F.scaled_dot_product_attention(query, keys, values, attn_mask=self.mask)
         # on CPUs two matrix products and a softmax take half the time of the fused kernel
         scores = query * query.shape[-1] ** -0.5 @ keys.transpose(-1, -2)
-        return torch.where(self.mask, scores, MASKED).softmax(-1).to(values.dtype) @ values
+        return torch.where(self.mask, scores, masked(scores.dtype)).softmax(-1).to(values.dtype) @ values

@@ -115,6 +115,26 @@ def test_attention_over_nothing_is_finite() -> None:
         assert way(visible(frames, frames, 2), 2)(x, x, x).isfinite().all()  # padding: nobody reads it
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_what_is_masked_weighs_nothing_in_any_dtype(dtype: torch.dtype) -> None:
+    frames = packed()  # with padding, which sees nothing
+    seen = visible(frames, frames, window=2, sink=1)
+    query, key, value = (torch.randn(2, 3, 40, 16).to(dtype).requires_grad_() for _ in range(3))
+    other = value.detach().clone()
+    unseen = ~tokens_of(seen, 2)[:, 0].any(1)
+    other[unseen[:, None].expand(-1, 3, -1)] = 100  # of the padding, which nobody sees
+    real = (frames.time != NEVER).repeat_interleave(2, 1)[:, None, :, None]
+    attend = ChunkedAttention(seen, 2)
+    out = attend(query, key, value)
+    assert out.dtype == dtype
+    assert out.isfinite().all()
+    assert torch.equal(attend(query, key, other) * real, out * real)
+    expected = DenseAttention(seen, 2)(query.float(), key.float(), value.float()) * real
+    torch.testing.assert_close((out * real).float(), expected, atol=0.03, rtol=0.03)
+    out.sum().backward()
+    assert all(x.grad.isfinite().all() for x in (query, key, value))
+
+
 def test_a_chunk_reads_only_the_keys_that_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "CHUNK_TOKENS", 8)
     frames = Frames(torch.arange(32)[None], torch.zeros(32, dtype=torch.int64))
@@ -124,7 +144,7 @@ def test_a_chunk_reads_only_the_keys_that_it_needs(monkeypatch: pytest.MonkeyPat
         assert chunk.keys == [slice(0, 4), slice(chunk.queries.start - 16, chunk.queries.stop)]
     everything = Frames(torch.zeros(1, 4, dtype=torch.int64), torch.zeros(4, dtype=torch.int64))
     (chunk, *_), whole = ChunkedAttention(visible(everything, everything, 1), 2).chunks, torch.randn(3, 1, 1, 8, 16)
-    assert chunk.mask is None  # nothing to mask
+    assert chunk.seen is None  # nothing to mask
     torch.testing.assert_close(
         ChunkedAttention(visible(everything, everything, 1), 2)(*whole), F.scaled_dot_product_attention(*whole)
     )

@@ -1,6 +1,8 @@
 """Who lies where in the ring, who is seen there, and that noisy copies leave no trace."""
 
+import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,6 +45,20 @@ def test_the_ring_shows_each_frame_what_the_rule_says(window: int, sink: int, fr
             assert found == wanted
             copies_seen = {int(place) for place in seen[0, number].nonzero().flatten() if place >= ring.committed}
             assert copies_seen == ({places[number]} if copy else set())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_empty_places_weigh_nothing_in_any_dtype(dtype: torch.dtype) -> None:
+    ring = Ring(4, 0, 1)
+    # what an empty place holds is seen in the output if it has any weight
+    cache = LayerCache(torch.zeros(1, 2, 6, 3, 4, dtype=dtype), torch.full((1, 2, 6, 3, 4), 1000, dtype=dtype))
+    query, key, value = torch.randn(3, 1, 2, 3, 4).to(dtype)
+    out = CachedAttention(cache, *ring.enter(torch.tensor([0]), torch.tensor([0])))(query, key, value)
+    assert out.dtype == dtype
+    wanted = F.scaled_dot_product_attention(query.double(), key.double(), value.double())
+    torch.testing.assert_close(out.double(), wanted, atol=0.03, rtol=0.03)
+    nothing = CachedAttention(cache, torch.tensor([0]), torch.zeros(1, 1, 6, dtype=torch.bool))
+    assert nothing(query, key, value).isfinite().all()
 
 
 def test_noisy_passes_leave_committed_keys_bit_identical() -> None:
