@@ -32,7 +32,7 @@ world: quickstart ## the whole chain (about 80 minutes): game, image VAE, latent
 	$(RUN) owl fit --config experiments/inverse_dynamics_quickstart.yaml --ckpt_path last
 	$(RUN) owl rollout $(WORLD)/checkpoints/last.ckpt --data $(GAME)-latents --out $(WORLD)/rollout \
 	  --decoder runs/quickstart/checkpoints/last.ckpt --controls_reader $(READER)/checkpoints/last.ckpt \
-	  --frames 1000 --clips 64 --horizon 16 --steps 6 --precision bf16
+	  --frames 1000 --clips 64 --horizon 16 --steps 6
 
 test: $(VENV)/.installed-dev ## the whole test suite
 	$(RUN) pytest -n 2 --dist loadfile

@@ -11,8 +11,9 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
@@ -20,12 +21,14 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.trainer.trainer import _PRECISION_INPUT
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from omegaconf.errors import InterpolationKeyError
 
 from owl.arguments import config_files, explain
 from owl.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint, load_checkpoint
 from owl.callbacks.ema import EMA
+from owl.callbacks.homogeneity import HomogeneousDevices
 from owl.callbacks.media import Media
 from owl.callbacks.nonfinite import NonFiniteGuard
 from owl.callbacks.progress import Progress
@@ -33,6 +36,7 @@ from owl.callbacks.report import Report
 from owl.callbacks.step_seed import StepSeed
 from owl.callbacks.throughput import Throughput
 from owl.errors import OwlError
+from owl.hardware import cost_of_bfloat16, trainer_precision
 from owl.strategy import FullySharded  # noqa: F401 (makes its name known to the trainer)
 
 CHATTER = (
@@ -60,6 +64,18 @@ class Parser(LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "exit_on_error": False, "allow_abbrev": False})
+
+
+class OwlTrainer(Trainer):
+    """Lightning's trainer, whose ``precision`` may be ``auto`` on the command line and in YAML.
+
+    Args:
+        precision: Double precision (64-true), full (32-true), mixed (bf16-mixed, 16-mixed), or auto: what this
+            machine multiplies fast when a run begins, bf16-mixed or 32-true. A run that is continued keeps it.
+    """
+
+    def __init__(self, *args: Any, precision: _PRECISION_INPUT | Literal["auto"] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, precision=precision, **kwargs)  # type: ignore[arg-type]  # OwlCLI has resolved it
 
 
 class SaveConfig(SaveConfigCallback):
@@ -111,6 +127,17 @@ class OwlCLI(LightningCLI):
         config.name = config.name or run_name(sys.argv[1:])
         self.run_folder = Path(config.runs) / config.name
         config.ckpt_path = self._checkpoint(config.ckpt_path, config.overwrite)
+        if config.trainer.precision == "auto":
+            config.trainer.precision = self._precision(config.trainer.accelerator, config.ckpt_path)
+
+    def _precision(self, accelerator: Any, checkpoint: str | None) -> str | int:
+        """What ``auto`` stands for: what a run that is continued was begun in, else what the device multiplies fast."""
+        if self.subcommand == "fit" and checkpoint is not None:
+            begun = load_checkpoint(checkpoint)["owl"]["config"].get("trainer", {}).get("precision")
+            if begun is not None:
+                return begun
+        device = None if accelerator == "cpu" else torch.accelerator.current_accelerator(check_available=True)
+        return trainer_precision(device or "cpu")
 
     def _checkpoint(self, path: str | None, overwrite: bool) -> str | None:
         """Turn ``last`` and ``best`` into a file; a fit that finds no ``last`` starts from scratch."""
@@ -161,8 +188,9 @@ class OwlCLI(LightningCLI):
         chosen = self._get(self.config_init, "trainer")
         plugins, callbacks = (as_list(chosen.get(key)) for key in ("plugins", "callbacks"))
         kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
+        kwargs["callbacks"] = [*callbacks, HomogeneousDevices()]
         if chosen.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
-            kwargs["callbacks"] = [*callbacks, Progress()]
+            kwargs["callbacks"].append(Progress())
         if SLURMEnvironment.detect():  # its own answer to SIGUSR1 does not resume exactly
             kwargs["plugins"].append(SLURMEnvironment(auto_requeue=False))
         kwargs["enable_model_summary"] = bool(chosen.get("enable_model_summary"))
@@ -179,6 +207,10 @@ class OwlCLI(LightningCLI):
                 f"trainer.precision is {trainer.precision}, in which small changes of the weights and of their average "
                 f"are rounded away; use {str(trainer.precision).replace('true', 'mixed')}",
             )
+        own = chosen.get("precision") is not None  # not a plugin's
+        cost = cost_of_bfloat16(trainer.strategy.root_device) if own and trainer.precision == "bf16-mixed" else None
+        if cost is not None and is_main_process():
+            print(f"{cost}; trainer.precision is {trainer.precision}, use --trainer.precision 32-true", flush=True)
         if isinstance(trainer.strategy, DDPStrategy):
             # Buffers are frozen networks and statistics, the same everywhere: not worth sending at every step
             trainer.strategy._ddp_kwargs.setdefault("broadcast_buffers", False)
@@ -278,6 +310,7 @@ def main(arguments: list[str]) -> int:
             auto_configure_optimizers=False,
             parser_class=Parser,
             parser_kwargs={"parser_mode": "omegaconf+"},
+            trainer_class=OwlTrainer,
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 from torch.optim.lr_scheduler import LambdaLR
 
+from owl.hardware import fast_dtype
 from owl.models.sharding import spread_like, whole
 
 # Newton-Schulz iteration of degree 5, coefficients of Keller Jordan, https://kellerjordan.github.io/posts/muon:
@@ -137,8 +138,8 @@ def is_matrix(parameter: Tensor) -> bool:
 def orthogonalise(matrix: Tensor) -> Tensor:
     """Bring all singular values near 1: approximately U V^T of the singular value decomposition.
 
-    Runs in bfloat16, as its author does: every step corrects the rounding of the one before, and the
-    result only has to point the right way.
+    Runs in bfloat16 where the device multiplies that fast, as its author does: every step corrects the rounding of the
+    one before, and the result only has to point the right way. Elsewhere it runs in float32.
 
     Args:
         matrix: float[rows, columns].
@@ -148,7 +149,7 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     """
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix  # the products below are of the shorter side
-    x = (x / x.norm().clamp(min=1e-30)).bfloat16()
+    x = (x / x.norm().clamp(min=1e-30)).to(fast_dtype(x.device))
     a, b, c = NEWTON_SCHULZ
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.T

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,24 @@ def rank(environment: dict[str, str], *arguments: Any) -> None:
     sys.exit(fit(*arguments))
 
 
-def two(lab: Path, recipe: str, name: str, steps: int, strategy: str, *options: str, status: int = 0) -> None:
+def refused(environment: dict[str, str], lab: Path, *arguments: Any) -> None:
+    """One process of a run that must be refused, which notes the error's code."""
+    try:
+        rank(environment, lab, *arguments)
+    except OwlError as error:
+        (lab / f"refused-{environment['RANK']}").write_text(error.code)
+
+
+def two(
+    lab: Path,
+    recipe: str,
+    name: str,
+    steps: int,
+    strategy: str,
+    *options: str,
+    status: int = 0,
+    target: Callable[..., None] = rank,
+) -> None:
     """Two processes of batch 4, started as a cluster starts them; the first one must end with a status."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -115,7 +133,7 @@ def two(lab: Path, recipe: str, name: str, steps: int, strategy: str, *options: 
         environment = {"RANK": number, "LOCAL_RANK": number, "GROUP_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
         words = {key: str(value) for key, value in environment.items()}
-        processes.append(RANKS.Process(target=rank, args=(words, lab, recipe, name, steps, *spread, *options)))
+        processes.append(RANKS.Process(target=target, args=(words, lab, recipe, name, steps, *spread, *options)))
     for process in processes:
         process.start()
     for process in processes:
@@ -190,3 +208,10 @@ def test_two_processes_train_in_every_precision(lab: Path, recipe: str, precisio
         two(lab, recipe, f"{name}-{strategy}", FIRST, strategy, *PRECISIONS[precision])
         rounding = (weights(lab, f"{name}-{strategy}") - exact).norm()
         assert 0 < rounding < moved, f"{strategy}: off by {rounding}, float32 moved by {moved}"
+
+
+def test_devices_that_would_choose_different_dtypes_do_not_train_together(lab: Path) -> None:
+    unequal = ("--trainer.callbacks", "tests.helpers.arithmetic.UnequalRanks")
+    two(lab, "image_vae", "unequal", 1, "ddp", *unequal, target=refused)
+    assert [(lab / f"refused-{number}").read_text() for number in range(2)] == ["trainer.devices"] * 2
+    assert not (lab / "runs" / "unequal" / "checkpoints").exists()

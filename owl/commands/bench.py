@@ -18,6 +18,7 @@ from owl.bench.measurement import PROFILED, Measurement
 from owl.bench.training import measure_training
 from owl.callbacks.report import format_number
 from owl.errors import OwlError, at_least
+from owl.hardware import multiplies_bfloat16
 from owl.version import code_version
 
 PREDICTION = "prediction_"  # how the names of metrics begin that were not measured
@@ -51,7 +52,8 @@ def main(
         steps: Training steps, or frames, that are measured.
         warm_up: Steps before those that are measured.
         options: For experiments: of fit. Written as fit takes them, without this name: --trainer.precision bf16-mixed.
-        precision: For networks: bf16 or fp32; where left out, bf16 on a GPU. An experiment says it itself.
+        precision: For networks: bf16 or fp32; where left out, bf16 if the device multiplies that fast, else fp32. An
+            experiment says it itself.
         compile: For networks: run through torch.compile, each as one graph. An experiment says it itself.
         decoder: For world models: checkpoint or export of the autoencoder that decodes its latents.
         denoising_steps: For world models: evaluations of the network per frame.
@@ -84,7 +86,8 @@ def main(
         if is_experiment(target):
             measured = measure_training(target, options, steps, warm_up, kernels, file)
         else:
-            chosen = precision or ("bf16" if torch.cuda.is_available() else "fp32")
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            chosen = precision or ("bf16" if multiplies_bfloat16(device) else "fp32")
             measured = measure_network(target, chosen, compile, decoder, denoising_steps, steps, warm_up, kernels, file)
         measured.metrics |= predicted(measured, predict)
         print_measurement(target, measured)

@@ -20,6 +20,7 @@ from owl.atomic import atomic_write
 from owl.callbacks.report import format_number, print_table
 from owl.data.shards import DatasetInfo
 from owl.errors import OwlError, at_least
+from owl.hardware import cost_of_bfloat16, fast_dtype, multiplies_bfloat16
 from owl.losses.lpips import LPIPS
 from owl.metrics.frechet import FrechetDistance
 from owl.models.world_model import WorldTransformer
@@ -43,6 +44,7 @@ from owl.rollout.sampling import noise_levels
 from owl.version import code_version
 
 TIMED_FRAMES = 100
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 Precision = Literal["bf16", "fp32", "fp8_weight_only", "fp8_dynamic"]
 
@@ -123,8 +125,8 @@ def main(
         guidance: Weight of classifier-free guidance on the controls; 1 is none.
         stride: Stored frames from one frame of the world model to the next; where left out, as it was trained, or 1
             for an export, which does not tell.
-        precision: bf16, fp32, fp8_weight_only or fp8_dynamic (bf16 but for linear layers, whose weights or whole
-            products are float8); where left out, bf16 on a GPU.
+        precision: bf16, fp32, fp8_weight_only or fp8_dynamic (linear layers' weights or whole products are float8);
+            where left out, bf16 if the device multiplies that fast, else fp32.
         compile: Run the network through torch.compile: a minute's wait, then faster.
         seed: Of all noise.
     """
@@ -145,10 +147,12 @@ def main(
         context_level=context_level,
         guidance=guidance,
         stride=stride or trained,
-        precision=precision or ("bf16" if device.type == "cuda" else "fp32"),
+        precision=precision or ("bf16" if multiplies_bfloat16(device) else "fp32"),
         compile=compile,
         seed=seed,
     )
+    if precision == "bf16" and (cost := cost_of_bfloat16(device)) is not None:
+        print(f"{cost}; --precision fp32 is faster", flush=True)
     reader = ControlsReader.load(controls_reader, network, settings.stride) if controls_reader else None
     engine = Engine(
         network,
@@ -156,7 +160,7 @@ def main(
         levels=noise_levels(steps),
         context_level=context_level,
         guidance=guidance,
-        dtype=torch.float32 if settings.precision == "fp32" else torch.bfloat16,
+        dtype=DTYPES.get(settings.precision) or fast_dtype(device),
         quantization=settings.precision if settings.precision in ("fp8_weight_only", "fp8_dynamic") else None,
         compile=compile,
         device=device,

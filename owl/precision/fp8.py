@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from owl.errors import OwlError
+from owl.hardware import fast_dtype, multiplies_bfloat16
 from owl.precision import backend
 from owl.precision.probe import MULTIPLE, describe, fault, fits
 
@@ -35,7 +36,8 @@ class Float8Precision(MixedPrecision):
     Converted is every trained ``nn.Linear`` whose name is not in ``skip`` and whose input and output channels are
     multiples of 16. The number of tokens that a layer gets in training must be one too, except with
     ``rowwise_with_gw_hp``. At start-up it is tried what runs on the device, and two lines say what was chosen, why, and
-    for which layers; what does not run is refused, never replaced by something else.
+    for which layers; what does not run is refused, never replaced by something else. On CPUs that multiply bfloat16
+    slowly, all else is in float32.
 
     The layers are swapped when the strategy sets the recipe up, with ``fsdp2`` before the recipe
     spreads its network. ``torch.compile`` may come before, since it traces at the first call.
@@ -93,8 +95,14 @@ class Float8Precision(MixedPrecision):
         reason = why(self.recipe, self.emulate, device)
         layers = convert(module, self.recipe, self.emulate, self.skip, self.float8_all_gather)
         if trainer.is_global_zero:
-            print(f"float8: {reason}\nfloat8: {layers}", flush=True)
+            others = str(fast_dtype(device)).removeprefix("torch.")
+            print(f"float8: {reason}; all else in {others}\nfloat8: {layers}", flush=True)
         return module
+
+    def autocast_context_manager(self) -> torch.autocast:
+        """bfloat16, but for devices that do not multiply it fast: on such CPUs all that is not float8 is float32."""
+        fast = multiplies_bfloat16(self.device)
+        return torch.autocast(self.device, torch.bfloat16, enabled=fast, cache_enabled=False)
 
     def connect(
         self, model: nn.Module, optimizers: list[Optimizer], lr_schedulers: list[Any]
@@ -192,7 +200,7 @@ def convert(module: nn.Module, recipe: Recipe, emulate: bool, skip: list[str], a
         f"{', '.join(shorten(names))} by {cause}" for names, cause in ((skipped, "name"), (unfit, "shape")) if names
     ]
     return (
-        f"{len(chosen)} of {len(linear)} linear layers: {', '.join(shorten(chosen))}; in bfloat16: "
+        f"{len(chosen)} of {len(linear)} linear layers: {', '.join(shorten(chosen))}; not converted: "
         f"{''.join(f'{text}; ' for text in kept)}everything that is no linear layer"
     )
 
