@@ -1,7 +1,8 @@
 """Frames/s of the streaming engine against a straightforward one, and against the machine's matrix multiplication.
 
 The baseline is what one writes first: eager, two passes per frame (denoise, then commit), and a cache that grows by
-``torch.cat`` and is cut to the window. Both run the same weights, one denoising step per frame, in bfloat16.
+``torch.cat`` and is cut to the window. Both run the same weights, one denoising step per frame, in what the
+machine multiplies fast: bfloat16 or float32.
 Run with ``python -m benchmarks.engine [--frames 60] [--long]``.
 """
 
@@ -16,6 +17,7 @@ import yaml
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from owl.hardware import fast_dtype
 from owl.models.world_model import Controls, WorldTransformer
 from owl.nn.rotary import rotation
 from owl.rollout.engine import Engine
@@ -67,9 +69,9 @@ class PlainEngine:
         return clean
 
 
-def matmul_rate(rounds: int = 20) -> float:
-    """FLOP/s of a large bfloat16 matrix multiplication, the median of some rounds."""
-    a, b = torch.randn(2, 2048, 2048, dtype=torch.bfloat16)
+def matmul_rate(dtype: torch.dtype, rounds: int = 20) -> float:
+    """FLOP/s of a large matrix multiplication, the median of some rounds."""
+    a, b = torch.randn(2, 2048, 2048, dtype=dtype)
     times = []
     for _ in range(rounds):
         start = time.perf_counter()
@@ -109,13 +111,14 @@ def main() -> None:
     for parameter in network.parameters():  # the layers that begin as zeros would make all frames alike
         torch.nn.init.normal_(parameter, std=0.02)
     flops = flops_per_frame(network)
-    network = network.bfloat16()
+    dtype = fast_dtype("cpu")
+    network = network.to(dtype)
     engine = Engine(network, levels=(1.0,), compile=True)
     engine.reset()
     plain = PlainEngine(network)
     controls = (
-        torch.zeros(1, len(network.buttons), dtype=torch.bfloat16),
-        torch.zeros(1, len(network.axes), dtype=torch.bfloat16),
+        torch.zeros(1, len(network.buttons), dtype=dtype),
+        torch.zeros(1, len(network.axes), dtype=dtype),
     )
     warm_up = max(network.windows) + 3
     for _ in range(warm_up):
@@ -124,15 +127,15 @@ def main() -> None:
     times = [(seconds(engine.step, controls), seconds(plain.step, controls)) for _ in range(options.frames)]
     ours, theirs = (statistics.median(column) for column in zip(*times, strict=True))
     rate = flops / ours
-    machine = matmul_rate()
+    machine = matmul_rate(dtype)
     parameters = sum(p.numel() for p in network.parameters())
     print(f"{options.config.stem}: {parameters / 1e6:.1f} M parameters, {network.tokens} tokens per frame")
     print(f"plain engine, eager, two passes, torch.cat  {1 / theirs:6.2f} frames/s   {theirs * 1e3:6.1f} ms   baseline")
     ratio = f"{theirs / ours:.2f}x"
     print(f"owl's engine, compiled, one pass            {1 / ours:6.2f} frames/s   {ours * 1e3:6.1f} ms   {ratio}")
     print(
-        f"{flops / 1e9:.2f} GFLOP a frame at {rate / 1e9:.0f} GFLOP/s: {rate / machine:.2f} of the machine's bfloat16 "
-        f"matrix multiplication ({machine / 1e9:.0f} GFLOP/s)"
+        f"{flops / 1e9:.2f} GFLOP a frame at {rate / 1e9:.0f} GFLOP/s: {rate / machine:.2f} of the machine's "
+        f"{dtype} matrix multiplication ({machine / 1e9:.0f} GFLOP/s)"
     )
     if options.long:
         while engine.time < LONG[1]:

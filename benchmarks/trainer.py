@@ -26,6 +26,7 @@ from owl import cli
 from owl.callbacks.throughput import Throughput
 from owl.data.datamodule import ShardDataModule
 from owl.data.recorder import GameRecording
+from owl.hardware import multiplies_bfloat16
 from owl.recipes.image_vae import ImageVAE
 
 EXPERIMENT = Path(__file__).parent.parent / "experiments" / "quickstart.yaml"
@@ -70,7 +71,7 @@ def bare_loop(data: ShardDataModule, steps: int) -> float:
     for step, batch in enumerate(batches(data, steps + WARM_UP)):
         if step == WARM_UP:
             start = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16("cpu")):  # as the experiment's "auto"
             terms = recipe.terms(*recipe.reconstruct(recipe.images(batch)))
             loss = torch.stack([getattr(recipe.weights, name) * term for name, term in terms.items()]).sum()
         optimizer.zero_grad()

@@ -1,7 +1,8 @@
 """How much of the machine's matrix multiplication a training step of the world model turns into learning.
 
-A step is forward, backward, clipping and optimiser of the recipe with teacher forcing, in bfloat16, compiled where the
-machine can. The baseline is the machine's own rate on the same matrices: the linear layers of the blocks, alone.
+A step is forward, backward, clipping and optimiser of the recipe with teacher forcing, in what the machine multiplies
+fast (bfloat16 or float32), compiled where the machine can. The baseline is the machine's own rate on the same matrices:
+the linear layers of the blocks, alone.
 Run with ``python -m benchmarks.world_model [--config configs/models/world_model_44m.yaml]``.
 """
 
@@ -15,6 +16,7 @@ import yaml
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from owl.hardware import fast_dtype, multiplies_bfloat16
 from owl.models.world_model import WorldTransformer
 from owl.nn.placement import placement
 from owl.optim import MuonAdamW
@@ -23,10 +25,10 @@ from owl.recipes.world_model import WorldModel
 CONFIGS = Path(__file__).parent.parent / "configs" / "models"
 
 
-def step(recipe: WorldModel, batch: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
-    """One step of training."""
+def step(recipe: WorldModel, batch: dict[str, Tensor], optimizer: torch.optim.Optimizer, mixed: bool) -> None:
+    """One step of training, under bfloat16 autocast or in float32."""
     device = batch["latent"].device.type
-    with torch.autocast(device, torch.bfloat16):
+    with torch.autocast(device, torch.bfloat16, enabled=mixed):
         loss = recipe.training_step(batch, 0)
     optimizer.zero_grad()
     loss.backward()
@@ -41,7 +43,7 @@ def matmul_rate(network: WorldTransformer, tokens: int, rounds: int) -> float:
     shapes = [(width, 3 * width), (width, width), (width, hidden), (hidden, width)]
     device = placement(network).device
     operands = [
-        [torch.randn(*size, device=device, dtype=torch.bfloat16) for size in ((tokens, a), (a, b), (tokens, b))]
+        [torch.randn(*size, device=device, dtype=fast_dtype(device)) for size in ((tokens, a), (a, b), (tokens, b))]
         for a, b in shapes
     ]
     times = []
@@ -66,6 +68,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    mixed = multiplies_bfloat16(device)
     for config in options.config:
         torch.manual_seed(0)
         network = WorldTransformer(**yaml.safe_load(config.read_text())["init_args"]).to(device)
@@ -79,16 +82,16 @@ def main() -> None:
         }
         optimizer = MuonAdamW(network.parameters())
         with FlopCounterMode(display=False) as counter:  # before anything is compiled: what is fused is not counted
-            step(recipe, batch, optimizer)
+            step(recipe, batch, optimizer, mixed)
         for block in network.blocks:
             block.compile()
         tokens = 2 * options.batch * options.frames * network.tokens
         times, rates = [], []
         for _ in range(2):
-            step(recipe, batch, optimizer)
+            step(recipe, batch, optimizer, mixed)
         for _ in range(options.rounds):
             start = time.perf_counter()
-            step(recipe, batch, optimizer)
+            step(recipe, batch, optimizer, mixed)
             if device == "cuda":
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - start)

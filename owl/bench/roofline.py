@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from owl.hardware import multiplies_bfloat16
+
 Precision = Literal["fp32", "bf16", "fp8"]
 
 aten = torch.ops.aten
@@ -145,6 +147,8 @@ def matmul_rate(device: str, dtype: torch.dtype) -> float:
         dtype: Of the matrices.
     """
     side = 2048 if device == "cpu" else 8192
+    if dtype == torch.bfloat16 and not multiplies_bfloat16(device):
+        side //= 4  # large ones would take minutes
     a, b = torch.randn(2, side, side, device=device).to(dtype)
     return 2 * side**3 / min(_rounds(lambda: a @ b, device))
 
