@@ -7,6 +7,7 @@ from pathlib import Path
 
 from owl.data.recorder import GameRecording, count_recorded, record_game
 from owl.data.shards import INFO_NAME
+from owl.data.splits import HELD_OUT
 from owl.errors import OwlError
 
 
@@ -21,11 +22,12 @@ def main(
     flow: bool = False,
     audio: bool = False,
     workers: int | None = None,
+    held_out: float = HELD_OUT,
 ) -> None:
     """Record a dataset of ViZDoom (with the free Freedoom assets), played at random: pictures and controls in step.
 
     Killed or out of disk space? Run the same command again: it keeps the episodes that are complete. Episodes are
-    divided into train, validation and test (90, 5 and 5 per cent).
+    divided into train, validation and test (90, 5 and 5 per cent, unless --held_out says otherwise).
 
     Args:
         directory: Local folder for the dataset; made where needed.
@@ -39,6 +41,8 @@ def main(
         flow: Record optical flow too (OpenCV's DIS, on a grid of half or a quarter of the resolution).
         audio: Record stereo sound at 44.1 kHz too; needs the system library libopenal1.
         workers: Processes; one per core where left out.
+        held_out: Share of the episodes for validation, and that for test. At 0.5 nothing is left to train on: for
+            measuring a network on what it never saw.
     """
     match = re.fullmatch(r"(\d+)x(\d+)", size)
     if not match:
@@ -52,6 +56,7 @@ def main(
         flow=flow,
         audio=audio,
         workers=workers,
+        held_out=held_out,
     )
     is_new = not (Path(directory) / INFO_NAME).exists()
     began = time.monotonic()

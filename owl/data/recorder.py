@@ -68,6 +68,7 @@ class GameRecording:
         episode_frames: Longest episode; the frames are divided evenly among as few episodes as that allows, at least
             three of each scenario, so that each split has one. Several scenarios have twenty each, so that one is 5%,
             unless these were shorter than 100 frames.
+        held_out: Share of each scenario's episodes for validation, and that for test; at 0.5 none is for training.
     """
 
     frames: int = 20_000
@@ -79,6 +80,7 @@ class GameRecording:
     audio: bool = False
     workers: int | None = None
     episode_frames: int = 500
+    held_out: float = HELD_OUT
 
     def scenarios(self) -> list[str]:
         """The scenarios by name; episode n is of the one at n modulo their number."""
@@ -93,7 +95,7 @@ class GameRecording:
         kinds = len(self.scenarios())
         count = max(3 * kinds, math.ceil(self.frames / self.episode_frames))
         if kinds > 1:
-            count = max(count, min(20 * kinds, self.frames // SHORTEST_MIXED))
+            count = max(count, min(math.ceil(1 / self.held_out) * kinds, self.frames // SHORTEST_MIXED))
             count = math.ceil(count / kinds) * kinds
         return [self.frames // count + (episode < self.frames % count) for episode in range(count)]
 
@@ -173,6 +175,12 @@ def count_recorded(path: str) -> int:
 def _check(recording: GameRecording) -> None:
     if not recording.scenarios():
         raise OwlError("arguments.empty", "scenario is an empty list, at least one name was expected; give one")
+    if not 0 < recording.held_out <= 0.5:
+        raise OwlError(
+            "arguments.held-out",
+            f"held_out is {recording.held_out}, above 0 and at most 0.5 was expected; it is the share of the "
+            "validation split and that of the test split",
+        )
     least = 3 * len(recording.scenarios())
     if recording.frames < least or recording.episode_frames < 1:
         raise OwlError(
@@ -242,6 +250,9 @@ def _source(recording: GameRecording) -> dict[str, Any]:
         "flow": recording.flow,
         "audio": recording.audio,
         "vizdoom": metadata.version("vizdoom"),
+        **(
+            {"held_out": recording.held_out} if recording.held_out != HELD_OUT else {}
+        ),  # older datasets have no such key
     }
 
 
@@ -287,7 +298,7 @@ def _splits(recording: GameRecording) -> dict[str, list[str]]:
     parts: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
     for kind in range(kinds):
         of_kind = order[order % kinds == kind].tolist()
-        held_out = max(1, round(HELD_OUT * len(of_kind)))
+        held_out = max(1, min(round(recording.held_out * len(of_kind)), len(of_kind) // 2))
         parts["train"] += of_kind[2 * held_out :]
         parts["validation"] += of_kind[:held_out]
         parts["test"] += of_kind[held_out : 2 * held_out]

@@ -44,6 +44,25 @@ def test_several_scenarios_are_recorded_and_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run(["data", "record", "both", "--frames=12", "--size=48x80", "--scenario", "basic,freedoom2:MAP02"]) == 0
+    assert (
+        run(
+            [
+                "data",
+                "record",
+                "both",
+                "--frames=12",
+                "--size=48x80",
+                "--scenario",
+                "basic,freedoom2:MAP02",
+                "--held_out=0.4",
+            ]
+        )
+        == 0
+    )
+    assert {split: len(names) for split, names in DatasetInfo.load("both").splits.items()} == {
+        "train": 2,
+        "validation": 2,
+        "test": 2,
+    }
     assert run(["data", "inspect", "both"]) == 0
     assert "basic, freedoom2:MAP02" in capsys.readouterr().out

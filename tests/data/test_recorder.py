@@ -187,6 +187,15 @@ def test_a_single_scenario_is_divided_as_it_always_was() -> None:
         assert recorder._source(recording)["scenario"] == "deathmatch"
 
 
+@pytest.mark.parametrize(("frames", "episodes"), [(4000, 8), (3500, 7), (30, 3)])
+def test_a_recording_may_be_for_measuring_alone(frames: int, episodes: int) -> None:
+    recording = GameRecording(frames=frames, held_out=0.5)
+    splits = {split: len(names) for split, names in recorder._splits(recording).items()}
+    assert splits == {"train": episodes % 2, "validation": episodes // 2, "test": episodes // 2}
+    assert recorder._source(recording)["held_out"] == 0.5
+    assert "held_out" not in recorder._source(GameRecording())  # as in datasets recorded before there was a choice
+
+
 def test_a_comma_in_a_path_separates_no_scenarios(tmp_path: Path) -> None:
     config = tmp_path / "one, two.cfg"
     config.touch()
@@ -289,6 +298,8 @@ def test_impossible_parameters_are_refused_before_anything_is_written(tmp_path: 
         ({"scenario": "deathmatch,"}, "game.scenario"),
         ({"scenario": ["deathmatch", "freedoom2:MAP99"]}, "game.map"),
         ({"scenario": []}, "arguments.empty"),
+        ({"held_out": 0.0}, "arguments.held-out"),
+        ({"held_out": 0.6}, "arguments.held-out"),
         ({"scenario": "deathmatch,basic", "frames": 5}, "arguments.too-small"),
     ):
         with pytest.raises(OwlError) as caught:
