@@ -23,15 +23,15 @@ from tests.test_docs import blocks, lines
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with footage and the run of an autoencoder, named as in the how-to page."""
     folder = tmp_path_factory.mktemp("encode")
-    make_dataset(folder / "data/doom-96x160", episodes=4, frames=9, size=(32, 48), modalities=("rgb", "controls"))
-    experiment = tiny_experiment(Path("data/doom-96x160"), max_steps=2)
+    make_dataset(folder / "data/doom-mix-96x160", episodes=4, frames=9, size=(32, 48), modalities=("rgb", "controls"))
+    experiment = tiny_experiment(Path("data/doom-mix-96x160"), max_steps=2)
     experiment["data"]["init_args"] |= {"validation_windows": 2}
     write_config(folder / "quickstart.yaml", experiment)
     assert owl_here("fit", "--config", "quickstart.yaml", "--name", "quickstart", cwd=folder) == 0
     return folder
 
 
-CHECKPOINT, SOURCE = "runs/quickstart/checkpoints/last.ckpt", "data/doom-96x160"
+CHECKPOINT, SOURCE = "runs/quickstart/checkpoints/last.ckpt", "data/doom-mix-96x160"
 
 
 def test_the_how_to_page_from_top_to_bottom(
