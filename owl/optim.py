@@ -1,4 +1,4 @@
-"""Muon for the matrices with AdamW for the rest, and the usual learning-rate schedule."""
+"""Muon for the matrices with AdamW for the rest."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
-from torch.optim.lr_scheduler import LambdaLR
 
 from owl.hardware import fast_dtype
 from owl.models.sharding import spread_like, whole
@@ -155,22 +154,3 @@ def orthogonalise(matrix: Tensor) -> Tensor:
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.T if tall else x).to(matrix.dtype)
-
-
-def warmup_cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int, final: float = 0.0) -> LambdaLR:
-    """Linear warm-up to each group's own learning rate, then half a cosine down to ``final`` times it.
-
-    Args:
-        optimizer: Any; call ``step()`` of the schedule once per optimiser step.
-        warmup_steps: The first step has 1/warmup_steps of the full rate; 0 starts at the full rate.
-        total_steps: Where the cosine ends; afterwards the rate stays.
-        final: The rate at the end, relative to the full rate.
-    """
-
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / warmup_steps
-        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
-
-    return LambdaLR(optimizer, factor)

@@ -66,7 +66,7 @@ class ImageVAE(LightningModule):
             (EQ-VAE, Kouzelis et al. 2025); 0 costs nothing.
         sample: Whether to decode a sample of the posterior in training, or its mean.
         optimizer: Called with the parameters; e.g. ``owl.optim.MuonAdamW``.
-        warmup_steps: Steps of linear warm-up; a cosine follows until the trainer's last step.
+        warmup_steps: Steps of linear warm-up; a cosine follows until training ends.
         final_lr: Learning rate at the end, as a fraction of its peak.
         compile: Whether encoder and decoder run through ``torch.compile``.
     """
@@ -247,6 +247,6 @@ class ImageVAE(LightningModule):
         return {"reconstruction": reconstruction_grid(image, reconstruction, posterior.mean)}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimiser with warm-up and cosine over the trainer's steps."""
+        """The optimiser with warm-up and cosine."""
         optimizer = self.optimizer([p for p in self.network.parameters() if p.requires_grad])
         return with_schedule(self, optimizer, self.warmup_steps, self.final_lr)

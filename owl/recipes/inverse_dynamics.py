@@ -53,7 +53,7 @@ class InverseDynamics(LightningModule):
         augmentation: How training clips are spoiled.
         dead_zone: Axes nearer to 0 than this, in their own unit and summed over the stride, count as none.
         optimizer: Called with the parameters; e.g. ``owl.optim.MuonAdamW``.
-        warmup_steps: Steps of linear warm-up; a cosine follows until the trainer's last step.
+        warmup_steps: Steps of linear warm-up; a cosine follows until training ends.
         final_lr: Learning rate at the end, as a fraction of its peak.
         compile: Whether the network runs through ``torch.compile``.
     """

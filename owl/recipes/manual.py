@@ -23,7 +23,7 @@ def descend(
         loss: A scalar, the sum of the losses of all networks.
         batch_idx: As ``training_step`` got it.
         accumulate: Batches that make one step, as the last ones of an epoch do however many they are; in the place of
-            ``trainer.accumulate_grad_batches``.
+            ``trainer.accumulate_grad_batches``. `owl.recipes.optimization.with_schedule` is to be told as well.
         clip: Largest norm of the gradients of each optimiser, in the place of ``trainer.gradient_clip_val``.
     """
     complete = (batch_idx + 1) % accumulate == 0 or recipe.trainer.is_last_batch

@@ -1,35 +1,58 @@
-"""What recipes have in common around their optimiser."""
+"""What recipes have in common around their optimisers."""
 
 import math
 
-from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch.optim import Optimizer
 
 from owl.errors import OwlError
-from owl.optim import warmup_cosine
+from owl.schedule import WarmupCosine
 
 
 def with_schedule(
-    recipe: LightningModule, optimizer: Optimizer, warmup_steps: int, final_lr: float
-) -> OptimizerLRScheduler:
+    recipe: LightningModule, optimizer: Optimizer, warmup_steps: int, final_lr: float, accumulate: int = 1
+) -> OptimizerLRSchedulerConfig:
     """What ``configure_optimizers`` returns: an optimiser with linear warm-up and a cosine until the last step.
+
+    Where time ends training before its last step, or there is none, the callback `owl.callbacks.budget.Budget` moves
+    the end of the cosine. A recipe with several optimisers returns a list with one of these for each.
 
     Args:
         recipe: Attached to its trainer.
         optimizer: Of all its weights.
         warmup_steps: Steps until the peak.
         final_lr: Learning rate at the end, as a fraction of its peak.
+        accumulate: Batches that make one step where the recipe itself accumulates, as `owl.recipes.manual.descend`
+            is told.
 
     Raises:
-        OwlError: Training has no last step.
+        OwlError: Training ends neither at a step nor at a time.
     """
-    total = recipe.trainer.estimated_stepping_batches
-    if math.isinf(total):
+    total = last_step(recipe.trainer, accumulate)
+    callbacks = recipe.trainer.callbacks  # type: ignore[attr-defined]
+    timers = (callback for callback in callbacks if isinstance(callback, Timer))
+    if total is None and all(timer.time_remaining() is None for timer in timers):
         raise OwlError(
             "schedule.no-end",
-            "training has no last step, at which the cosine of the learning rate ends; set trainer.max_steps, which "
-            "trainer.max_time may cut short",
+            "training has no end, at which the cosine of the learning rate ends; set trainer.max_steps, "
+            "trainer.max_epochs or trainer.max_time",
         )
-    schedule = warmup_cosine(optimizer, warmup_steps, int(total), final_lr)
+    schedule = WarmupCosine(optimizer, warmup_steps, total, final_lr)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def last_step(trainer: Trainer, accumulate: int = 1) -> int | None:
+    """The optimiser step at which the trainer's limits on steps and epochs end training; None where there is none.
+
+    Args:
+        trainer: With its limits.
+        accumulate: Batches that make one step where the recipe itself accumulates.
+    """
+    total = trainer.estimated_stepping_batches  # of what the recipe accumulates the trainer knows nothing
+    if accumulate > 1 and trainer.max_epochs != -1 and math.isfinite(trainer.num_training_batches):
+        assert trainer.max_epochs is not None
+        total = math.ceil(trainer.num_training_batches / accumulate) * max(trainer.max_epochs, 1)
+        total = min(total, trainer.max_steps) if trainer.max_steps != -1 else total
+    return int(total) if math.isfinite(total) and total >= 0 else None

@@ -51,7 +51,7 @@ class WorldModel(LightningModule):
         audio_weight: Weight of the audio's loss beside the video's.
         motion_weight: Weight of the motion's.
         optimizer: Called with the parameters; e.g. ``owl.optim.MuonAdamW``.
-        warmup_steps: Steps of linear warm-up; a cosine follows until the trainer's last step.
+        warmup_steps: Steps of linear warm-up; a cosine follows until training ends.
         final_lr: Learning rate at the end, as a fraction of its peak.
         compile: Whether the blocks run through ``torch.compile``; on CPUs that takes a C++ compiler.
     """

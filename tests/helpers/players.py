@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from owl.models.sharding import shard
-from owl.optim import MuonAdamW, warmup_cosine
+from owl.optim import MuonAdamW
 from owl.recipes.manual import descend, only_towards
+from owl.recipes.optimization import with_schedule
 from tests.helpers.tiny import tiny_experiment
 
 
@@ -73,8 +74,7 @@ class Players(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One for each network, each with its own schedule."""
         optimizers = MuonAdamW(self.generator.parameters(), lr=3e-3), Adam(self.discriminator.parameters(), lr=1e-3)
-        total = int(self.trainer.estimated_stepping_batches)
-        return [{"optimizer": o, "lr_scheduler": warmup_cosine(o, 2, total, self.final_lr)} for o in optimizers]
+        return [with_schedule(self, optimizer, 2, self.final_lr, self.accumulate) for optimizer in optimizers]
 
 
 def pictures(batch: dict[str, Tensor]) -> Tensor:

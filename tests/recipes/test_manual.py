@@ -98,6 +98,18 @@ def test_accumulation_equals_a_larger_batch(tmp_path: Path, clip: float | None) 
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
+def test_every_schedule_ends_with_the_steps_not_with_the_batches(tmp_path: Path) -> None:
+    """Also where epochs rather than steps end training, and an epoch's last step is made of what is left over."""
+    players = trained(tmp_path, 9, 2, accumulate=2, final_lr=0.1)
+    assert players.trainer.global_step == 5
+    for optimizer, schedule in zip(players.trainer.optimizers, players.lr_schedulers(), strict=True):  # type: ignore[arg-type]
+        assert schedule.total_steps == schedule.last_epoch == 5
+        assert [g["lr"] for g in optimizer.param_groups] == [
+            pytest.approx(0.1 * g["initial_lr"]) for g in optimizer.param_groups
+        ]
+    assert trained(tmp_path, 9, 2, accumulate=2, steps=4).lr_schedulers()[0].total_steps == 4  # type: ignore[index, union-attr]
+
+
 def test_what_an_epoch_leaves_over_makes_a_step(tmp_path: Path) -> None:
     assert trained(tmp_path, 5, 2, accumulate=2).trainer.global_step == 3
 
