@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import ProgressBar, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
@@ -26,6 +27,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from omegaconf.errors import InterpolationKeyError
 
 from owl.arguments import config_files, explain
+from owl.callbacks.budget import Budget
 from owl.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint, load_checkpoint
 from owl.callbacks.ema import EMA
 from owl.callbacks.homogeneity import HomogeneousDevices
@@ -103,6 +105,7 @@ class OwlCLI(LightningCLI):
         parser.add_lightning_class_args(NonFiniteGuard, "nonfinite")
         parser.add_lightning_class_args(EMA, "ema")
         parser.add_lightning_class_args(Throughput, "throughput")
+        parser.add_lightning_class_args(Budget, "budget")
         parser.add_lightning_class_args(Media, "media")
         parser.add_lightning_class_args(Report, "report")
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
@@ -187,6 +190,12 @@ class OwlCLI(LightningCLI):
         """
         chosen = self._get(self.config_init, "trainer")
         plugins, callbacks = (as_list(chosen.get(key)) for key in ("plugins", "callbacks"))
+        if chosen.get("max_time") is not None and any(isinstance(callback, Timer) for callback in callbacks):
+            raise OwlError(
+                "trainer.two-limits",
+                "trainer.max_time does not count beside the Timer in trainer.callbacks, which Lightning takes instead; "
+                "leave one of the two out (both end training after a time)",
+            )
         kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         kwargs["callbacks"] = [*callbacks, HomogeneousDevices()]
         if chosen.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
@@ -299,6 +308,8 @@ def main(arguments: list[str]) -> int:
         OwlError: A wrong key, type, class or file in the configuration, told in one sentence.
     """
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    # config.yaml is to hold defaults that are strings of a kind of their own, such as that of Lightning's Timer
+    yaml.SafeDumper.add_multi_representer(str, lambda dumper, text: dumper.represent_str(str.__str__(text)))
     silence_chatter()
     cli = OwlCLI.__new__(OwlCLI)  # kept, so that its parser can name the valid options when parsing fails
     try:

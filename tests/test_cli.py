@@ -345,14 +345,25 @@ def test_what_the_trainer_refuses_once_it_knows_the_data_is_told(
     assert "`val_check_interval` (100)" in line
 
 
-def test_training_without_a_last_step_is_told(lab: Path) -> None:
+def test_training_without_an_end_is_told(lab: Path) -> None:
     make_dataset(lab / "data", episodes=3, frames=6, size=(32, 48), modalities=("rgb",))
-    experiment = tiny_experiment(Path("data"), max_time="00:00:01:00")
-    del experiment["trainer"]["max_steps"]
-    write_config(lab / "endless.yaml", experiment)
+    endless = ("--trainer.max_steps", "-1", "--trainer.max_epochs", "-1")
     with pytest.raises(OwlError) as caught:
-        owl_here("fit", "--config", "endless.yaml", cwd=lab)
+        owl_here("fit", "--config", "base.yaml", *endless, cwd=lab)
     assert caught.value.code == "schedule.no-end"
+
+
+def test_a_timer_among_the_callbacks_is_taken_as_it_is(lab: Path) -> None:
+    """Its default is a string of Lightning's own kind, which YAML refused to write."""
+    make_dataset(lab / "data", episodes=3, frames=6, size=(32, 48), modalities=("rgb",))
+    timer = "--trainer.callbacks+=lightning.pytorch.callbacks.Timer"
+    assert owl_here("fit", "--config", "base.yaml", timer, cwd=lab) == 0
+    (written,) = yaml.safe_load((lab / "runs/base/config.yaml").read_text())["trainer"]["callbacks"]
+    assert written["init_args"] == {"duration": None, "interval": "step", "verbose": True}
+    assert owl_here("fit", "--config", "runs/base/config.yaml", "--name", "again", cwd=lab) == 0
+    with pytest.raises(OwlError) as caught:
+        owl_here("fit", "--config", "base.yaml", timer, "--trainer.max_time", "00:00:01:00", "--name", "two", cwd=lab)
+    assert caught.value.code == "trainer.two-limits"
 
 
 def test_a_folder_that_cannot_be_written_is_told(tell: Tell) -> None:

@@ -190,3 +190,33 @@ def test_flags_win_over_what_a_checkpoint_remembers(lab: Path, finished: str) ->
     assert content["hyper_parameters"]["warmup_steps"] == 7
     assert content["owl"]["config"]["model"]["init_args"]["weights"]["l2"] == 0.5
     assert "train/l2" in content["owl"]["metrics"]
+
+
+def test_a_run_that_time_ends_is_planned_told_annealed_and_validated(
+    lab: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = ("--trainer.callbacks+=tests.helpers.saboteurs.Stopwatch", "--trainer.callbacks.seconds=[1.0]")
+    assert fit(lab, "clocked", "--trainer.max_steps", "40", "--trainer.max_time", "00:00:00:20", *clock) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"budget: about \d+ of 40 steps in 20 seconds on this machine", printed)
+    content = checkpoint(lab, "clocked")
+    assert 15 <= content["global_step"] == content["budget"]["changes"][-1][1] < 20
+    assert content["lr_schedulers"][0]["_last_lr"] == [0.0]
+    metrics = json.loads((lab / "runs" / "clocked" / "metrics.json").read_text())
+    assert metrics["steps"] == content["global_step"]
+    assert "val/psnr" in metrics
+    assert (
+        fit(lab, "clocked", "--trainer.max_steps", "40", "--trainer.max_time", "00:00:00:20", "--ckpt_path", "last")
+        == 0
+    )
+    assert "already finished" in capsys.readouterr().out
+
+
+def test_a_few_seconds_end_a_run_that_has_no_last_step(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the real clock, of which on a busy machine nothing exact can be said."""
+    limits = ("--trainer.max_steps", "-1", "--trainer.max_time", "00:00:00:05", "--trainer.limit_val_batches", "0")
+    assert fit(lab, "timed", *limits) == 0
+    assert re.search(r"budget: about \d+ steps in 5 seconds on this machine", capsys.readouterr().out)
+    content = checkpoint(lab, "timed")
+    assert content["global_step"] > 2
+    assert content["lr_schedulers"][0]["_last_lr"][0] < content["lr_schedulers"][0]["base_lrs"][0]

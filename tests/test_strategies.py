@@ -215,3 +215,16 @@ def test_devices_that_would_choose_different_dtypes_do_not_train_together(lab: P
     two(lab, "image_vae", "unequal", 1, "ddp", *unequal, target=refused)
     assert [(lab / f"refused-{number}").read_text() for number in range(2)] == ["trainer.devices"] * 2
     assert not (lab / "runs" / "unequal" / "checkpoints").exists()
+
+
+def test_processes_follow_one_plan_where_time_ends_training(lab: Path) -> None:
+    """By the clock of the first, while that of the other stands still; and the run that has ended stays so."""
+    clock = ("--trainer.callbacks+=tests.helpers.saboteurs.Stopwatch", "--trainer.callbacks.seconds=[1.0]")
+    limited = ("--trainer.max_time", "00:00:00:12", "--model.init_args.final_lr", "0.1", *clock)
+    two(lab, "image_vae", "timed", 100, "fsdp2", *limited)
+    ended = content(lab, "timed")
+    assert 6 <= ended["global_step"] <= 12
+    assert ended["global_step"] == ended["budget"]["changes"][-1][1]
+    assert ended["lr_schedulers"][0]["_last_lr"] == [pytest.approx(0.1 * 3e-4)]
+    two(lab, "image_vae", "timed", 100, "fsdp2", *limited, "--ckpt_path", "last")
+    assert content(lab, "timed")["global_step"] == ended["global_step"]

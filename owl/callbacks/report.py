@@ -91,7 +91,8 @@ class Report(Callback):
         atomic_write(folder / "report.md", self.markdown(folder, metrics))
         print_table(f"{folder.name}: {trainer.global_step} steps", metrics)
         if not trained:
-            Console(markup=False).print("This run was already finished; train it longer with --trainer.max_steps.")
+            more = "--trainer.max_steps or --trainer.max_time, whichever ended it"
+            Console(markup=False).print(f"This run was already finished; train it longer with {more}.")
         Console(markup=False).print(
             f"Report: {folder / 'report.md'}   TensorBoard: tensorboard --logdir {folder.parent}"
         )

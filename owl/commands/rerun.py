@@ -20,6 +20,8 @@ from owl.errors import OwlError, at_least
 
 UNREPEATABLE = ("seconds", "data_wait", "speed/")  # beginnings of what only the clock knows
 MARKS = ("epoch", "hp_metric")  # curves that measure nothing
+TIMERS = ("lightning.pytorch.callbacks.Timer", "lightning.pytorch.callbacks.timer.Timer")
+NEVER = "36500:00:00:00"  # where there is a limit on time, training needs no last step
 
 
 def main(run: str, *, name: str | None = None, steps: int | None = None) -> int:
@@ -107,12 +109,18 @@ def repeat(folder: Path, again: Path, last: int) -> None:
     if start and Path(start).resolve().parent == (folder / "checkpoints").resolve():
         start = None  # it was interrupted and continued, which changes nothing
     alone = without_pruning(configuration)
+    trainer = alone.get("trainer") or {}
+    callbacks = trainer.get("callbacks") or []
+    others = [callback for callback in callbacks if callback["class_path"] not in TIMERS]
+    limited = trainer.get("max_time") is not None or others != callbacks
+    plan = load_checkpoint(folder / "checkpoints" / "last.ckpt").get("budget", {}).get("changes")
     command = [
         *(sys.executable, "-m", "owl", "fit", "--config", str(config), "--name", again.name),
         *("--runs", str(again.parent), "--overwrite", "false", "--ckpt_path", start or "null"),
-        *(() if alone == configuration else ("--trainer.callbacks", json.dumps(alone["trainer"]["callbacks"]))),
-        *("--trainer.max_time", "null", "--trainer.callbacks+", "owl.callbacks.stop_at.StopAt"),
-        *("--trainer.callbacks.step", str(last)),
+        *(("--trainer.callbacks", json.dumps(others)) if alone != configuration or others != callbacks else ()),
+        # where a time limit ended the run, its plan sets the learning rates, on a machine of whatever speed
+        *("--trainer.max_time", NEVER if limited else "null", "--budget.plan", json.dumps(plan or None)),
+        *("--trainer.callbacks+", "owl.callbacks.stop_at.StopAt", "--trainer.callbacks.step", str(last)),
     ]
     status = subprocess.run(command).returncode
     if status:

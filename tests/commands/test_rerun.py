@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from owl.callbacks.checkpoint import load_checkpoint
 from owl.commands import rerun
 from owl.errors import OwlError
 from tests.helpers.shards import make_dataset
@@ -109,6 +110,24 @@ def test_a_trial_is_repeated_without_its_sweep(here: Path) -> None:
     content["ckpt_path"] = None
     write_config(config, content)
     assert owl_here("rerun", "runs/trial", cwd=here) == 0
+
+
+def test_a_run_that_time_ended_is_repeated_by_its_plan(here: Path) -> None:
+    """On a machine of another speed; here it had no last step, and turned out slower on the way."""
+    clock = ("--trainer.callbacks+=tests.helpers.saboteurs.Stopwatch", "--trainer.callbacks.seconds=[1.0]")
+    slower = ("--trainer.callbacks.later", "2", "--trainer.callbacks.at", "8")
+    limits = ("--trainer.max_steps", "-1", "--trainer.max_time", "00:00:00:25")
+    assert owl_here("fit", "--config", "first.yaml", "--name", "timed", *limits, *clock, *slower, cwd=here) == 0
+    plan = load_checkpoint(here / "runs/timed/checkpoints/last.ckpt")["budget"]["changes"]
+    assert len(plan) > 1
+    config = here / "runs" / "timed" / "config.yaml"
+    content = yaml.safe_load(config.read_text())
+    content["trainer"]["callbacks"][0]["init_args"]["seconds"] = [0.1]
+    timer = {"class_path": "lightning.pytorch.callbacks.Timer", "init_args": {"duration": "00:00:00:03"}}
+    content["trainer"] |= {"max_time": None, "callbacks": [*content["trainer"]["callbacks"], timer]}
+    write_config(config, content)
+    assert owl_here("rerun", "runs/timed", cwd=here) == 0
+    assert load_checkpoint(here / "runs/timed-again/checkpoints/last.ckpt")["budget"]["changes"] == plan
 
 
 def test_weights_are_compared_to_the_last_bit(lab: Path, tmp_path: Path) -> None:

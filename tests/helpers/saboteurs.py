@@ -3,12 +3,15 @@
 import os
 import signal as signals
 import subprocess
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import timer
 
 
 class SendSignal(Callback):
@@ -115,3 +118,59 @@ class Diary(Callback):
         """Append a line: epoch, then windows."""
         with open(self.folder / f"diary-{trainer.global_rank}.txt", "a") as file:
             print(trainer.current_epoch, *batch["window"].tolist(), file=file)
+
+
+class Stopwatch(Callback):
+    """Lets the trainer's timers see a made-up time, which passes in steps and validations alone.
+
+    Args:
+        seconds: Of each step; where there are several, in turns.
+        first: Seconds that the first step takes longer.
+        later: Factor from optimiser step ``at`` on.
+        at: That step.
+        validation: Seconds of each validation.
+        rank: The one process on which all this is so; on others time stands still.
+    """
+
+    def __init__(
+        self,
+        seconds: list[float],
+        first: float = 0.0,
+        later: float = 1.0,
+        at: int = 0,
+        validation: float = 0.0,
+        rank: int = 0,
+    ) -> None:
+        self.seconds, self.first, self.later, self.at, self.validation = seconds, first, later, at, validation
+        self.rank = rank
+        self.now = self.start = 1000.0
+        self.rates: list[float] = []
+        self.validated: list[int] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Replace the clock."""
+        timer.time = SimpleNamespace(monotonic=lambda: self.now)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Put it back."""
+        timer.time = time
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Put it back."""
+        timer.time = time
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *arguments: Any) -> None:
+        """Let the step's time pass; note its learning rate."""
+        step = trainer.global_step
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+        passed = self.seconds[step % len(self.seconds)] * (self.later if step >= self.at else 1.0)
+        self._pass(trainer, passed + (self.first if len(self.rates) == 1 else 0.0))
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the validation's time pass."""
+        self.validated.append(trainer.global_step)
+        self._pass(trainer, self.validation)
+
+    def _pass(self, trainer: Trainer, seconds: float) -> None:
+        if trainer.global_rank == self.rank:
+            self.now += seconds
