@@ -71,8 +71,8 @@ def draw(
     if tuple(image.shape[-2:]) != (factor * height, factor * width):
         raise OwlError(
             "equivariance.factor",
-            f"equivariance got latents of {height}x{width} for images of {image.shape[-2]}x{image.shape[-1]}; expected "
-            "one whole factor in both directions, or a rotated latent would be stretched: use fixed_size, or weight 0.",
+            f"equivariance got latents of {height}x{width} for images of {image.shape[-2]}x{image.shape[-1]}, expected "
+            "one whole factor in both directions, or a rotated latent would be stretched; use fixed_size, or weight 0",
         )
     # up, so that the sides stay at least as long as asked for
     return Transform((math.ceil(scale * height) / height, math.ceil(scale * width) / width), quarter_turns)

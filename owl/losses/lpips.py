@@ -51,7 +51,7 @@ class LPIPS(nn.Module):
                 raise OwlError(
                     "lpips.weights",
                     f"LPIPS got weights {weights!r} for net 'st_alex', whose weights come with the package "
-                    "stlpips-pytorch: leave `weights` out, or set `net` to 'alex' or 'vgg'.",
+                    "stlpips-pytorch; leave `weights` out, or set `net` to 'alex' or 'vgg'",
                 )
             trunk, heads = _shift_tolerant_alexnet()
         else:
@@ -78,8 +78,8 @@ class LPIPS(nn.Module):
         if min(x.shape[-2:]) < SMALLEST:
             raise OwlError(
                 "lpips.size",
-                f"LPIPS got images of {x.shape[-2]}x{x.shape[-1]} pixels; expected at least {SMALLEST} in both "
-                "directions: use larger images or crops, or set its weight to 0.",
+                f"LPIPS got images of {x.shape[-2]}x{x.shape[-1]} pixels, expected at least {SMALLEST} in both "
+                "directions; use larger images or crops, or set its weight to 0",
             )
         distance = x.new_zeros(len(x))
         for head, a, b in zip(self.heads, self._features(x), self._features(y), strict=True):
@@ -237,9 +237,9 @@ def _original(net: str, weights: str | None) -> tuple[nn.Module, list[Tensor]]:
     ]
     if unlike:
         raise OwlError(
-            "lpips.weights",
-            f"LPIPS weights {weights!r} have no fitting {unlike[0]!r}; expected torchvision's state dict of "
-            f"{'alexnet' if net == 'alex' else 'vgg16'}: check `weights` and `net`.",
+            "lpips.other-weights",
+            f"LPIPS weights {weights!r} have no fitting {unlike[0]!r}, expected torchvision's state dict of "
+            f"{'alexnet' if net == 'alex' else 'vgg16'}; correct `weights` or `net`",
         )
     network.net.load_state_dict({name: state[source] for name, source in renamed.items()})
     return network.net, [head.model[-1].weight for head in network.lins]
@@ -249,17 +249,17 @@ def _trunk_state(net: str, weights: str | None) -> dict[str, Tensor]:
     if weights is not None:
         if not Path(weights).is_file():
             raise OwlError(
-                "lpips.weights",
-                f"LPIPS weights {weights!r} do not exist; expected a torchvision {net} file: "
-                "correct `weights`, or use net 'st_alex', which works offline.",
+                "lpips.missing-weights",
+                f"LPIPS weights {weights!r} do not exist, expected a torchvision {net} file; "
+                "correct `weights`, or use net 'st_alex', which works offline",
             )
         try:
             return torch.load(weights, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
             raise OwlError(
-                "lpips.weights",
-                f"LPIPS weights {weights!r} are not a readable state dict ({str(error).splitlines()[0]}); "
-                f"expected a torchvision {net} file: correct `weights`.",
+                "lpips.unreadable-weights",
+                f"LPIPS weights {weights!r} are not a readable state dict ({str(error).splitlines()[0]}), "
+                f"expected a torchvision {net} file; correct `weights`",
             ) from error
     from torchvision.models import AlexNet_Weights, VGG16_Weights
 
@@ -269,6 +269,6 @@ def _trunk_state(net: str, weights: str | None) -> dict[str, Tensor]:
     except OSError as error:
         raise OwlError(
             "lpips.download",
-            f"LPIPS net {net!r} needs {source.url}, which could not be downloaded ({error}): set `weights` to a "
-            "local copy of that file, or use net 'st_alex', which works offline.",
+            f"LPIPS net {net!r} needs {source.url}, which could not be downloaded ({error}); set `weights` to a "
+            "local copy of that file, or use net 'st_alex', which works offline",
         ) from error

@@ -117,7 +117,8 @@ def frechet_distance(x: Tensor, y: Tensor) -> Tensor:
     if min(len(x), len(y)) < 2:
         raise OwlError(
             "frechet.too-few",
-            f"the Frechet distance got {len(x)} real and {len(y)} generated images; expected at least 2 of each.",
+            f"the Frechet distance got {len(x)} real and {len(y)} generated images, expected at least 2 of each; "
+            "give more",
         )
     (mean_x, a), (mean_y, b) = _gaussian(x), _gaussian(y)
     overlap = torch.linalg.svdvals(a @ b.T).sum()

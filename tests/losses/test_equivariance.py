@@ -1,11 +1,10 @@
-import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from owl.errors import OwlError
 from owl.losses.equivariance import Transform, draw
+from tests.helpers.errors import refused
 
 SEEDS = st.integers(0, 2**31)
 SIZES = st.tuples(st.integers(1, 12), st.integers(1, 12))
@@ -66,7 +65,7 @@ def test_fixed_size_networks_only_see_their_size(seed):
 
 
 def test_stretched_latents_are_refused():
-    with pytest.raises(OwlError, match="4x4 for images of 36x64"):
+    with refused("equivariance.factor", "4x4", "36x64"):
         draw(noise(1, 3, 36, 64), noise(1, 2, 4, 4))
 
 

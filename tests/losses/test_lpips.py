@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from owl.errors import OwlError
 from owl.losses.lpips import LPIPS, ShiftTolerantAlexNet, blur_down, random_crops
+from tests.helpers.errors import refused
 
 # Answers of the wheel's own code, stlpips_pytorch 0.0.2, LPIPS(net="alex", variant="shift_tolerant"), to pair(2, H, W).
 REFERENCE = {
@@ -99,7 +99,7 @@ def test_crops_larger_than_the_image_keep_it_whole():
 
 
 def test_too_small_images_are_refused(lpips):
-    with pytest.raises(OwlError, match="16x64 pixels"):
+    with refused("lpips.size", "16x64", "32"):
         lpips(torch.zeros(1, 3, 16, 64), torch.zeros(1, 3, 16, 64))
 
 
@@ -131,12 +131,12 @@ def test_gradient_is_finite_where_all_features_vanish(lpips):
 
 
 def test_weights_make_no_sense_with_the_default_net(tmp_path):
-    with pytest.raises(OwlError, match="leave `weights` out"):
+    with refused("lpips.weights", "x.pth", "st_alex"):
         LPIPS("st_alex", weights=str(tmp_path / "x.pth"))
 
 
 def test_missing_file_names_the_option(tmp_path):
-    with pytest.raises(OwlError, match="correct `weights`"):
+    with refused("lpips.missing-weights", "absent.pth", "alex"):
         LPIPS("alex", weights=str(tmp_path / "absent.pth"))
 
 
@@ -160,18 +160,18 @@ def test_building_leaves_the_random_state_alone(tmp_path):
 
 def test_a_broken_file_is_refused(tmp_path):
     (tmp_path / "alexnet.pth").write_bytes(b"not a checkpoint")
-    with pytest.raises(OwlError, match="not a readable state dict"):
+    with refused("lpips.unreadable-weights", "alexnet.pth"):
         LPIPS("alex", weights=str(tmp_path / "alexnet.pth"))
 
 
 def test_a_trunk_of_another_network_is_refused(tmp_path):
     torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "vgg16.pth")
-    with pytest.raises(OwlError, match="state dict of alexnet"):
+    with refused("lpips.other-weights", "vgg16.pth", "alexnet"):
         LPIPS("alex", weights=str(tmp_path / "vgg16.pth"))
 
 
 def test_without_file_and_internet_there_is_an_error_not_a_random_network(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
-    with pytest.raises(OwlError, match="set `weights` to a local copy"):
+    with refused("lpips.download", "vgg16", ".pth", "`weights`"):
         LPIPS("vgg")
