@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from owl.data.datamodule import ShardDataModule
 from owl.data.recorder import GameRecording
 from owl.data.shards import DatasetInfo, ShardIndex
-from owl.errors import OwlError
+from tests.helpers.errors import refused
 from tests.helpers.shards import make_dataset
 
 
@@ -189,7 +189,7 @@ def test_what_is_missing_is_recorded_once(tmp_path: Path) -> None:
 def test_a_missing_dataset_without_a_recording_says_how_to_make_one(tmp_path: Path) -> None:
     data = ShardDataModule(str(tmp_path / "none"))
     data.prepare_data()
-    with pytest.raises(OwlError, match=r"there is no folder .*none, .* `python -m owl data record`"):
+    with refused("dataset.missing", f"folder {tmp_path / 'none'}", "`python -m owl data record`"):
         data.setup("fit")
 
 
@@ -200,7 +200,7 @@ def test_lightning_must_not_divide_the_batches_once_more(dataset: Path, injected
     data.trainer = Trainer(accelerator="cpu", devices=2, logger=False, use_distributed_sampler=injected)
     if injected:
         for make in (data.train_dataloader, data.val_dataloader):
-            with pytest.raises(OwlError, match="set it to false"):
+            with refused("trainer.sampler", "trainer.use_distributed_sampler", "false"):
                 make()
     else:
         assert len(data.train_dataloader()) == 24 // 8

@@ -10,7 +10,7 @@ from owl.data import codecs
 from owl.data.scan import write_index
 from owl.data.shards import DatasetInfo, ShardIndex, ShardWriter
 from owl.data.windows import CorruptSampleWarning, WindowDataset
-from owl.errors import OwlError
+from tests.helpers.errors import refused
 from tests.helpers.latents import make_latents
 from tests.helpers.shards import DESCRIPTIONS, DOWNSCALE, overwrite
 
@@ -105,6 +105,5 @@ def test_a_damaged_flow_between_the_frames_of_a_window_counts(turning: Path) -> 
 def test_latents_of_motion_cannot_skip_frames(tmp_path: Path) -> None:
     root = make_latents(tmp_path, modalities=("latent", "motion_latent"))
     assert len(WindowDataset(root, modalities=("motion_latent",), length=2))
-    with pytest.raises(OwlError) as caught:
+    with refused("windows.stride", "motion_latent", "stride is 2"):
         WindowDataset(root, modalities=("motion_latent",), length=2, stride=2)
-    assert caught.value.code == "windows.stride"

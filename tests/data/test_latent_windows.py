@@ -12,7 +12,7 @@ from owl.data import codecs
 from owl.data.scan import write_index
 from owl.data.shards import DatasetInfo, ShardIndex, ShardWriter
 from owl.data.windows import CorruptSampleWarning, SkippedEpisodeWarning, WindowDataset
-from owl.errors import OwlError
+from tests.helpers.errors import refused
 from tests.helpers.shards import DESCRIPTIONS, make_dataset, make_numbered, overwrite
 
 
@@ -51,9 +51,9 @@ def test_latents_follow_the_stride_and_keep_their_size(latents: Path) -> None:
 
 def test_latents_can_be_neither_mirrored_nor_cropped(latents: Path) -> None:
     for modality in ("latent", "audio_latent"):
-        with pytest.raises(OwlError, match=rf"{modality} of .* can be neither mirrored nor cropped, but flip is 0.5"):
+        with refused("windows.augmentation", f"{modality} of {latents}", "flip is 0.5"):
             WindowDataset(latents, modalities=("controls", modality), flip=0.5)
-        with pytest.raises(OwlError, match=r"crop \(12, 20\)"):
+        with refused("windows.augmentation", f"{modality} of {latents}", "crop (12, 20)"):
             WindowDataset(latents, modalities=(modality,), crop=(12, 20))
     WindowDataset(latents, modalities=("controls",), flip=0.5)
 
@@ -104,7 +104,7 @@ def test_packs_hold_every_frame_of_short_episodes(mixed: Path, length: int, stri
 
 def test_long_episodes_are_windows_as_without_packing(mixed: Path) -> None:
     packing = WindowDataset(mixed, modalities=("controls",), length=6, pack=True)
-    with pytest.warns(SkippedEpisodeWarning, match="7 short ones"):
+    with pytest.warns(SkippedEpisodeWarning, match="7 short"):
         plain = WindowDataset(mixed, modalities=("controls",), length=6)
     assert "document" not in plain[0]
     long = [n for n in range(len(packing)) if PACKED[int(clips(packing, n)[0][0][1:])] >= 6]
@@ -123,7 +123,7 @@ def test_a_damaged_clip_costs_its_pack_nothing_else(tmp_path: Path) -> None:
     before = windows[0]
     assert before["document"].tolist() == [0, 0, 1, 1, 2, 2]
     overwrite(root, ShardIndex.load(root), 1, 1, "controls.npy", b"garbage")
-    with pytest.warns(CorruptSampleWarning, match="episode e1, frame 1: .* packs leave its clip out"):
+    with pytest.warns(CorruptSampleWarning, match="e1, frame 1"):
         after = WindowDataset(root, modalities=("controls",), length=6, pack=True)[0]
     assert int(after["window"]) == 0
     assert after["document"].tolist() == [0, 0, 1, 1, -1, -1]
@@ -146,5 +146,5 @@ def test_pictures_and_latents_are_padded_with_zeros(tmp_path: Path, latents: Pat
         assert not sample[name][8:].any()
     sample = WindowDataset(latents, modalities=("latent", "audio_latent"), length=9, pack=True)[0]
     assert sample["latent"][:, 0, 0, 0].tolist() == [*range(8), 0]
-    with pytest.raises(OwlError, match=r"audio of .* cannot be packed"):
+    with refused("windows.pack", f"audio of {dataset}", "audio_latent"):
         WindowDataset(dataset, modalities=("rgb", "audio"), length=9, pack=True)

@@ -8,7 +8,7 @@ import torch
 
 from owl.data.loader import GlobalBatches, ResumableLoader, evaluation_loader
 from owl.data.windows import WindowDataset
-from owl.errors import OwlError
+from tests.helpers.errors import refused
 from tests.helpers.shards import make_dataset
 
 Content = tuple[list[int], bytes]
@@ -110,11 +110,11 @@ def test_the_state_is_the_same_on_every_rank(windows: WindowDataset) -> None:
 
 def test_a_position_within_an_epoch_of_other_batches_is_refused(windows: WindowDataset) -> None:
     state = STATE | {"epoch": 1, "batch": 2, "global_batch": 8}
-    with pytest.raises(OwlError, match="within an epoch with data global_batch 8, now it is 5"):
+    with refused("loader.other-order", "global_batch 8", "now it is 5"):
         make_loader(windows).load_state_dict(state)
-    with pytest.raises(OwlError, match="with data seed 0, now it is 3"):
+    with refused("loader.other-order", "seed 0", "now it is 3"):
         make_loader(windows, 8, seed=3).load_state_dict(state)
-    with pytest.raises(OwlError, match="with data shuffle_block 2, now it is None"):
+    with refused("loader.other-order", "shuffle_block 2", "now it is None"):
         make_loader(windows, 8).load_state_dict(state | {"shuffle_block": 2})
     loader = make_loader(windows)
     loader.load_state_dict({**state, "batch": 0})
@@ -134,7 +134,7 @@ def test_blocks_of_shards_are_read_one_after_another(windows: WindowDataset) -> 
 
 
 def test_fewer_windows_than_a_batch_is_an_error(windows: WindowDataset) -> None:
-    with pytest.raises(OwlError, match=r"has 48 windows, at least one batch of 64 \(2 x 32\)"):
+    with refused("loader.too-few-windows", "48 windows", "64 (2 x 32)", "batch_size"):
         make_loader(windows, 32, world_size=2)
 
 
@@ -144,7 +144,7 @@ def test_evaluation_keeps_every_window_once_with_equally_many_batches(
     windows: WindowDataset, world_size: int, count: int | None
 ) -> None:
     if count is not None and count < world_size:
-        with pytest.raises(OwlError, match=f"1 of the 48 windows of split 'train' of .* by {world_size} processes"):
+        with refused("loader.too-few-windows", "1 of the 48 windows", "'train'", f"{world_size} processes"):
             evaluation_loader(windows, count, 4, 0, 0, world_size)
         return
     loaders = [evaluation_loader(windows, count, 4, 0, rank, world_size) for rank in range(world_size)]

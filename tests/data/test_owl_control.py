@@ -12,7 +12,7 @@ from owl.data.importer import import_footage
 from owl.data.owl_control import AXES, RELEASE, Inputs, align, describe_controls, order_buttons, read_inputs
 from owl.data.sample import Mirror
 from owl.data.windows import WindowDataset
-from owl.errors import OwlError
+from tests.helpers.errors import refused
 from tests.helpers.videos import RATE, VIDEO_START, frame_number, make_recording
 
 W, A, D, SPACE, LEFT_CLICK = 0x57, 0x41, 0x44, 0x20, 1
@@ -292,6 +292,6 @@ def test_one_recording_is_a_source_by_itself(recordings: Path, tmp_path: Path) -
 def test_where_nothing_is_fit_one_sentence_says_so(tmp_path: Path) -> None:
     make_recording(tmp_path / "owl", [], frames=2)
     (tmp_path / "owl" / "inputs.csv").write_text("")
-    with pytest.raises(OwlError, match=r"none of the 1 recordings in .* can be used; owl: inputs.csv is empty"):
+    with refused("footage.unusable", str(tmp_path / "owl"), "1 recordings", "inputs.csv is empty"):
         import_footage(tmp_path / "owl", tmp_path / "data")
     assert not (tmp_path / "data").exists()

@@ -20,8 +20,8 @@ from owl.data import game, recorder
 from owl.data.overview import DatasetReader
 from owl.data.recorder import GameRecording, record_game
 from owl.data.shards import INDEX_NAME, INFO_NAME, ShardIndex
-from owl.errors import OwlError
 from tests.data.test_game import can_sound
+from tests.helpers.errors import refused
 
 LONG = GameRecording(frames=2400, size=(48, 80), seed=3, workers=2, depth=True, flow=True)  # five episodes of 480
 SHORT = GameRecording(frames=30, size=(48, 80), workers=1, depth=True, flow=True, audio=can_sound())
@@ -155,9 +155,10 @@ def test_an_interrupted_recording_of_several_scenarios_goes_on_to_the_same_bytes
         (root / name).unlink()
     record_game(str(root), replace(MIXED, scenario="deathmatch, freedoom2:MAP07", workers=2))
     assert contents(root) == contents(mixed)
-    with pytest.raises(OwlError) as caught:  # the order decides what an episode is
+    with refused(
+        "dataset.other-settings", str(root), "['freedoom2:MAP07', 'deathmatch']"
+    ):  # the order decides what an episode is
         record_game(str(root), replace(MIXED, scenario="freedoom2:MAP07,deathmatch"))
-    assert caught.value.code == "dataset.other-settings"
 
 
 @pytest.mark.parametrize(("kinds", "frames"), [(2, 20_000), (13, 20_000), (18, 20_000), (2, 60_000), (3, 9)])
@@ -239,7 +240,7 @@ def test_other_parameters_are_refused_and_both_values_named(tmp_path: Path) -> N
         return {path: path.stat().st_mtime_ns for path in (tmp_path, *tmp_path.iterdir())}
 
     before = changed()
-    with pytest.raises(OwlError, match="recorded with seed 0, now it is 1"):
+    with refused("dataset.other-settings", str(tmp_path), "seed 0", "now it is 1"):
         record_game(str(tmp_path), replace(SHORT, seed=1))
     record_game(str(tmp_path), replace(SHORT, workers=2))  # how many record makes no difference
     assert changed() == before  # not even the folder: it may be on a disk that is read-only
@@ -247,7 +248,7 @@ def test_other_parameters_are_refused_and_both_values_named(tmp_path: Path) -> N
 
 def test_a_full_disk_is_reported_and_nothing_half_written_is_kept(tmp_path: Path) -> None:
     (tmp_path / "shard-000001.tar.partial").symlink_to("/dev/full")  # every write fails as on a full disk
-    with pytest.raises(OwlError, match=r"disk of .* is full .*the same command goes on from there"):
+    with refused("dataset.unwritable", str(tmp_path), "No space left on device", "the same command"):
         record_game(str(tmp_path), SHORT)
     assert not any(tmp_path.glob("*.partial"))
     assert not (tmp_path / INDEX_NAME).exists()
@@ -257,7 +258,7 @@ def test_a_full_disk_is_reported_and_nothing_half_written_is_kept(tmp_path: Path
 
 def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OwlError, match="cannot be written"):
+    with refused("dataset.unwritable", str(tmp_path / "file" / "dataset"), "Not a directory"):
         record_game(str(tmp_path / "file" / "dataset"), SHORT)
 
 
@@ -267,7 +268,7 @@ def test_two_recordings_do_not_write_into_one_folder(tmp_path: Path, monkeypatch
     monkeypatch.setattr(recorder, "LOCK_PATIENCE", 0.1)
     with open(tmp_path / INFO_NAME) as held:
         fcntl.flock(held, fcntl.LOCK_SH)
-        with pytest.raises(OwlError, match="being written by another process"):
+        with refused("dataset.locked", str(tmp_path)):
             record_game(str(tmp_path), SHORT)
 
 
@@ -283,29 +284,24 @@ def test_a_second_recording_waits_for_the_first(uninterrupted: Path, tmp_path: P
 
 def test_impossible_parameters_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     root = tmp_path / "dataset"
-    for wrong, message in (
-        ({"frames": 2}, "frames is 2"),
-        ({"workers": 0}, "workers is 0"),
-        ({"seed": -1}, "seed is -1"),
-        ({"size": (16, 160)}, "size is 16x160"),
-        ({"size": (2000, 4000)}, "none the game can draw"),
-        ({"scenario": "deathmach"}, "did you mean deathmatch"),
+    for wrong, code, *tokens in (
+        ({"frames": 2}, "arguments.too-small", "frames is 2", "at least 3"),
+        ({"workers": 0}, "arguments.too-small", "workers is 0"),
+        ({"seed": -1}, "arguments.seed", "seed is -1"),
+        ({"size": (16, 160)}, "arguments.size", "size is 16x160", "32"),
+        ({"size": (2000, 4000)}, "game.size", "2000x4000", "1080x1920"),
+        ({"scenario": "deathmach"}, "game.scenario", "deathmach;", "did you mean deathmatch?"),
+        ({"scenario": "deathmatch,deathmach"}, "game.scenario", "deathmach;"),
+        ({"scenario": "deathmatch,"}, "game.scenario", "no scenario ;"),
+        ({"scenario": ["deathmatch", "freedoom2:MAP99"]}, "game.map", "freedoom2", "MAP99"),
+        ({"scenario": []}, "arguments.empty", "scenario"),
+        ({"held_out": 0.0}, "arguments.held-out", "held_out is 0.0", "0.5"),
+        ({"held_out": 0.6}, "arguments.held-out", "held_out is 0.6", "0.5"),
+        ({"scenario": "deathmatch,basic", "frames": 5}, "arguments.too-small", "frames is 5", "at least 6"),
     ):
-        with pytest.raises(OwlError, match=message):
+        with refused(code, *tokens):
             record_game(str(root), replace(SHORT, **wrong))
-    for wrong, code in (
-        ({"scenario": "deathmatch,deathmach"}, "game.scenario"),
-        ({"scenario": "deathmatch,"}, "game.scenario"),
-        ({"scenario": ["deathmatch", "freedoom2:MAP99"]}, "game.map"),
-        ({"scenario": []}, "arguments.empty"),
-        ({"held_out": 0.0}, "arguments.held-out"),
-        ({"held_out": 0.6}, "arguments.held-out"),
-        ({"scenario": "deathmatch,basic", "frames": 5}, "arguments.too-small"),
-    ):
-        with pytest.raises(OwlError) as caught:
-            record_game(str(root), replace(SHORT, **wrong))
-        assert caught.value.code == code
-    with pytest.raises(OwlError, match="not a local folder"):
+    with refused("dataset.not-local", "memory://dataset"):
         record_game("memory://dataset", SHORT)
     assert not root.exists()
 

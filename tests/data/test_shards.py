@@ -14,7 +14,7 @@ import webdataset
 
 from owl.data.scan import write_index
 from owl.data.shards import DatasetInfo, ShardIndex, ShardWriter, shard_name
-from owl.errors import OwlError
+from tests.helpers.errors import refused
 from tests.helpers.shards import DESCRIPTIONS, encode, make_dataset, render
 
 
@@ -152,7 +152,7 @@ def test_a_shard_cut_short_is_indexed_up_to_its_last_whole_frame(dataset: Path) 
     shard = dataset / shard_name(1)
     third = int(index.offsets[index.episode_row[1] + 2, 1])  # within frame 2
     shard.write_bytes(shard.read_bytes()[: third + 10])
-    with pytest.warns(UserWarning, match=r"shard-000001.tar is damaged .*frames from episode-001/000002 on"):
+    with pytest.warns(UserWarning, match=r"shard-000001.tar is damaged .*episode-001/000002"):
         index = write_index(dataset)
     assert index.episode_frames.tolist() == [4, 2, 4]
     assert (index.sizes > 0).all()
@@ -160,7 +160,7 @@ def test_a_shard_cut_short_is_indexed_up_to_its_last_whole_frame(dataset: Path) 
 
 def test_a_hole_or_a_second_copy_of_an_episode_is_refused(dataset: Path) -> None:
     (dataset / shard_name(7)).write_bytes((dataset / shard_name(0)).read_bytes())
-    with pytest.raises(OwlError, match="frame 0 of episode episode-000"):
+    with refused("shard.order", shard_name(7), "frame 0 of episode episode-000", shard_name(0)):
         write_index(dataset)
 
 
@@ -168,39 +168,39 @@ def test_other_peoples_tars_are_refused(tmp_path: Path) -> None:
     _info({"train": ["a"]}).save(tmp_path)
     (tmp_path / "notes").write_text("x")
     subprocess.run(["tar", "cf", tmp_path / shard_name(0), "-C", tmp_path, "notes"], check=True)
-    with pytest.raises(OwlError, match=r"holds notes, <episode>/<frame>.<extension> was expected"):
+    with refused("shard.member", shard_name(0), "notes", "<episode>/<frame>.<extension>"):
         write_index(tmp_path)
     (tmp_path / shard_name(0)).unlink()
-    with pytest.raises(OwlError, match=r"holds no shard-\*.tar"):
+    with refused("shard.none", str(tmp_path), "shard-*.tar"):
         write_index(tmp_path)
 
 
 def test_missing_folder_and_missing_description_are_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(OwlError, match=r"there is no folder .*nowhere"):
+    with refused("dataset.missing", f"folder {tmp_path / 'nowhere'}"):
         DatasetInfo.load(tmp_path / "nowhere")
-    with pytest.raises(OwlError, match=r"holds no dataset.json"):
+    with refused("dataset.missing", f"{tmp_path} holds no dataset.json"):
         DatasetInfo.load(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "code", "tokens"),
     [
-        ({"version": 2}, "owl-shards version 2, this code reads owl-shards version 1"),
-        ({"format": "other"}, "other version 1, this code reads"),
-        ({"fps": None, "frames_per_second": 3}, "lacks or adds a key"),
-        ({"modalities": {"rgb": {}}}, "lacks or adds a key"),
+        ({"version": 2}, "dataset.version", ["owl-shards version 2", "owl-shards version 1"]),
+        ({"format": "other"}, "dataset.version", ["other version 1", "owl-shards version 1"]),
+        ({"fps": None, "frames_per_second": 3}, "dataset.damaged", ["dataset.json", "frames_per_second"]),
+        ({"modalities": {"rgb": {}}}, "dataset.damaged", ["dataset.json", "extension"]),
     ],
 )
-def test_a_description_of_another_kind_is_refused(dataset: Path, change: dict, message: str) -> None:
+def test_a_description_of_another_kind_is_refused(dataset: Path, change: dict, code: str, tokens: list[str]) -> None:
     content = json.loads((dataset / "dataset.json").read_text()) | change
     (dataset / "dataset.json").write_text(json.dumps(content))
-    with pytest.raises(OwlError, match=message):
+    with refused(code, str(dataset), *tokens):
         DatasetInfo.load(dataset)
 
 
 def test_a_description_that_is_no_json_is_refused(dataset: Path) -> None:
     (dataset / "dataset.json").write_text("{")
-    with pytest.raises(OwlError, match="is not a dataset description"):
+    with refused("dataset.damaged", str(dataset / "dataset.json")):
         DatasetInfo.load(dataset)
 
 
@@ -210,21 +210,21 @@ def test_a_missing_damaged_or_other_index_says_how_to_rebuild_it(dataset: Path) 
     with np.load(path) as file:
         arrays = dict(file)
     np.savez(path, **{**arrays, "version": np.int64(9)})
-    with pytest.raises(OwlError, match=r"version 9, this code reads version 1; rebuild .* verify .* --repair"):
+    with refused("index.version", "version 9", "version 1", f"`python -m owl data verify {dataset} --repair`"):
         ShardIndex.load(dataset)
     np.savez(path, **{name: array for name, array in arrays.items() if name != "offsets"})
-    with pytest.raises(OwlError, match=r"lacks or adds an array .*--repair"):
+    with refused("index.damaged", str(path), "offsets", "--repair"):
         ShardIndex.load(dataset)
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(OwlError, match=r"is damaged .*--repair"):
+    with refused("index.damaged", str(path), "--repair"):
         ShardIndex.load(dataset)
     path.unlink()
-    with pytest.raises(OwlError, match=r"has no index.npz, so it is unfinished; .*--repair"):
+    with refused("index.missing", str(dataset), "index.npz", "--repair"):
         ShardIndex.load(dataset)
 
 
 def test_an_unknown_protocol_is_refused() -> None:
-    with pytest.raises(OwlError, match="cannot be opened"):
+    with refused("storage.protocol", "nosuchprotocol://bucket/data"):
         DatasetInfo.load("nosuchprotocol://bucket/data")
 
 

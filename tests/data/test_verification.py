@@ -9,7 +9,7 @@ import pytest
 from owl.data.overview import DatasetReader
 from owl.data.shards import DatasetInfo, ShardIndex, shard_name
 from owl.data.verification import index_is_current, missing_episodes, repair_index, verify_members
-from owl.errors import OwlError
+from tests.helpers.errors import refused
 from tests.helpers.shards import make_dataset
 
 
@@ -93,9 +93,7 @@ def test_an_interrupted_dataset_is_not_made_to_look_complete(dataset: str) -> No
     content = shard.read_bytes()
     shard.unlink()
     index.unlink()
-    with pytest.raises(
-        OwlError, match="is unfinished: 1 of its episodes, such as episode-001, are in no shard; run the"
-    ):
+    with refused("dataset.unfinished", dataset, "1 of its episodes", "episode-001"):
         repair_index(dataset)
     assert not index.exists()
     shard.write_bytes(content)
@@ -125,5 +123,5 @@ def test_a_shard_that_grew_shrank_or_came_makes_the_index_outdated(dataset: str)
 
 def test_without_a_description_nothing_can_be_repaired(dataset: str) -> None:
     Path(dataset, "dataset.json").unlink()
-    with pytest.raises(OwlError, match=r"holds no dataset.json"):
+    with refused("dataset.missing", f"{dataset} holds no dataset.json"):
         repair_index(dataset)

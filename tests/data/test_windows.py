@@ -16,7 +16,7 @@ from owl.data.reader import ShardReader
 from owl.data.scan import write_index
 from owl.data.shards import DatasetInfo, ShardIndex, ShardWriter, shard_name
 from owl.data.windows import CorruptSampleWarning, SkippedEpisodeWarning, WindowDataset
-from owl.errors import OwlError
+from tests.helpers.errors import refused
 from tests.helpers.shards import DESCRIPTIONS, make_dataset, make_numbered, overwrite, render
 
 EVERYTHING = ("rgb", "depth", "flow", "audio", "controls")
@@ -83,7 +83,7 @@ def test_every_frame_is_a_frame_of_a_window_at_hop_one(
 
 
 def test_a_window_as_long_as_its_episode_is_kept(numbered: tuple[Path, list[int]]) -> None:
-    with pytest.warns(SkippedEpisodeWarning, match=r"4 short ones .* a window is 12 frames, the longest has 7"):
+    with pytest.warns(SkippedEpisodeWarning, match=r"4 short.* 12 frames.* 7"):
         windows = WindowDataset(numbered[0], modalities=("controls",), length=12)
     assert len(windows) == 1
     assert windows.describe(0) == {"episode": "e2", "shard": "shard-000001.tar", "frames": [0, 11]}
@@ -134,7 +134,7 @@ def test_only_what_was_asked_for_is_decoded_and_in_one_read(own: Path, monkeypat
     first, last = int(index.offsets[1].min()), 5
     columns = [index.extensions.tolist().index(extension) for extension in ("rgb.jpg", "controls.npy")]
     assert reads == [(0, first, int((index.offsets[last] + index.sizes[last])[columns].max()))]
-    with pytest.warns(CorruptSampleWarning, match=r"episode episode-000, frame 3: member episode-000/000003.depth.png"):
+    with pytest.warns(CorruptSampleWarning, match=r"episode-000, frame 3.* episode-000/000003.depth.png"):
         WindowDataset(own, modalities=("depth",), length=3, stride=2)[1]
 
 
@@ -258,7 +258,7 @@ def test_a_truncated_shard_costs_only_the_windows_that_it_lost(own: Path) -> Non
     shard = own / shard_name(0)
     shard.write_bytes(shard.read_bytes()[: int(index.offsets[6, 0]) + 5])
     windows = WindowDataset(own, length=2)
-    with pytest.warns(CorruptSampleWarning, match="frame 6: .*cut short"):
+    with pytest.warns(CorruptSampleWarning, match="frame 6"):
         delivered = [int(windows[number]["window"]) for number in range(len(windows))]
     assert [n for n, window in enumerate(delivered) if n != window] == [5, 6]
 
@@ -268,13 +268,13 @@ def test_when_everything_is_corrupt_it_ends_with_an_error(own: Path) -> None:
         shard = own / shard_name(number)
         shard.write_bytes(bytes(shard.stat().st_size))
     windows = WindowDataset(own, length=2)
-    with pytest.warns(CorruptSampleWarning), pytest.raises(OwlError, match=r"14 windows of .* could not be decoded"):
+    with pytest.warns(CorruptSampleWarning), refused("windows.damaged", f"14 windows of {own}"):
         windows[3]
 
 
 def test_a_missing_shard_is_an_error_not_a_corrupt_sample(own: Path) -> None:
     (own / shard_name(1)).unlink()
-    with pytest.raises(OwlError, match=r"has no shard-000001.tar though its index lists it"):
+    with refused("shard.member", str(own), "shard-000001.tar", "--repair"):
         WindowDataset(own)[8]
 
 
@@ -302,20 +302,22 @@ def test_episodes_whose_modalities_differ_in_frames_are_skipped_for_those(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "code", "tokens"),
     [
-        ({"modalities": ("rgb", "sound")}, "no modality 'sound', it holds rgb, depth, flow, audio, controls"),
-        ({"modalities": ()}, "no modality .* was asked for"),
-        ({"split": "holdout"}, "no split 'holdout', it has train, validation, test"),
-        ({"length": 9}, "shorter than the 9 frames of a window .the longest has 8."),
-        ({"length": 3, "stride": 4}, "shorter than the 9 frames"),
-        ({"length": 0}, "each must be at least 1"),
-        ({"crop": (25, 40)}, r"crop \[25, 40\] does not fit in pictures of \[24, 40\]"),
-        ({"crop": (15, 20), "modalities": ("rgb", "flow")}, "use multiples of 2"),
+        ({"modalities": ("rgb", "sound")}, "windows.modalities", ["'sound'", "rgb, depth, flow, audio, controls"]),
+        ({"modalities": ()}, "windows.modalities", ["rgb, depth, flow, audio, controls"]),
+        ({"split": "holdout"}, "windows.split", ["'holdout'", "train, validation, test"]),
+        ({"length": 9}, "windows.too-short", ["'train'", "9 frames", "8"]),
+        ({"length": 3, "stride": 4}, "windows.too-short", ["'train'", "9 frames", "8"]),
+        ({"length": 0}, "arguments.too-small", ["length 0", "at least 1"]),
+        ({"crop": (25, 40)}, "windows.crop", ["[25, 40]", "[24, 40]"]),
+        ({"crop": (15, 20), "modalities": ("rgb", "flow")}, "windows.crop", ["[15, 20]", "1/2", "multiples of 2"]),
     ],
 )
-def test_requests_that_cannot_be_met_are_explained(dataset: Path, arguments: dict, message: str) -> None:
-    with pytest.raises(OwlError, match=message):
+def test_requests_that_cannot_be_met_are_explained(
+    dataset: Path, arguments: dict, code: str, tokens: list[str]
+) -> None:
+    with refused(code, *tokens):
         WindowDataset(dataset, **arguments)
 
 
@@ -323,7 +325,7 @@ def test_an_empty_split_says_what_the_others_hold(own: Path) -> None:
     info = DatasetInfo.load(own)
     info.splits["validation"] = []
     info.save(own)
-    with pytest.raises(OwlError, match=r"split 'validation' .* is empty \(episodes: train 2, validation 0, test 1\)"):
+    with refused("dataset.empty-split", "'validation'", str(own), "train 2, validation 0, test 1"):
         WindowDataset(own, "validation")
 
 
@@ -331,12 +333,12 @@ def test_controls_without_a_mirror_table_cannot_be_flipped(own: Path) -> None:
     info = DatasetInfo.load(own)
     table = info.modalities["controls"].pop("mirror")
     info.save(own)
-    with pytest.raises(OwlError, match="no mirror table"):
+    with refused("controls.mirror", str(own), "dataset.json or set flip to 0"):
         WindowDataset(own, modalities=("controls",), flip=0.5)
     WindowDataset(own, modalities=("rgb",), flip=0.5)
     info.modalities["controls"]["mirror"] = {**table, "axes": ["wheel"]}
     info.save(own)
-    with pytest.raises(OwlError, match=r"does not fit its buttons and axes .*wheel"):
+    with refused("controls.mirror", str(own), "wheel"):
         WindowDataset(own, modalities=("controls",), flip=0.5)
 
 
@@ -359,7 +361,7 @@ def test_memory_urls_read_and_cache(dataset: Path, tmp_path: Path) -> None:
     assert copies == ["shard-000001.tar", "shard-000001.tar.lock"]  # only what was read, whole
     memory.rm("/test-windows/data/shard-000001.tar")
     assert torch.equal(cached[9]["rgb"], expected["rgb"])  # from the copy
-    with pytest.raises(OwlError, match=r"has no shard-000001.tar though"):
+    with refused("shard.member", "memory://test-windows/data", "shard-000001.tar"):
         WindowDataset("memory://test-windows/data", length=2)[9]
 
 
