@@ -144,7 +144,7 @@ def check_target(target: str) -> None:
     """
     kinds = "an experiment (.yaml), a checkpoint (.ckpt) or a folder that export wrote"
     if not Path(target).exists():
-        raise OwlError("bench.target", f"there is no {target}, expected {kinds}; correct the path")
+        raise OwlError("bench.missing", f"there is no {target}, expected {kinds}; correct the path")
     file = is_experiment(target) or target.endswith(models.CHECKPOINT_SUFFIX)
     if not file and not (Path(target) / models.WEIGHTS).is_file():
         raise OwlError("bench.target", f"{target} is not {kinds}; give one of these")
@@ -234,7 +234,7 @@ def load_results(file: str) -> dict[str, Any]:
             return results
     except FileNotFoundError as error:
         raise OwlError(
-            "bench.results", f"there is no {file}, expected a file that `bench --out` wrote; correct the path"
+            "bench.missing", f"there is no {file}, expected a file that `bench --out` wrote; correct the path"
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass

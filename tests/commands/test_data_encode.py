@@ -13,7 +13,7 @@ from owl import models
 from owl.commands.data_inspect import main as inspect
 from owl.commands.data_verify import main as verify
 from owl.data.shards import DatasetInfo
-from owl.errors import OwlError
+from tests.helpers.errors import refused
 from tests.helpers.shards import make_dataset
 from tests.helpers.tiny import REPOSITORY, owl_here, tiny_experiment, write_config
 from tests.test_docs import blocks, lines
@@ -79,7 +79,7 @@ def test_a_network_that_encodes_nothing_is_refused(lab: Path) -> None:
     config = "class_path: torch.nn.Linear\ninit_args: {in_features: 1, out_features: 1}"
     (lab / "linear" / "config.yaml").write_text(config)
     save_file({"weight": torch.zeros(1, 1), "bias": torch.zeros(1)}, lab / "linear" / "model.safetensors")
-    with pytest.raises(OwlError, match="network of linear is Linear, which has no encode, an image autoencoder"):
+    with refused("network.kind", "network of linear is Linear", "encode"):
         owl_here("data", "encode", "linear", SOURCE, "nothing", cwd=lab)
     assert not (lab / "nothing").exists()
 

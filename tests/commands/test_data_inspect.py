@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from owl.commands.data_inspect import main
-from owl.errors import OwlError
+from tests.helpers.errors import refused
 from tests.helpers.shards import make_dataset
 
 
@@ -45,5 +45,5 @@ def test_the_sheet_goes_to_the_current_folder_by_default(
 
 
 def test_a_folder_that_is_no_dataset_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(OwlError, match=r"holds no dataset.json"):
+    with refused("dataset.missing", f"{tmp_path} holds no dataset.json"):
         main(str(tmp_path))

@@ -6,7 +6,7 @@ import pytest
 
 from owl.__main__ import run
 from owl.data.shards import DatasetInfo, ShardIndex
-from owl.errors import OwlError
+from tests.helpers.errors import refused
 
 
 def test_a_recording_ends_with_what_it_made_and_what_comes_next(
@@ -27,16 +27,18 @@ def test_a_recording_ends_with_what_it_made_and_what_comes_next(
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("option", "code", "tokens"),
     [
-        (["--size=48"], "--size is 48, height x width"),
-        (["--scenario=deathmach"], "did you mean deathmatch"),
-        (["--farmes=30"], "did you mean '--frames'"),
+        ("--size=48", "arguments.size", ["--size is 48", "96x160"]),
+        ("--scenario=deathmach", "game.scenario", ["deathmach;", "did you mean deathmatch?"]),
+        ("--farmes=30", "arguments.unknown-key", ["--farmes", "did you mean '--frames'?"]),
     ],
 )
-def test_mistakes_are_told_before_anything_is_written(tmp_path: Path, options: list[str], message: str) -> None:
-    with pytest.raises(OwlError, match=message):
-        run(["data", "record", str(tmp_path / "game"), *options])
+def test_mistakes_are_told_before_anything_is_written(
+    tmp_path: Path, option: str, code: str, tokens: list[str]
+) -> None:
+    with refused(code, *tokens):
+        run(["data", "record", str(tmp_path / "game"), option])
     assert not (tmp_path / "game").exists()
 
 

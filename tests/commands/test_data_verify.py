@@ -6,7 +6,7 @@ import pytest
 
 from owl.commands.data_verify import main
 from owl.data.shards import shard_name
-from owl.errors import OwlError
+from tests.helpers.errors import refused
 from tests.helpers.shards import make_dataset, pack_again
 
 
@@ -33,7 +33,7 @@ def test_damage_is_named_and_ends_with_status_1(dataset: Path, capsys: pytest.Ca
 
 def test_repair_rebuilds_a_missing_index(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (dataset / "index.npz").unlink()
-    with pytest.raises(OwlError, match=r"has no index.npz"):
+    with refused("index.missing", str(dataset), "index.npz", "--repair"):
         main(str(dataset))
     assert main(str(dataset), repair=True) == 0
     assert "was rebuilt" in capsys.readouterr().out

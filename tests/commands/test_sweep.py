@@ -9,8 +9,8 @@ import torch
 import yaml
 
 from owl.commands.sweep import check, in_terms_of
-from owl.errors import OwlError
 from owl.sweep.reading import parse_plan
+from tests.helpers.errors import refused
 from tests.helpers.lab import make_lab
 from tests.helpers.sweeps import LR, MUON, OPTIMIZER, RATIO, SPACE, SWEEP, plan_of
 from tests.helpers.tiny import REPOSITORY, owl, owl_here, write_config
@@ -25,14 +25,13 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_space_is_held_against_the_experiment(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(lab)
     check(plan_of(), "s.yaml", ["--config=tiny.yaml", "--trainer.max_steps=3"])
-    told = {
-        f"{OPTIMIZER}.init_args.lrr": {"low": 1, "high": 2},
-        "trainer.max_step": {"low": 1, "high": 2},
-        "data.init_args.batch_size": {"choices": [2, "many"]},
-    }
-    for key, values in told.items():
+    for key, values, token in (
+        (f"{OPTIMIZER}.init_args.lrr", {"low": 1, "high": 2}, "'lr'"),
+        ("trainer.max_step", {"low": 1, "high": 2}, "did you mean '--trainer.max_steps'?"),
+        ("data.init_args.batch_size", {"choices": [2, "many"]}, "'many'"),
+    ):
         space = {OPTIMIZER: SPACE[OPTIMIZER], key: values}
-        with pytest.raises(OwlError, match=f"s.yaml: key 'space.{re.escape(key)}' is"):
+        with refused("sweep.setting", f"s.yaml: key 'space.{key}' is", token):
             check(plan_of(space=space), "s.yaml", ["--config=tiny.yaml"])
     assert in_terms_of("s.yaml", ["a.b"], "something else") == "something else"
 
@@ -110,7 +109,7 @@ def test_workers_on_a_cluster_are_an_array_of_jobs(
 
 
 def test_options_of_jobs_are_refused_where_there_are_none(lab: Path) -> None:
-    with pytest.raises(OwlError, match=r"only jobs of a cluster have them; add --executor slurm"):
+    with refused("sweep.cluster-option", "--executor slurm"):
         owl_here("sweep", "--config", "tiny.yaml", "--sweep", "lr.yaml", "--sbatch", "partition=gpu", cwd=lab)
 
 
