@@ -244,7 +244,7 @@ def why(recipe: Recipe, emulate: bool, device: torch.device) -> str:
         advice = (
             f"set the plugin's recipe to {' or '.join(running)}, which does run"
             if running
-            else "no recipe does: set trainer.precision to bf16-mixed instead of the plugin, or its emulate to true"
+            else "no recipe does, so set trainer.precision to bf16-mixed instead of the plugin, or its emulate to true"
         )
         raise OwlError(
             "fp8.device", f"float8 ({recipe}) was expected to run on {here}, found: {faults[recipe]}; {advice}"

@@ -42,9 +42,12 @@ def load_plan(path: str | Path, trials: int | None = None) -> Plan:
     try:
         content = yaml.safe_load(Path(path).read_text())
     except OSError as error:
-        raise OwlError("sweep.file", f"there is no file {str(path)!r}; give a sweep's YAML with --sweep") from error
+        raise OwlError(
+            "arguments.missing-file", f"there is no file {str(path)!r}; give a sweep's YAML with --sweep"
+        ) from error
     except yaml.YAMLError as error:
-        raise OwlError("sweep.file", f"{path} is not valid YAML: {error}") from error
+        reason = " ".join(str(error).split())
+        raise OwlError("arguments.not-yaml", f"{path} is not valid YAML ({reason}); correct it") from error
     try:
         return parse_plan(content, Path(path).stem, trials)
     except Mistake as error:

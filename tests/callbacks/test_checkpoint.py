@@ -13,6 +13,7 @@ from torch import Tensor
 from owl.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint, load_checkpoint
 from owl.callbacks.report import Report
 from owl.errors import OwlError
+from tests.helpers.errors import refused
 from tests.helpers.line import Line, loader, trainer
 
 
@@ -82,7 +83,7 @@ def test_the_best_value_survives_a_resume(tmp_path: Path) -> None:
 
 
 def test_an_unknown_metric_is_told(tmp_path: Path) -> None:
-    with pytest.raises(OwlError, match=r"checkpoint.monitor is 'val/psmr', .* choose one of: train/loss, val/score"):
+    with refused("checkpoint.monitor", "'val/psmr'", "train/loss, val/score"):
         fit(tmp_path, Checkpoint(monitor="val/psmr"))
 
 
@@ -118,9 +119,8 @@ def test_other_places_than_disks(tmp_path: Path) -> None:
         io.save_checkpoint(content, path)
         assert torch.equal(io.load_checkpoint(path)["state_dict"]["weight"], torch.ones(2))
         io.remove_checkpoint(path)
-        with pytest.raises(OwlError) as caught:
+        with refused("checkpoint.missing", str(path)):
             io.load_checkpoint(path)
-        assert caught.value.code == "checkpoint.missing"
 
 
 def resident(least: int) -> list[int]:
@@ -150,17 +150,15 @@ def test_a_file_that_is_torn_or_none_of_ours_is_told(tmp_path: Path) -> None:
     AtomicCheckpointIO().save_checkpoint({"owl": {}, "state_dict": {"weight": torch.ones(1000)}}, path)
     whole = path.read_bytes()
     other = {"half": whole[: len(whole) // 2], "empty": b"", "text": b"no checkpoint", "zeros": bytes(1000)}
-    for name, content in other.items():
+    for content in other.values():
         path.write_bytes(content)
-        with pytest.raises(OwlError) as caught:
+        with refused("checkpoint.unreadable", str(path)):
             load_checkpoint(path)
-        assert caught.value.code == "checkpoint.unreadable", name
     torch.save({"owl": {}, "state_dict": {}}, path, _use_new_zipfile_serialization=False)
     with pytest.raises(OwlError) as caught:
         load_checkpoint(path)
     assert caught.value.code == "checkpoint.unreadable"
     assert "torch.load" not in str(caught.value)  # which is what PyTorch advises
     torch.save({"weight": torch.ones(1)}, path)
-    with pytest.raises(OwlError) as caught:
+    with refused("checkpoint.foreign", str(path)):
         load_checkpoint(path)
-    assert caught.value.code == "checkpoint.foreign"

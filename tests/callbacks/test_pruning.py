@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
 from optuna.trial import TrialState
 
 from owl.callbacks.pruning import Pruning
-from owl.errors import OwlError
 from owl.sweep.plan import Plan
 from owl.sweep.study import Outcome, storage_address
+from tests.helpers.errors import refused
 from tests.helpers.line import Line, loader, trainer
 from tests.helpers.sweeps import begin, plan_of
 
@@ -58,5 +57,5 @@ def test_an_objective_that_is_not_logged_is_told_after_the_first_validation(tmp_
     plan = plan_of(objective="val/psnrr")
     sweep = begin(tmp_path, plan)
     number, _ = sweep.claim(plan)
-    with pytest.raises(OwlError, match=r"did you mean 'val/psnr'\? \(they are: .*train/loss"):
+    with refused("sweep.objective", "'val/psnrr'", "did you mean 'val/psnr'?", "train/loss"):
         fit_line(tmp_path, plan, number)

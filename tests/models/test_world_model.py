@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from owl import models
-from owl.errors import OwlError
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.attention import NEVER, Frames
+from tests.helpers.errors import refused
 from tests.helpers.latents import EXTENSIONS, TINY, draw, lively
 
 FULL = EXTENSIONS["audio"] | EXTENSIONS["motion"]
@@ -264,31 +264,29 @@ def test_a_saved_network_predicts_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("wrong", "token"),
     [
-        ({"latent": (4, 4)}, r"latent is \[4, 4\]"),
-        ({"latent": (0, 4, 6)}, r"latent is \[0, 4, 6\]"),
+        ({"latent": (4, 4)}, "latent is [4, 4]"),
+        ({"latent": (0, 4, 6)}, "latent is [0, 4, 6]"),
         ({"patch": 4}, "patch is 4, expected a divisor of the latent's 4x6"),
         ({"patch": 0}, "patch is 0"),
-        ({"width": 48}, "width 48, heads 2, depth 2: expected"),
+        ({"width": 48}, "width 48, heads 2, depth 2"),
         ({"heads": 0}, "heads 0"),
         ({"depth": 0}, "depth 0"),
         ({"window": 0}, "window 0"),
         ({"global_window": 1}, "global_window 1"),
         ({"global_every": -1}, "global_every -1"),
         ({"sink": -1}, "sink -1"),
-        ({"mlp_ratio": 0.0}, "mlp_ratio is 0, expected"),
-        ({"audio": (0, 4)}, r"audio is \[0, 4\], expected tokens per frame and channels"),
-        ({"audio": (4,)}, r"audio is \[4\]"),
+        ({"mlp_ratio": 0.0}, "mlp_ratio is 0"),
+        ({"audio": (0, 4)}, "audio is [0, 4]"),
+        ({"audio": (4,)}, "audio is [4]"),
         ({"motion_channels": -1}, "motion_channels is -1"),
         ({"conditioning_channels": -2}, "conditioning_channels is -2"),
     ],
 )
-def test_impossible_networks_are_told_in_one_sentence(wrong: dict[str, Any], message: str) -> None:
-    with pytest.raises(OwlError, match=message) as told:
+def test_impossible_networks_are_told_in_one_sentence(wrong: dict[str, Any], token: str) -> None:
+    with refused("network.arguments", token):
         WorldTransformer(**TINY | wrong)
-    assert "\n" not in str(told.value)
-    assert ". " not in str(told.value)
 
 
 @pytest.mark.parametrize("possible", [{"global_every": 0, "global_window": 1}, {"buttons": []}, {"axes": []}])

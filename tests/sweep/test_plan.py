@@ -7,10 +7,10 @@ import pytest
 from optuna.trial import TrialState
 
 from owl.arguments import gather_options
-from owl.errors import OwlError
 from owl.sweep.plan import options
 from owl.sweep.reading import Mistake, load_plan
 from owl.sweep.study import Outcome
+from tests.helpers.errors import refused
 from tests.helpers.sweeps import ADAMW, LR, MUON, OPTIMIZER, RATIO, SPACE, SWEEP, begin, plan_of
 from tests.helpers.tiny import write_config
 
@@ -66,13 +66,13 @@ def test_a_mistake_in_the_plan_is_told_in_one_sentence(mistake: str) -> None:
 
 
 def test_a_file_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
-    with pytest.raises(OwlError, match=r"there is no file"):
+    with refused("arguments.missing-file", str(tmp_path / "none.yaml"), "--sweep"):
         load_plan(tmp_path / "none.yaml")
     (tmp_path / "broken.yaml").write_text("space: [")
-    with pytest.raises(OwlError, match=r"broken\.yaml is not valid YAML"):
+    with refused("arguments.not-yaml", str(tmp_path / "broken.yaml")):
         load_plan(tmp_path / "broken.yaml")
     write_config(tmp_path / "wrong.yaml", {**SWEEP, "sampler": "tpa"})
-    with pytest.raises(OwlError, match=r"wrong\.yaml: key 'sampler' is 'tpa'"):
+    with refused("sweep.file", f"{tmp_path / 'wrong.yaml'}: key 'sampler' is 'tpa'", "'tpe'"):
         load_plan(tmp_path / "wrong.yaml")
     write_config(tmp_path / "right.yaml", SWEEP)
     assert load_plan(tmp_path / "right.yaml").name == "right"

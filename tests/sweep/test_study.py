@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from owl.errors import OwlError
 from owl.sweep import study
 from owl.sweep.study import LEASE, SURPLUS, Member, Outcome, chain_number, open_storage
+from tests.helpers.errors import refused
 from tests.helpers.sweeps import LR, SPACE, begin, plan_of
 
 
@@ -90,7 +90,7 @@ def test_a_study_refuses_another_space_only_once_it_has_results(tmp_path: Path) 
     begin(tmp_path, plan)
     sweep.tell(number, Outcome(TrialState.COMPLETE, 1.0))
     begin(tmp_path, plan_of(sampler="random", pruner="asha", trials=9))
-    with pytest.raises(OwlError, match="another objective and space"):
+    with refused("sweep.other-plan", f"'{plan.name}'", "another objective and space"):
         begin(tmp_path, plan_of(objective="val/l1", space={LR: SPACE[LR]}))
 
 
@@ -102,5 +102,5 @@ def test_a_database_serves_as_well_and_one_that_cannot_is_told(tmp_path: Path, m
     sweep.interrupt(number, "killed", killed=True)
     assert sweep.claim(plan)[1] == setting
     assert (tmp_path / "sweeps.db").exists()
-    with pytest.raises(OwlError, match="storage nothing://x cannot be opened"):
+    with refused("sweep.storage", "nothing://x"):
         open_storage("nothing://x")
