@@ -209,7 +209,7 @@ class OwlCLI(LightningCLI):
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, MisconfigurationException) as error:  # devices, precisions, strategies there are not
-            raise OwlError("trainer.refused", f"the trainer refuses this configuration: {error}") from error
+            raise refused_by_trainer(error) from error
         if trainer.precision in ("16-true", "bf16-true"):
             raise OwlError(
                 "trainer.precision",
@@ -265,6 +265,12 @@ def raised_by_lightning(error: BaseException) -> bool:
     """Whether an error comes from Lightning's own code, as its complaints about settings do."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return str(frame.f_globals.get("__name__")).startswith("lightning.")
+
+
+def refused_by_trainer(error: Exception) -> OwlError:
+    """Wrap what Lightning says of a configuration, in as many sentences as it likes."""
+    reason = " ".join(str(error).split())
+    return OwlError("trainer.refused", f"the trainer refuses this configuration ({reason}); correct its settings")
 
 
 def other_network(checkpoint: str, recipe: LightningModule, message: str) -> str:
@@ -343,13 +349,13 @@ def main(arguments: list[str]) -> int:
             raise KeyboardInterrupt from exit_
         raise
     except MisconfigurationException as error:
-        raise OwlError("trainer.refused", f"the trainer refuses this configuration: {error}") from error
+        raise refused_by_trainer(error) from error
     except ValueError as error:
         told = next(
             (e for e in causes(error) if isinstance(e, OwlError)), None
         )  # jsonargparse wraps constructors' errors
         if told is None and raised_by_lightning(error):
-            told = OwlError("trainer.refused", f"the trainer refuses this configuration: {error}")
+            told = refused_by_trainer(error)
         raise told or error from error
     except RuntimeError as error:
         if "Error(s) in loading state_dict" not in str(error):
