@@ -34,7 +34,6 @@ class Timing:
         seconds: From the first frame's beginning to the last one's end.
         rate: Typical frames per second while the picture moves.
         stamped: Whether frames have time stamps; if not, frame n is shown at start + n / rate.
-        ascending: Whether the stamps ascend in the order of decoding.
         shifts: Corrections of the video's time stamps that make its clock run steadily.
         sound_shifts: The same for the sound.
         problems: What was wrong but survived, one clause each.
@@ -44,7 +43,6 @@ class Timing:
     seconds: Fraction
     rate: Fraction
     stamped: bool
-    ascending: bool
     shifts: Shifts
     sound_shifts: Shifts
     problems: list[str]
@@ -61,20 +59,11 @@ class _Track:
 
     def jumps(self) -> list[tuple[int, float]]:
         """Return (number of the packet, seconds skipped) wherever the clock runs backwards or skips."""
-        dts, pts, tick = np.array(self.dts), np.array(self.pts), float(self.tick)
+        dts = np.array(self.dts)
         stamped = np.flatnonzero(~np.isnan(dts))
-        steps = np.diff(dts[stamped]) * tick
-        if not len(steps):
-            return []
-        steps -= np.median(steps)
-        jumps = []
-        for k in np.flatnonzero((steps < -BACKWARD) | (steps > FORWARD)):
-            first, step = int(stamped[k + 1]), float(steps[k])
-            # where FFmpeg derives the order of decoding from that of presentation, it lags behind the jump
-            while step > 0 and first > 0 and (pts[first - 1] - dts[first - 1]) * tick > step / 2:
-                first -= 1
-            jumps.append((first, step))
-        return jumps
+        steps = np.diff(dts[stamped]) * float(self.tick)
+        found = np.flatnonzero((steps < -BACKWARD) | (steps > FORWARD))
+        return [(int(stamped[k + 1]), float(steps[k])) for k in found]
 
 
 @dataclass(frozen=True)
@@ -105,15 +94,13 @@ def measure(container: InputContainer, video: av.VideoStream, sound: av.AudioStr
 
     tick, count = track.tick, sum(track.visible)
     shown = np.where(np.frombuffer(track.visible, bool), track.pts, np.nan)
-    parts = [part[~np.isnan(part)] for part in np.split(shown, cuts)]
-    ascending = all(bool((np.diff(part) > 0).all()) for part in parts)
-    parts = [np.unique(part) for part in parts]
+    parts = [np.unique(part[~np.isnan(part)]) for part in np.split(shown, cuts)]
     rate = _typical_rate(parts, video)
     spans = [(int(part[0]) * tick, int(part[-1]) * tick) if len(part) else None for part in parts]
     start = next((span[0] for span in spans if span), Fraction(0))
     if 2 * sum(map(len, parts)) <= count and count > 1:  # they are all alike, or missing
         problem = "its frames have no times of their own and are shown for equally long"
-        return Timing(start, count / rate, rate, False, False, (), (), [problem])
+        return Timing(start, count / rate, rate, False, (), (), [problem])
     # AVI stores no times of presentation: FFmpeg guesses them from the order of decoding, which starts when they do
     lead = start - int(np.nanmin(track.dts)) * tick if container.format.name == "avi" else Fraction(0)
     start -= lead
@@ -145,7 +132,6 @@ def measure(container: InputContainer, video: av.VideoStream, sound: av.AudioStr
         seconds=end - start,
         rate=rate,
         stamped=True,
-        ascending=ascending,
         shifts=tuple(zip([0, *cuts], shifts, strict=True)),
         sound_shifts=tuple(zip([first for first, _ in sound_steps], sound_shifts, strict=True)),
         problems=problems,

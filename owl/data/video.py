@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class VideoFacts:
         size: (H, W) as it is meant to be seen: upright, with square pixels.
         has_audio: Whether there is a sound track.
         stamped: Whether frames have time stamps; if not, frame n is shown at start + n / rate.
-        reordered: Whether the time stamps are those of decoding, so that frames bear one another's.
+        reordered: Whether frames bear one another's time stamps, as in AVI, which knows the order of decoding only.
         shifts: Corrections of the video's time stamps.
         sound_shifts: The same for the sound.
         problems: What was wrong but survived, one clause each.
@@ -76,7 +76,7 @@ class VideoFacts:
 
 
 def probe(path: str | Path) -> VideoFacts:
-    """Read through a video's packets and decode its first frame.
+    """Decode a video's first frames and read through its packets.
 
     Raises:
         UnreadableVideoError: No frame can be decoded, or the timestamps are broken.
@@ -87,21 +87,17 @@ def probe(path: str | Path) -> VideoFacts:
     try:
         with open_media(path) as container:
             stream = video_track(container)
-            frame = next(decode_pictures(container, stream), None)
+            frame, reordered, latest = None, False, None
+            for shown in islice(decode_pictures(container, stream), 2 * REORDERED):
+                frame, time = frame or shown, frame_time(shown)
+                reordered |= time is not None and latest is not None and time < latest
+                latest = latest if time is None else time
             if frame is None:
                 raise UnreadableVideoError("no frame of it can be decoded")
             aspect = Fraction(stream.sample_aspect_ratio or 1)
-            delayed = stream.codec_context.has_b_frames
         with open_media(path) as container:
             sound = audio_track(container)
             timing = measure(container, video_track(container), sound)
-        # ascending stamps although the codec reorders frames: AVI and its like know the order of decoding only
-        reordered = False
-        if delayed and timing.ascending:
-            with open_media(path) as container:
-                shown = islice(decode(container, video_track(container)), 4 * REORDERED)
-                times = [time for frame in shown if (time := frame_time(frame)) is not None]
-            reordered = any(later < earlier for earlier, later in pairwise(times))
     except av.FFmpegError as error:
         raise UnreadableVideoError(f"it cannot be read as a video ({error.strerror})") from error
     return VideoFacts(
@@ -156,21 +152,18 @@ def _timed(frames: Iterator[av.VideoFrame], facts: VideoFacts) -> Iterator[tuple
     waiting: deque[av.VideoFrame] = deque()
     stamps: list[Fraction] = []
     time = following = facts.start
-
-    def first() -> tuple[Fraction, av.VideoFrame]:
-        nonlocal time, following
-        time = max(time, heapq.heappop(stamps))
-        following = time + 1 / facts.rate
-        return time, waiting.popleft()
-
     for frame in frames:
         stamp = frame_time(frame) if facts.stamped else None
-        heapq.heappush(stamps, following if stamp is None else stamp)
+        stamp = following if stamp is None else stamp
+        following = max(following, stamp + 1 / facts.rate)
+        heapq.heappush(stamps, stamp)
         waiting.append(frame)
         if len(waiting) > (REORDERED if facts.reordered else 0):
-            yield first()
+            time = max(time, heapq.heappop(stamps))
+            yield time, waiting.popleft()
     while waiting:
-        yield first()
+        time = max(time, heapq.heappop(stamps))
+        yield time, waiting.popleft()
 
 
 def to_picture(frame: av.VideoFrame, size: tuple[int, int], pixel_aspect: Fraction = Fraction(1)) -> np.ndarray:

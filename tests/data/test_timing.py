@@ -87,12 +87,36 @@ def test_recordings_joined_end_to_end_are_one(tmp_path: Path, begins: tuple[int,
     assert len(facts.problems) == 1
 
 
+@pytest.mark.parametrize("frames", [53, 57, 59, 61])
+def test_the_frame_before_a_joint_is_kept(tmp_path: Path, frames: int) -> None:
+    part = make_video(tmp_path / "a.ts", frames, sound=44_100).read_bytes()  # its packets' counters do not fit
+    (tmp_path / "joined.ts").write_bytes(2 * part)
+    assert numbers(probe(tmp_path / "joined.ts")) == 2 * list(range(frames))
+
+
 def test_a_clock_that_jumps_more_than_once_is_put_right_each_time(tmp_path: Path) -> None:
     part = make_video(tmp_path / "a.ts", 30, sound=44_100, flashes=[9]).read_bytes()
     (tmp_path / "joined.ts").write_bytes(4 * part)
     facts = probe(tmp_path / "joined.ts")
     assert numbers(facts) == 4 * [255 if frame == 9 else frame for frame in range(30)]
     assert loud(facts) == [9, 39, 69, 99]
+
+
+@pytest.mark.parametrize("second", [{"begin": 2, "sound_begin": 0}, {"begin": 0, "sound_begin": 2}])
+def test_a_clock_of_picture_or_sound_alone_that_runs_backwards_goes_on(tmp_path: Path, second: dict) -> None:
+    parts = [
+        make_video(tmp_path / f"{k}.ts", 60, sound=44_100, flashes=[9, 30], **begin).read_bytes()
+        for k, begin in enumerate(({}, second))
+    ]
+    (tmp_path / "joined.ts").write_bytes(b"".join(parts))
+    facts = probe(tmp_path / "joined.ts")
+    assert numbers(facts) == 2 * [255 if frame in (9, 30) else frame for frame in range(60)]
+    first, second, third, *_, last = loud(facts)
+    assert (first, second) == (9, 30)
+    # nothing tells whether sound is missing at the joint: it may be out of step by the packets that begin and end there
+    assert abs(third - 69) <= 2
+    assert abs(last - 90) <= 2
+    assert len(facts.problems) == 1
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.mov", "a.flv"])
@@ -108,10 +132,19 @@ def test_a_pause_where_the_clock_is_steady_is_held(tmp_path: Path, name: str, sk
     assert len(facts.problems) == (skip > 30)
 
 
-def test_a_picture_that_stands_still_while_the_sound_goes_on_is_held(tmp_path: Path) -> None:
-    times = [Fraction(n, 30) if n < 30 else Fraction(n, 30) + 20 for n in range(60)]
-    facts = probe(make_video(tmp_path / "a.ts", 60, times=times, sound=44_100))
-    assert numbers(facts) == [*range(30), *(600 * [29]), *range(30, 60)]
+@pytest.mark.parametrize("name", ["a.ts", "a.mp4"])
+@pytest.mark.parametrize("still", [20, 40])
+def test_a_picture_that_stands_still_while_the_sound_goes_on_is_held(tmp_path: Path, name: str, still: int) -> None:
+    times = [Fraction(n, 30) if n < 30 else Fraction(n, 30) + still for n in range(60)]
+    facts = probe(make_video(tmp_path / name, 60, times=times, sound=44_100))
+    assert numbers(facts) == [*range(30), *(30 * still * [29]), *range(30, 60)]
+    assert len(facts.problems) == (still > 30)
+
+
+def test_a_long_still_without_sound_is_held_where_the_clock_is_steady(tmp_path: Path) -> None:
+    times = [Fraction(n, 30) if n < 30 else Fraction(n, 30) + 40 for n in range(60)]
+    facts = probe(make_video(tmp_path / "a.mp4", 60, times=times))
+    assert numbers(facts) == [*range(30), *(1200 * [29]), *range(30, 60)]
 
 
 @pytest.mark.parametrize("name", ["a.mkv", "a.mp4", "a.ts"])
@@ -154,6 +187,20 @@ def test_frames_without_times_are_equally_long(tmp_path: Path) -> None:
     facts = probe(tmp_path / "same.mkv")
     assert numbers(facts) == list(range(60))
     assert len(facts.problems) == 1
+
+
+def test_times_in_disorder_are_put_in_order(tmp_path: Path) -> None:
+    with av.open(str(make_video(tmp_path / "a.mp4", 60))) as container:
+        stream = container.streams.video[0]
+        with av.open(str(tmp_path / "b.mkv"), "w") as copy:
+            target = copy.add_stream_from_template(stream)
+            packets = [packet for packet in container.demux(stream) if packet.dts is not None]
+            times = [packet.pts for packet in packets]
+            for number, packet in enumerate(packets):
+                packet.pts = times[number ^ 1] + times[1]  # neighbours change places, at the end as well
+                packet.stream = target
+                copy.mux(packet)
+    assert numbers(probe(tmp_path / "b.mkv")) == list(range(60))
 
 
 def test_a_bare_stream_has_no_times_and_all_its_frames(tmp_path: Path) -> None:

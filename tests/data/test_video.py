@@ -168,12 +168,20 @@ def test_the_whole_display_matrix_is_applied(
 @pytest.mark.parametrize("turned", [False, True])
 def test_wide_pixels_are_made_square_after_turning(tmp_path: Path, turned: bool) -> None:
     matrix = [0, 2**16, 0, -(2**16), 0, 0, 0, 0, 2**30] if turned else None
-    facts = probe(make_video(tmp_path / "a.mp4", 2, matrix=matrix, aspect=Fraction(2)))
+
+    def draw(number: int, size: tuple[int, int], flash: bool) -> np.ndarray:
+        rgb = picture(0b10000001, size)  # marks at both sides, and one at the top
+        rgb[:8] = 120
+        return rgb
+
+    facts = probe(make_video(tmp_path / "a.mp4", 2, matrix=matrix, aspect=Fraction(2), draw=draw))
     wide = (SIZE[0], 2 * SIZE[1])
     assert facts.size == (wide[::-1] if turned else wide)
     rgb = to_picture(next(read_frames(facts, facts.rate)), facts.size, facts.pixel_aspect)
-    assert rgb.shape == (*facts.size, 3)
-    assert frame_number(rgb.swapaxes(0, 1) if turned else rgb) == 0
+    upright = np.rot90(rgb) if turned else rgb
+    assert upright.shape == (*wide, 3)
+    assert frame_number(upright[8:]) == 0b10000001
+    assert np.abs(upright[1:7].astype(int) - 120).max() < 20
 
 
 @pytest.mark.parametrize("first", [(44_100, "stereo"), (48_000, "5.1")])
@@ -224,7 +232,9 @@ def test_what_is_no_video_says_why(tmp_path: Path) -> None:
             probe(tmp_path / name)
 
 
-@pytest.mark.parametrize(("name", "codec"), [("a.mkv", "libx264"), ("a.mp4", "libx264"), ("a.mp4", "mpeg4")])
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.mkv", "libx264"), ("a.mp4", "libx264"), ("a.mp4", "mpeg4"), ("a.ts", "libx264")]
+)
 def test_a_video_that_breaks_off_keeps_what_is_whole(tmp_path: Path, name: str, codec: str) -> None:
     noise = np.random.default_rng(0).integers(0, 100, (60, *SIZE, 3), np.uint8)  # so that each packet is long
 

@@ -46,6 +46,7 @@ def make_video(
     aspect: Fraction | None = None,
     b_frames: int = 0,
     begin: int = 0,
+    sound_begin: int | None = None,
     codec: str = "libx264",
     sound_codec: str = "aac",
     draw: Callable[[int, tuple[int, int], bool], np.ndarray] = picture,
@@ -67,6 +68,7 @@ def make_video(
         aspect: Width of a stored pixel over its height.
         b_frames: Consecutive frames that may be coded from both sides.
         begin: Seconds added to all times, of pictures and sound.
+        sound_begin: Seconds added to the times of the sound instead.
         codec: Of the pictures.
         sound_codec: Of the sound.
         draw: Draws frame (number, size, flash).
@@ -92,9 +94,8 @@ def make_video(
         if sound:
             audio = container.add_stream(sound_codec, rate=sound, layout=layout)
             seconds = times[-1] + Fraction(1, rate) if times else frames / Fraction(rate)
-            _encode_sound(
-                container, audio, float(seconds), sound, [float(f / Fraction(rate)) for f in flashes], rate, begin
-            )
+            beeps, heard = [float(f / Fraction(rate)) for f in flashes], begin if sound_begin is None else sound_begin
+            _encode_sound(container, audio, float(seconds), sound, beeps, rate, heard)
         for number in range(frames):
             frame = av.VideoFrame.from_ndarray(draw(number, size, number in flashes), format="rgb24")
             frame.time_base = video.codec_context.time_base
