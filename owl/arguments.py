@@ -74,7 +74,7 @@ def explain(message: str, arguments: list[str], options: list[str]) -> OwlError:
         head, _, middle = option.rpartition(".")[0].partition(".")
         if chosen := find_key(f"{head}.class_path", files):  # an argument of the class, itself a group
             return unknown_key(option, [], options, arguments, chosen.value, middle)
-        near = suggestion(option, options, prefix="--")
+        near = suggestion(option, options, prefix="--") or "; see --help"
         return OwlError("arguments.unknown-key", f"option --{option} is not known{near}")
     if all_found := re.findall(r'Parser key "([\w.]+)":\s*\n\s*Expected (.+?)\. Got value: (.*)', message):
         key, expected, value = all_found[-1]
@@ -102,7 +102,9 @@ def explain(message: str, arguments: list[str], options: list[str]) -> OwlError:
             "arguments.missing-file", f"there is no file {found.group(1)!r}; give the path of an existing YAML file"
         )
     if found := re.search(r"Problems parsing config: (.*)", message, re.DOTALL):
-        return OwlError("arguments.not-yaml", f"{unreadable_file(files)} is not valid YAML: {found.group(1)}")
+        return OwlError(
+            "arguments.not-yaml", f"{unreadable_file(files)} is not valid YAML ({found.group(1)}); correct it"
+        )
     if found := re.search(r"Interpolation key '\.*(.+?)' not found.*?full_key: \w+\.([\w.]+)", message, re.DOTALL):
         reference, key = found.groups()
         place = find_key(key, files)
@@ -110,7 +112,8 @@ def explain(message: str, arguments: list[str], options: list[str]) -> OwlError:
         known = [place.path for place in places(files)] + options
         return OwlError(
             "arguments.unknown-reference",
-            f"{where} refers to ${{{reference}}}, which is not set anywhere{suggestion(reference, known)}",
+            f"{where} refers to ${{{reference}}}, which is not set anywhere"
+            f"{suggestion(reference, known) or '; set it'}",
         )
     if found := UNION.search(message):
         key, expectations, value = found.groups()
@@ -211,7 +214,7 @@ def missing_key(names: str, class_path: str | None, files: list[str]) -> OwlErro
             "arguments.missing-key", f"the configuration has no {missing}; give them in a YAML file with --config"
         )
     if class_path is None:
-        return OwlError("arguments.missing-key", f"{names} must be given, see --help")
+        return OwlError("arguments.missing-key", f"{names} must be given; see --help")
     named = [place for place in places(files) if place.value == class_path]
     where = f"{named[-1].file}: key '{named[-1].path.removesuffix('class_path')}init_args'" if named else "an option"
     return OwlError("arguments.missing-key", f"{where} gives {class_path} no {names}, which it needs; add it there")
@@ -222,8 +225,8 @@ def unknown_class(class_path: str, reason: str, files: list[str]) -> OwlError:
     named = [place for place in places(files) if place.value == class_path]
     where = f"{named[-1].file}: key '{named[-1].path}'" if named else "an option"
     others = [name for name in classes_near(class_path.rpartition(".")[0]) if name != class_path]
-    near = suggestion(class_path, others)
-    return OwlError("arguments.unknown-class", f"{where} names the class '{class_path}': {reason}{near}")
+    near = suggestion(class_path, others) or "; name another class"
+    return OwlError("arguments.unknown-class", f"{where} names the class '{class_path}' ({reason}){near}")
 
 
 def classes_near(module: str) -> list[str]:

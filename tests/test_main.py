@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from owl.__main__ import COMMANDS, TRAINER_COMMANDS, find_command, run
-from owl.errors import OwlError
+from tests.helpers.errors import check_line, refused
 from tests.helpers.tiny import owl
 
 
@@ -38,7 +38,7 @@ def test_help_and_mistakes_are_answered_before_anything_heavy_is_imported(argume
     ("typed", "meant"), [(["fti"], "fit"), (["exprot"], "export"), (["data", "recrod"], "data record")]
 )
 def test_a_mistyped_command_is_told_the_nearest_one(typed: list[str], meant: str) -> None:
-    with pytest.raises(OwlError, match=f"did you mean '{meant}'"):
+    with refused("command.unknown", f"'{' '.join(typed)}'", f"did you mean '{meant}'"):
         find_command(typed)
 
 
@@ -58,11 +58,10 @@ def test_every_command_teaches_its_options(command: str, capsys: pytest.CaptureF
 def test_a_switch_needs_no_value_and_a_wrong_option_names_the_right_one(tmp_path: Path) -> None:
     finished = owl("export", "missing.ckpt", "out", "--fold", cwd=tmp_path, check=False)
     assert finished.returncode == 2
-    assert finished.stderr.strip().startswith("owl: error: there is no checkpoint missing.ckpt")
+    check_line(finished.stderr.strip(), "checkpoint.missing", "missing.ckpt")
     finished = owl("export", "missing.ckpt", "out", "--flod", cwd=tmp_path, check=False)
     assert finished.returncode == 2
-    assert "did you mean '--fold'" in finished.stderr
-    assert len(finished.stderr.strip().splitlines()) == 1
+    check_line(finished.stderr.strip(), "arguments.unknown-key", "--flod", "did you mean '--fold'?")
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

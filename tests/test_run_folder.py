@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from tests.helpers.errors import check_line
 from tests.helpers.lab import checkpoint, fit, make_lab, told
 from tests.helpers.players import tiny_players
 from tests.helpers.tiny import owl_here, write_config
@@ -29,7 +30,7 @@ def test_nan_stops_and_names_the_samples(
     line = told(["fit", "--config", "tiny.yaml", "--name", name, *options], lab, monkeypatch, capsys)
     path = Path("runs") / name / "nonfinite-rank0.json"
     what = "a weight" if gradient else "the loss"
-    assert line.startswith(f"owl: error: {what} became nan at step 3; the batch's samples are named in {path};")
+    check_line(line, "loss.non-finite", f"{what} became nan at step 3", str(path), "--ckpt_path last")
     record = json.loads((lab / path).read_text())
     assert record["step"] == 3
     assert len(record["samples"]) == len(record["windows"]) == 4
@@ -85,8 +86,7 @@ def test_an_existing_run_is_kept_unless_told_otherwise(
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     arguments = ["fit", "--config", "tiny.yaml", "--name", "kept"]
     line = told(arguments, lab, monkeypatch, capsys)
-    assert line.endswith(" [run.exists]")
-    assert "runs/kept" in line
+    check_line(line, "run.exists", "runs/kept", "--ckpt_path last", "--name", "--overwrite true")
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert fit(lab, "kept", "--overwrite", "true", "--trainer.max_steps", "2") == 0
     assert checkpoint(lab, "kept")["global_step"] == 2
@@ -103,9 +103,9 @@ def test_a_run_is_neither_lost_to_its_own_start_nor_to_another_run_s(
     arguments = ["fit", "--config", "tiny.yaml", "--name", "dear", "--ckpt_path"]
     for start in ("last", "best", "runs/dear/checkpoints/best.ckpt"):
         line = told([*arguments, start, "--overwrite", "true"], lab, monkeypatch, capsys)
-        assert line.startswith("owl: error: --overwrite true removes runs/dear/checkpoints/")
+        check_line(line, "run.overwrites-its-start", "--overwrite true", "runs/dear/checkpoints/", "--name")
     other = f"runs/{finished}/checkpoints/last.ckpt"
-    assert "runs/dear already holds a run" in told([*arguments, other], lab, monkeypatch, capsys)
+    check_line(told([*arguments, other], lab, monkeypatch, capsys), "run.exists", "runs/dear")
     assert {path: path.read_bytes() for path in (lab / "runs" / "dear").rglob("*") if path.is_file()} == before
     assert fit(lab, "fresh", "--ckpt_path", other, "--trainer.max_steps", "5") == 0
     assert checkpoint(lab, "fresh")["global_step"] == 5
@@ -143,21 +143,25 @@ def test_a_wrong_checkpoint_is_told(
         arguments = [command, "--config", "tiny.yaml", "--name", f"wrong-{command}", "--ckpt_path", str(path)]
         return told(arguments, lab, monkeypatch, capsys)
 
-    assert "--ckpt_path nothing.ckpt does not exist" in tell("nothing.ckpt")
+    check_line(tell("nothing.ckpt"), "checkpoint.missing", "--ckpt_path nothing.ckpt")
     (lab / "garbage.ckpt").write_bytes(b"no checkpoint at all")
-    assert "garbage.ckpt is not a readable checkpoint" in tell("garbage.ckpt")
+    check_line(tell("garbage.ckpt"), "checkpoint.unreadable", "garbage.ckpt")
     whole = (lab / "runs" / finished / "checkpoints" / "last.ckpt").read_bytes()
     (lab / "torn.ckpt").write_bytes(whole[: len(whole) // 2])
-    assert "torn.ckpt is not a readable checkpoint" in tell("torn.ckpt")
+    check_line(tell("torn.ckpt"), "checkpoint.unreadable", "torn.ckpt")
     torch.save({"weights": torch.zeros(1)}, lab / "foreign.ckpt")
-    assert "foreign.ckpt was not written by python -m owl fit" in tell("foreign.ckpt")
+    check_line(tell("foreign.ckpt"), "checkpoint.foreign", "foreign.ckpt")
     if command != "fit":
-        assert "does not exist; train first" in tell("last")
+        check_line(
+            tell("last"), "checkpoint.missing", f"runs/wrong-{command}/checkpoints/last.ckpt", "python -m owl fit"
+        )
         arguments = [command, "--config", "tiny.yaml", "--name", finished]
-        assert "needs a checkpoint; add --ckpt_path" in told(arguments, lab, monkeypatch, capsys)
+        check_line(told(arguments, lab, monkeypatch, capsys), "checkpoint.required", command, "--ckpt_path")
         (lab / "runs" / f"wrong-{command}" / "checkpoints").mkdir(parents=True)
         (lab / "runs" / f"wrong-{command}" / "checkpoints" / "last.ckpt").write_bytes(whole)
-        assert "best.ckpt is kept by runs that set checkpoint.monitor" in tell("best")
+        check_line(
+            tell("best"), "checkpoint.missing", f"runs/wrong-{command}/checkpoints/best.ckpt", "checkpoint.monitor"
+        )
 
 
 def test_a_checkpoint_of_another_network_is_told(
@@ -165,10 +169,10 @@ def test_a_checkpoint_of_another_network_is_told(
 ) -> None:
     options = ["--name", finished, "--ckpt_path", "last", "--model.network.widths", "[8, 16, 32]"]
     line = told(["fit", "--config", "tiny.yaml", *options], lab, monkeypatch, capsys)
-    assert re.search(r"differs from the configured one in \d+ weights, such as: size mismatch for network\.\S+: ", line)
+    check_line(line, "checkpoint.other-network", f"runs/{finished}/checkpoints/last.ckpt", "size mismatch for network.")
     other = ["--name", finished, "--ckpt_path", "last", "--model.network.middle_block", "true"]
     line = told(["fit", "--config", "tiny.yaml", *other], lab, monkeypatch, capsys)
-    assert re.search(r"differs from the configured one in \d+ weights, such as: missing network\.\S+;", line)
+    check_line(line, "checkpoint.other-network", f"runs/{finished}/checkpoints/last.ckpt", "missing network.")
 
 
 def test_a_checkpoint_of_another_recipe_is_told(
@@ -177,7 +181,8 @@ def test_a_checkpoint_of_another_recipe_is_told(
     write_config(lab / "players.yaml", tiny_players(Path("data")))
     arguments = ["validate", "--config", "players.yaml", "--ckpt_path", f"runs/{finished}/checkpoints/last.ckpt"]
     line = told(arguments, lab, monkeypatch, capsys)
-    assert "was trained by owl.recipes.image_vae.ImageVAE, this configuration is of tests.helpers.players.Pl" in line
+    recipes = ("owl.recipes.image_vae.ImageVAE", "tests.helpers.players.Players")
+    check_line(line, "checkpoint.other-network", f"runs/{finished}/checkpoints/last.ckpt", *recipes)
 
 
 def test_flags_win_over_what_a_checkpoint_remembers(lab: Path, finished: str) -> None:

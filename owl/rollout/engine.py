@@ -247,7 +247,7 @@ class Engine:
             )
         if [t.shape for t in snapshot.cache] != [t.shape for t in self.cache.tensors()]:
             raise OwlError(
-                "engine.snapshot",
+                "engine.other-snapshot",
                 "the snapshot is of another world model or of an engine with other guidance, one of this engine was "
                 "expected; restore it there",
             )

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from owl.callbacks.nonfinite import NonFiniteGuard
-from owl.errors import OwlError
+from tests.helpers.errors import refused
 from tests.helpers.line import Line, Numbers, trainer
 
 
@@ -44,10 +44,8 @@ class Breaks(Line):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_the_samples_of_the_step_are_named(tmp_path: Path, value: float) -> None:
     line = Breaks(1, value)
-    with pytest.raises(OwlError) as caught:
+    with refused("loss.non-finite", f"the loss became {value} at step 2", str(tmp_path / "nonfinite-rank0.json")):
         trainer(tmp_path, [NonFiniteGuard()], max_steps=4).fit(line, Data())
-    assert caught.value.code == "loss.non-finite"
-    assert str(tmp_path / "nonfinite-rank0.json") in str(caught.value)
     assert len(line.draws) == 2  # on a CPU at once
     assert json.loads((tmp_path / "nonfinite-rank0.json").read_text()) == {
         "step": 2,
@@ -82,18 +80,16 @@ def test_steps_without_a_loss_are_left_out(tmp_path: Path, recipe: type[Breaks])
     line = recipe(-1, 1.0)
     trainer(tmp_path, [NonFiniteGuard()], max_epochs=1, max_steps=-1).fit(line, Data())
     assert line.trainer.is_last_batch
-    with pytest.raises(OwlError) as caught:
+    with refused("loss.non-finite", "the loss became nan at step "):
         trainer(tmp_path, [NonFiniteGuard()], max_epochs=1, max_steps=-1).fit(recipe(2, torch.nan), Data())
-    assert caught.value.code == "loss.non-finite"
     assert json.loads((tmp_path / "nonfinite-rank0.json").read_text())["windows"] == [4, 5]
 
 
 def test_samples_that_nobody_describes_are_named_by_their_numbers(tmp_path: Path) -> None:
     data = Data()
     data.train_dataset = Numbers(8)
-    with pytest.raises(OwlError) as caught:
+    with refused("loss.non-finite", "the loss became nan at step 2"):
         trainer(tmp_path, [NonFiniteGuard()]).fit(Breaks(1, torch.nan), data)
-    assert caught.value.code == "loss.non-finite"
     assert json.loads((tmp_path / "nonfinite-rank0.json").read_text())["windows"] == [2, 3]
 
 
@@ -103,13 +99,9 @@ def test_a_checkpoint_looks_at_every_loss_and_weight_first(tmp_path: Path) -> No
     run.fit(Line(), Data())
     run.save_checkpoint(tmp_path / "good.ckpt", weights_only=False)
     guard._pending = [(7, torch.tensor(1.0), torch.tensor([0])), (8, torch.tensor(torch.nan), torch.tensor([5]))]
-    with pytest.raises(OwlError) as caught:
+    with refused("loss.non-finite", "the loss", "step 8"):
         run.save_checkpoint(tmp_path / "bad.ckpt", weights_only=False)
-    assert caught.value.code == "loss.non-finite"
-    assert "step 8" in str(caught.value)
     run.lightning_module.weight.data.fill_(torch.inf)
-    with pytest.raises(OwlError) as caught:
+    with refused("loss.non-finite", "a weight"):
         run.save_checkpoint(tmp_path / "bad.ckpt", weights_only=False)
-    assert caught.value.code == "loss.non-finite"
-    assert "weight" in str(caught.value)
     assert not (tmp_path / "bad.ckpt").exists()

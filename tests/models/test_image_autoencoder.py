@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from owl.errors import OwlError
 from owl.models.image_autoencoder import INITIAL_LOGVAR, LOGVAR_BOUND, ImageAutoencoder
 from tests.helpers.errors import refused
 
@@ -252,7 +251,7 @@ def test_the_configuration_rebuilds_the_network() -> None:
     [
         ({"patch": 1}, "spans 12x16 pixels"),
         ({"widths": [8, 16, 16, 16], "blocks": [0, 0, 0, 0]}, "spans 48x64 pixels"),
-        ({"latent_channels": 5}, "divisor of the last width 16"),
+        ({"latent_channels": 5}, "latent_channels is 5, expected a divisor of the last width 16"),
         ({"widths": [8, 20, 16]}, "widths has 8 before 20"),
         ({"widths": [4, 6, 16]}, "widths has 4 before 6"),
         ({"widths": []}, "widths is [0]"),
@@ -266,10 +265,8 @@ def test_the_configuration_rebuilds_the_network() -> None:
     ],
 )
 def test_impossible_arguments_are_refused_by_name(changes: dict[str, Any], words: str) -> None:
-    with pytest.raises(OwlError) as raised:
+    with refused("network.arguments", words):
         tiny(**changes)
-    assert words in str(raised.value)
-    assert "\n" not in str(raised.value)
 
 
 def test_images_and_latents_of_another_shape_are_refused() -> None:
