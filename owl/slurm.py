@@ -1,5 +1,6 @@
 """Jobs of a SLURM cluster that save, queue again and go on: their script, and how it gets into the queue."""
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -36,7 +37,7 @@ class Job:
 
     Args:
         name: As the queue lists it.
-        log: File that gets what it prints; ``%j`` is its number, ``%A`` and ``%a`` those of an array.
+        log: File that gets what it prints; in its name ``%j`` is its number, ``%A`` and ``%a`` those of an array.
         command: Of owl, without ``python -m owl``; each task runs it.
         copies: Jobs that do the same beside each other; None: one job that is not numbered.
         nodes: Machines.
@@ -73,18 +74,36 @@ class Job:
             "gpus-per-node": self.gpus_per_node or None,
             "time": self.time,
             "signal": f"USR1@{self.notice}",
-            "output": self.log,
+            "output": Path(str(self.log.parent).replace("%", "%%")) / self.log.name,
             "open-mode": "append",
         }
         given = [option.lstrip("-") for option in self.sbatch]
         replaced = {option.partition("=")[0] for option in given}
         lines = [f"{key}={value}" for key, value in options.items() if value is not None and key not in replaced]
+        lines = [quoted(line) for line in [*lines, "requeue", *given]]
         return SCRIPT.format(
-            directives="\n".join(f"#SBATCH --{line}" for line in [*lines, "requeue", *given]),
+            directives="\n".join(f"#SBATCH --{line}" for line in lines),
             setup=f"{self.setup}\n" if self.setup else "",
             command=f"{shlex.quote(sys.executable)} -m owl {shlex.join(self.command)}",
             running_out=RUNNING_OUT,
         )
+
+
+def quoted(option: str) -> str:
+    """Write ``name=value`` so that sbatch takes the value as it is.
+
+    Raises:
+        OwlError: It has more than one line, which sbatch has no way to write.
+    """
+    name, equals, value = option.partition("=")
+    if not option.isprintable():
+        raise OwlError(
+            "slurm.line",
+            f"sbatch's option {name} is {value!r}, one line of text was expected; leave out what cannot be printed",
+        )
+    if not re.fullmatch(r"[\w%@+:,./=-]*", value, re.ASCII):
+        value = '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return f"{name}{equals}{value}"
 
 
 def queue(job: Job, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from shlex import quote
 
 from owl.errors import OwlError, at_least
 from owl.slurm import Job, queue
@@ -80,4 +81,4 @@ def main(
         print(job.script(), end="")
         return
     queue(job, folder / "submit.sh")
-    print(f"Follow it: tail -F {folder}/slurm-*.log   TensorBoard: tensorboard --logdir {runs}")
+    print(f"Follow it: tail -F {quote(str(folder))}/slurm-*.log   TensorBoard: tensorboard --logdir {quote(runs)}")

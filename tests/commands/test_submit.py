@@ -39,6 +39,31 @@ def test_the_script_asks_for_what_was_wanted(cluster: Path) -> None:
     assert (cluster / "calls").read_text() == "sbatch runs/quickstart/submit.sh\n"
 
 
+def test_what_a_shell_would_take_apart_is_quoted(cluster: Path) -> None:
+    name = 'my "50%" \\run # 1'
+    options = ("--name", name, "--sbatch", "comment=two words", "partition=gpu")
+    assert owl_here("submit", "--config", EXPERIMENT, *options, cwd=cluster) == 0
+    script = (cluster / "runs" / name / "submit.sh").read_text()
+    given = [shlex.split(line) for line in re.findall(r"^#SBATCH (.+)$", script, re.MULTILINE)]
+    assert all(len(words) == 1 for words in given)  # sbatch reads quotation marks and backslashes as shells do
+    directives = [words[0] for words in given]
+    assert f"--job-name={name}" in directives
+    assert "--output=runs/" + name.replace("%", "%%") + "/slurm-%j.log" in directives
+    assert "--comment=two words" in directives
+    assert "#SBATCH --partition=gpu\n" in script
+    (line,) = re.findall(r"^srun .*$", script, re.MULTILINE)
+    words = shlex.split(line)
+    assert words[words.index("--name") + 1] == name
+
+
+@pytest.mark.parametrize("arguments", [("--name", "a\nb"), ("--sbatch", "comment=a\nscancel")])
+def test_a_line_break_cannot_be_smuggled_into_the_script(cluster: Path, arguments: tuple[str, ...]) -> None:
+    with pytest.raises(OwlError) as caught:
+        owl_here("submit", "--config", EXPERIMENT, *arguments, cwd=cluster)
+    assert caught.value.code == "slurm.line"
+    assert not (cluster / "calls").exists()
+
+
 @pytest.mark.parametrize(("status", "queued"), [(0, False), (138, True), (143, False), (1, False)])
 def test_a_job_queues_itself_again_when_its_time_ran_out_alone(
     cluster: Path, monkeypatch: pytest.MonkeyPatch, status: int, queued: bool
