@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from owl.data.loader import GlobalBatches, ResumableLoader, evaluation_loader
+from owl.data.loader import GlobalBatches, RepeatedBatches, ResumableLoader, evaluation_loader
 from owl.data.reader import ShardReader
 from owl.data.recorder import GameRecording, record_game
 from owl.data.shards import INDEX_NAME, INFO_NAME, DatasetInfo, ShardIndex
@@ -107,7 +107,8 @@ class ShardDataModule(LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         """The resumable training loader of this rank."""
         rank, world_size = self._rank()
-        batches = GlobalBatches(
+        repeated = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
+        batches = (RepeatedBatches if repeated else GlobalBatches)(
             self.train_dataset, self.batch_size, run_seed(), self.shuffle_block, rank=rank, world_size=world_size
         )
         return ResumableLoader(self.train_dataset, batches, self.num_workers)

@@ -9,8 +9,9 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler, get_worker_info
 
+from owl.data.failures import report_failures, worker_failure
 from owl.data.pool import START_METHOD, BatchPool, SentBatch
 from owl.data.windows import WindowDataset
 from owl.errors import OwlError
@@ -102,8 +103,37 @@ class GlobalBatches(Sampler[list[tuple[int, int]]]):
             yield [(int(order[position]), augmentation + position) for position in positions]
 
 
+class RepeatedBatches(GlobalBatches, SequentialSampler):  # type: ignore[misc]
+    """The batches of the first epoch in every epoch, augmented alike: what ``trainer.overfit_batches`` trains on.
+
+    Lightning takes a sampler of this class for one that does not shuffle, and leaves it alone.
+    """
+
+    def _iterate(self, epoch: int, first: int) -> Iterator[list[tuple[int, int]]]:
+        return super()._iterate(0, first)
+
+
+class FixedBatches(SequentialSampler):
+    """The same batches at every pass, of a class that Lightning knows not to shuffle.
+
+    Args:
+        batches: Windows of each.
+    """
+
+    def __init__(self, batches: Sequence[list[int]]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
 class WindowBatches(Dataset):
     """Whole batches as the items of a dataset: a loader without collation takes them as they are.
+
+    An error that is meant for the user is handed over as an item: raised in a worker, it would come as another one.
 
     Args:
         windows: The windows.
@@ -116,7 +146,13 @@ class WindowBatches(Dataset):
         pooled = num_workers > 0 and START_METHOD == "fork"
         self._pool = BatchPool(windows.shapes(), batch_size, num_workers) if pooled else None
 
-    def __getitem__(self, items: Sequence[int | tuple[int, int]]) -> dict[str, torch.Tensor] | SentBatch:
+    def __getitem__(self, items: Sequence[int | tuple[int, int]]) -> dict[str, torch.Tensor] | SentBatch | Exception:
+        try:
+            return self._load(items)
+        except (OwlError, OSError) as error:
+            return error
+
+    def _load(self, items: Sequence[int | tuple[int, int]]) -> dict[str, torch.Tensor] | SentBatch:
         worker = get_worker_info()
         if worker is None:
             return self.windows.batch(items)
@@ -128,7 +164,27 @@ class WindowBatches(Dataset):
         return SentBatch(self.windows.fill(items, batch), batch, pool, slot)
 
 
-class ResumableLoader(DataLoader):
+class BatchLoader(DataLoader):
+    """A loader of `WindowBatches`, which raises the errors among them and those of workers that are gone."""
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:  # type: ignore[override]
+        return self._checked(super().__iter__())  # at once, not when the first batch is taken
+
+    def _checked(self, batches: Iterator[Any]) -> Iterator[dict[str, torch.Tensor]]:
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except Exception as error:
+                failure = worker_failure(error) if self.num_workers else None
+                raise failure or error from error
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+
+
+class ResumableLoader(BatchLoader):
     """A sized loader of training batches that knows how far its consumer is, with any number of workers.
 
     ``state_dict`` counts the batches that were handed out, not those that workers have prefetched, and is the same on
@@ -234,10 +290,10 @@ def evaluation_loader(
     batches = max(1, -(-(count // world_size) // batch_size))
     starts = [number * batch_size for number in range(batches)]
     parts = [mine[start : start + batch_size] for start in starts[:-1]] + [mine[starts[-1] :]]
-    return DataLoader(
+    return BatchLoader(
         WindowBatches(dataset, max(map(len, parts)), num_workers),
         batch_size=None,
-        sampler=[part for part in parts if part],
+        sampler=FixedBatches([part for part in parts if part]),
         num_workers=num_workers,
         multiprocessing_context=START_METHOD if num_workers else None,
         worker_init_fn=start_worker,
@@ -252,6 +308,7 @@ def start_worker(worker: int) -> None:
     needs its batches until then. Only that process ends its workers, or its own end does.
     """
     single_threaded(worker)
+    report_failures()
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # which macOS lacks
