@@ -115,10 +115,29 @@ def explain(message: str, arguments: list[str], options: list[str]) -> OwlError:
             f"{where} refers to ${{{reference}}}, which is not set anywhere"
             f"{suggestion(reference, known) or '; set it'}",
         )
+    if found := re.search(r"^(.+)\n\s+full_key: \w+\.([\w.]+)", message):
+        return unresolved(found.group(1), found.group(2), files)
     if found := UNION.search(message):
         key, expectations, value = found.groups()
         return wrong_value(key, re.findall(r"- Expected (.+)", expectations), value, files)
     return OwlError("arguments.invalid", message)
+
+
+def unresolved(reason: str, key: str, files: list[str]) -> OwlError:
+    """Describe a ``${}`` that OmegaConf cannot resolve; ``reason`` is its own."""
+    place = find_key(key, files)
+    where = f"{place.file}: key '{place.path}'" if place else f"option --{key}"
+    if found := re.search(r"Environment variable '(.+?)' not found", reason):
+        name = found.group(1)
+        return OwlError(
+            "arguments.unset-variable",
+            f"{where} refers to the environment variable {name}, which is not set; set it, or give a value for that "
+            f"case: ${{oc.env:{name},VALUE}}",
+        )
+    return OwlError(
+        "arguments.bad-reference",
+        f"{where} holds a reference that cannot be resolved ({reason}); write ${{KEY}} or ${{oc.env:VARIABLE}}",
+    )
 
 
 def config_files(arguments: list[str]) -> list[str]:

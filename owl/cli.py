@@ -5,7 +5,6 @@ import gc
 import logging
 import os
 import re
-import shutil
 import sys
 import traceback
 import warnings
@@ -14,17 +13,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
-from jsonargparse import ArgumentError, set_parsing_settings
+from jsonargparse import ArgumentError, set_dumper, set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, Timer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.trainer import _PRECISION_INPUT
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
-from omegaconf.errors import InterpolationKeyError
+from omegaconf.errors import OmegaConfBaseException
 
 from owl.arguments import config_files, explain
 from owl.callbacks.budget import Budget
@@ -37,8 +35,11 @@ from owl.callbacks.progress import Progress
 from owl.callbacks.report import Report
 from owl.callbacks.step_seed import StepSeed
 from owl.callbacks.throughput import Throughput
+from owl.configuration import check_file, dump
+from owl.data.failures import worker_failure
 from owl.errors import OwlError
 from owl.hardware import cost_of_bfloat16, trainer_precision
+from owl.run_folder import SaveConfig, run_files, training_in
 from owl.strategy import FullySharded  # noqa: F401 (makes its name known to the trainer)
 
 CHATTER = (
@@ -48,13 +49,24 @@ CHATTER = (
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*`srun` command is available on your system but is not used.*",  # on a login node that is as it should be
 )
-RUN_FILES = ("checkpoints/*.ckpt", "media/step-*", "events.out.tfevents.*", "metrics.json", "report.md")
 DESCRIPTIONS = {
     "fit": "Train a recipe. All settings come from YAML (--config, repeatable: later files win) and from options.",
     "validate": "Measure a checkpoint (--ckpt_path last|best|FILE) on the validation split.",
     "test": "Measure a checkpoint (--ckpt_path last|best|FILE) on the test split.",
     "predict": "Run a checkpoint (--ckpt_path last|best|FILE) over the test split and write what it makes.",
 }
+REFUSED = {
+    "barebones": (
+        True,
+        "checkpoints, logs and the report, which it forbids, belong to every run; leave it out, and measure the speed "
+        "alone with python -m owl bench",
+    ),
+    "enable_checkpointing": (
+        False,
+        "every run keeps checkpoints/last.ckpt; leave it out (checkpoint.every_n_steps says how often)",
+    ),
+}
+"""Values that Lightning's trainer takes and no run can have, with the reason."""
 CKPT_PATH_HELP = {
     "fit": "last: continue this run, or begin it where there is none; best; or a file to start from.",
     "others": "The checkpoint: last, best or a file.",
@@ -80,22 +92,13 @@ class OwlTrainer(Trainer):
         super().__init__(*args, precision=precision, **kwargs)  # type: ignore[arg-type]  # OwlCLI has resolved it
 
 
-class SaveConfig(SaveConfigCallback):
-    """Writes the whole resolved configuration to ``<run folder>/config.yaml``, for fit alone."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Skip every stage but fit: measuring a run must not rewrite what it was trained with."""
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
-
-
 class OwlCLI(LightningCLI):
     """LightningCLI whose runs live in ``<runs>/<name>`` and always carry the callbacks that make them trustworthy."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run's name and the callbacks that every run has, each configurable under its own key."""
         parser.add_argument(
-            "--name", type=str | None, default=None, help="Name of the run; default: the last config's file name."
+            "--name", type=str, default="", help="Name of the run; default: the last config's file name."
         )
         parser.add_argument("--runs", type=str, default="runs", help="Folder that holds the run folders.")
         parser.add_argument(
@@ -130,6 +133,7 @@ class OwlCLI(LightningCLI):
         config.name = config.name or run_name(sys.argv[1:])
         self.run_folder = Path(config.runs) / config.name
         config.ckpt_path = self._checkpoint(config.ckpt_path, config.overwrite)
+        self.save_config_kwargs["earlier"] = run_files(self.run_folder) if config.overwrite else []
         if config.trainer.precision == "auto":
             config.trainer.precision = self._precision(config.trainer.accelerator, config.ckpt_path)
 
@@ -175,7 +179,8 @@ class OwlCLI(LightningCLI):
                 f"--overwrite true removes {path}, from which the run is to start; leave one of the two out, or choose "
                 "another --name",
             )
-        if not is_own and not overwrite and last.exists() and is_main_process():
+        rehearsal = self.config[self.subcommand].trainer.fast_dev_run  # which writes nothing
+        if not is_own and not overwrite and not rehearsal and last.exists() and is_main_process():
             raise OwlError(
                 "run.exists",
                 f"{self.run_folder} already holds a run; continue it with --ckpt_path last, "
@@ -189,6 +194,9 @@ class OwlCLI(LightningCLI):
         The report says in one line what Lightning's summary of the model says in thirty.
         """
         chosen = self._get(self.config_init, "trainer")
+        for key, (value, advice) in REFUSED.items():
+            if chosen.get(key) is value:
+                raise OwlError("trainer.refused", f"trainer.{key} is {str(value).lower()}, but {advice}")
         plugins, callbacks = (as_list(chosen.get(key)) for key in ("plugins", "callbacks"))
         if chosen.get("max_time") is not None and any(isinstance(callback, Timer) for callback in callbacks):
             raise OwlError(
@@ -225,15 +233,16 @@ class OwlCLI(LightningCLI):
             trainer.strategy._ddp_kwargs.setdefault("broadcast_buffers", False)
         return trainer
 
-    def before_fit(self) -> None:
-        """With ``--overwrite``, remove what the earlier run wrote, so that its pictures and curves do not mix in."""
+    def fit(self, **arguments: Any) -> None:
+        """Train, alone in the run folder."""
         # a million objects stay to the end; each look through them all would stop training for a third of a second
         gc.collect()
         gc.freeze()
-        if self.config_init[self.subcommand].overwrite and self.trainer.is_global_zero and is_main_process():
-            for pattern in RUN_FILES:
-                for path in self.run_folder.glob(pattern):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if is_main_process() and not self.trainer.fast_dev_run:
+            with training_in(self.run_folder):
+                self.trainer.fit(**arguments)
+        else:
+            self.trainer.fit(**arguments)
 
     def after_instantiate_classes(self) -> None:
         """Hand the resolved configuration to the report, which stores it in every checkpoint."""
@@ -267,9 +276,11 @@ def raised_by_lightning(error: BaseException) -> bool:
     return str(frame.f_globals.get("__name__")).startswith("lightning.")
 
 
-def refused_by_trainer(error: Exception) -> OwlError:
+def refused_by_trainer(error: Exception, trainer: Trainer | None = None) -> OwlError:
     """Wrap what Lightning says of a configuration, in as many sentences as it likes."""
     reason = " ".join(str(error).split())
+    if trainer is not None and trainer.overfit_batches > 0:  # which Lightning turns into the others
+        reason = re.sub("limit_(train|val)_batches", "overfit_batches", reason)
     return OwlError("trainer.refused", f"the trainer refuses this configuration ({reason}); correct its settings")
 
 
@@ -314,9 +325,10 @@ def main(arguments: list[str]) -> int:
         OwlError: A wrong key, type, class or file in the configuration, told in one sentence.
     """
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    # config.yaml is to hold defaults that are strings of a kind of their own, such as that of Lightning's Timer
-    yaml.SafeDumper.add_multi_representer(str, lambda dumper, text: dumper.represent_str(str.__str__(text)))
+    set_dumper("yaml", dump)
     silence_chatter()
+    for file in config_files(arguments):
+        check_file(file)
     cli = OwlCLI.__new__(OwlCLI)  # kept, so that its parser can name the valid options when parsing fails
     try:
         cli.__init__(  # type: ignore[misc]
@@ -329,10 +341,10 @@ def main(arguments: list[str]) -> int:
             parser_kwargs={"parser_mode": "omegaconf+"},
             trainer_class=OwlTrainer,
             save_config_callback=SaveConfig,
-            save_config_kwargs={"overwrite": True},
+            save_config_kwargs={},
             seed_everything_default=0,
         )
-    except (ArgumentError, InterpolationKeyError) as error:
+    except (ArgumentError, OmegaConfBaseException) as error:
         parser = cli._subcommand_parsers[arguments[0]]
         options = [n[2:] for action in parser._actions for n in action.option_strings if n.startswith("--")]
         raise explain(str(error), arguments, options) from error
@@ -349,7 +361,7 @@ def main(arguments: list[str]) -> int:
             raise KeyboardInterrupt from exit_
         raise
     except MisconfigurationException as error:
-        raise refused_by_trainer(error) from error
+        raise refused_by_trainer(error, getattr(cli, "trainer", None)) from error
     except ValueError as error:
         told = next(
             (e for e in causes(error) if isinstance(e, OwlError)), None
@@ -358,6 +370,8 @@ def main(arguments: list[str]) -> int:
             told = refused_by_trainer(error)
         raise told or error from error
     except RuntimeError as error:
+        if failure := worker_failure(error):
+            raise failure from error
         if "Error(s) in loading state_dict" not in str(error):
             raise
         raise OwlError(

@@ -218,6 +218,23 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, list[str]]] = {
         "arguments.unknown-reference",
         ["wrong.yaml: key 'trainer.max_steps'", "${data.init_args.batch_sise}", "'data.init_args.batch_size'"],
     ),
+    "variable that is not set": (
+        at("trainer.max_steps", "${oc.env:OWL_NOT_SET}"),
+        "arguments.unset-variable",
+        ["wrong.yaml: key 'trainer.max_steps'", "OWL_NOT_SET", "${oc.env:OWL_NOT_SET,VALUE}"],
+    ),
+    "reference that is none": (at("runs", "${oc.envv:HOME}"), "arguments.bad-reference", ["wrong.yaml: key 'runs'"]),
+    "references in a circle": (
+        {"runs": "${name}", "name": "${runs}"},
+        "arguments.bad-reference",
+        ["wrong.yaml: key 'name'"],
+    ),
+    "what no run can do without": (
+        at("trainer.enable_checkpointing", False),
+        "trainer.refused",
+        ["trainer.enable_checkpointing"],
+    ),
+    "a trainer of Lightning alone": (at("trainer.barebones", True), "trainer.refused", ["barebones", "owl bench"]),
     "an accelerator that is not there": (at("trainer.accelerator", "gpuu"), "trainer.refused", ["gpuu"]),
     "a value of several types": (
         at("trainer.precision", "fp16"),

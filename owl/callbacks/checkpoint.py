@@ -248,7 +248,7 @@ class Checkpoint(LightningCheckpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write ``best.ckpt`` when the monitored metric has improved."""
-        if trainer.sanity_checking or trainer.state.fn != "fit" or self.monitor is None:
+        if trainer.sanity_checking or trainer.state.fn != "fit" or self.monitor is None or trainer.fast_dev_run:
             return
         if self.monitor not in trainer.callback_metrics:
             known = ", ".join(sorted(trainer.callback_metrics))
@@ -277,7 +277,9 @@ class Checkpoint(LightningCheckpoint):
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def save_last(self, trainer: Trainer) -> None:
-        """Write ``last.ckpt``, and before it the curves that led there."""
+        """Write ``last.ckpt``, and before it the curves that led there; a fast_dev_run leaves nothing."""
+        if trainer.fast_dev_run:
+            return
         for logger in trainer.loggers:
             logger.save()
         trainer.save_checkpoint(self.folder(trainer) / "last.ckpt", weights_only=False)

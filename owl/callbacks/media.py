@@ -78,7 +78,9 @@ class Media(Callback):
 
 
 def write_picture(trainer: Trainer, folder: Path, name: str, picture: np.ndarray) -> None:
-    """Keep uint8[H, W, 3] as ``<folder>/<name>.png`` and, while fitting, in TensorBoard."""
+    """Keep uint8[H, W, 3] as ``<folder>/<name>.png`` and, while fitting, in TensorBoard; nothing of a fast_dev_run."""
+    if trainer.fast_dev_run:
+        return
     encoded = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))[1]
     atomic_write(folder / f"{name}.png", encoded.tobytes())
     for logger in trainer.loggers:

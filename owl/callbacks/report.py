@@ -5,15 +5,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.model_summary import get_human_readable_count
 from rich.console import Console
 from rich.table import Table
 
 from owl.atomic import atomic_write
 from owl.callbacks.throughput import Throughput
+from owl.configuration import dump
 from owl.environment import environment
+from owl.errors import OwlError
 from owl.seeds import run_seed
 from owl.version import code_version
 
@@ -23,7 +25,7 @@ ENVIRONMENT = "environment.json"
 class Report(Callback):
     """Writes the result of a run and stores its identity in every checkpoint.
 
-    When ``fit`` begins, ``environment.json`` is written, which says what the run runs on (see `owl.environment`).
+    When training begins, ``environment.json`` is written, which says what the run runs on (see `owl.environment`).
     After ``fit`` the run folder holds ``metrics.json`` (flat: metric name to number, with ``steps``, ``seconds``,
     ``seed``), and ``report.md`` with the same numbers, the last pictures, and the command that repeats the run.
     ``validate`` and ``test`` write ``validate.json`` and ``test.json``.
@@ -39,11 +41,10 @@ class Report(Callback):
         self._restored: dict[str, float] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what is trained; write environment.json, which of a continued run describes its last part."""
+        """Say what is trained."""
         if not trainer.is_global_zero or trainer.fast_dev_run:
             return
         folder = Path(trainer.default_root_dir)
-        atomic_write(folder / ENVIRONMENT, json.dumps(environment(), indent=2) + "\n")
         weights = get_human_readable_count(sum(p.numel() for p in pl_module.parameters() if p.requires_grad)).strip()
         where = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
         Console(markup=False).print(
@@ -51,8 +52,14 @@ class Report(Callback):
         )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock; not called where nothing is left to train."""
+        """Start the clock; write environment.json, which of a continued run describes its last part.
+
+        Not called where nothing is left to train.
+        """
         self._start = time.monotonic()
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            content = json.dumps(environment(), indent=2) + "\n"
+            atomic_write(Path(trainer.default_root_dir) / ENVIRONMENT, content)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Name everything that made this checkpoint."""
@@ -85,17 +92,18 @@ class Report(Callback):
         if not trainer.is_global_zero or trainer.fast_dev_run:
             return
         trained = self._start > 0
+        if not trained and not self._restored:
+            raise OwlError("run.nothing-to-train", f"nothing was trained: {why_not(trainer)}; change that")
         metrics = self.metrics(trainer) if trained else self._restored
         folder = Path(trainer.default_root_dir)
         atomic_write(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
         atomic_write(folder / "report.md", self.markdown(folder, metrics))
         print_table(f"{folder.name}: {trainer.global_step} steps", metrics)
         if not trained:
-            more = "--trainer.max_steps or --trainer.max_time, whichever ended it"
-            Console(markup=False).print(f"This run was already finished; train it longer with {more}.")
-        Console(markup=False).print(
-            f"Report: {folder / 'report.md'}   TensorBoard: tensorboard --logdir {folder.parent}"
-        )
+            Console(markup=False).print(f"Nothing was left to train: {why_not(trainer)}.", soft_wrap=True)
+        curves = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
+        where = f"   TensorBoard: tensorboard --logdir {folder.parent}" if curves else ""
+        Console(markup=False).print(f"Report: {folder / 'report.md'}{where}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write and print the metrics of the validate command."""
@@ -132,7 +140,7 @@ class Report(Callback):
         steps = sorted((folder / "media").glob("step-*"))
         pictures = sorted(steps[-1].glob("*.png")) if steps else []
         shown = "\n\n".join(f"![{p.stem}]({p.relative_to(folder).as_posix()})" for p in pictures)
-        configuration = yaml.safe_dump(self.configuration, sort_keys=False)
+        configuration = dump(self.configuration)
         return (
             f"# {folder.name}\n\n"
             f"Written {time.strftime('%Y-%m-%d %H:%M')} by OWL {code_version()}. Repeat and compare with:\n\n"
@@ -140,6 +148,22 @@ class Report(Callback):
             f"| metric | value |\n| --- | ---: |\n{rows}\n\n{shown}\n\n"
             f"<details><summary>Configuration</summary>\n\n```yaml\n{configuration}```\n\n</details>\n"
         )
+
+
+def why_not(trainer: Trainer) -> str:
+    """Say why Lightning did not train at all."""
+    step, last = trainer.global_step, trainer.max_steps
+    if trainer.limit_train_batches == 0:
+        return "trainer.limit_train_batches is 0"
+    if 0 < last <= step:
+        return f"it was already finished, at step {step} with trainer.max_steps {last}; give more to train longer"
+    if last == 0:
+        return "trainer.max_steps is 0"
+    if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch:
+        return f"{trainer.current_epoch} epochs are over and trainer.max_epochs is {trainer.max_epochs}"
+    if step > 0:
+        return "it was already finished; give more trainer.max_time or trainer.max_steps, whichever ended it"
+    return "it was told to stop before its first step, as by a trainer.max_time of nothing"
 
 
 def format_number(value: float) -> str:
