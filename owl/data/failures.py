@@ -9,9 +9,7 @@ from owl.errors import OwlError
 SAYINGS = ("DataLoader worker", "Too many open files", "received 0 items of ancdata")
 ADVICE = {
     "Too many open files": "raise the limit of open files (ulimit -n)",
-    "No space left on device": "enlarge /dev/shm (docker run --shm-size 8g), or use a smaller batch_size",
-    "shared memory": "enlarge /dev/shm (docker run --shm-size 8g), or use a smaller batch_size",
-    "Bus error": "enlarge /dev/shm (docker run --shm-size 8g), or use a smaller batch_size",
+    "Bus error": "a file of the dataset may have been cut off while it was read, so run data verify",
     "Killed": "the machine may have run out of memory, so use fewer num_workers or a smaller batch_size",
 }
 """What to do, by a part of what the system or PyTorch says."""
@@ -41,7 +39,7 @@ def worker_failure(error: BaseException) -> OwlError | None:
     Its SIGCHLD handler raises one wherever training is; who takes a batch that a dead worker left finds its socket
     closed.
     """
-    message = str(error).partition("\n")[0]
+    message = str(error).partition("\n")[0].partition(". ")[0]  # not what else PyTorch thinks possible
     if isinstance(error, RuntimeError) and message.startswith(SAYINGS):
         return OwlError("loader.worker", f"a loader's worker ended amid its work{told(message)}")
     if isinstance(error, ConnectionError | EOFError | FileNotFoundError) and "in DataLoader worker" not in message:

@@ -66,7 +66,7 @@ def test_a_worker_that_was_killed_is_told(tmp_path: Path, when: int) -> None:
 
 def test_the_cause_is_named() -> None:
     for said, advice in {
-        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's": "/dev/shm",
+        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's": "data verify",
         "DataLoader worker (pid 7) is killed by signal: Killed. ": "memory",
         "DataLoader worker (pid(s) 7) exited unexpectedly": "num_workers",
         "Too many open files. Communication with the workers is no longer possible": "ulimit",
