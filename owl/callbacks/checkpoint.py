@@ -243,7 +243,7 @@ class Checkpoint(LightningCheckpoint):
         Raises:
             SIGTERMException: The run continues with this validation, from the checkpoint that was written before it.
         """
-        if trainer.state.fn == "fit" and self._nothing_to_lose and self._stopping():
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and self._nothing_to_lose and self._stopping():
             raise SIGTERMException
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
