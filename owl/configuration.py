@@ -55,7 +55,9 @@ def check_file(file: str) -> None:
             "arguments.not-yaml", f"{file} is not valid YAML: byte {error.start} is not UTF-8; save it as UTF-8"
         ) from error
     except yaml.YAMLError as error:
-        raise OwlError("arguments.not-yaml", f"{file} is not valid YAML: {_reason(error)}") from error
+        raise OwlError(
+            "arguments.not-yaml", f"{file} is not valid YAML ({_reason(error)}); correct it there"
+        ) from error
     if root is None or (isinstance(root, ScalarNode) and root.tag.endswith(":null")):
         raise OwlError("arguments.empty-file", f"{file} holds no settings, it is empty or all comments; leave it out")
     if not isinstance(root, MappingNode):
@@ -96,5 +98,5 @@ def _reason(error: yaml.YAMLError) -> str:
         return " ".join(str(error).split())
     problem = str(error.problem)
     if "'\\t'" in problem:
-        problem = "a tab, where YAML indents with spaces"
+        problem = "a tab indents, where YAML takes spaces alone"
     return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {problem}"

@@ -15,8 +15,8 @@ import yaml
 
 from owl import run_folder
 from owl.commands import rerun
-from owl.errors import OwlError
 from owl.run_folder import training_in
+from tests.helpers.errors import refused
 from tests.helpers.lab import checkpoint, fit, make_lab
 from tests.helpers.tiny import owl_here
 
@@ -46,13 +46,6 @@ def run(lab: Path) -> str:
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def refused(lab: Path, name: str, *options: str) -> str:
-    """The code of the error with which fit ends."""
-    with pytest.raises(OwlError) as caught:
-        fit(lab, name, *options)
-    return caught.value.code
 
 
 @pytest.mark.parametrize("logger", LOGGERS)
@@ -104,7 +97,10 @@ def test_a_run_named_like_a_number_is_written_under_its_name(lab: Path) -> None:
         (("--ckpt_path", "last", "--data.batch_size", "3"), "loader.other-order"),
         (("--ckpt_path", "last", "--model.network.widths", "[8, 16, 32]"), "checkpoint.other-network"),
         (("--ckpt_path", "last", "--data.path", "nowhere"), "dataset.missing"),
-        (("--ckpt_path", "other.ckpt", "--overwrite", "true", "--model.network.middle_block", "true"), ""),
+        (
+            ("--ckpt_path", "other.ckpt", "--overwrite", "true", "--model.network.middle_block", "true"),
+            "checkpoint.other-network",
+        ),
         (("--overwrite", "true", "--data.batch_size", "1000"), "loader.too-few-windows"),
         (("--overwrite", "true", "--trainer.max_steps", "0"), "run.nothing-to-train"),
     ],
@@ -115,7 +111,8 @@ def test_a_start_that_is_refused_changes_nothing(lab: Path, run: str, options: t
     shutil.copytree(lab / "runs" / run, folder)
     shutil.copy(folder / "checkpoints" / "last.ckpt", lab / "other.ckpt")
     before = files(folder)
-    assert refused(lab, "refused", "--trainer.max_steps", "9", *options) == (code or "checkpoint.other-network")
+    with refused(code):
+        fit(lab, "refused", "--trainer.max_steps", "9", *options)
     assert files(folder) == before
 
 
@@ -145,7 +142,8 @@ def test_a_fast_dev_run_leaves_nothing(lab: Path, run: str, name: str) -> None:
     "option", ["--trainer.max_steps=0", "--trainer.limit_train_batches=0", "--trainer.max_epochs=0"]
 )
 def test_a_run_without_a_step_is_refused(lab: Path, option: str) -> None:
-    assert refused(lab, "nothing", option) == "run.nothing-to-train"
+    with refused("run.nothing-to-train", option.removeprefix("--").partition("=")[0]):
+        fit(lab, "nothing", option)
     assert files(lab / "runs" / "nothing") == {}
 
 
@@ -194,8 +192,9 @@ def test_two_runs_do_not_share_a_folder(lab: Path, run: str, hold: Callable[[Pat
     folder = lab / "runs" / run
     child = hold(folder)
     before = files(folder)
-    assert refused(lab, run, "--ckpt_path", "last", "--trainer.max_steps", "5") == "run.busy"
-    assert refused(lab, run, "--overwrite", "true") == "run.busy"
+    for options in (("--ckpt_path", "last", "--trainer.max_steps", "5"), ("--overwrite", "true")):
+        with refused("run.busy", f"runs/{run}", str(child)):
+            fit(lab, run, *options)
     assert files(folder) == before
     assert owl_here("validate", "--config", "tiny.yaml", "--name", run, "--ckpt_path", "last", cwd=lab) == 0
     kill(child)  # nothing is left that would keep others from going on
@@ -213,9 +212,8 @@ def test_a_process_elsewhere_counts_while_it_gives_signs_of_life(
     monkeypatch.undo()
     for name, seconds in (("LEASE", 1.0), ("SIGN_OF_LIFE", 0.2), ("POLL", 0.05)):
         monkeypatch.setattr(run_folder, name, seconds)
-    with pytest.raises(OwlError, match="elsewhere") as caught, training_in(tmp_path):
+    with refused("run.busy", "elsewhere"), training_in(tmp_path):
         pass
-    assert caught.value.code == "run.busy"
     kill(child)
     with training_in(tmp_path):  # after a second of silence
         pass

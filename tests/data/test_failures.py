@@ -10,6 +10,7 @@ from owl.data.loader import GlobalBatches, ResumableLoader, evaluation_loader
 from owl.data.pool import SentBatch
 from owl.data.windows import WindowDataset
 from owl.errors import OwlError
+from tests.helpers.errors import refused
 from tests.helpers.lab import fit, make_lab
 from tests.helpers.shards import make_dataset
 
@@ -34,9 +35,8 @@ def test_a_batch_that_cannot_be_sent_is_told(
 
     monkeypatch.setattr(SentBatch, "__reduce__", fail)
     loader = train(windows) if kind == "train" else evaluation_loader(windows, 4, 2, 1, 0, 1)
-    with pytest.raises(OwlError, match="ulimit") as caught:
+    with refused("loader.worker", "Too many open files", "ulimit"):
         list(loader)
-    assert caught.value.code == "loader.worker"
 
 
 @pytest.mark.parametrize("error", [OwlError("shard.damaged", "it is"), OSError(28, "No space left", "cache/0.tar")])
@@ -58,9 +58,8 @@ def test_a_worker_that_was_killed_is_told(tmp_path: Path, when: int) -> None:
     lab = make_lab(tmp_path)
     sabotage = ["--trainer.callbacks+=tests.helpers.saboteurs.KillWorkers", f"--trainer.callbacks.step={when}"]
     options = ["--data.num_workers", "1", "--trainer.max_steps", "30", "--trainer.limit_val_batches", "0"]
-    with pytest.raises(OwlError, match="memory") as caught:
+    with refused("loader.worker", "num_workers"):
         fit(lab, "killed", *options, *sabotage)
-    assert caught.value.code == "loader.worker"
     assert all(child.status() == psutil.STATUS_ZOMBIE for child in psutil.Process().children())
 
 
