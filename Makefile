@@ -41,7 +41,7 @@ test-slow: $(VENV)/.installed-dev ## longer checks of what training reaches
 	$(RUN) pytest -m slow
 
 test-gpu: $(VENV)/.installed-dev ## what only a GPU can show, with a table of what it showed
-	$(RUN) pytest -m gpu tests/gpu
+	$(RUN) pytest -m gpu tests/gpu -s --show-capture=no
 
 test-slurm: $(VENV)/.installed-dev ## a real SLURM of two nodes on this machine (root on Debian): preempted jobs go on exactly, sweeps lose no trial
 	$(RUN) tests.cluster.preempted /tmp/owl-slurm

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 NEVER = -1  # the time of an empty place: nothing sees it
 CHUNK_TOKENS = 256  # queries of a chunk on CPUs: shorter ones lose time in launching, longer ones in masked keys
@@ -208,6 +209,7 @@ class BlockAttention:
         def rule(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             return table[batch % len(table), query // tokens, key // tokens]
 
+        self.seen, self.tokens = seen, tokens
         table, (batch, queries, keys) = seen, seen.shape
         self.mask: BlockMask = create_block_mask(
             rule, batch if batch > 1 else None, None, queries * tokens, keys * tokens, device=str(seen.device)
@@ -215,6 +217,8 @@ class BlockAttention:
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend."""
+        if is_in_torch_dispatch_mode():  # a counter of operators, to which FlexAttention is unknown
+            return ChunkedAttention(self.seen, self.tokens)(query, key, value)
         if query.is_cuda:
             return compiled_flex_attention(query, key, value, block_mask=self.mask)
         with warnings.catch_warnings():  # on a CPU it is slow, as it says itself, and only tests do it

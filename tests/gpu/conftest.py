@@ -27,6 +27,12 @@ def record() -> Record:
     return lambda check, result: ROWS.append((check, result))
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Print a failure at once: a run on a rented machine may be cut short."""
+    if report.failed:
+        print(f"\n{report.nodeid}\n{report.longreprtext[-4000:]}", flush=True)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the table."""
     if not ROWS:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from owl.bench.roofline import Operators, total_flops
 from owl.nn import attention
 from owl.nn.attention import NEVER, BlockAttention, ChunkedAttention, Frames, runs, tokens_of, visible
 from tests.helpers.attention import DenseAttention
@@ -92,6 +93,19 @@ def test_the_three_ways_agree(chunk_tokens: int, tokens: int, causal: bool, monk
     assert all(x.isfinite().all() for x in dense)
     torch.testing.assert_close(chunked, dense, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(block, dense[:1], atol=1e-5, rtol=1e-5)
+
+
+def test_attention_of_gpus_is_counted_as_that_of_cpus() -> None:
+    """FlexAttention cannot be looked into by a counter of operators."""
+    frames = packed()
+    seen = visible(frames, frames, window=2, sink=1)
+    counts = []
+    for way in (ChunkedAttention(seen, 4), BlockAttention(seen, 4)):
+        inputs = torch.randn(3, 2, 3, 80, 16).unbind()
+        with Operators() as operators:
+            way(*inputs)
+        counts.append(total_flops(operators.calls))
+    assert counts[0] == counts[1] > 0
 
 
 def test_documents_do_not_see_each_other_in_any_item() -> None:
