@@ -8,14 +8,13 @@ the frame that is being denoised; both branches of classifier-free guidance).
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 NEVER = -1  # the time of an empty place: nothing sees it
@@ -42,15 +41,23 @@ class Frames:
     attends: dict[tuple[int, int, bool, int], Attend] = field(default_factory=dict, repr=False)
 
 
-@lru_cache(maxsize=32)
 def clip_frames(length: int, copies: int, device: torch.device) -> Frames:
     """Frames of one clip in order, then the same as copy 1, and so on.
 
     The same ones at every call, so that attention among them is built once and not at every step.
     """
+    if torch.compiler.is_compiling():  # which looks through caches
+        return _clip_frames(length, copies, device)
     with torch.inference_mode(False):  # those of a validation serve training too
-        time = torch.arange(length, device=device).repeat(copies)[None]
-        return Frames(time, torch.arange(copies, device=device).repeat_interleave(length))
+        return _cached_clip_frames(length, copies, device)
+
+
+def _clip_frames(length: int, copies: int, device: torch.device) -> Frames:
+    time = torch.arange(length, device=device).repeat(copies)[None]
+    return Frames(time, torch.arange(copies, device=device).repeat_interleave(length))
+
+
+_cached_clip_frames = lru_cache(maxsize=32)(_clip_frames)
 
 
 def visible(query: Frames, key: Frames, window: int, sink: int = 0, causal: bool = True) -> Tensor:
@@ -125,6 +132,7 @@ class ChunkedAttention:
     """
 
     def __init__(self, seen: Tensor, tokens: int) -> None:
+        self._run = uncompiled()
         self.chunks: list[Chunk] = []
         self._masks: dict[torch.dtype, list[Tensor | None]] = {}
         union, step = seen.any(0), max(1, CHUNK_TOKENS // tokens)
@@ -137,12 +145,24 @@ class ChunkedAttention:
             which = None if part.all() else tokens_of(part, tokens)
             self.chunks.append(Chunk(slice(start * tokens, stop * tokens), runs(needed.tolist(), tokens), which))
 
-    @torch.compiler.disable  # the chunks are Python numbers: compiled in, every other packing would compile anew
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend."""
+        return self._run(self, query, key, value)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         if query.dtype not in self._masks:  # all layers of a pass share them
-            self._masks[query.dtype] = [chunk.mask(query.dtype) for chunk in self.chunks]
+            with torch.inference_mode(False):  # see `clip_frames`
+                self._masks[query.dtype] = [chunk.mask(query.dtype) for chunk in self.chunks]
         return AttendInChunks.apply(query * query.shape[-1] ** -0.5, key, value, self.chunks, self._masks[query.dtype])
+
+
+@cache
+def uncompiled() -> Callable[..., Tensor]:
+    """Attention in chunks, left out of what is compiled: the chunks are Python numbers, and every other packing would
+    compile anew. Made when it is first needed, since it imports the compiler, which takes a second.
+    """
+    attend: Callable[..., Tensor] = torch.compiler.disable(ChunkedAttention._attend)
+    return attend
 
 
 class AttendInChunks(torch.autograd.Function):
@@ -206,12 +226,20 @@ class BlockAttention:
     """
 
     def __init__(self, seen: Tensor, tokens: int) -> None:
+        from torch.nn.attention.flex_attention import (
+            create_block_mask,
+            flex_attention,
+        )  # a second's work: on GPUs alone
+
         def rule(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             return table[batch % len(table), query // tokens, key // tokens]
 
         self.seen, self.tokens = seen, tokens
+        self._run: Callable[..., Any] = flex_attention  # within what is compiled it needs no compiling of its own
+        if not torch.compiler.is_compiling():
+            self._run = compiled_flex_attention() if seen.is_cuda else uncompiled_flex_attention
         table, (batch, queries, keys) = seen, seen.shape
-        self.mask: BlockMask = create_block_mask(
+        self.mask = create_block_mask(
             rule, batch if batch > 1 else None, None, queries * tokens, keys * tokens, device=str(seen.device)
         )
 
@@ -219,14 +247,24 @@ class BlockAttention:
         """Attend."""
         if is_in_torch_dispatch_mode():  # a counter of operators, to which FlexAttention is unknown
             return ChunkedAttention(self.seen, self.tokens)(query, key, value)
-        if query.is_cuda:
-            return compiled_flex_attention(query, key, value, block_mask=self.mask)
-        with warnings.catch_warnings():  # on a CPU it is slow, as it says itself, and only tests do it
-            warnings.simplefilter("ignore")
-            return flex_attention(query, key, value, block_mask=self.mask)
+        return self._run(query, key, value, block_mask=self.mask)
 
 
-compiled_flex_attention = torch.compile(flex_attention, dynamic=False)
+def uncompiled_flex_attention(*given: Any, **more: Any) -> Any:
+    """On a CPU it is slow, as it says itself, and only tests do it."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return flex_attention(*given, **more)
+
+
+@cache
+def compiled_flex_attention() -> Callable[..., Any]:
+    """The kernel, made at its first call."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)
 
 
 def training_attention(seen: Tensor, tokens: int) -> Attend:
@@ -236,6 +274,8 @@ def training_attention(seen: Tensor, tokens: int) -> Attend:
 
 def attention_among(frames: Frames, window: int, sink: int, causal: bool, tokens: int) -> Attend:
     """Attention of a whole sequence under the rule of `visible`, ``tokens`` a frame; built once for the same frames."""
+    if torch.compiler.is_compiling():
+        return training_attention(visible(frames, frames, window, sink, causal), tokens)
     key = (window, sink, causal, tokens)
     if key not in frames.attends:
         with torch.inference_mode(False):  # see `clip_frames`

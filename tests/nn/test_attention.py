@@ -1,5 +1,8 @@
 """Who sees whom, against two loops; the three ways of computing it agree."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +12,17 @@ from torch import Tensor
 
 from owl.bench.roofline import Operators, total_flops
 from owl.nn import attention
-from owl.nn.attention import NEVER, BlockAttention, ChunkedAttention, Frames, runs, tokens_of, visible
+from owl.nn.attention import (
+    NEVER,
+    BlockAttention,
+    ChunkedAttention,
+    Frames,
+    attention_among,
+    runs,
+    tokens_of,
+    visible,
+)
+from owl.nn.transformer import Block
 from tests.helpers.attention import DenseAttention
 
 
@@ -167,3 +180,23 @@ def test_a_chunk_reads_only_the_keys_that_it_needs(monkeypatch: pytest.MonkeyPat
 def test_runs_join_neighbours() -> None:
     assert runs([0, 1, 4], 3) == [slice(0, 6), slice(12, 15)]
     assert runs([5], 2) == [slice(10, 12)]
+
+
+def test_other_packings_compile_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "CHUNK_TOKENS", 8)
+    block = Block(32, 2, 64).eval()
+    graphs: list[torch.fx.GraphModule] = []
+
+    def counted(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(block, backend=counted, dynamic=False)
+    x, condition, turns = torch.randn(1, 12, 4, 32), torch.randn(1, 12, 32), torch.randn(1, 48, 8, 2)
+    for window in (1, 2, 5):
+        frames = Frames(torch.arange(12)[None], torch.zeros(12, dtype=torch.int64))
+        attend = attention_among(frames, window, 0, True, 4)
+        torch.testing.assert_close(compiled(x, condition, turns, attend), block(x, condition, turns, attend))
+        if window == 1:
+            first = len(graphs)
+    assert len(graphs) == first > 0

@@ -139,7 +139,7 @@ def test_attention_is_built_once_for_clips_and_anew_for_every_packing(
         return ChunkedAttention(seen, tokens)
 
     monkeypatch.setattr(attention, "training_attention", counted)
-    attention.clip_frames.cache_clear()
+    attention._cached_clip_frames.cache_clear()
     made, data = recipe(forcing=forcing), batch(lively())
     windows = len(set(made.network.windows))
     with torch.inference_mode():
