@@ -115,6 +115,7 @@ def main() -> None:
     network = network.to(dtype)
     engine = Engine(network, levels=(1.0,), compile=True)
     engine.reset()
+    engine.wait_compiled()
     plain = PlainEngine(network)
     controls = (
         torch.zeros(1, len(network.buttons), dtype=dtype),
@@ -142,6 +143,7 @@ def main() -> None:
             engine.step(*controls)
         young = Engine(network, levels=(1.0,), compile=True)
         young.reset()
+        young.wait_compiled()
         while young.time < LONG[0]:
             young.step(*controls)
         pairs = [(seconds(engine.step, controls), seconds(young.step, controls)) for _ in range(200)]  # in turns

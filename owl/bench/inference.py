@@ -58,7 +58,7 @@ def measure_network(
     Args:
         path: Checkpoint or export.
         precision: "fp32" or "bf16"; decoders of world models keep their own, as in rollouts.
-        compile: Whether it runs through ``torch.compile`` as one graph.
+        compile: Whether it runs through ``torch.compile``: as one graph, world models block by block.
         decoder: For world models: checkpoint or export of the autoencoder that decodes; None: nothing is decoded.
         denoising_steps: For world models: evaluations of the network per frame.
         steps: Runs that are timed.
@@ -74,20 +74,17 @@ def measure_network(
     compile = compile and can_compile(device)
     if isinstance(network, WorldTransformer):
         decoders = {"video": load_decoder(decoder)} if decoder else {}
-        engine = Engine(
-            network,
-            decoders,
-            levels=noise_levels(denoising_steps),
-            dtype=DTYPES[precision],
-            compile=compile,
-            device=device,
-        )
+        settings: dict[str, Any] = {"levels": noise_levels(denoising_steps), "dtype": DTYPES[precision]}
+        operators = count(play(Engine(network, decoders, device=device, **settings)))
+        engine = Engine(network, decoders, compile=compile, device=device, **settings)
         kind, unit, run = "world model", "frame", play(engine)
+        compile = engine.wait_compiled()
     else:
         kind, unit, stages = stages_of(network, path, device, DTYPES[precision], compile)
         run = take_turns(stages, device, compile)
+        with torch.no_grad():
+            operators = count(run)
     with torch.no_grad():
-        operators = count(run)
         for _ in range(warm_up):
             run()
         reset_peak_memory(device)
@@ -145,7 +142,7 @@ def take_turns(stages: dict[str, Callable[[], Any]], device: str, compile: bool)
 
     def run() -> dict[str, float]:
         seconds = {}
-        # the weights are constants of what is compiled, as in the rollout engine
+        # the weights are constants of what is compiled, laid out once for the kernels that read them
         with torch._inductor.config.patch(freezing=True) if compile else nullcontext():
             for name, stage in stages.items():
                 start = time.perf_counter()

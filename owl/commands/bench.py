@@ -54,7 +54,7 @@ def main(
         options: For experiments: of fit. Written as fit takes them, without this name: --trainer.precision bf16-mixed.
         precision: For networks: bf16 or fp32; where left out, bf16 if the device multiplies that fast, else fp32. An
             experiment says it itself.
-        compile: For networks: run through torch.compile, each as one graph. An experiment says it itself.
+        compile: For networks: run through torch.compile. An experiment says it itself.
         decoder: For world models: checkpoint or export of the autoencoder that decodes its latents.
         denoising_steps: For world models: evaluations of the network per frame.
         predict: Devices to predict the speed of from counted operations and bytes: rtx5090, h100, h200, cpu (here).

@@ -127,7 +127,7 @@ def main(
             for an export, which does not tell.
         precision: bf16, fp32, fp8_weight_only or fp8_dynamic (linear layers' weights or whole products are float8);
             where left out, bf16 if the device multiplies that fast, else fp32.
-        compile: Run the network through torch.compile: a minute's wait, then faster.
+        compile: Run the network through torch.compile: a minute's wait at the first time, then faster.
         seed: Of all noise.
     """
     counts = {"frames": frames, "clips": clips, "horizon": horizon, "context": context}
@@ -251,7 +251,7 @@ class Evaluation:
             f"# Rollouts of {settings.checkpoint}",
             f"On the {settings.split} split of {settings.data}, {self.episodes.fps:g} frames per second. Written "
             f"{time.strftime('%Y-%m-%d %H:%M')} by OWL {code_version()} on {_device_name(self.engine.device)}, in "
-            f"{settings.precision}{', compiled' if settings.compile else ''}. Repeat with:",
+            f"{settings.precision}{', compiled' if self.engine.wait_compiled() else ''}. Repeat with:",
             f"    {settings.command(self.out)}",
             "## Near to what happened",
             f"{metrics['clips']:.0f} clips, {settings.context} frames of context, then {settings.horizon} generated "

@@ -214,6 +214,7 @@ class WorldTransformer(nn.Module):
         frames: Frames | None = None,
         causal: bool = True,
         cache: Cache | None = None,
+        apply: Callable[[Block, Tensor, Tensor, Tensor, Attend], Tensor] | None = None,
     ) -> Streams:
         """Velocity of every stream.
 
@@ -225,6 +226,7 @@ class WorldTransformer(nn.Module):
             frames: Time, copy and document of each frame; None: F frames of one clip, in order.
             causal: Whether a frame sees earlier ones only.
             cache: Keys and values of earlier frames, of `new_cache`; frames of copy 0 are added to it.
+            apply: What applies a block to what `Block.forward` takes, such as compiled code; None: the block itself.
 
         Returns:
             For each stream the velocity, shaped like its latents.
@@ -246,7 +248,9 @@ class WorldTransformer(nn.Module):
         else:
             attends = self._cached_attention(cache, frames)
         for block, attend in zip(self.blocks, attends, strict=True):
-            if self.checkpoint and self.training:
+            if apply is not None:
+                x = apply(block, x, condition, turns, attend)  # type: ignore[arg-type]
+            elif self.checkpoint and self.training:
                 x = activation_checkpoint(block, x, condition, turns, attend, use_reentrant=False)
             else:
                 x = block(x, condition, turns, attend)

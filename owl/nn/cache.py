@@ -72,8 +72,7 @@ class CachedAttention:
     """
 
     def __init__(self, cache: LayerCache, places: Tensor, seen: Tensor) -> None:
-        self.cache, self.places = cache, places
-        self.mask = tokens_of(seen, cache.key.shape[3])
+        self.cache, self.places, self.seen = cache, places, seen
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend; see `owl.nn.attention.Attend`."""
@@ -82,9 +81,9 @@ class CachedAttention:
         self.cache.key.index_copy_(2, self.places, key.reshape(shape).to(self.cache.key.dtype))
         self.cache.value.index_copy_(2, self.places, value.reshape(shape).to(self.cache.value.dtype))
         keys, values = self.cache.key.flatten(2, 3), self.cache.value.flatten(2, 3)
-        query = query.to(keys.dtype)
+        query, mask = query.to(keys.dtype), tokens_of(self.seen, tokens)
         if query.is_cuda:
-            return F.scaled_dot_product_attention(query, keys, values, attn_mask=self.mask)
+            return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
         # on CPUs two matrix products and a softmax take half the time of the fused kernel
         scores = query * query.shape[-1] ** -0.5 @ keys.transpose(-1, -2)
-        return torch.where(self.mask, scores, masked(scores.dtype)).softmax(-1).to(values.dtype) @ values
+        return torch.where(mask, scores, masked(scores.dtype)).softmax(-1).to(values.dtype) @ values

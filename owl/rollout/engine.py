@@ -6,14 +6,12 @@ commits frame n takes the first denoising step of frame n + 1 too. It is exact, 
 
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-import torch._inductor.config
 from torch import Tensor, nn
 
 from owl import models
@@ -25,6 +23,7 @@ from owl.nn.attention import Frames
 from owl.nn.compilation import can_compile
 from owl.nn.placement import placement
 from owl.precision.inference import Quantization, quantize
+from owl.rollout.compiled import CompiledBlocks
 from owl.rollout.sampling import Step, adams_bashforth, consistency, euler
 
 Sampler = Literal["adams_bashforth", "euler", "consistency"]
@@ -75,7 +74,9 @@ class Engine:
             Frames, noise and the latents' statistics are float32 all the same: their errors would add up.
         quantization: Stores the weights of linear layers in eight bits, the decoders' too; see
             `owl.precision.inference.quantize`.
-        compile: Whether passes run through ``torch.compile``.
+        compile: Whether blocks run through ``torch.compile``. That happens in the background: frames are made eagerly
+            until what is compiled was compared with the eager block, or for ever, with a warning, where compiling
+            fails. The code is kept for the next start, see `owl.rollout.compiled.cache_folder`.
         device: Where to run.
 
     Raises:
@@ -121,7 +122,7 @@ class Engine:
         self.sampler, self.context_level, self.guidance, self.one_pass = sampler, context_level, guidance, one_pass
         self.batch = 0  # no rollout yet
         self.compile = compile and can_compile(self.device.type)
-        self._forward = torch.compile(self.network, fullgraph=True, dynamic=False) if self.compile else self.network
+        self._blocks = CompiledBlocks(self.network, quantization) if self.compile else None
 
     @classmethod
     def load(
@@ -166,8 +167,8 @@ class Engine:
             batch = _check_context(self.network, context, controls)
         self.batch, self.time = batch, 0
         self._random = torch.Generator().manual_seed(seed)
-        copies = 1 if self.guidance == 1 else 2
-        self.cache: Cache = self.network.new_cache(batch, copies, self.dtype, self.device)
+        self._prepare(batch)
+        self.cache: Cache = self.network.new_cache(batch, self._copies, self.dtype, self.device)
         self._pending: tuple[Streams, Controls] | None = None
         if context is None or controls is None:
             return
@@ -180,6 +181,24 @@ class Engine:
             self.time += 1
         if not self.one_pass:
             self._commit()
+
+    def wait_compiled(self, batch: int | None = None) -> bool:
+        """Wait until everything is compiled, so that equal seeds give equal frames and times are those of later.
+
+        Args:
+            batch: Of the rollouts to come, before ``reset``; None for those at hand.
+
+        Returns:
+            Whether the code that runs is compiled. False at once where it is not to be, and where compiling fails.
+
+        Raises:
+            OwlError: Without a batch, ``reset`` was not called.
+        """
+        if batch is None:
+            self._check_begun()
+        else:
+            self._prepare(batch)
+        return self._blocks is not None and self._blocks.wait()
 
     @torch.no_grad()
     def step(self, buttons: Tensor, axes: Tensor, conditioning: Tensor | None = None) -> Frame:
@@ -256,6 +275,17 @@ class Engine:
         self._pending, self.time = deepcopy(snapshot.pending), snapshot.time
         self._random.set_state(snapshot.random)
 
+    @property
+    def _copies(self) -> int:
+        """Noisy copies of a frame in one pass."""
+        return 1 if self.guidance == 1 else 2
+
+    def _prepare(self, batch: int) -> None:
+        """Begin to compile what rollouts of this batch run."""
+        if self._blocks is not None:
+            joined = [self._copies + 1] if self.one_pass else []
+            self._blocks.prepare(batch, list(dict.fromkeys([self._copies, *joined, 1])), self._copies)
+
     def _velocity(self, x: Streams, level: float, controls: Controls) -> Streams:
         """Predict the velocity of the frame at hand, committing the one before in the same pass if that is due."""
         noisy = [(x, level, controls, 1)]
@@ -300,13 +330,16 @@ class Engine:
         )
         copies = torch.tensor([part[3] for part in parts], device=self.device)
         now = torch.where(copies == 0, self.time - 1, self.time)
-        # the weights are constants of what is compiled, laid out once for the kernels that read them; those of eight
-        # bits would be widened once and for all
-        freeze = self.compile and self.quantization is None
-        with torch._inductor.config.patch(freezing=True) if freeze else nullcontext():
-            return self._forward(
-                latents, levels.expand(self.batch, -1), controls, Frames(now[None], copies), cache=self.cache
-            )
+        if self._blocks is not None:
+            self._blocks.tell()
+        return self.network(
+            latents,
+            levels.expand(self.batch, -1),
+            controls,
+            Frames(now[None], copies),
+            cache=self.cache,
+            apply=self._blocks,
+        )
 
     def _controls(self, buttons: Tensor, axes: Tensor, conditioning: Tensor | None) -> Controls:
         """What is given for one frame, as the network takes it."""

@@ -77,7 +77,8 @@ def roll_out(
         seed: Of all noise.
         quiet: Whether no progress bar is shown.
     """
-    length = windows["buttons"].shape[1]
+    rows, length = windows["buttons"].shape[:2]
+    engine.wait_compiled(rows)
     engine.reset(episodes.latents(windows, slice(context)), episodes.controls(windows, slice(context)), seed=seed)
     pictures, latents = [], []
     for t in tqdm(range(context, length), desc="short rollouts", unit="frame", disable=quiet):
@@ -254,6 +255,7 @@ def long_rollout(
         The frame of every row, uint8[S, 3, h, w], and what the episodes have at that place, controls among it.
     """
     begin = episodes.starts(side_by_side)
+    engine.wait_compiled(side_by_side)
     engine.reset(episodes.latents(begin, slice(context)), episodes.controls(begin, slice(context)), seed=seed)
     for _, given in zip(range(frames), episodes.stream(side_by_side, context), strict=False):
         yield as_bytes(engine.step(*episodes.given(given)).decoded["video"]), given
@@ -344,6 +346,7 @@ def latency(engine: Engine, episodes: Episodes, frames: int, context: int, warmu
         and ``frames_per_second``, 1 over the mean total.
     """
     begin = episodes.starts(1)
+    engine.wait_compiled(1)
     engine.reset(episodes.latents(begin, slice(context)), episodes.controls(begin, slice(context)))
     parts: list[dict[str, float]] = []
     for _, given in zip(range(warmup + frames), episodes.stream(1, context), strict=False):

@@ -137,6 +137,7 @@ def test_networks_learn_what_they_learn_on_the_cpu(
 
 def roll(engine: Engine, controls: Controls, context: Streams, frames: int) -> Tensor:
     known = context["video"].shape[1]
+    assert engine.wait_compiled(len(controls.buttons)) == engine.compile
     engine.reset(context, Controls(controls.buttons[:, :known], controls.axes[:, :known]), seed=3)
     made = [engine.step(controls.buttons[:, t], controls.axes[:, t]) for t in range(known, known + frames)]
     return torch.stack([frame.latents["video"].float().cpu() for frame in made], 1)
