@@ -47,6 +47,7 @@ CHATTER = (
     ".*module\\(s\\) in eval mode.*",  # frozen parts are meant to be
     ".*does not have many workers.*",  # small machines have few cores
     ".*Checkpoint directory .* exists and is not empty.*",
+    ".*overridden `transfer_batch_to_device` in both.*",  # which do the same; the recipe's is for other data modules
     ".*`srun` command is available on your system but is not used.*",  # on a login node that is as it should be
 )
 DESCRIPTIONS = {
