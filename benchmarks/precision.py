@@ -27,28 +27,14 @@ from owl.rollout.sampling import noise_levels
 
 CONFIG = Path(__file__).parent.parent / "configs" / "models" / "world_model_96x160.yaml"
 MACHINES = {"as it is": {}, "without bfloat16 units": {"ONEDNN_MAX_CPU_ISA": "AVX2"}}
-CLIPS, FRAMES = 1, 10
+CLIPS, FRAMES, SIZE = 1, 10, (96, 160)
 
 
 def quickstart(mixed: bool) -> Callable[[], None]:
     """A training step of the image VAE on 16 pictures."""
-    recipe = trainer.build_recipe()
-    recipe.configure_model()
-    recipe.train()
-    parameters = list(recipe.network.parameters())
-    optimizer = recipe.optimizer(parameters)
-    batch = {"rgb": torch.randint(256, (16, 1, 3, *recipe.network.size), dtype=torch.uint8)}
-
-    def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-            terms = recipe.terms(*recipe.reconstruct(recipe.images(batch)))
-            loss = torch.stack([getattr(recipe.weights, name) * term for name, term in terms.items()]).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-
-    return step
+    step = trainer.bare_step()
+    batch = {"rgb": torch.randint(256, (16, 1, 3, *SIZE), dtype=torch.uint8)}
+    return lambda: step(batch, mixed)
 
 
 def world(mixed: bool) -> Callable[[], None]:

@@ -12,6 +12,7 @@ import io
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from unittest import mock
@@ -60,24 +61,34 @@ def batches(data: ShardDataModule, count: int):
                 return
 
 
-def bare_loop(data: ShardDataModule, steps: int) -> float:
-    """Seconds per step of the plain loop."""
+def bare_step() -> Callable[[dict[str, torch.Tensor], bool], None]:
+    """A training step of the quickstart's recipe in plain PyTorch, of a batch, in bfloat16 or float32."""
     recipe = build_recipe()
     recipe.configure_model()
     recipe.train()
     parameters = list(recipe.network.parameters())
     optimizer = recipe.optimizer(parameters)
-    start = 0.0
-    for step, batch in enumerate(batches(data, steps + WARM_UP)):
-        if step == WARM_UP:
-            start = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16("cpu")):  # as the experiment's "auto"
+
+    def step(batch: dict[str, torch.Tensor], mixed: bool) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
             terms = recipe.terms(*recipe.reconstruct(recipe.images(batch)))
             loss = torch.stack([getattr(recipe.weights, name) * term for name, term in terms.items()]).sum()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
+
+    return step
+
+
+def bare_loop(data: ShardDataModule, steps: int) -> float:
+    """Seconds per step of the plain loop."""
+    train = bare_step()
+    start = 0.0
+    for step, batch in enumerate(batches(data, steps + WARM_UP)):
+        if step == WARM_UP:
+            start = time.perf_counter()
+        train(batch, multiplies_bfloat16("cpu"))  # as the experiment's "auto"
     return (time.perf_counter() - start) / steps
 
 
