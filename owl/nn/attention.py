@@ -226,10 +226,8 @@ class BlockAttention:
     """
 
     def __init__(self, seen: Tensor, tokens: int) -> None:
-        from torch.nn.attention.flex_attention import (
-            create_block_mask,
-            flex_attention,
-        )  # a second's work: on GPUs alone
+        # a second's work: on GPUs alone
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
         def rule(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             return table[batch % len(table), query // tokens, key // tokens]
