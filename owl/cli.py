@@ -113,6 +113,7 @@ class OwlCLI(LightningCLI):
         parser.add_lightning_class_args(Media, "media")
         parser.add_lightning_class_args(Report, "report")
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
+        self.sections = list(parser.groups or ())
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         kwargs["description"] = DESCRIPTIONS[subcommand]
@@ -124,6 +125,12 @@ class OwlCLI(LightningCLI):
         if subcommand in ("validate", "test"):
             parser.set_defaults(verbose=False)  # the report prints the metrics
         return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Check the configuration files before they are parsed."""
+        for file in config_files(sys.argv[1:]):
+            check_file(file, self.sections)
+        super().parse_arguments(parser, args)
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: LightningCLI would let hyperparameters inside the checkpoint override the command line."""
@@ -328,8 +335,6 @@ def main(arguments: list[str]) -> int:
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     set_dumper("yaml", dump)
     silence_chatter()
-    for file in config_files(arguments):
-        check_file(file)
     cli = OwlCLI.__new__(OwlCLI)  # kept, so that its parser can name the valid options when parsing fails
     try:
         cli.__init__(  # type: ignore[misc]

@@ -1,6 +1,7 @@
 """Configuration files: what is told of one before it is parsed, and how one is written so that every loader agrees."""
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,16 @@ def dump(content: Any) -> str:
     return yaml.dump(content, Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
 
 
-def check_file(file: str) -> None:
-    """Look whether a file holds settings, and each of them once; one that is not there is left to the parser.
+def check_file(file: str, sections: Collection[str] = ()) -> None:
+    """Check that a file holds settings, and each of them once; one that is not there is left to the parser.
+
+    Args:
+        file: Its path.
+        sections: Keys at the top that hold keys of their own, or name a file or a class that does. The parser takes
+            any other value of such a key, and drops what earlier files gave it.
 
     Raises:
-        OwlError: It is no YAML, empty, no mapping, or gives a key twice.
+        OwlError: It is no YAML, empty, no mapping, gives a key twice, or gives a section a value of another kind.
     """
     try:
         root = yaml.compose(Path(file).read_bytes().decode(), yaml.SafeLoader)
@@ -61,16 +67,29 @@ def check_file(file: str) -> None:
     if root is None or (isinstance(root, ScalarNode) and root.tag.endswith(":null")):
         raise OwlError("arguments.empty-file", f"{file} holds no settings, it is empty or all comments; leave it out")
     if not isinstance(root, MappingNode):
-        found = "a list" if isinstance(root, SequenceNode) else f"only {root.value!r}"
         raise OwlError(
-            "arguments.no-mapping", f"{file} holds {found}, expected keys with values, such as 'name: first'"
+            "arguments.no-mapping", f"{file} holds {_found(root)}, expected keys with values, such as 'name: first'"
         )
     if all(node.tag.endswith(":null") for _, node in root.value):
         keys = ", ".join(str(key.value) for key, _ in root.value)
         raise OwlError(
             "arguments.empty-file", f"{file} gives no value to {keys or 'any key'}; write one, or leave the file out"
         )
+    for key, value in root.value:
+        if key.value in sections and not (isinstance(value, MappingNode) or value.tag.endswith(":str")):
+            raise OwlError(
+                "arguments.no-mapping",
+                f"{file}: key '{key.value}' holds {_found(value)}, expected keys with values; write them below it, or "
+                "leave it out",
+            )
     _refuse_duplicates(file, root)
+
+
+def _found(node: Node) -> str:
+    """What stands where a mapping was expected."""
+    if isinstance(node, SequenceNode):
+        return "a list"
+    return f"only {node.value!r}" if node.value else "no value"
 
 
 def _refuse_duplicates(file: str, node: Node) -> None:

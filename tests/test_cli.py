@@ -241,6 +241,12 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, list[str]]] = {
         "arguments.wrong-value",
         ["wrong.yaml: key 'trainer.precision'", "'fp16'", "bf16-true, bf16-mixed, 32-true", "'bf16'"],
     ),
+    "a number in the place of a section": (
+        at("trainer", 3),
+        "arguments.no-mapping",
+        ["wrong.yaml: key 'trainer'", "'3'"],
+    ),
+    "no recipe": (at("model", 3), "arguments.no-mapping", ["wrong.yaml: key 'model'", "'3'"]),
     "weights in bfloat16": (at("trainer.precision", "bf16-true"), "trainer.precision", ["bf16-true", "bf16-mixed"]),
 }
 

@@ -92,6 +92,19 @@ def test_a_file_that_is_no_configuration_is_told(tmp_path: Path, content: bytes,
         check_file(str(file))
 
 
+@pytest.mark.parametrize(
+    ("content", "found"), [("3", "'3'"), ("3.5", "'3.5'"), ("true", "'true'"), ("[1, 2]", "a list"), ("", "no value")]
+)
+def test_a_section_without_keys_is_told(tmp_path: Path, content: str, found: str) -> None:
+    file = tmp_path / "wrong.yaml"
+    file.write_text(f"name: first\ntrainer: {content}\n")
+    with refused("arguments.no-mapping", str(file), "'trainer'", found):
+        check_file(str(file), ["trainer"])
+    check_file(str(file), ["model"])
+    file.write_text("trainer: another.yaml\nmodel: &x {a: 1}\ndata: *x\n")
+    check_file(str(file), ["trainer", "model", "data"])
+
+
 def test_what_is_wrong_has_its_line(tmp_path: Path) -> None:
     file = tmp_path / "wrong.yaml"
     file.write_text("trainer:\n\tmax_steps: 3\n")
