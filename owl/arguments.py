@@ -309,7 +309,7 @@ def places(files: list[str]) -> Iterator[Place]:
     """Yield every key of every readable file."""
     for file in files:
         try:
-            content = yaml.safe_load(Path(file).read_text())
+            content = yaml.safe_load(Path(file).read_bytes())
         except (OSError, yaml.YAMLError):
             continue
         yield from keys_below(file, "", content)
@@ -340,7 +340,7 @@ def unreadable_file(files: list[str]) -> str:
     """Return the first file that is not valid YAML."""
     for file in files:
         try:
-            yaml.safe_load(Path(file).read_text())
+            yaml.safe_load(Path(file).read_bytes())
         except yaml.YAMLError:
             return file
         except OSError:

@@ -80,7 +80,11 @@ def repository(folder: Path) -> dict[str, Any] | None:
 def _processor() -> str:
     """The processor's name; of the machine's kind where the system tells no more."""
     try:
-        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line
+            for line in Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
+            if line.startswith("model name")
+        ]
     except OSError:
         names = []
     return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()

@@ -48,7 +48,7 @@ def reset_peak_memory(device: str) -> None:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     elif CLEAR.exists():
-        CLEAR.write_text("5")  # man 5 proc: resets the peak of the resident set
+        CLEAR.write_text("5", "utf-8")  # man 5 proc: resets the peak of the resident set
 
 
 def peak_memory(device: str) -> float:
@@ -58,7 +58,7 @@ def peak_memory(device: str) -> float:
     """
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    if STATUS.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text())):
+    if STATUS.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text("utf-8", "replace"))):
         return int(found[1]) / 1024
     import resource  # Windows has none
 

@@ -212,7 +212,7 @@ def measure_training(
                 "bench.cut-short",
                 f"{experiment} stopped before {meter.total} steps; give it the time, or fewer --steps",
             )
-        content = json.loads(result.read_text())
+        content = json.loads(result.read_bytes())
         if trace is not None:
             atomic_write(trace, (result.parent / TRACE).read_bytes())
     operators = Counter({Operator(*call): count for *call, count in content.pop("operators")})

@@ -229,7 +229,7 @@ def load_results(file: str) -> dict[str, Any]:
         OwlError: It is missing or something else.
     """
     try:
-        results: dict[str, Any] = json.loads(Path(file).read_text())["results"]
+        results: dict[str, Any] = json.loads(Path(file).read_bytes())["results"]
         if all(isinstance(result["metrics"], dict) for result in results.values()):
             return results
     except FileNotFoundError as error:

@@ -87,7 +87,7 @@ def recorded_metrics(folder: Path) -> dict[str, float]:
         OwlError: It is damaged.
     """
     try:
-        metrics: dict[str, float] = json.loads((folder / "metrics.json").read_text())
+        metrics: dict[str, float] = json.loads((folder / "metrics.json").read_bytes())
         if isinstance(metrics["steps"], int | float):
             return metrics
     except (ValueError, KeyError, TypeError):
@@ -104,7 +104,7 @@ def repeat(folder: Path, again: Path, last: int) -> None:
         OwlError: It failed; what it said stands in the terminal.
     """
     config = folder / "config.yaml"
-    configuration = yaml.safe_load(config.read_text()) or {}
+    configuration = yaml.safe_load(config.read_bytes()) or {}
     start = configuration.get("ckpt_path")
     if start and Path(start).resolve().parent == (folder / "checkpoints").resolve():
         start = None  # it was interrupted and continued, which changes nothing
@@ -188,11 +188,11 @@ def curves(folder: Path) -> dict[tuple[str, int], float]:
 def compare_environments(folder: Path, again: Path) -> Iterator[Row]:
     """Entries of the two environments that differ, but for those that tell where and how each was started."""
     try:
-        before = flat(json.loads((folder / ENVIRONMENT).read_text()))
+        before = flat(json.loads((folder / ENVIRONMENT).read_bytes()))
     except (OSError, ValueError):
         yield ENVIRONMENT, "not recorded", "recorded"
         return
-    after = flat(json.loads((again / ENVIRONMENT).read_text()))
+    after = flat(json.loads((again / ENVIRONMENT).read_bytes()))
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key) and key not in ("command", "folder"):
             yield key, told(key, before.get(key, "-")), told(key, after.get(key, "-"))

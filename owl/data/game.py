@@ -258,7 +258,7 @@ def _vizdoom() -> Any:
 
 def _find_wad(config: Path) -> Path:
     """The file that holds the maps of a scenario that ViZDoom brings along."""
-    lines = [line.partition("=") for line in config.read_text().splitlines()]
+    lines = [line.partition("=") for line in config.read_text("utf-8").splitlines()]
     settings = {key.strip().lower(): value.strip() for key, _, value in lines}
     if scenario := settings.get("doom_scenario_path"):
         return config.parent / scenario

@@ -92,7 +92,7 @@ def fetch_once(local: Path, fetch: Callable[[str], object]) -> Path:
     if local.exists():
         return local
     local.parent.mkdir(parents=True, exist_ok=True)
-    with open(local.with_name(f"{local.name}.lock"), "w") as file:
+    with open(local.with_name(f"{local.name}.lock"), "wb") as file:
         lock(file, fcntl.LOCK_EX, local.parent)
         if not local.exists():
             partial = local.with_name(local.name + PARTIAL_SUFFIX)

@@ -153,7 +153,7 @@ def _load_export(directory: Path) -> nn.Module:
                 f"{path} does not exist, expected a folder with {WEIGHTS} and {CONFIG}; export a checkpoint",
             )
     try:
-        content = yaml.safe_load(config.read_text())
+        content = yaml.safe_load(config.read_bytes())
         class_path, init_args = content["class_path"], content["init_args"]
         check(class_path, config)
         module_name, _, class_name = class_path.rpartition(".")

@@ -250,7 +250,7 @@ class Work:
         variables = {"PYTHONPATH": path, "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
         if shapes[0].device == "cpu":  # a block has few kernels: more processes cost more than they save
             variables["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
-        with tempfile.TemporaryFile("w+") as told:
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as told:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -338,7 +338,7 @@ def machine() -> str:
     """Twelve digits that tell machines apart on which other code is compiled."""
     told = [platform.platform(), platform.python_version(), torch.__version__, sys.prefix]
     if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
         told += sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
     if torch.cuda.is_available():
         told.append(torch.cuda.get_device_name())

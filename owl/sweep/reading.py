@@ -40,7 +40,7 @@ def load_plan(path: str | Path, trials: int | None = None) -> Plan:
         OwlError: The file is missing, or something in it is not as docs/how-to/sweep.md says.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = yaml.safe_load(Path(path).read_bytes())
     except OSError as error:
         raise OwlError(
             "arguments.missing-file", f"there is no file {str(path)!r}; give a sweep's YAML with --sweep"

@@ -81,7 +81,7 @@ def write_best(path: Path, best: FrozenTrial, plan: Plan, runs: Path) -> None:
     if not source.exists():
         path.unlink(missing_ok=True)
         return
-    configuration = without_pruning(yaml.safe_load(source.read_text()))
+    configuration = without_pruning(yaml.safe_load(source.read_bytes()))
     configuration |= {"name": f"{plan.name}-best", "ckpt_path": None, "overwrite": False}
     settings = "".join(f"#   {key}: {plain(value)}\n" for key, value in best.params.items())
     header = (

@@ -100,7 +100,7 @@ def birth(pid: int) -> float:
     if sys.platform != "linux":
         return psutil.Process(pid).create_time()
     try:
-        return float(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        return float(Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[19])
     except OSError as error:
         raise psutil.NoSuchProcess(pid) from error
 

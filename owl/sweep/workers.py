@@ -302,12 +302,12 @@ def kill(child: Child) -> None:
 def read_metrics(folder: Path) -> dict[str, float]:
     """Return the metrics of a run that has ended, none where there are none."""
     try:
-        return json.loads((folder / "metrics.json").read_text())
+        return json.loads((folder / "metrics.json").read_bytes())
     except (OSError, ValueError):
         return {}
 
 
 def last_words(log: Path) -> str:
     """Return the last line that a process printed: its error."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
     return lines[-1].removeprefix("owl: error: ") if lines else ""
