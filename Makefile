@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 
-.PHONY: help quickstart world test test-slow test-gpu test-slurm bench lint docs clean
+.PHONY: help quickstart world test test-slow test-gpu test-slurm bench lint docs lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -13,9 +13,9 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --upgrade pip
 
-# One stamp for each set of packages, so that pip runs only when pyproject.toml has changed.
-$(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/python
-	$(VENV)/bin/pip install --quiet --editable '.[$*]'
+# One stamp for each set of packages, so that pip runs only when pyproject.toml or the lock file has changed.
+$(VENV)/.installed-%: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[$*]'
 	@touch $@
 
 quickstart: $(VENV)/.installed-game ## record a game, train the image VAE on it (at most 6 minutes), write runs/quickstart/report.md
@@ -56,6 +56,17 @@ lint: $(VENV)/.installed-dev ## formatting, lint and types
 
 docs: $(VENV)/.installed-docs ## build the documentation into site/
 	$(RUN) mkdocs build --strict
+
+# Left out: libraries of CUDA, whose versions each build of PyTorch pins itself, and suffixes such as +cpu.
+lock: ## renew constraints.txt with the newest releases that pyproject.toml allows; run `make test` before it is committed
+	rm -rf .venv-lock
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet --upgrade pip
+	.venv-lock/bin/pip install --quiet --editable '.[dev,docs]'
+	.venv-lock/bin/pip freeze --exclude-editable | grep -vE '^(nvidia-|cuda-|triton==)' | sed 's/+.*//' > .venv-lock/frozen
+	{ sed '/^[^#]/d' constraints.txt; cat .venv-lock/frozen; } > .venv-lock/constraints.txt
+	mv .venv-lock/constraints.txt constraints.txt
+	rm -rf .venv-lock
 
 clean: ## remove what the tools leave behind, but neither data nor runs
 	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache *.egg-info
