@@ -20,10 +20,8 @@ def placement(network: nn.Module) -> Placement:
         Those of its largest floating-point tensor: small buffers, such as statistics, may be kept in another dtype. The
         CPU and torch's default dtype where it has none.
     """
-    tensors = [x for part in network.modules() for x in (*part._parameters.values(), *part._buffers.values())]
-    largest = max(
-        (x for x in tensors if x is not None and x.is_floating_point()), key=lambda x: x.numel(), default=None
-    )
+    tensors = (*network.parameters(), *network.buffers())
+    largest = max((x for x in tensors if x.is_floating_point()), key=lambda x: x.numel(), default=None)
     if largest is None:
         return Placement(torch.device("cpu"), torch.get_default_dtype())
     return Placement(largest.device, largest.dtype)
