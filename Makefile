@@ -23,7 +23,7 @@ quickstart: $(VENV)/.installed-game ## record a game, train the image VAE on it 
 
 GAME := data/doom-96x160-world
 WORLD := runs/world_model_quickstart
-READER := runs/inverse_dynamics_quickstart
+INVERSE_DYNAMICS := runs/inverse_dynamics_quickstart
 
 world: quickstart ## the whole chain (about 80 minutes): game, image VAE, latents, world model, a page of what it dreams
 	$(RUN) owl data record $(GAME) --frames 60000 --size 96x160 --scenario deathmatch --seed 1
@@ -31,7 +31,7 @@ world: quickstart ## the whole chain (about 80 minutes): game, image VAE, latent
 	$(RUN) owl fit --config experiments/world_model_quickstart.yaml --ckpt_path last
 	$(RUN) owl fit --config experiments/inverse_dynamics_quickstart.yaml --ckpt_path last
 	$(RUN) owl rollout $(WORLD)/checkpoints/last.ckpt --data $(GAME)-latents --out $(WORLD)/rollout \
-	  --decoder runs/quickstart/checkpoints/last.ckpt --controls_reader $(READER)/checkpoints/last.ckpt \
+	  --decoder runs/quickstart/checkpoints/last.ckpt --inverse_dynamics $(INVERSE_DYNAMICS)/checkpoints/last.ckpt \
 	  --frames 1000 --clips 64 --horizon 16 --steps 6
 
 test: $(VENV)/.installed-dev ## the whole test suite

@@ -18,12 +18,12 @@ import torch
 import yaml
 
 from benchmarks import trainer, world_model
+from owl.flow_matching import noise_levels
 from owl.hardware import cpu_rates, trainer_precision
 from owl.models.world_model import WorldTransformer
 from owl.optim import MuonAdamW
 from owl.recipes.world_model import WorldModel
 from owl.rollout.engine import Engine
-from owl.rollout.sampling import noise_levels
 
 CONFIG = Path(__file__).parent.parent / "configs" / "models" / "world_model_96x160.yaml"
 MACHINES = {"as it is": {}, "without bfloat16 units": {"ONEDNN_MAX_CPU_ISA": "AVX2"}}

@@ -23,8 +23,8 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from owl import cli
 from owl.callbacks.throughput import Throughput
+from owl.cli.lightning import main as fit
 from owl.data.datamodule import ShardDataModule
 from owl.data.recorder import GameRecording
 from owl.hardware import multiplies_bfloat16
@@ -157,7 +157,7 @@ def trainer_loop(folder: str, steps: int) -> tuple[float, float, float]:
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         for place, name in SHARED_WORK:
             stack.enter_context(mock.patch.object(place, name, Clock.timed(getattr(place, name))))
-        cli.main(sys.argv[1:])
+        fit(sys.argv[1:])
     return Clock.seconds / steps, 1 - Clock.work / Clock.seconds, Clock.between
 
 

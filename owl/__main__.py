@@ -118,7 +118,7 @@ def run_function(function: Callable[..., Any], arguments: list[str], command: st
     """Call a command's function with its signature as the command line; an int it returns is the exit status."""
     from jsonargparse import ArgumentError, auto_parser
 
-    from owl.arguments import explain, gather_options
+    from owl.cli.arguments import explain, gather_options
 
     arguments = underscored(function, arguments)
     if "options" in inspect.signature(function).parameters:
@@ -159,7 +159,7 @@ def run(arguments: list[str]) -> int:
         return 0
     command, rest = find_command(arguments)
     if command in TRAINER_COMMANDS:
-        from owl.cli import main as trainer_main
+        from owl.cli.lightning import main as trainer_main
 
         return trainer_main([command, *rest])
     module = importlib.import_module(f"owl.commands.{command.replace(' ', '_')}")

@@ -40,7 +40,7 @@ def described(data: Any) -> tuple[dict[str, dict[str, Any]], str]:
     )
 
 
-def adopt(network: WorldTransformer, modalities: dict[str, dict[str, Any]], url: str) -> None:
+def load_latent_stats(network: WorldTransformer, modalities: dict[str, dict[str, Any]], url: str) -> None:
     """Give the network a dataset's latent statistics and encoders.
 
     Raises:
@@ -76,7 +76,7 @@ def adopt(network: WorldTransformer, modalities: dict[str, dict[str, Any]], url:
     check_controls(modalities, url, network.buttons, network.axes, advice)
 
 
-def verify(network: WorldTransformer, modalities: dict[str, dict[str, Any]], url: str) -> None:
+def check_encoder(network: WorldTransformer, modalities: dict[str, dict[str, Any]], url: str) -> None:
     """Refuse latents of another encoder than the one the network was trained on.
 
     Raises:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from owl.__main__ import main
-from owl.arguments import config_files
+from owl.cli.arguments import config_files
 from tests.helpers.errors import check_line, refused
 from tests.helpers.shards import make_dataset
 from tests.helpers.tiny import owl_here, tiny_experiment, write_config

@@ -15,7 +15,7 @@ from lightning.pytorch import Trainer
 
 from owl import hardware
 from owl.hardware import Rates, fast_dtype, multiplies_bfloat16, trainer_precision
-from owl.optim import orthogonalise
+from owl.optim.muon import orthogonalise
 from tests.helpers.arithmetic import FAST, SLOW, Dtypes
 from tests.helpers.lab import checkpoint, fit, make_lab
 from tests.helpers.tiny import REPOSITORY

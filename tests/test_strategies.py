@@ -24,7 +24,9 @@ FIRST, LAST = 3, 5
 STRATEGIES = ("ddp", "fsdp2")
 RANKS = multiprocessing.get_context("forkserver")
 """Makes processes that have imported all and done nothing; forks of this one would inherit what its threads were at."""
-RANKS.set_forkserver_preload(["tests.test_strategies", "owl.cli", "owl.data.datamodule", "torch.utils.tensorboard"])
+RANKS.set_forkserver_preload(
+    ["tests.test_strategies", "owl.cli.lightning", "owl.data.datamodule", "torch.utils.tensorboard"]
+)
 PRECISIONS = {"bf16": ("--trainer.precision", "bf16-mixed"), "fp8": ("--config", "fp8.yaml")}
 
 

@@ -1,4 +1,4 @@
-"""How fast a trained network runs: an autoencoder's halves, a world model's stages, a controls reader."""
+"""How fast a trained network runs: an autoencoder's halves, a world model's stages, an inverse dynamics model."""
 
 import tempfile
 import time
@@ -26,6 +26,7 @@ from owl.bench.measurement import (
 )
 from owl.bench.roofline import Operator, Operators, Precision, matmul_rate, synchronize, total_flops
 from owl.errors import OwlError
+from owl.flow_matching import noise_levels
 from owl.models.image_autoencoder import ImageAutoencoder
 from owl.models.inverse_dynamics import InverseDynamicsModel
 from owl.models.world_model import WorldTransformer
@@ -33,10 +34,9 @@ from owl.nn.compilation import can_compile
 from owl.rollout.engine import Engine
 from owl.rollout.episodes import load_decoder
 from owl.rollout.evaluation import latency_of
-from owl.rollout.sampling import noise_levels
 
 CLIP = 8
-"""Frames that a controls reader is given at once."""
+"""Frames that an inverse dynamics model is given at once."""
 
 Run = Callable[[], dict[str, float]]
 """Runs once and returns the seconds of each stage."""
@@ -94,7 +94,7 @@ def measure_network(
     metrics = latency_of(times)
     rate, flops = matmul_rate(device, DTYPES[precision]), total_flops(operators)
     seconds = 1 / metrics["frames_per_second"]
-    if kind == "controls reader":
+    if kind == "inverse dynamics model":
         metrics["frames_per_second"] *= CLIP
     if kind == "autoencoder":  # an image is encoded or decoded, hardly ever both
         del metrics["frames_per_second"]
@@ -129,10 +129,10 @@ def stages_of(
         return "autoencoder", "image", {"encode": lambda: encoder(image), "decode": lambda: decoder(latent)}
     if isinstance(network, InverseDynamicsModel):
         video, reader = noise(CLIP, 3, *network.size), compiled(network)
-        return "controls reader", "clip", {"read": lambda: reader(video)}
+        return "inverse dynamics model", "clip", {"read": lambda: reader(video)}
     raise OwlError(
         "bench.target",
-        f"{path} holds a {type(network).__qualname__}, an autoencoder, a world model or a controls reader was "
+        f"{path} holds a {type(network).__qualname__}, an autoencoder, a world model or an inverse dynamics model was "
         "expected; give one, or the YAML of an experiment",
     )
 

@@ -23,7 +23,7 @@ class Measurement:
     """One target, measured.
 
     Attributes:
-        kind: "training", "autoencoder", "world model" or "controls reader".
+        kind: "training", "autoencoder", "world model" or "inverse dynamics model".
         unit: What one of `operators` belongs to: "step", "image", "frame", "clip".
         device: "cpu" or "cuda".
         precision: "fp32" or "bf16".

@@ -187,7 +187,7 @@ def measure_training(
     Raises:
         OwlError: The experiment cannot be trained, or was told to stop.
     """
-    from owl import cli
+    from owl.cli.lightning import main
 
     meter = StepMeter(steps, warm_up, kernels, trace is not None)
     described = {
@@ -205,7 +205,7 @@ def measure_training(
             f"--trainer.callbacks={json.dumps([described])}",
         ]
         with as_command_line(arguments), redirect_stdout(io.StringIO()):
-            cli.main(arguments)
+            main(arguments)
         result = Path(folder) / "bench" / RESULT
         if not result.exists():
             raise OwlError(

@@ -8,9 +8,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from owl.agreement import from_first, host_group
 from owl.callbacks.checkpoint import Checkpoint
-from owl.schedule import WarmupCosine
+from owl.distributed.agreement import from_first, host_group
+from owl.optim.schedule import WarmupCosine
 
 SKIPPED = 2  # steps after each start that say little of the machine's speed: they compile, fill caches and queues
 MEASURED = 3  # steps that a plan needs at least,
@@ -37,8 +37,8 @@ class Budget(Callback):
     validations, checkpoints, and the time before an interruption. Nothing happens without one, nor while the trainer's
     limits on steps and epochs clearly come first. Otherwise the number of steps is planned from their speed, the first
     ones left out, and from the validations and checkpoints that are still to come. The plan is looked at again as
-    training goes on and followed by every `owl.schedule.WarmupCosine`: a machine that turns out slower decays sooner,
-    one that turns out faster uses the time, and the learning rate never rises.
+    training goes on and followed by every `owl.optim.schedule.WarmupCosine`: a machine that turns out slower decays
+    sooner, one that turns out faster uses the time, and the learning rate never rises.
 
     All processes follow the plan of the first, which they are told each time it is looked at.
 

@@ -6,8 +6,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from owl.distributed.sharding import shard_like, to_first, trainable
 from owl.errors import OwlError
-from owl.models.sharding import spread_like, to_first, trainable
 
 
 class EMA(Callback):
@@ -106,4 +106,4 @@ class EMA(Callback):
             self.updates = stored["updates"]
             self.average = {name: weights[name].clone() for name in stored["raw"]}
         for name, raw in stored["raw"].items():
-            weights[name].copy_(spread_like(raw, weights[name]))
+            weights[name].copy_(shard_like(raw, weights[name]))

@@ -7,18 +7,18 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
-from owl.agreement import from_first, host_group
 from owl.callbacks.media import write_picture
 from owl.data.windows import WindowDataset
+from owl.distributed.agreement import from_first, host_group
+from owl.distributed.sharding import gathered
 from owl.errors import OwlError
+from owl.flow_matching import noise_levels
 from owl.losses.lpips import LPIPS
-from owl.models.sharding import gathered
 from owl.models.world_model import WorldTransformer
 from owl.rollout.engine import Engine, check_decoder
 from owl.rollout.episodes import Batch, Episodes, load_decoder
 from owl.rollout.evaluation import horizon_curves, roll_out
-from owl.rollout.pictures import strip
-from owl.rollout.sampling import noise_levels
+from owl.viz.rollouts import strip
 
 HORIZONS = (1, 4, 8, 16)
 

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from owl.callbacks.checkpoint import load_checkpoint
 from owl.callbacks.pruning import without_pruning
 from owl.callbacks.report import ENVIRONMENT, format_number
+from owl.checkpoint import load_checkpoint
 from owl.errors import OwlError, at_least
 
 UNREPEATABLE = ("seconds", "data_wait", "speed/")  # beginnings of what only the clock knows

@@ -20,11 +20,11 @@ from owl.atomic import atomic_write
 from owl.callbacks.report import format_number, print_table
 from owl.data.shards import DatasetInfo
 from owl.errors import OwlError, at_least
+from owl.flow_matching import noise_levels
 from owl.hardware import cost_of_bfloat16, fast_dtype, multiplies_bfloat16
 from owl.losses.lpips import LPIPS
 from owl.metrics.frechet import FrechetDistance
 from owl.models.world_model import WorldTransformer
-from owl.rollout import pictures
 from owl.rollout.engine import Engine, as_world_model
 from owl.rollout.episodes import Batch, Episodes, check_dataset, load_decoder, trained_stride
 from owl.rollout.evaluation import (
@@ -39,9 +39,9 @@ from owl.rollout.evaluation import (
     long_rollout,
     roll_out,
 )
-from owl.rollout.film import write_film
-from owl.rollout.sampling import noise_levels
 from owl.version import code_version
+from owl.viz import rollouts as pictures
+from owl.viz.film import write_film
 
 TIMED_FRAMES = 100
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -57,7 +57,7 @@ class Settings:
     data: str
     split: str
     decoder: str
-    controls_reader: str | None
+    inverse_dynamics: str | None
     frames: int
     clips: int
     horizon: int
@@ -87,7 +87,7 @@ def main(
     data: str,
     out: str | None = None,
     decoder: str | None = None,
-    controls_reader: str | None = None,
+    inverse_dynamics: str | None = None,
     split: Literal["train", "validation", "test"] = "test",
     frames: int = 1000,
     clips: int = 16,
@@ -112,7 +112,7 @@ def main(
         data: Dataset of latents of the autoencoder that the world model was trained with: a folder, or any fsspec URL.
         out: Folder for the results; where left out, "rollout" in the folder of the run.
         decoder: Checkpoint or export of the autoencoder; where left out, the one that the dataset names.
-        controls_reader: Checkpoint of the recipe owl.recipes.inverse_dynamics.InverseDynamics, trained with the world
+        inverse_dynamics: Checkpoint of the recipe owl.recipes.inverse_dynamics.InverseDynamics, trained with the world
             model's stride, to measure whether the controls are followed.
         split: Whose episodes are used.
         frames: Length of the long rollouts.
@@ -140,7 +140,7 @@ def main(
         data=data,
         split=split,
         decoder=decoder or named_decoder(data),
-        controls_reader=controls_reader,
+        inverse_dynamics=inverse_dynamics,
         **counts,
         side_by_side=side_by_side,
         steps=steps,
@@ -153,7 +153,7 @@ def main(
     )
     if precision == "bf16" and (cost := cost_of_bfloat16(device)) is not None:
         print(f"{cost}; --precision fp32 is faster", flush=True)
-    reader = ControlsReader.load(controls_reader, network, settings.stride) if controls_reader else None
+    reader = ControlsReader.load(inverse_dynamics, network, settings.stride) if inverse_dynamics else None
     engine = Engine(
         network,
         {"video": load_decoder(settings.decoder)},
@@ -261,7 +261,7 @@ class Evaluation:
             "![True frames above generated ones](strip.png)",
             "Film, true beside generated: [comparison.mp4](comparison.mp4)",
             "## Obedient",
-            following_table(metrics, settings.controls_reader),
+            following_table(metrics, settings.inverse_dynamics),
             "## Lasting",
             f"{settings.side_by_side} rollouts of {settings.frames} frames, under the controls of the split's episodes "
             "one after another: [rollout.mp4](rollout.mp4)",
@@ -370,7 +370,7 @@ def horizon_table(metrics: dict[str, float], lpips_name: str) -> str:
 def following_table(metrics: dict[str, float], reader: str | None) -> str:
     """Accuracy of the controls read from frames, as Markdown."""
     if reader is None:
-        return "Not measured: give a network that reads controls from frames with `--controls_reader`."
+        return "Not measured: give a network that reads controls from frames with `--inverse_dynamics`."
     lines = ["| control | generated frames | true frames |", "| --- | ---: | ---: |"]
     for name, value in metrics.items():
         if name.startswith(("axis_accuracy", "button_accuracy")) and f"{name}_true" in metrics:

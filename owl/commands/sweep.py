@@ -11,7 +11,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Literal
 
-from owl.arguments import spoken
+from owl.cli.arguments import spoken
 from owl.errors import OwlError, at_least
 from owl.slurm import Job, queue
 from owl.sweep.plan import Plan
@@ -159,7 +159,7 @@ def check(plan: Plan, path: str, arguments: list[str]) -> None:
     Raises:
         OwlError: Something in the experiment, or in the space, is not accepted.
     """
-    from owl.cli import main as fit  # takes seconds and hundreds of megabytes
+    from owl.cli.lightning import main as fit  # takes seconds and hundreds of megabytes
 
     before = sys.argv
     for setting in plan.probes():

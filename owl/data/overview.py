@@ -13,7 +13,7 @@ from owl.data.codecs import resize
 from owl.data.reader import ShardReader
 from owl.data.sample import LATENTS, SampleDecoder
 from owl.data.shards import DatasetInfo, ShardIndex
-from owl.pictures import principal_components
+from owl.viz.pictures import principal_components
 
 BACKGROUND, PANEL, TEXT, MUTED = (18, 20, 26), (32, 36, 45), (236, 239, 244), (140, 148, 163)
 SPLIT_COLOURS = {"train": (122, 162, 247), "validation": (158, 206, 106), "test": (224, 175, 104)}

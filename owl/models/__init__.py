@@ -77,7 +77,7 @@ def rebuild(checkpoint: str | Path) -> tuple[nn.Module, dict[str, Any]]:
 
     from lightning.pytorch import LightningModule
 
-    from owl.callbacks.checkpoint import load_checkpoint
+    from owl.checkpoint import load_checkpoint
 
     content = load_checkpoint(checkpoint)
     class_path = str(content["owl"]["recipe"])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torchmetrics.image import StructuralSimilarityIndexMeasure
 
+from owl.distributed.sharding import shard
 from owl.errors import OwlError
 from owl.losses import pixel
 from owl.losses.equivariance import draw
@@ -21,12 +22,11 @@ from owl.metrics.latents import LatentStatistics
 from owl.metrics.perceptual import PerceptualDistance
 from owl.metrics.psnr import MeanPSNR
 from owl.models.image_autoencoder import ImageAutoencoder
-from owl.models.sharding import shard
 from owl.nn.posterior import Posterior
-from owl.pictures import reconstruction_grid
+from owl.optim.configuration import with_schedule
 from owl.recipes.compilation import compile_for_training
 from owl.recipes.logging import log_losses
-from owl.recipes.optimization import with_schedule
+from owl.viz.pictures import reconstruction_grid
 
 
 @dataclass

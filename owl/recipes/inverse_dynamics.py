@@ -13,16 +13,16 @@ from torch.optim import AdamW, Optimizer
 
 from owl.data.controls import check_controls
 from owl.data.windows import WindowDataset
+from owl.distributed.reduction import mean_over_processes
+from owl.distributed.sharding import shard
 from owl.errors import OwlError
 from owl.metrics.controls import AxisAccuracy, ButtonAccuracy
 from owl.models.inverse_dynamics import InverseDynamicsModel
-from owl.models.sharding import shard
 from owl.nn.symlog import symlog
-from owl.pictures import controls_strip
+from owl.optim.configuration import with_schedule
 from owl.recipes.compilation import compile_for_training
 from owl.recipes.logging import log_losses
-from owl.recipes.optimization import with_schedule
-from owl.recipes.processes import mean_over_processes
+from owl.viz.pictures import controls_strip
 
 SOFTENING = 0.05  # of the frames of a batch: bounds the weight of a button that is down in one frame of it, or in none
 
@@ -97,7 +97,7 @@ class InverseDynamics(LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """One step on spoiled clips."""
         check_batch(self.network, batch)
-        logits, axes = self.network(spoil(video(batch), self.augmentation))
+        logits, axes = self.network(augment(video(batch), self.augmentation))
         terms = {}
         if self.network.buttons:
             buttons = batch["buttons"][:, 1:]
@@ -225,7 +225,7 @@ def balanced_cross_entropy(logits: Tensor, buttons: Tensor, pressed: Tensor) -> 
     return F.binary_cross_entropy_with_logits(logits, buttons, weight)
 
 
-def spoil(clips: Tensor, augmentation: Augmentation) -> Tensor:
+def augment(clips: Tensor, augmentation: Augmentation) -> Tensor:
     """Blur each clip, change its brightness and contrast, and add noise, by amounts drawn evenly up to the largest.
 
     Args:

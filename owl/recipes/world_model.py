@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torchmetrics import MeanMetric
 
+from owl.distributed.reduction import mean_over_processes
+from owl.distributed.sharding import shard
 from owl.errors import OwlError
-from owl.latents import MODALITIES, adopt, described, verify
-from owl.losses.flow import corrupt, logit_normal, velocity_loss
-from owl.models.sharding import shard
+from owl.flow_matching import add_noise, logit_normal, velocity_loss
+from owl.latents import MODALITIES, check_encoder, described, load_latent_stats
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.attention import NEVER, Frames, clip_frames
+from owl.optim.configuration import with_schedule
 from owl.recipes.compilation import compile_for_training
 from owl.recipes.logging import log_losses
-from owl.recipes.optimization import with_schedule
-from owl.recipes.processes import mean_over_processes
 from owl.seeds import derived_seed, run_seed
 
 Forcing = Literal["teacher", "diffusion", "full"]
@@ -103,19 +103,19 @@ class WorldModel(LightningModule):
     def setup(self, stage: str) -> None:
         """Take the latents' statistics and their encoder's fingerprint from the dataset; they go into checkpoints."""
         self._described = described(self.trainer.datamodule)  # type: ignore[attr-defined]
-        adopt(self.network, *self._described)
+        load_latent_stats(self.network, *self._described)
 
     def on_fit_start(self) -> None:
         """A checkpoint that is continued must have been trained on these latents."""
-        verify(self.network, *self._described)
+        check_encoder(self.network, *self._described)
 
     def on_validation_start(self) -> None:
         """See `on_fit_start`."""
-        verify(self.network, *self._described)
+        check_encoder(self.network, *self._described)
 
     def on_test_start(self) -> None:
         """See `on_fit_start`."""
-        verify(self.network, *self._described)
+        check_encoder(self.network, *self._described)
 
     def transfer_batch_to_device(self, batch: dict[str, Tensor], device: torch.device, dataloader_idx: int) -> Any:
         """Leave the windows' numbers, of which the noise is a function, where reading them waits for no device."""
@@ -171,11 +171,11 @@ class WorldModel(LightningModule):
         Returns:
             float[B, F] for each stream.
         """
-        noisy = {name: corrupt(x, noise[name], level) for name, x in latents.items()}
+        noisy = {name: add_noise(x, noise[name], level) for name, x in latents.items()}
         copies, clip = 2 if self.forcing == "teacher" else 1, level.shape[1]
         frames = clip_frames(clip, copies, level.device) if document is None else packed_frames(document, copies)
         if self.forcing == "teacher":
-            context = {name: corrupt(x, context_noise[name], context_level) for name, x in latents.items()}
+            context = {name: add_noise(x, context_noise[name], context_level) for name, x in latents.items()}
             noisy = {name: torch.cat([context[name], x], 1) for name, x in noisy.items()}
             scene = controls.conditioning
             doubled = Controls(

@@ -16,15 +16,14 @@ from torch import Tensor, nn
 
 from owl import models
 from owl.errors import OwlError
+from owl.flow_matching import Step, adams_bashforth, add_noise, consistency, euler
 from owl.latents import encoder_of
-from owl.losses.flow import corrupt
 from owl.models.world_model import Cache, Controls, Streams, WorldTransformer
 from owl.nn.attention import Frames
 from owl.nn.compilation import can_compile
 from owl.nn.placement import placement
 from owl.precision.inference import Quantization, quantize
 from owl.rollout.compiled import CompiledBlocks
-from owl.rollout.sampling import Step, adams_bashforth, consistency, euler
 
 Sampler = Literal["adams_bashforth", "euler", "consistency"]
 SAMPLERS = {"adams_bashforth": adams_bashforth, "euler": euler, "consistency": consistency}
@@ -302,7 +301,7 @@ class Engine:
         """Have a frame committed by the next pass, with its context noise: drawn now, however many passes there are."""
         if self.context_level:
             level = torch.full((self.batch, 1), self.context_level, device=self.device)
-            latents = {name: corrupt(x, self._noise(x.shape[2:]), level) for name, x in latents.items()}
+            latents = {name: add_noise(x, self._noise(x.shape[2:]), level) for name, x in latents.items()}
         self._pending = (latents, controls)
 
     def _take_pending(self) -> list[tuple[Streams, float, Controls, int]]:

@@ -12,7 +12,7 @@ from owl.data.controls import check_controls
 from owl.data.shards import DatasetInfo
 from owl.data.windows import WindowDataset
 from owl.errors import OwlError
-from owl.latents import MODALITIES, verify
+from owl.latents import MODALITIES, check_encoder
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.placement import placement
 
@@ -157,7 +157,7 @@ def check_dataset(network: WorldTransformer, info: DatasetInfo, url: str) -> Non
                 f"{url} has no {needed}, it holds {', '.join(info.modalities)}; give the dataset of latents that the "
                 "world model was trained on, or encode footage with `python -m owl data encode`",
             )
-    verify(network, info.modalities, url)
+    check_encoder(network, info.modalities, url)
     advice = "give a dataset with the {kind} that the world model was trained with, in the same order"
     check_controls(info.modalities, url, network.buttons, network.axes, advice)
 

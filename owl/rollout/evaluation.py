@@ -178,14 +178,14 @@ class ControlsReader:
             if found != expected:
                 raise OwlError(
                     "dataset.controls",
-                    f"the controls reader {checkpoint} has the {kind} {found}, the world model has {expected}; train "
-                    "one on the footage of the world model",
+                    f"the inverse dynamics model {checkpoint} has the {kind} {found}, the world model {expected}; "
+                    "train one on the footage of the world model",
                 )
         if trained_stride(content) != stride:
             raise OwlError(
                 "network.stride",
-                f"the controls reader {checkpoint} was trained with stride {trained_stride(content)}, the world model "
-                f"with {stride}; train one with --data.init_args.stride {stride}",
+                f"the inverse dynamics model {checkpoint} was trained with stride {trained_stride(content)}, the world "
+                f"model with {stride}; train one with --data.init_args.stride {stride}",
             )
         model = content["owl"]["config"].get("model") or {}
         return cls(network, float((model.get("init_args") or {}).get("dead_zone", 1.0)))

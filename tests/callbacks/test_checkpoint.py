@@ -10,8 +10,9 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
-from owl.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint, load_checkpoint
+from owl.callbacks.checkpoint import Checkpoint
 from owl.callbacks.report import Report
+from owl.checkpoint import AtomicCheckpointIO, load_checkpoint
 from owl.errors import OwlError
 from tests.helpers.errors import refused
 from tests.helpers.line import Line, loader, trainer

@@ -20,7 +20,7 @@ from owl.rollout.episodes import Episodes, load_decoder
 from owl.rollout.evaluation import horizon_curves, roll_out
 from tests.helpers.errors import refused
 from tests.helpers.tiny import owl, owl_here, tiny_experiment, write_config
-from tests.helpers.world import AUTOENCODER, FOOTAGE, LATENTS, READER, STRIDE, make_world, tiny_world_model
+from tests.helpers.world import AUTOENCODER, FOOTAGE, INVERSE_DYNAMICS, LATENTS, STRIDE, make_world, tiny_world_model
 
 CONTEXT, HORIZON = 3, 5
 
@@ -122,7 +122,7 @@ def test_two_processes_log_what_one_does(lab: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "code", "tokens"),
     [
-        ({"decoder": READER}, "network.kind", [READER, "InverseDynamicsModel", "an autoencoder"]),
+        ({"decoder": INVERSE_DYNAMICS}, "network.kind", [INVERSE_DYNAMICS, "InverseDynamicsModel", "an autoencoder"]),
         ({"decoder": "other/last.ckpt"}, "checkpoint.missing", ["other/last.ckpt"]),
         ({"horizon": 60}, "windows.too-short", ["125 frames"]),
     ],

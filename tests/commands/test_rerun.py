@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from owl.callbacks.checkpoint import load_checkpoint
+from owl.checkpoint import load_checkpoint
 from owl.commands import rerun
 from tests.helpers.errors import refused
 from tests.helpers.shards import make_dataset

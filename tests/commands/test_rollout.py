@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.helpers.errors import refused
 from tests.helpers.tiny import REPOSITORY, owl_here
-from tests.helpers.world import AUTOENCODER, FOOTAGE, LATENTS, READER, WORLD_MODEL, make_world
+from tests.helpers.world import AUTOENCODER, FOOTAGE, INVERSE_DYNAMICS, LATENTS, WORLD_MODEL, make_world
 from tests.test_docs import blocks, lines
 
 SMALL = ("--frames", "4", "--clips", "2", "--horizon", "4", "--context", "2", "--side_by_side", "2", "--steps", "2")
@@ -37,7 +37,7 @@ def film(path: Path) -> tuple[Fraction, np.ndarray]:
 
 
 def test_everything_is_measured_drawn_and_filmed(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("--data", LATENTS, "--controls_reader", READER, "--out", "report", *SMALL)
+    arguments = ("--data", LATENTS, "--inverse_dynamics", INVERSE_DYNAMICS, "--out", "report", *SMALL)
     assert owl_here("rollout", WORLD_MODEL, *arguments, cwd=lab) == 0
     assert "Report: report/report.md" in capsys.readouterr().out
     out = lab / "report"
@@ -118,9 +118,14 @@ def test_the_page_on_training_plays_from_python(lab: Path, monkeypatch: pytest.M
         (WORLD_MODEL, ("--frames", "0"), "arguments.too-small", ["frames is 0", "at least 1"]),
         (WORLD_MODEL, ("--steps", "-1"), "arguments.too-small", ["steps is -1", "at least 1"]),
         (WORLD_MODEL, ("--stride", "0"), "arguments.too-small", ["stride is 0", "at least 1"]),
-        (WORLD_MODEL, ("--decoder", READER), "network.kind", [READER, "InverseDynamicsModel", "autoencoder was"]),
+        (
+            WORLD_MODEL,
+            ("--decoder", INVERSE_DYNAMICS),
+            "network.kind",
+            [INVERSE_DYNAMICS, "InverseDynamicsModel", "autoencoder was"],
+        ),
         (WORLD_MODEL, ("--decoder", "other.ckpt"), "decoder.encoder", ["video decoder"]),
-        (WORLD_MODEL, ("--controls_reader", WORLD_MODEL), "network.kind", ["WorldTransformer", "InverseDynamics"]),
+        (WORLD_MODEL, ("--inverse_dynamics", WORLD_MODEL), "network.kind", ["WorldTransformer", "InverseDynamics"]),
         (WORLD_MODEL, ("--horizon", "60"), "windows.too-short", [LATENTS, "123 frames"]),
     ],
 )

@@ -10,10 +10,10 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Adam
 
-from owl.models.sharding import shard
+from owl.distributed.sharding import shard
 from owl.optim import MuonAdamW
-from owl.recipes.manual import descend, only_towards
-from owl.recipes.optimization import with_schedule
+from owl.optim.configuration import with_schedule
+from owl.optim.stepping import manual_step, only_towards
 from tests.helpers.tiny import tiny_experiment
 
 
@@ -63,7 +63,7 @@ class Players(LightningModule):
             (gradient,) = torch.autograd.grad(self.discriminator(real.view_as(real)).sum(), real, create_graph=True)
             loss = loss + self.penalty * gradient.square().sum((1, 2, 3)).mean()
         self.log("train/loss", loss)
-        descend(self, loss, batch_idx, self.accumulate, self.clip)
+        manual_step(self, loss, batch_idx, self.accumulate, self.clip)
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:

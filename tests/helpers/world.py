@@ -1,4 +1,4 @@
-"""Everything that a world model needs, tiny and real: footage, autoencoder, latents, world model, controls reader."""
+"""All that a world model needs, tiny and real: footage, autoencoder, latents, world and inverse dynamics models."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +15,7 @@ FOOTAGE = "data/doom-96x160-world"  # named as in the how-to pages
 LATENTS = "data/doom-96x160-world-latents"
 AUTOENCODER = "runs/quickstart/checkpoints/last.ckpt"
 WORLD_MODEL = "runs/world_model_quickstart/checkpoints/last.ckpt"
-READER = "runs/inverse_dynamics_quickstart/checkpoints/last.ckpt"
+INVERSE_DYNAMICS = "runs/inverse_dynamics_quickstart/checkpoints/last.ckpt"
 
 
 class ImpatientRollouts(Rollouts):

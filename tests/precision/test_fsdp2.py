@@ -14,12 +14,12 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from owl.callbacks.ema import EMA
 from owl.data.datamodule import ShardDataModule
-from owl.models.sharding import shard
+from owl.distributed.fsdp2 import FullySharded
+from owl.distributed.sharding import shard
 from owl.models.world_model import Controls, WorldTransformer
 from owl.precision import backend
 from owl.precision.fp8 import Float8Precision, convert, float8_layers
 from owl.recipes.world_model import WorldModel
-from owl.strategy import FullySharded
 from tests.helpers.errors import refused
 from tests.helpers.latents import TINY, draw, lively, make_latents
 from tests.helpers.tiny import quiet_trainer

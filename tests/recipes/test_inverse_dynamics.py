@@ -10,8 +10,8 @@ from torch import Tensor
 
 from owl import models
 from owl.models.inverse_dynamics import InverseDynamicsModel
-from owl.pictures import controls_strip
-from owl.recipes.inverse_dynamics import Augmentation, InverseDynamics, balanced_cross_entropy, blur, spoil, video
+from owl.recipes.inverse_dynamics import Augmentation, InverseDynamics, augment, balanced_cross_entropy, blur, video
+from owl.viz.pictures import controls_strip
 from tests.helpers.errors import refused
 from tests.helpers.shards import AXES, BUTTONS, make_dataset
 from tests.helpers.tiny import owl_here, tiny_inverse_dynamics, write_config
@@ -133,14 +133,14 @@ def test_blur_is_a_gaussian_of_each_clip() -> None:
 def test_spoiling_changes_each_clip_alike_in_all_frames() -> None:
     torch.manual_seed(0)
     clips = torch.full((4, 3, 3, 16, 16), 0.1)
-    brighter = spoil(clips, Augmentation(blur=0, noise=0, brightness=0.2))
+    brighter = augment(clips, Augmentation(blur=0, noise=0, brightness=0.2))
     assert torch.equal(brighter[:, 0], brighter[:, 2])
     assert len(brighter[:, 0, 0, 0, 0].unique()) == 4
-    noisy = spoil(clips, Augmentation(blur=0, noise=0.3, brightness=0))
+    noisy = augment(clips, Augmentation(blur=0, noise=0.3, brightness=0))
     assert not torch.equal(noisy[:, 0], noisy[:, 1])
     assert len({round(std, 3) for std in noisy.std(dim=(1, 2, 3, 4)).tolist()}) == 4
-    assert torch.equal(spoil(clips, Augmentation(0, 0, 0)), clips)
-    assert spoil(torch.ones_like(clips), Augmentation()).abs().max() <= 1
+    assert torch.equal(augment(clips, Augmentation(0, 0, 0)), clips)
+    assert augment(torch.ones_like(clips), Augmentation()).abs().max() <= 1
 
 
 def test_the_film_strip_marks_what_was_misread() -> None:

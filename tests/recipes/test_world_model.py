@@ -15,8 +15,8 @@ from owl import models
 from owl.callbacks.nonfinite import NonFiniteGuard
 from owl.data.datamodule import ShardDataModule
 from owl.data.shards import DatasetInfo
-from owl.latents import MODALITIES, adopt, encoder_of, verify
-from owl.losses.flow import corrupt
+from owl.flow_matching import add_noise
+from owl.latents import MODALITIES, check_encoder, encoder_of, load_latent_stats
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn import attention
 from owl.nn.attention import NEVER, ChunkedAttention
@@ -193,11 +193,11 @@ def test_the_loss_is_that_of_the_noisy_frames(forcing: Forcing) -> None:
         found = made.losses(latents, controls, None, level, context_level, noise, context_noise)
         for t in range(frames):
             shown = frames if forcing == "full" else t + 1
-            x = {name: corrupt(latents[name], noise[name], level)[:, :shown] for name in latents}
+            x = {name: add_noise(latents[name], noise[name], level)[:, :shown] for name in latents}
             levels = level[:, :shown].clone()
             if forcing == "teacher":
                 for name in x:
-                    x[name][:, :t] = corrupt(latents[name], context_noise[name], context_level)[:, :t]
+                    x[name][:, :t] = add_noise(latents[name], context_noise[name], context_level)[:, :t]
                 levels[:, :t] = context_level[:, :t]
             known = Controls(controls.buttons[:, :shown], controls.axes[:, :shown])
             velocity = network(x, levels, known, causal=forcing != "full")
@@ -282,7 +282,7 @@ def test_a_moving_dot_is_learnt_in_seconds(lab: Path, forcing: Forcing) -> None:
     torch.manual_seed(0)
     made = recipe(WorldTransformer(**TINY | {"patch": 2}), forcing=forcing)
     info = DatasetInfo.load(lab / "data")
-    adopt(made.network, info.modalities, "data")
+    load_latent_stats(made.network, info.modalities, "data")
     data = ShardDataModule(
         str(lab / "data"), ["latent", "controls"], length=8, batch_size=8, num_workers=0, validation_windows=4
     )
@@ -379,11 +379,11 @@ def test_a_channel_that_says_nothing_is_told(lab: Path) -> None:
     modalities = DatasetInfo.load(lab / "data").modalities
     modalities["latent"]["std"] = [1.0, 0.0]
     with refused("latents.statistics", "latent of data", "of 0 in channel 1"):
-        adopt(lively(), modalities, "data")
+        load_latent_stats(lively(), modalities, "data")
     network = lively()
     modalities["latent"]["std"] = [1.0, 1.0]
-    adopt(network, modalities, "data")
-    verify(network, modalities, "data")
+    load_latent_stats(network, modalities, "data")
+    check_encoder(network, modalities, "data")
 
 
 def test_nan_in_latents_stops_a_run_with_its_windows_named(lab: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from owl import models
-from owl.losses.flow import corrupt
+from owl.flow_matching import Step, add_noise
 from owl.models.image_autoencoder import ImageAutoencoder
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.attention import Frames
@@ -17,7 +17,6 @@ from owl.nn.frozen import freeze
 from owl.nn.placement import placement
 from owl.precision.inference import Quantization
 from owl.rollout.engine import SAMPLERS, Engine, Frame
-from owl.rollout.sampling import Step
 from tests.helpers.errors import refused
 from tests.helpers.latents import EXTENSIONS, LATENT, TINY, draw, lively
 
@@ -64,7 +63,7 @@ class Reference:
             if not self.context_level:
                 return x
             fresh = noise()
-            return {n: corrupt(x[n], fresh[n], torch.full((batch, 1), self.context_level)) for n in x}
+            return {n: add_noise(x[n], fresh[n], torch.full((batch, 1), self.context_level)) for n in x}
 
         known = 0 if context is None else context["video"].shape[1]
         given = {} if context is None else self.network.standardize(context)

@@ -28,11 +28,11 @@ from owl.rollout.evaluation import (
     long_rollout,
     roll_out,
 )
-from owl.rollout.pictures import strip
+from owl.viz.rollouts import strip
 from tests.helpers.errors import refused
 from tests.helpers.latents import lively, make_latents
 from tests.helpers.tiny import owl_here
-from tests.helpers.world import AUTOENCODER, FOOTAGE, LATENTS, READER, STRIDE, WORLD_MODEL, make_world
+from tests.helpers.world import AUTOENCODER, FOOTAGE, INVERSE_DYNAMICS, LATENTS, STRIDE, WORLD_MODEL, make_world
 
 CONTEXT, HORIZON = 3, 5
 
@@ -233,7 +233,7 @@ def test_a_single_frame_has_no_distribution(engine: Engine) -> None:
 
 
 def test_true_frames_obey_and_other_frames_are_measured_apart(engine: Engine, perfect: Clips) -> None:
-    reader = ControlsReader.load(READER, engine.network, STRIDE)
+    reader = ControlsReader.load(INVERSE_DYNAMICS, engine.network, STRIDE)
     with torch.no_grad():
         reader.network.reader[-1].weight.mul_(100)  # after two steps it would read nothing from anything
     values = action_following(perfect, reader)
@@ -297,7 +297,7 @@ def test_the_strip_shows_the_right_frames(perfect: Clips) -> None:
     ("checkpoint", "stride", "code", "tokens"),
     [
         (WORLD_MODEL, STRIDE, "network.kind", ["WorldTransformer", "InverseDynamics"]),
-        (READER, 1, "network.stride", [f"stride {STRIDE}", "with 1"]),
+        (INVERSE_DYNAMICS, 1, "network.stride", [f"stride {STRIDE}", "with 1"]),
     ],
 )
 def test_readers_that_do_not_fit_are_refused(
@@ -309,8 +309,8 @@ def test_readers_that_do_not_fit_are_refused(
 
 def test_a_reader_of_other_controls_is_refused() -> None:
     other = WorldTransformer(latent=(4, 4, 6), width=32, heads=2, depth=1, buttons=["JUMP"])
-    with refused("dataset.controls", READER, "buttons", "ATTACK, MOVE_LEFT, MOVE_RIGHT", "JUMP"):
-        ControlsReader.load(READER, other, STRIDE)
+    with refused("dataset.controls", INVERSE_DYNAMICS, "buttons", "ATTACK, MOVE_LEFT, MOVE_RIGHT", "JUMP"):
+        ControlsReader.load(INVERSE_DYNAMICS, other, STRIDE)
 
 
 def test_datasets_that_do_not_fit_are_refused(engine: Engine) -> None:
@@ -327,5 +327,5 @@ def test_datasets_that_do_not_fit_are_refused(engine: Engine) -> None:
 
 
 def test_a_decoder_that_decodes_nothing_is_refused() -> None:
-    with refused("network.kind", READER, "InverseDynamicsModel", "autoencoder was"):
-        load_decoder(READER)
+    with refused("network.kind", INVERSE_DYNAMICS, "InverseDynamicsModel", "autoencoder was"):
+        load_decoder(INVERSE_DYNAMICS)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from owl.arguments import gather_options
+from owl.cli.arguments import gather_options
 from owl.sweep.plan import options
 from owl.sweep.reading import Mistake, load_plan
 from owl.sweep.study import Outcome

@@ -8,15 +8,15 @@ from typing import Any
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
 
-from owl.callbacks.checkpoint import load_checkpoint
+from owl.checkpoint import load_checkpoint
 
 
 class FullySharded(ModelParallelStrategy):
     """``--trainer.strategy fsdp2``: weights, gradients and optimiser states are spread over all processes.
 
     For networks that one GPU does not hold; smaller ones train faster with ``--trainer.strategy ddp``. Each recipe
-    spreads its network by `owl.models.sharding.shard`. Checkpoints are those of every other strategy, one whole file: a
-    run may go on with another strategy and another number of processes.
+    spreads its network by `owl.distributed.sharding.shard`. Checkpoints are those of every other strategy, one whole
+    file: a run may go on with another strategy and another number of processes.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class FullySharded(ModelParallelStrategy):
         """Spread a checkpoint's weights and optimiser states, of whatever strategy; return all of it.
 
         Lightning's own way takes tensors for contiguous and optimisers for ones with a single group. Every process
-        reads its own part: the tensors that `owl.callbacks.checkpoint.load_checkpoint` returns are mapped.
+        reads its own part: the tensors that `owl.checkpoint.load_checkpoint` returns are mapped.
         """
         content = load_checkpoint(self.broadcast(checkpoint_path))
         assert self.model is not None

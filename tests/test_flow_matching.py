@@ -6,8 +6,16 @@ from typing import Any
 import pytest
 import torch
 
-from owl.losses.flow import corrupt, logit_normal, velocity_loss
-from owl.rollout.sampling import Step, adams_bashforth, consistency, euler, noise_levels
+from owl.flow_matching import (
+    Step,
+    adams_bashforth,
+    add_noise,
+    consistency,
+    euler,
+    logit_normal,
+    noise_levels,
+    velocity_loss,
+)
 
 
 @pytest.fixture
@@ -17,15 +25,15 @@ def clean_noise_level() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def test_the_closed_forms(clean_noise_level: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
     clean, noise, level = clean_noise_level
-    assert torch.equal(corrupt(clean, noise, torch.zeros(2, 3)), clean)
-    assert torch.equal(corrupt(clean, noise, torch.ones(2, 3)), noise)
-    x, velocity, t = corrupt(clean, noise, level), noise - clean, level[:, :, None, None, None]
+    assert torch.equal(add_noise(clean, noise, torch.zeros(2, 3)), clean)
+    assert torch.equal(add_noise(clean, noise, torch.ones(2, 3)), noise)
+    x, velocity, t = add_noise(clean, noise, level), noise - clean, level[:, :, None, None, None]
     torch.testing.assert_close(x[1, 2], (1 - level[1, 2]) * clean[1, 2] + level[1, 2] * noise[1, 2])  # frame by frame
     torch.testing.assert_close(x - t * velocity, clean)
     torch.testing.assert_close(x + (1 - t) * velocity, noise)
     step = 1e-3
     slope = (
-        corrupt(clean.double(), noise.double(), level + step) - corrupt(clean.double(), noise.double(), level)
+        add_noise(clean.double(), noise.double(), level + step) - add_noise(clean.double(), noise.double(), level)
     ) / step
     torch.testing.assert_close(slope, velocity.double(), atol=1e-4, rtol=1e-4)
 
@@ -72,11 +80,11 @@ def test_order_of_the_samplers(sampler: Any, order: int, shift: float) -> None:
 def test_consistency_lands_on_the_following_level_with_the_noise_given() -> None:
     clean, noise, fresh = torch.randn(3, 1, 2, 4)
     level, following = torch.full((1, 2), 0.8), torch.full((1, 2), 0.3)
-    step = Step(corrupt(clean, noise, level), noise - clean, 0.8, 0.3, None, 1.0, fresh)
+    step = Step(add_noise(clean, noise, level), noise - clean, 0.8, 0.3, None, 1.0, fresh)
     landed = consistency(step)
-    torch.testing.assert_close(landed, corrupt(clean, fresh, following))
+    torch.testing.assert_close(landed, add_noise(clean, fresh, following))
     on_the_line = euler(step)
-    torch.testing.assert_close(on_the_line, corrupt(clean, noise, following))
+    torch.testing.assert_close(on_the_line, add_noise(clean, noise, following))
 
 
 def test_levels_of_the_steps() -> None:

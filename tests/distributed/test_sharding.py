@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from owl.callbacks.ema import EMA
-from owl.models.sharding import shard, trainable
+from owl.distributed.sharding import shard, trainable
 from owl.models.world_model import Controls, WorldTransformer
 
 

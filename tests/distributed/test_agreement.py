@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.distributed.distributed_c10d import _set_pg_timeout, default_pg_timeout
 
-from owl.agreement import Agreement, from_first, host_group
+from owl.distributed.agreement import Agreement, from_first, host_group
 
 BROUGHT = [(0, 0), (0, 2), (1, 0), (0, 0), (0, 0), (0, 3), (0, 0)]
 """What the two processes bring, call for call."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from owl.callbacks.ema import EMA
-from owl.recipes.manual import only_towards
+from owl.optim.stepping import only_towards
 from tests.helpers.players import Players
 from tests.helpers.tiny import quiet_trainer
 

@@ -1,8 +1,11 @@
 """Pictures of an evaluation: curves, and what was generated beside what is true."""
 
+from __future__ import annotations
+
 import io
 from collections.abc import Iterable, Iterator
 from math import ceil, sqrt
+from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
@@ -12,10 +15,12 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from owl.pictures import BACKGROUND, FAINT, GAP, TEXT
-from owl.rollout.episodes import Batch
-from owl.rollout.evaluation import Clips, Drift
-from owl.rollout.film import ControlsPanel, beside, captioned, enlarged
+from owl.viz.film import ControlsPanel, beside, captioned, enlarged
+from owl.viz.pictures import BACKGROUND, FAINT, GAP, TEXT
+
+if TYPE_CHECKING:
+    from owl.rollout.episodes import Batch
+    from owl.rollout.evaluation import Clips, Drift
 
 HORIZONS = (1, 2, 4, 8, 16, 32, 64, 128)
 STRIP_CLIPS = 4

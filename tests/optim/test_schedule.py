@@ -13,7 +13,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from owl.optim import MuonAdamW
-from owl.schedule import WarmupCosine
+from owl.optim.schedule import WarmupCosine
 
 
 def optimizer() -> SGD:

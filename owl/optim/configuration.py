@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch.optim import Optimizer
 
 from owl.errors import OwlError
-from owl.schedule import WarmupCosine
+from owl.optim.schedule import WarmupCosine
 
 
 def with_schedule(
@@ -24,7 +24,7 @@ def with_schedule(
         optimizer: Of all its weights.
         warmup_steps: Steps until the peak.
         final_lr: Learning rate at the end, as a fraction of its peak.
-        accumulate: Batches that make one step where the recipe itself accumulates, as `owl.recipes.manual.descend`
+        accumulate: Batches that make one step where the recipe itself accumulates, as `owl.optim.stepping.manual_step`
             is told.
 
     Raises:

@@ -24,9 +24,8 @@ from lightning.pytorch.trainer.trainer import _PRECISION_INPUT
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
 
-from owl.arguments import config_files, explain
 from owl.callbacks.budget import Budget
-from owl.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint, load_checkpoint
+from owl.callbacks.checkpoint import Checkpoint
 from owl.callbacks.ema import EMA
 from owl.callbacks.homogeneity import HomogeneousDevices
 from owl.callbacks.media import Media
@@ -35,12 +34,14 @@ from owl.callbacks.progress import Progress
 from owl.callbacks.report import Report
 from owl.callbacks.step_seed import StepSeed
 from owl.callbacks.throughput import Throughput
+from owl.checkpoint import AtomicCheckpointIO, load_checkpoint
+from owl.cli.arguments import config_files, explain
 from owl.configuration import check_file, dump
 from owl.data.failures import worker_failure
+from owl.distributed.fsdp2 import FullySharded  # noqa: F401 (makes its name known to the trainer)
 from owl.errors import OwlError
 from owl.hardware import cost_of_bfloat16, trainer_precision
 from owl.run_folder import SaveConfig, run_files, training_in
-from owl.strategy import FullySharded  # noqa: F401 (makes its name known to the trainer)
 
 CHATTER = (
     ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning calling a deprecated function of torch

@@ -55,7 +55,7 @@ def gathered(network: nn.Module) -> nn.Module:
     return copy
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor that may be spread over processes, each of which must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
@@ -68,12 +68,12 @@ def to_first(tensor: Tensor) -> Tensor | None:
     """
     if not isinstance(tensor, DTensor):
         return tensor
-    full = whole(tensor)
+    full = full_tensor(tensor)
     return full.cpu() if distributed.get_rank() == 0 else None
 
 
-def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """Keep of a whole tensor what this process holds of one that may be spread; the opposite of `whole`."""
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Keep of a whole tensor what this process holds of one that may be spread; the opposite of `full_tensor`."""
     if not isinstance(like, DTensor):
         return tensor
     # every process has the same: nothing needs to be sent

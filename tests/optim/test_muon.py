@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from owl.optim import NEWTON_SCHULZ, MuonAdamW, is_matrix, orthogonalise
-from owl.schedule import WarmupCosine
+from owl.optim.muon import NEWTON_SCHULZ, MuonAdamW, is_matrix, orthogonalise
+from owl.optim.schedule import WarmupCosine
 
 
 def network() -> nn.Sequential:

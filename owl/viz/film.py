@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from owl.atomic import atomic_write
-from owl.pictures import BACKGROUND, FAINT, GAP, TEXT
+from owl.viz.pictures import BACKGROUND, FAINT, GAP, TEXT
 
 SMALLEST_WIDTH = 480  # pixels: narrower frames are enlarged by a whole factor, so that controls beside them are read
 CAPTION = 26  # pixels

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from owl.pictures import BACKGROUND, CAPTION_HEIGHT, GAP, TILE_WIDTHS, principal_components, reconstruction_grid
+from owl.viz.pictures import BACKGROUND, CAPTION_HEIGHT, GAP, TILE_WIDTHS, principal_components, reconstruction_grid
 
 
 def frames(count: int, height: int, width: int) -> torch.Tensor:

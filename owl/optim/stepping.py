@@ -9,7 +9,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
 
-def descend(
+def manual_step(
     recipe: LightningModule, loss: Tensor, batch_idx: int, accumulate: int = 1, clip: float | None = None
 ) -> None:
     """One backward for all of a recipe's networks and, where the accumulation is complete, a step of every optimiser.
@@ -23,7 +23,7 @@ def descend(
         loss: A scalar, the sum of the losses of all networks.
         batch_idx: As ``training_step`` got it.
         accumulate: Batches that make one step, as the last ones of an epoch do however many they are; in the place of
-            ``trainer.accumulate_grad_batches``. `owl.recipes.optimization.with_schedule` is to be told as well.
+            ``trainer.accumulate_grad_batches``. `owl.optim.configuration.with_schedule` is to be told as well.
         clip: Largest norm of the gradients of each optimiser, in the place of ``trainer.gradient_clip_val``.
     """
     complete = (batch_idx + 1) % accumulate == 0 or recipe.trainer.is_last_batch

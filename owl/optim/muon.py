@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
+from owl.distributed.sharding import full_tensor, shard_like
 from owl.hardware import fast_dtype
-from owl.models.sharding import spread_like, whole
 
 # Newton-Schulz iteration of degree 5, coefficients of Keller Jordan, https://kellerjordan.github.io/posts/muon:
 # five steps bring every singular value above 0.002 of the Frobenius norm into about [0.7, 1.2].
@@ -98,10 +98,10 @@ class MuonAdamW(Optimizer):
                 state["momentum"] = torch.zeros_like(parameter)
             state["momentum"].lerp_(gradient, 1 - group["momentum"])
             nesterov = gradient.lerp(state["momentum"], group["momentum"])
-            update = orthogonalise(whole(nesterov).flatten(1))
+            update = orthogonalise(full_tensor(nesterov).flatten(1))
             scale = RMS_OF_ADAMW * math.sqrt(max(update.shape))
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.add_(spread_like(update.view(parameter.shape), parameter), alpha=-group["lr"] * scale)
+            parameter.add_(shard_like(update.view(parameter.shape), parameter), alpha=-group["lr"] * scale)
 
     def _adamw(self, group: dict[str, Any], params: list[Tensor]) -> None:
         for parameter in params:
