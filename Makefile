@@ -25,7 +25,9 @@ GAME := data/doom-96x160-world
 WORLD := runs/world_model_quickstart
 INVERSE_DYNAMICS := runs/inverse_dynamics_quickstart
 
-world: quickstart ## the whole chain (about 80 minutes): game, image VAE, latents, world model, a page of what it dreams
+world: $(VENV)/.installed-game ## the whole chain (80 to 100 minutes): game, image VAE, latents, world model, a page of what it dreams
+	@echo "80 to 100 minutes: image VAE 6 and its game 1, footage 4, latents 3, world model 60, inverse dynamics 5, rollouts 5"
+	$(MAKE) quickstart
 	$(RUN) owl data record $(GAME) --frames 60000 --size 96x160 --scenario deathmatch --seed 1
 	$(RUN) owl data encode runs/quickstart/checkpoints/last.ckpt $(GAME) $(GAME)-latents --keep controls,rgb
 	$(RUN) owl fit --config experiments/world_model_quickstart.yaml --ckpt_path last

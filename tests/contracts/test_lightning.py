@@ -169,12 +169,12 @@ def test_a_trainer_knows_whether_it_divides_batches() -> None:
         assert trainer._accelerator_connector.use_distributed_sampler is divides
 
 
-@contract("_ddp_kwargs", needed_by="owl/cli.py: DDP does not send constant buffers at every step")
+@contract("_ddp_kwargs", needed_by="owl/cli/lightning.py: DDP does not send constant buffers at every step")
 def test_options_of_ddp_are_kept() -> None:
     assert DDPStrategy(find_unused_parameters=True)._ddp_kwargs == {"find_unused_parameters": True}
 
 
-@contract("_data_parallel_size", needed_by="owl/strategy.py: fsdp2 spreads over all processes of all nodes")
+@contract("_data_parallel_size", needed_by="owl/distributed/fsdp2.py: fsdp2 spreads over all processes of all nodes")
 def test_a_sharding_strategy_has_the_number_of_its_processes() -> None:
     assert ModelParallelStrategy(data_parallel_size=3)._data_parallel_size == 3
 
@@ -199,7 +199,7 @@ def test_a_progress_bar_is_described_and_stopped() -> None:
     assert bar._get_train_description(0).startswith("Epoch 0/-2")  # of training without a number of epochs
 
 
-@contract("_PRECISION_INPUT", needed_by="owl/cli.py: the precisions that the command line takes, and auto")
+@contract("_PRECISION_INPUT", needed_by="owl/cli/lightning.py: the precisions that the command line takes, and auto")
 def test_the_precisions_of_a_trainer_are_a_type() -> None:
     from lightning.pytorch.trainer.trainer import _PRECISION_INPUT
 
@@ -208,7 +208,7 @@ def test_the_precisions_of_a_trainer_are_a_type() -> None:
 
 @contract(
     *("_subcommand_parsers", "_prepare_subcommand_parser", "_parse_ckpt_path", "_dump_config", "_get"),
-    needed_by="owl/cli.py: help, suggestions, and the configuration of a run",
+    needed_by="owl/cli/lightning.py: help, suggestions, and the configuration of a run",
 )
 def test_a_command_line_is_built_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
