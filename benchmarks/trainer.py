@@ -169,7 +169,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         data = ShardDataModule(
-            f"{folder}/data", batch_size=16, num_workers=1, record=GameRecording(frames=1500, size=(96, 160))
+            f"{folder}/data", batch_size=8, num_workers=1, record=GameRecording(frames=1500, size=(96, 160))
         )
         data.prepare_data()
         data.setup("fit")
