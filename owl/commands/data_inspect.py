@@ -9,7 +9,6 @@ from rich.table import Table
 
 from owl.atomic import atomic_write
 from owl.data.overview import DatasetReader, draw_contact_sheet, summarize_modalities, summarize_splits
-from owl.data.sample import LATENTS
 
 
 def main(directory: str, *, out: str | None = None) -> None:
@@ -41,9 +40,9 @@ def _print_tables(console: Console, reader: DatasetReader) -> None:
     if controls:
         facts.add_row("buttons", ", ".join(controls["buttons"]) or "none")
         facts.add_row("axes", ", ".join(controls["axes"]) or "none")
-    for name in (name for name in info.modalities if name in LATENTS):
-        encoder = info.modalities[name]["encoder"]
-        facts.add_row("encoder", escape(f"{encoder['checkpoint']} ({encoder['fingerprint']}) of {name}"))
+    for name, description in info.modalities.items():
+        if encoder := description.get("encoder"):
+            facts.add_row("encoder", escape(f"{encoder['checkpoint']} ({encoder['fingerprint']}) of {name}"))
     source = ", ".join(f"{key} {value}" for key, value in info.source.items() if isinstance(value, str | int | float))
     scenarios = info.source.get("scenario")
     if isinstance(scenarios, list):

@@ -25,8 +25,7 @@ class ShardDataModule(LightningDataModule):
 
     Args:
         path: The dataset's folder, any fsspec URL.
-        modalities: What a sample holds, of rgb, depth, flow, audio, controls, latent, audio_latent, motion_latent and
-            conditioning_latent.
+        modalities: What a sample holds, of the modalities of the dataset.
         length: Frames in a window.
         stride: Stored frames from one frame of a window to the next.
         hop: Stored frames from the beginning of one training window to that of the next.

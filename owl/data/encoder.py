@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from owl.data import codecs
+from owl.data.modalities.base import Sampling
+from owl.data.modalities.rgb import Rgb
 from owl.data.reader import ShardReader, damage, read_members
-from owl.data.sample import SampleDecoder
 from owl.data.scan import write_index
 from owl.data.shards import (
     INDEX_NAME,
@@ -291,7 +292,8 @@ class _FrameReader:
     def __init__(self, original: Source, pin: bool) -> None:
         self._original, self._pin = original, pin
         self._reader = ShardReader(original.url, None, original.identity)
-        self._decoder = SampleDecoder(original.info, original.url, ("rgb",), 1, 1, None, None, 0.0)
+        info = original.info
+        self._decoder = Rgb("rgb", info.modalities["rgb"], Sampling(original.url, info.fps, info.size))
         self._rgb, *self._kept = (original.info.modalities[name]["extension"] for name in ("rgb", *original.kept))
 
     def batches(
@@ -326,7 +328,7 @@ class _FrameReader:
                 absent = [extension for extension in wanted if extension not in found]
                 if absent:
                     raise ValueError(f"it has no {absent[0]}")
-                picture = self._decoder.decode("rgb", found[self._rgb])
+                picture = self._decoder.decode(found[self._rgb])
             except ValueError as error:
                 members, wrong = members[:position], damage(index, episode, first + position, error)
                 break

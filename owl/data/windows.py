@@ -6,7 +6,6 @@ import zlib
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from owl.data.modalities import MODALITIES
+from owl.data.modalities.base import Modality, Sampling, View
 from owl.data.reader import ShardReader
-from owl.data.sample import MODALITIES, SampleDecoder, View
 from owl.data.shards import DatasetInfo, ShardIndex, shard_name
 from owl.errors import OwlError
 
-CONTINUOUS = ("flow", "audio", "controls")  # all stored frames of a window are read, also those that a stride skips
 MAX_REPLACEMENTS = 256
 PADDING = -1  # the document of the frames behind the last clip of a pack
 OPEN_PACKS = (
@@ -62,8 +61,7 @@ class WindowDataset(Dataset):
     Args:
         path: The dataset's folder, any fsspec URL.
         split: "train", "validation" or "test".
-        modalities: What to decode, of "rgb", "depth", "flow", "audio", "controls", "latent", "audio_latent",
-            "motion_latent" and "conditioning_latent".
+        modalities: What to decode, of those in `owl.data.modalities.MODALITIES` that the dataset holds.
         length: Frames in a window (T).
         stride: Stored frames from one frame of a window to the next.
         hop: Stored frames from the beginning of one window to that of the next.
@@ -95,11 +93,6 @@ class WindowDataset(Dataset):
         crop: Sequence[int] | None = None,
         pack: bool = False,
     ) -> None:
-        if pack and "audio" in modalities:
-            raise OwlError(
-                "windows.pack",
-                f"audio of {path} cannot be packed, sound is not cut at frames; set pack to false, or use audio_latent",
-            )
         if min(length, stride, hop) < 1:
             raise OwlError(
                 "arguments.too-small",
@@ -112,8 +105,24 @@ class WindowDataset(Dataset):
         self.identity = self.info.identity(index)
         self._index = index
         self._columns = self._find_columns()
+        self._sampling = Sampling(
+            url=self.path,
+            fps=self.info.fps,
+            stored=self.info.size,
+            length=length,
+            stride=stride,
+            resize=None if size is None else (int(size[0]), int(size[1])),
+            crop=None if crop is None else (int(crop[0]), int(crop[1])),
+            flip=flip,
+            pack=pack,
+        )
+        self._decoders: dict[str, Modality] = {
+            name: MODALITIES[name](name, self.info.modalities[name], self._sampling) for name in self.modalities
+        }
+        self._grid = math.lcm(*(decoder.grid for decoder in self._decoders.values()))
+        self._sampling.check_crop(self._grid)
         self._reader = ShardReader(path, cache_dir, self.identity)
-        self._span = (length - 1) * stride + 1
+        self._span = self._sampling.span
         self._hop = hop
         episodes = self._find_episodes()
         long = index.episode_frames[episodes] >= self._span
@@ -125,7 +134,6 @@ class WindowDataset(Dataset):
         self._packs = {n: packs[i - ordinary] for n, i in enumerate(order.tolist()) if i >= ordinary}
         extra = np.maximum(index.episode_frames[self._episodes] - self._span, 0)
         self._ends = np.cumsum(-(-extra // hop) + 1)  # window numbers: those of episode e end before _ends[e]
-        self._decoder = SampleDecoder(self.info, self.path, self.modalities, self._span, stride, size, crop, flip)
         self._reported: set[str] = set()
         self._step = _coprime_step(len(self))
 
@@ -254,7 +262,8 @@ class WindowDataset(Dataset):
     def shapes(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Shape and type of each tensor of a sample."""
         document = {"document": ((self.length,), torch.int64)} if self.pack else {}
-        return {**self._decoder.shapes(), **document}
+        shapes = {name: shape for decoder in self._decoders.values() for name, shape in decoder.shapes().items()}
+        return {**shapes, **document}
 
     def __getitem__(self, item: int | tuple[int, int]) -> dict[str, torch.Tensor]:
         """One window.
@@ -263,19 +272,8 @@ class WindowDataset(Dataset):
             item: Its number, or (number, augmentation seed). Without a seed: central crop, no mirroring.
 
         Returns:
-            "window": int64, the number of the window that was delivered (another one if this one is corrupt), and of
-            what was asked for:
-            "rgb": uint8[T, 3, H, W];
-            "depth": float32[T, 1, H, W] in [0, 1], the stored value / 255;
-            "flow": float32[T, 2, h, w], (dx, dy) back to the previous frame of the window, in pixels of the delivered
-            rgb; where a stride skips frames, theirs are added up along the way, and the first one leads back by
-            ``stride`` frames too, or to the episode's first;
-            "audio": float32[channels, samples] in [-1, 1], unbroken from the first frame's to the last frame's end,
-            the same number of samples for every window;
-            "buttons": float32[T, B] and "axes": float32[T, A]: where a stride skips frames, a button counts if it was
-            down in any frame since the previous one of the window, and axes are summed;
-            "latent", "motion_latent", "conditioning_latent": float32[T, c, h, w]; "audio_latent": float32[T, k, c]; as
-            the encoder gave them, not standardised: mean and std are in dataset.json;
+            "window": int64, the number of the window that was delivered (another one if this one is corrupt);
+            what the modalities that were asked for deliver: see their classes in `owl.data.modalities`;
             "document", with ``pack``: int64[T], the number of the clip that a frame belongs to, 0, 1, ..., and -1 for
             padding, where everything else is 0. A damaged clip of a pack is left out of it.
 
@@ -324,7 +322,7 @@ class WindowDataset(Dataset):
         )
 
     def _load(self, window: int, seed: int | None, into: dict[str, np.ndarray]) -> None:
-        view, clips = self._decoder.draw(seed), self._clips(window)
+        view, clips = self._sampling.draw(seed, self._grid), self._clips(window)
         if not self.pack:
             self._load_clip(clips[0], view, into)
             return
@@ -342,23 +340,21 @@ class WindowDataset(Dataset):
             array[filled:] = PADDING if name == "document" else 0
 
     def _load_clip(self, clip: _Clip, view: View, into: dict[str, np.ndarray]) -> None:
-        episode, row = clip.episode, int(self._index.episode_row[clip.episode]) + clip.first
-        last = row + (clip.length - 1) * self.stride
-        # the motion that leads to the first frame begins at the frame that a stride puts before it
-        before = min(self.stride - 1, clip.first) if "flow" in self.modalities else 0
+        episode, row = clip.episode, int(self._index.episode_row[clip.episode])
+        last = clip.first + (clip.length - 1) * self.stride
+        frames = {name: decoder.frames(clip.first, last) for name, decoder in self._decoders.items()}
         # one contiguous range, though members of other modalities lie in between
-        columns, read = list(self._columns.values()), slice(row - before, last + 1)
+        read = slice(row + min(needed.start for needed in frames.values()), row + last + 1)
+        columns = list(self._columns.values())
         offsets, sizes = self._index.offsets[read, columns], self._index.sizes[read, columns]
         start, stop = int(offsets.min()), int((offsets + sizes).max())
         data = memoryview(self._reader.read(int(self._index.episode_shard[episode]), start, stop))
-        for modality in self.modalities:
-            begin = row - before if modality == "flow" else row
-            rows = range(begin, last + 1, 1 if modality in CONTINUOUS else self.stride)
-            frames = map(partial(self._decode, modality, episode, data, start), rows)
+        for name, decoder in self._decoders.items():
+            members = (self._decode(name, episode, data, start, row + frame) for frame in frames[name])
             try:
-                self._decoder.assemble(modality, frames, view, into, row - begin)
+                decoder.assemble(members, view, into, clip.first - frames[name].start)
             except ValueError as error:
-                self._report(modality, episode, row, error)
+                self._report(name, episode, row + clip.first, error)
                 raise _CorruptMember from error
 
     def _decode(self, modality: str, episode: int, data: memoryview, start: int, row: int) -> np.ndarray:
@@ -372,7 +368,7 @@ class WindowDataset(Dataset):
             # JPEG has no checksum of its own: most flipped bits decode to a wrong picture without complaint
             if zlib.crc32(content) != self._index.checksums[row, column]:
                 raise ValueError("its checksum is wrong")
-            return self._decoder.decode(modality, content)
+            return self._decoders[modality].decode(content)
         except ValueError as error:
             self._report(modality, episode, row, error)
             raise _CorruptMember from error

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from owl.data.modalities.flow import colour_flow
 from owl.data.overview import (
     COLUMNS,
     SPLIT_COLOURS,
     DatasetReader,
     ModalitySummary,
     SplitSummary,
-    colour_flow,
     draw_contact_sheet,
     summarize_modalities,
     summarize_splits,

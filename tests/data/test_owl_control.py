@@ -9,8 +9,8 @@ import pytest
 
 from owl.data.footage import find_footage
 from owl.data.importer import import_footage
+from owl.data.modalities.controls import Mirror
 from owl.data.owl_control import AXES, RELEASE, Inputs, align, describe_controls, order_buttons, read_inputs
-from owl.data.sample import Mirror
 from owl.data.windows import WindowDataset
 from tests.helpers.errors import refused
 from tests.helpers.videos import RATE, VIDEO_START, frame_number, make_recording

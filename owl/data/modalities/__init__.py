@@ -1,0 +1,22 @@
+"""The modalities that a dataset may hold, a file each."""
+
+from owl.data.modalities.audio import Audio
+from owl.data.modalities.base import Modality
+from owl.data.modalities.controls import Controls
+from owl.data.modalities.depth import Depth
+from owl.data.modalities.flow import Flow
+from owl.data.modalities.latents import AudioLatent, ConditioningLatent, Latent, MotionLatent
+from owl.data.modalities.rgb import Rgb
+
+MODALITIES: dict[str, type[Modality]] = {
+    "rgb": Rgb,
+    "depth": Depth,
+    "flow": Flow,
+    "audio": Audio,
+    "controls": Controls,
+    "latent": Latent,
+    "motion_latent": MotionLatent,
+    "conditioning_latent": ConditioningLatent,
+    "audio_latent": AudioLatent,
+}
+"""The class of each modality, by its name in dataset.json."""

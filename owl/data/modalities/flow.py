@@ -1,0 +1,83 @@
+"""Optical flow."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from owl.data import codecs
+from owl.data.flow import compose_flow
+from owl.data.modalities.base import Modality, Preview, Sampling, Shapes, View, with_shape
+
+
+class Flow(Modality):
+    """A 16-bit PNG a frame as KITTI stores it, on a grid smaller by ``downscale``, in pixels of the stored rgb frame.
+
+    Delivered as float32[T, 2, h, w], (dx, dy) back to the previous frame of the window, in pixels of the delivered rgb.
+    Where a stride skips frames, theirs are added up along the way, and the first one leads back by ``stride`` frames
+    too, or to the episode's first. Mirroring changes the sign of dx.
+    """
+
+    extension = "flow.png"
+    encode = staticmethod(codecs.encode_flow)
+
+    def __init__(self, name: str, description: Mapping[str, Any], sampling: Sampling) -> None:
+        super().__init__(name, description, sampling)
+        self.grid = int(description["downscale"])
+
+    def frames(self, first: int, last: int) -> range:
+        # the motion that leads to the first frame begins at the frame that a stride puts before it
+        return range(first - min(self.sampling.stride - 1, first), last + 1)
+
+    def shapes(self) -> Shapes:
+        height, width = self.sampling.delivered
+        shape = (self.sampling.length, 2, height // self.grid, width // self.grid)
+        return {self.name: (shape, torch.float32)}
+
+    def decode(self, content: bytes | memoryview) -> np.ndarray:
+        (height, width), size = self.sampling.stored, self.sampling.size
+        flow = with_shape(codecs.decode_flow(content), (height // self.grid, width // self.grid, 2))
+        if size == self.sampling.stored:
+            return flow
+        scale = np.array([size[1] / width, size[0] / height], np.float32)
+        return codecs.resize(flow, (size[0] // self.grid, size[1] // self.grid)) * scale
+
+    def assemble(self, frames: Iterable[np.ndarray], view: View, into: dict[str, np.ndarray], before: int = 0) -> None:
+        for planes, frame in zip(into[self.name], self._add_up(frames, before), strict=True):
+            seen = view.of(frame, self.grid)
+            np.multiply(seen[..., 0], -1 if view.mirrored else 1, out=planes[0])
+            planes[1] = seen[..., 1]
+
+    def _add_up(self, flows: Iterable[np.ndarray], before: int) -> Iterator[np.ndarray]:
+        """Yield the flow of each frame of a window back to the one that its stride puts before it."""
+        total: np.ndarray | None = None
+        for frame, flow in enumerate(flows, -before):
+            total = flow if total is None else compose_flow(flow, total, self.sampling.size)
+            if frame % self.sampling.stride == 0:
+                yield total
+                total = None
+
+    def preview(self, frames: Iterable[np.ndarray | None], size: tuple[int, int]) -> Preview:
+        flows = list(frames)
+        speeds = [np.linalg.norm(flow, axis=-1).ravel() for flow in flows if flow is not None]
+        speed = max(1.0, float(np.percentile(np.concatenate(speeds), 98))) if speeds else 1.0
+        pictures = [None if flow is None else codecs.resize(colour_flow(flow, speed), size) for flow in flows]
+        return Preview(pictures, f"{self.name}: hue = direction, full brightness = {speed:.0f} px")
+
+
+def colour_flow(flow: np.ndarray, speed: float) -> np.ndarray:
+    """Hue is the direction, brightness the speed.
+
+    Args:
+        flow: float32[h, w, 2], (dx, dy).
+        speed: Speed that has full brightness, in the flow's unit.
+
+    Returns:
+        uint8[h, w, 3], RGB.
+    """
+    magnitude, angle = cv2.cartToPolar(flow[..., 0], flow[..., 1])
+    value = np.minimum(1, magnitude / speed)
+    hsv = np.stack([angle * (90 / np.pi), 200 * np.sqrt(value), 32 + 223 * value], -1)  # at rest: dark grey
+    return cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2RGB)

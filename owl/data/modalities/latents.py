@@ -1,0 +1,152 @@
+"""What encoders make of frames and of sound; delivered as they gave it, not standardised."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from owl.data import codecs
+from owl.data.modalities.audio import refuse_packing
+from owl.data.modalities.base import Clock, Modality, Preview, Sampling, Shapes, View, refuse_augmentation, with_shape
+from owl.errors import OwlError
+from owl.viz.pictures import principal_components
+
+
+class Latent(Modality):
+    """float16 of ``shape`` [c, h, w] a frame, whatever the size of delivered pictures.
+
+    Delivered as float32[T, c, h, w], of every ``stride``-th frame. The description holds the encoder's fingerprint and
+    each channel's mean and standard deviation over the training split.
+
+    Raises:
+        OwlError: Windows are to be mirrored or cropped.
+    """
+
+    extension = "latent.npy"
+    encode = staticmethod(codecs.encode_array)
+
+    def __init__(self, name: str, description: Mapping[str, Any], sampling: Sampling) -> None:
+        super().__init__(name, description, sampling)
+        refuse_augmentation(name, sampling)
+        self._shape = tuple(description["shape"])
+
+    def shapes(self) -> Shapes:
+        return {self.name: ((self.sampling.length, *self._shape), torch.float32)}
+
+    def decode(self, content: bytes | memoryview) -> np.ndarray:
+        array = codecs.decode_array(content)
+        if not np.isfinite(with_shape(array, self._shape)).all():
+            raise ValueError("it holds NaN or infinity")
+        return array
+
+    def assemble(self, frames: Iterable[np.ndarray], view: View, into: dict[str, np.ndarray], before: int = 0) -> None:
+        for latent, frame in zip(into[self.name], frames, strict=True):
+            latent[:] = frame
+
+    def facts(self) -> list[str]:
+        return [*super().facts(), "shape " + "x".join(map(str, self._shape))]
+
+    def preview(self, frames: Iterable[np.ndarray | None], size: tuple[int, int]) -> Preview | None:
+        """The first three principal components as red, green and blue, fitted on all frames together."""
+        latents = list(frames)
+        there = [latent for latent in latents if latent is not None]
+        if not there:
+            return Preview(latents)
+        components, _ = principal_components(torch.from_numpy(np.stack(there)), 3)
+        pictures = iter((components * 255).round().byte().movedim(1, -1).numpy())
+        # enlarged without smoothing: a latent's positions are few
+        return Preview(
+            [
+                None
+                if latent is None
+                else cv2.resize(next(pictures), (size[1], size[0]), interpolation=cv2.INTER_NEAREST)
+                for latent in latents
+            ]
+        )
+
+
+class ConditioningLatent(Latent):
+    """A latent of something that is given rather than generated, such as a scene's layout."""
+
+    extension = "conditioning_latent.npy"
+
+
+class MotionLatent(Latent):
+    """A latent of the motion from one stored frame to the next.
+
+    Raises:
+        OwlError: Windows are to be mirrored or cropped, or to skip frames: latents of motion cannot be added up.
+    """
+
+    extension = "motion_latent.npy"
+
+    def __init__(self, name: str, description: Mapping[str, Any], sampling: Sampling) -> None:
+        super().__init__(name, description, sampling)
+        if sampling.stride > 1:
+            raise OwlError(
+                "windows.stride",
+                f"{name} of {sampling.url} is the motion from one stored frame to the next, but stride is "
+                f"{sampling.stride}; set stride to 1, or use flow, which is added up",
+            )
+
+
+class AudioLatent(Latent):
+    """float16[k, c] a frame: tokens of sound, of c channels each.
+
+    With ``shape`` [k, c] every frame has k tokens, and windows deliver float32[T, k, c] of every ``stride``-th frame.
+    With ``shape`` [c] and a ``rate`` in tokens a second, which need not be a multiple of the frame rate, frames may
+    differ by one token, and windows deliver float32[tokens, c]: unbroken whatever the stride, as many for every window.
+
+    Raises:
+        OwlError: The description says neither, or windows are to be mirrored, cropped, or packed at a rate of its own.
+    """
+
+    extension = "audio_latent.npy"
+
+    def __init__(self, name: str, description: Mapping[str, Any], sampling: Sampling) -> None:
+        super().__init__(name, description, sampling)
+        rate = description.get("rate")
+        if (len(self._shape), rate is not None) not in ((2, False), (1, True)) or (rate is not None and not rate > 0):
+            raise OwlError(
+                "dataset.rate",
+                f"{name} of {sampling.url} has shape {list(self._shape)} and rate {rate}, either shape [tokens a "
+                "frame, channels] and no rate, or shape [channels] and a rate in tokens a second was expected; correct "
+                "dataset.json",
+            )
+        self._clock = Clock(rate, sampling.fps) if rate is not None else None
+        if self._clock is not None:
+            refuse_packing(name, sampling)
+            self._tokens = self._clock.least(sampling.span)
+
+    def frames(self, first: int, last: int) -> range:
+        return super().frames(first, last) if self._clock is None else range(first, last + 1)
+
+    def shapes(self) -> Shapes:
+        return super().shapes() if self._clock is None else {self.name: ((self._tokens, *self._shape), torch.float32)}
+
+    def decode(self, content: bytes | memoryview) -> np.ndarray:
+        if self._clock is None:
+            return super().decode(content)
+        array = codecs.decode_array(content)
+        least, most = self._clock.least(1), self._clock.most(1)
+        if not (array.ndim == 2 and least <= len(array) <= most and array.shape[1:] == self._shape):
+            raise ValueError(
+                f"it has shape {list(array.shape)}, a frame at {self._clock.rate:g} tokens a second has "
+                f"{least if least == most else f'{least} or {most}'} of {self._shape[0]} channels"
+            )
+        if not np.isfinite(array).all():
+            raise ValueError("it holds NaN or infinity")
+        return array
+
+    def assemble(self, frames: Iterable[np.ndarray], view: View, into: dict[str, np.ndarray], before: int = 0) -> None:
+        if self._clock is None:
+            return super().assemble(frames, view, into, before)
+        tokens = np.concatenate(list(frames))
+        if len(tokens) < self._tokens:
+            raise ValueError(f"a window holds {len(tokens)} tokens, {self._tokens} were expected")
+        into[self.name][:] = tokens[: self._tokens]
+
+    def preview(self, frames: Iterable[np.ndarray | None], size: tuple[int, int]) -> None:
+        """Tokens have no picture."""
