@@ -15,7 +15,8 @@ from owl.errors import OwlError
 from owl.flow_matching import noise_levels
 from owl.losses.lpips import LPIPS
 from owl.models.world_model import WorldTransformer
-from owl.rollout.engine import Engine, check_decoder
+from owl.rollout.checks import check_decoder
+from owl.rollout.engine import Engine
 from owl.rollout.episodes import Batch, Episodes, load_decoder
 from owl.rollout.evaluation import horizon_curves, roll_out
 from owl.viz.rollouts import strip

@@ -25,7 +25,8 @@ from owl.hardware import cost_of_bfloat16, fast_dtype, multiplies_bfloat16
 from owl.losses.lpips import LPIPS
 from owl.metrics.frechet import FrechetDistance
 from owl.models.world_model import WorldTransformer
-from owl.rollout.engine import Engine, as_world_model
+from owl.rollout.checks import as_world_model
+from owl.rollout.engine import Engine
 from owl.rollout.episodes import Batch, Episodes, check_dataset, load_decoder, trained_stride
 from owl.rollout.evaluation import (
     ControlsReader,

@@ -1,6 +1,7 @@
 """A frame-causal diffusion transformer over latent video and audio, conditioned on controls: the world model."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,14 +46,24 @@ class Cache:
     Attributes:
         rings: By window.
         layers: One per layer.
+        length: Frames committed since the rollout began, of which the last ones are kept.
     """
 
     rings: dict[int, Ring]
     layers: list[LayerCache]
+    length: int = 0
 
     def tensors(self) -> list[Tensor]:
         """All state, for snapshots."""
         return [r.time for r in self.rings.values()] + [t for layer in self.layers for t in (layer.key, layer.value)]
+
+    def read_only(self) -> "Cache":
+        """A copy that passes with gradients see and do not write, and that later commits to this one do not reach.
+
+        Were it not a copy, recomputing activations in the backward pass would see frames that did not exist yet.
+        """
+        layers = [LayerCache(layer.key.clone(), layer.value.clone(), writable=False) for layer in self.layers]
+        return Cache(deepcopy(self.rings), layers, self.length)
 
 
 class WorldTransformer(nn.Module):
@@ -225,7 +236,8 @@ class WorldTransformer(nn.Module):
             controls: Of each frame.
             frames: Time, copy and document of each frame; None: F frames of one clip, in order.
             causal: Whether a frame sees earlier ones only.
-            cache: Keys and values of earlier frames, of `new_cache`; frames of copy 0 are added to it.
+            cache: Keys and values of earlier frames, of `new_cache`; frames of copy 0 are added to it, unless it is
+                read-only, as it must be where gradients are wanted.
             apply: What applies a block to what `Block.forward` takes, such as compiled code; None: the block itself.
 
         Returns:

@@ -56,14 +56,16 @@ class LayerCache:
     Attributes:
         key: float[B, heads, places, tokens per frame, channels of a head].
         value: The same.
+        writable: Whether a pass writes its frames into it; else it sees a copy with them, and gradients pass.
     """
 
     key: Tensor
     value: Tensor
+    writable: bool = True
 
 
 class CachedAttention:
-    """Attention over what is cached and over the frames of a pass, which it writes into the cache first.
+    """Attention over what is cached and over the frames of a pass, which take their places in the cache first.
 
     Args:
         cache: Of this layer.
@@ -78,9 +80,16 @@ class CachedAttention:
         """Attend; see `owl.nn.attention.Attend`."""
         batch, heads, _, tokens, width = self.cache.key.shape
         shape = (batch, heads, len(self.places), tokens, width)
-        self.cache.key.index_copy_(2, self.places, key.reshape(shape).to(self.cache.key.dtype))
-        self.cache.value.index_copy_(2, self.places, value.reshape(shape).to(self.cache.value.dtype))
-        keys, values = self.cache.key.flatten(2, 3), self.cache.value.flatten(2, 3)
+        key, value = key.reshape(shape).to(self.cache.key.dtype), value.reshape(shape).to(self.cache.value.dtype)
+        if self.cache.writable:
+            if key.requires_grad:
+                raise RuntimeError("keys that carry gradients must not be written into a cache: make it read-only")
+            keys = self.cache.key.index_copy_(2, self.places, key)
+            values = self.cache.value.index_copy_(2, self.places, value)
+        else:
+            keys = self.cache.key.index_copy(2, self.places, key)
+            values = self.cache.value.index_copy(2, self.places, value)
+        keys, values = keys.flatten(2, 3), values.flatten(2, 3)
         query, mask = query.to(keys.dtype), tokens_of(self.seen, tokens)
         if query.is_cuda:
             return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)

@@ -102,11 +102,13 @@ def test_the_how_to_page_from_top_to_bottom(page: str, lab: Path, monkeypatch: p
 
 def test_the_page_on_training_plays_from_python(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(lab)
-    (python,) = (b.content for b in blocks(REPOSITORY / "docs/how-to/world-model.md") if b.language == "python")
+    play, train = (b.content for b in blocks(REPOSITORY / "docs/how-to/world-model.md") if b.language == "python")
     names: dict[str, Any] = {}
-    exec(python.replace("MOVE_FORWARD", "ATTACK").replace("(1, 1)", "(1, 2)"), names)  # the controls of this footage
+    exec(play.replace("MOVE_FORWARD", "ATTACK").replace("(1, 1)", "(1, 2)"), names)  # the controls of this footage
     assert names["picture"].shape == (1, 3, 32, 48)
     names["engine"].restore(names["state"])
+    exec(train, names)
+    assert all(p.grad.isfinite().all() for p in names["network"].video_out.parameters())
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from owl.nn.attention import Frames
 from owl.nn.frozen import freeze
 from owl.nn.placement import placement
 from owl.precision.inference import Quantization
-from owl.rollout.engine import SAMPLERS, Engine, Frame
+from owl.rollout.engine import Engine, Frame
+from owl.rollout.generate import SAMPLERS
 from tests.helpers.errors import refused
 from tests.helpers.latents import EXTENSIONS, LATENT, TINY, draw, lively
 
