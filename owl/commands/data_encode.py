@@ -4,13 +4,14 @@ import shlex
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from owl import models
 from owl.data.encoder import FrameEncoder, encode_dataset
 from owl.data.shards import INDEX_NAME, ShardIndex
-from owl.errors import OwlError
+from owl.errors import OwlError, at_least
 
 INTERFACE = ("encode", "encoder", "size", "latent_channels", "latent_size")
 
@@ -23,6 +24,7 @@ def main(
     keep: str | None = None,
     sample: bool = False,
     batch_size: int = 64,
+    workers: int = 0,
 ) -> None:
     """Encode every picture of a dataset with a trained image autoencoder into a new dataset of latents.
 
@@ -39,7 +41,9 @@ def main(
         keep: Modalities to copy as they are, e.g. controls,rgb; controls where left out, if there are any.
         sample: Store a draw of each posterior rather than its mean.
         batch_size: Pictures that are encoded together.
+        workers: Processes, each with the network; 0 encodes in this one.
     """
+    at_least(0, workers=workers)
     is_complete = (Path(directory) / INDEX_NAME).exists()
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
@@ -51,6 +55,7 @@ def main(
             keep=None if keep is None else [name.strip() for name in keep.split(",")],
             sample=sample,
             batch_size=batch_size,
+            workers=workers,
         )
     frames = int(ShardIndex.load(directory).episode_frames.sum())
     shape = "x".join(map(str, info.modalities["latent"]["shape"]))
@@ -59,7 +64,14 @@ def main(
     print(f"look at it: python -m owl data inspect {shlex.quote(directory)}")
 
 
-def _load(checkpoint: str) -> FrameEncoder:
+class _LoadedEncoder(FrameEncoder):
+    """An encoder that other processes load again, since not every network can be pickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _load, (self.checkpoint,)
+
+
+def _load(checkpoint: str) -> _LoadedEncoder:
     network = models.load(checkpoint)
     name = type(network).__qualname__
     for attribute in INTERFACE:
@@ -69,7 +81,7 @@ def _load(checkpoint: str) -> FrameEncoder:
                 f"the network of {checkpoint} is {name}, which has no {attribute}, an image autoencoder was expected; "
                 "give the checkpoint of one",
             )
-    return FrameEncoder(
+    return _LoadedEncoder(
         network=network,
         fingerprint=models.fingerprint(network.encoder),  # type: ignore[arg-type]
         class_path=f"{type(network).__module__}.{name}",

@@ -1,37 +1,24 @@
 """Latent datasets: the pictures of a dataset, encoded once and for all by a trained autoencoder."""
 
-import tarfile
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from fsspec.implementations.local import LocalFileSystem
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from owl.data import codecs
+from owl.data.jobs import Frames, Made, ShardJob, local_folder, run
 from owl.data.modalities.base import Sampling
 from owl.data.modalities.rgb import Rgb
 from owl.data.reader import ShardReader, damage, read_members
-from owl.data.scan import write_index
-from owl.data.shards import (
-    INDEX_NAME,
-    MEMBER,
-    DatasetInfo,
-    ShardIndex,
-    ShardWriter,
-    begin_dataset,
-    shard_name,
-    writing,
-)
-from owl.data.storage import open_filesystem
-from owl.errors import OwlError
+from owl.data.shards import DatasetInfo, ShardIndex
+from owl.errors import OwlError, at_least
 from owl.version import code_version
 
 EXTENSION = "latent.npy"
@@ -126,8 +113,9 @@ def encode_dataset(
     keep: Sequence[str] | None = None,
     sample: bool = False,
     batch_size: int = 64,
+    workers: int = 0,
 ) -> DatasetInfo:
-    """Write a dataset of latents, shard by shard, or finish one that was interrupted; a finished one is left as it is.
+    """Write a dataset of latents, or finish one that was interrupted (`owl.data.jobs.run`).
 
     An episode with a damaged member ends before it, with a warning.
 
@@ -138,25 +126,17 @@ def encode_dataset(
         keep: Modalities of the source to copy byte for byte; None keeps controls if there are any.
         sample: Whether to store a draw of each posterior rather than its mean.
         batch_size: Frames that are encoded together.
+        workers: Processes, each with the network; 0 encodes in this one.
 
     Returns:
         The description of the finished dataset.
 
     Raises:
-        OwlError: The source cannot be encoded (`Source.open`) or its pictures have another size than the
-            encoder's, the folder was begun with another encoder or source, is being written by another process or
-            cannot be written, or the encoder gives NaN. Complete shards stay, and the same call goes on from there.
+        OwlError: As `run`; or the source cannot be encoded (`Source.open`), its pictures have another size than the
+            encoder's, or the encoder gives NaN.
     """
-    filesystem, folder = open_filesystem(directory)
-    if not isinstance(filesystem, LocalFileSystem):
-        raise OwlError(
-            "dataset.not-local",
-            f"{directory} is not a local folder; encode into one and copy the dataset there afterwards",
-        )
-    if batch_size < 1:
-        raise OwlError(
-            "arguments.too-small", f"batch_size is {batch_size}, at least 1 was expected; use for example 64"
-        )
+    root = local_folder(directory)
+    at_least(1, batch_size=batch_size)
     original = Source.open(source, keep)
     if original.info.size != encoder.size:
         found, expected = ("x".join(map(str, size)) for size in (original.info.size, encoder.size))
@@ -165,116 +145,92 @@ def encode_dataset(
             f"the pictures of {source} are {found} (height x width), the encoder of {encoder.checkpoint} takes "
             f"{expected}; use footage of that size or an encoder that was trained on this one",
         )
-    root = Path(folder)
-    try:
-        info = _begin(root, _describe(encoder, original, sample))
-        with writing(root):
-            if not ((root / INDEX_NAME).exists() and "mean" in info.modalities["latent"]):
-                _write(encoder, original, root, sample, batch_size)
-                _finish(root, info)
-    except OSError as error:
-        raise OwlError(
-            "dataset.unwritable",
-            f"{directory} cannot be written ({error.strerror}); make room or give another folder, then run the same "
-            "command again: it goes on where it stopped",
-        ) from error
-    return info
+    return run(_EncodeJob(encoder, original, sample, batch_size), root, workers)
 
 
-def _describe(encoder: FrameEncoder, original: Source, sample: bool) -> DatasetInfo:
-    latent: dict[str, Any] = {
-        "extension": EXTENSION,
-        "encoding": "npy float16[c, h, w]",
-        "shape": encoder.latent_shape,
-        "posterior": "sample" if sample else "mean",
-        "encoder": {
-            "fingerprint": encoder.fingerprint,
-            "class_path": encoder.class_path,
-            "checkpoint": encoder.checkpoint,
-        },
-    }
-    return DatasetInfo(
-        fps=original.info.fps,
-        size=original.info.size,
-        modalities={"latent": latent, **{name: original.info.modalities[name] for name in original.kept}},
-        splits=original.info.splits,
-        source={
-            "kind": "encoded",
-            "path": original.url,
-            "identity": original.identity,
-            "checkpoint": encoder.checkpoint,
-        },
-        code_version=code_version(),
-    )
+class _EncodeJob(ShardJob):
+    """Latents of a dataset, divided into the same shards."""
 
+    doing, kinds = "encoding", ("encoded",)
 
-def _begin(root: Path, info: DatasetInfo) -> DatasetInfo:
-    """Write ``dataset.json``, or check that the one there was begun with the same encoder and source.
-
-    Raises:
-        OwlError: It was not, or shards lie there that belong to no dataset.
-    """
-    begun = begin_dataset(root, info)
-    if begun.source.get("kind") != "encoded":
-        raise OwlError(
-            "dataset.occupied",
-            f"{root} holds a dataset of kind {begun.source.get('kind')}, an empty folder or a dataset of latents was "
-            "expected; give another folder",
+    def __init__(self, encoder: FrameEncoder, original: Source, sample: bool, batch_size: int) -> None:
+        self._encoder, self._original, self._sample, self._batch_size = encoder, original, sample, batch_size
+        self.shards = original.index.frames_of_shards()
+        latent: dict[str, Any] = {
+            "extension": EXTENSION,
+            "encoding": "npy float16[c, h, w]",
+            "shape": encoder.latent_shape,
+            "posterior": "sample" if sample else "mean",
+            "encoder": {
+                "fingerprint": encoder.fingerprint,
+                "class_path": encoder.class_path,
+                "checkpoint": encoder.checkpoint,
+            },
+        }
+        self.info = DatasetInfo(
+            fps=original.info.fps,
+            size=original.info.size,
+            modalities={"latent": latent, **{name: original.info.modalities[name] for name in original.kept}},
+            splits=original.info.splits,
+            source={
+                "kind": "encoded",
+                "path": original.url,
+                "identity": original.identity,
+                "checkpoint": encoder.checkpoint,
+            },
+            code_version=code_version(),
         )
-    old, new = begun.modalities["latent"], info.modalities["latent"]
-    for what, before, now in (
-        ("encoder", _name(old["encoder"]), _name(new["encoder"])),
-        ("source", _name(begun.source, "identity", "path"), _name(info.source, "identity", "path")),
-        ("posterior", (old["posterior"],) * 2, (new["posterior"],) * 2),
-        ("modalities", (", ".join(begun.modalities),) * 2, (", ".join(info.modalities),) * 2),
-    ):
-        if before[0] != now[0]:
-            raise OwlError(
-                "dataset.other-settings",
-                f"{root} was begun with {what} {before[1]}, now it is {now[1]}; run with the same {what} as before, or "
-                "give another folder",
-            )
-    return begun
 
+    def settings(self, info: DatasetInfo) -> dict[str, Any]:
+        latent = info.modalities["latent"]
+        return {
+            "encoder": Made(latent["encoder"]["fingerprint"], latent["encoder"]["checkpoint"]),
+            "source": Made(info.source["identity"], info.source["path"]),
+            "posterior": latent["posterior"],
+            "modalities": ", ".join(info.modalities),
+        }
 
-def _name(of: dict, identity: str = "fingerprint", place: str = "checkpoint") -> tuple[str, str]:
-    """What tells an encoder or a source apart, and how it is called in messages."""
-    return of[identity], f"{of[place]} ({of[identity]})"
+    def prepare(self, threads: int) -> None:
+        torch.set_num_threads(threads)
 
+    def frames(self, number: int) -> Frames:
+        """One thread reads and decodes ahead of the encoder."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        network = self._encoder.network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        index = self._original.index
+        reader = _FrameReader(self._original, pin=device.type == "cuda")
+        with ThreadPoolExecutor(1) as pool:
+            for episode in index.episodes_of(number):
+                name = str(index.episodes[episode])
+                # the noise depends on the episode alone, not on where an interrupted run goes on
+                noise = torch.Generator(device).manual_seed(zlib.crc32(name.encode())) if self._sample else None
+                for pictures, kept in reader.batches(episode, self._batch_size, pool):
+                    latents = _encode(network, pictures.to(device, non_blocking=True), noise)
+                    if not np.isfinite(latents).all():
+                        raise OwlError(
+                            "latents.non-finite",
+                            f"the encoder of {self._encoder.checkpoint} gives latents of episode {name} that are no "
+                            "finite float16; use a checkpoint of a run that did not diverge",
+                        )
+                    for latent, members in zip(latents, kept, strict=True):
+                        yield name, {EXTENSION: codecs.encode_array(latent), **members}
 
-def _write(encoder: FrameEncoder, original: Source, root: Path, sample: bool, batch_size: int) -> None:
-    """Write the shards that are missing; one thread reads and decodes ahead of the encoder."""
-    index = original.index
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = encoder.network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    reader = _FrameReader(original, pin=device.type == "cuda")
-    with (
-        tqdm(total=int(index.episode_frames.sum()), unit="frame", desc="encode") as progress,
-        ThreadPoolExecutor(1) as pool,
-    ):
-        for number in index.shards.tolist():
-            episodes = np.flatnonzero(index.episode_shard == number)
-            if (root / shard_name(number)).exists():
-                progress.update(int(index.episode_frames[episodes].sum()))
-                continue
-            with ShardWriter(root, number) as writer:
-                for episode in episodes[np.argsort(index.episode_row[episodes])].tolist():
-                    name = str(index.episodes[episode])
-                    # the noise depends on the episode alone, not on where an interrupted run goes on
-                    noise = torch.Generator(device).manual_seed(zlib.crc32(name.encode())) if sample else None
-                    frame = 0
-                    for pictures, kept in reader.batches(episode, batch_size, pool):
-                        latents = _encode(network, pictures.to(device, non_blocking=True), noise)
-                        if not np.isfinite(latents).all():
-                            raise OwlError(
-                                "latents.non-finite",
-                                f"the encoder of {encoder.checkpoint} gives latents of episode {name} that are no "
-                                "finite float16; use a checkpoint of a run that did not diverge",
-                            )
-                        for latent, members in zip(latents, kept, strict=True):
-                            writer.write(name, frame, {EXTENSION: codecs.encode_array(latent), **members})
-                            frame += 1
-                        progress.update(len(latents))
+    def is_described(self, info: DatasetInfo) -> bool:
+        return "mean" in info.modalities["latent"]
+
+    def describe(self, root: Path, info: DatasetInfo, index: ShardIndex) -> DatasetInfo:
+        """Add the statistics of the training latents."""
+        train, reader = set(info.splits["train"]), ShardReader(root, None, "")
+        mean, std = measure(
+            codecs.decode_array(members[EXTENSION])
+            for episode, name in enumerate(index.episodes.tolist())
+            if name in train
+            for members in read_members(reader, index, episode, range(int(index.episode_frames[episode])), [EXTENSION])[
+                0
+            ]
+        )
+        latent = info.modalities["latent"] | {"mean": mean.tolist(), "std": std.tolist()}
+        return replace(info, modalities=info.modalities | {"latent": latent})
 
 
 @torch.inference_mode()
@@ -335,28 +291,6 @@ class _FrameReader:
             pictures[position] = torch.from_numpy(picture).movedim(-1, 0)
         kept = [{extension: found[extension] for extension in self._kept} for found in members]
         return pictures[: len(members)], kept, wrong
-
-
-def _finish(root: Path, info: DatasetInfo) -> None:
-    """Add the statistics of the training latents to ``dataset.json``, and write the index."""
-    train = set(info.splits["train"])
-    latents = (
-        latent for shard in sorted(root.glob("shard-*.tar")) for episode, latent in _latents(shard) if episode in train
-    )
-    mean, std = measure(latents)
-    info.modalities["latent"] |= {"mean": mean.tolist(), "std": std.tolist()}
-    info.save(root)
-    write_index(root)
-
-
-def _latents(shard: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the episode and the latent of each frame of a shard."""
-    with tarfile.open(shard) as file:
-        for member in file:
-            match = MEMBER.fullmatch(member.name)
-            content = file.extractfile(member)
-            if match and match["extension"] == EXTENSION and content:
-                yield match["episode"], codecs.decode_array(content.read())
 
 
 def measure(latents: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

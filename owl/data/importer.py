@@ -6,10 +6,10 @@ import warnings
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from owl.data.codecs import encode_array, encode_flow, encode_rgb
 from owl.data.flow import FLOW_DIRECTION, FLOW_UNIT, estimate_flow, flow_downscale
-from owl.data.footage import OWL_CONTROL, Footage, Recording, find_footage
+from owl.data.footage import OWL_CONTROL, VIDEOS, Footage, Recording, find_footage
+from owl.data.jobs import Frames, ShardJob, local_folder, run
 from owl.data.owl_control import align, describe_controls, order_buttons, read_inputs
-from owl.data.scan import write_index
-from owl.data.shards import DatasetInfo, ShardWriter, begin_dataset, shard_name, writing
+from owl.data.shards import DatasetInfo, ShardIndex
 from owl.data.splits import split_in_order, split_recordings
 from owl.data.video import CHANNELS, SAMPLE_RATE, AudioTrack, first_sample, read_frames, to_picture
 from owl.errors import OwlError
@@ -74,8 +74,8 @@ def import_footage(
 ) -> Imported:
     """Write a dataset from a folder of videos or of OWL Control recordings.
 
-    Recordings that cannot be used are left out with a warning that names them. An import that was stopped, however
-    rudely, goes on when it is called again with the same arguments, and ends with the same bytes.
+    Recordings that cannot be used are left out with a warning that names them. An import that was killed goes on when
+    it is called again with the same arguments (`owl.data.jobs.run`).
 
     Args:
         source: The folder, or one video file.
@@ -86,78 +86,34 @@ def import_footage(
         audio: Whether to keep sound, if any recording has it.
 
     Raises:
-        OwlError: Nothing in the folder can be used, the dataset there was begun otherwise, is being written by another
-            process, or cannot be written.
+        OwlError: As `run`; or nothing in the folder can be used.
     """
-    if "://" in str(directory):
-        raise OwlError(
-            "dataset.not-local",
-            f"{directory} is not a local folder; import into a local one and copy it there afterwards",
-        )
-    root = Path(directory)
+    root = local_folder(directory)
     if root.resolve() == Path(source).resolve():
         raise OwlError("footage.is-dataset", f"{directory} is the footage itself; give another folder for the dataset")
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tqdm(desc="look through", unit="recording", leave=False) as progress:
-            footage = find_footage(source, root, progress.update)
-        return _import(footage, root, size, fps, flow, audio)
-    except OSError as error:
-        raise OwlError(
-            "dataset.unwritable",
-            f"{directory} cannot be written ({error.strerror}); make room or give another folder, "
-            "then run the same command again: it goes on where it stopped",
-        ) from error
-    finally:
-        with suppress(OSError):
-            root.rmdir()  # only if nothing was written
-
-
-def _import(
-    footage: Footage, root: Path, size: tuple[int, int] | None, fps: float | None, flow: bool, audio: bool
-) -> Imported:
+    with tqdm(desc="look through", unit="recording", leave=False) as progress:
+        footage = find_footage(source, root, progress.update)
     for name, reason in footage.skipped.items():
-        warnings.warn(f"{name} is left out: {reason}", stacklevel=3)
-    problems = {recording.name: list(recording.problems) for recording in footage.recordings}
+        warnings.warn(f"{name} is left out: {reason}", stacklevel=2)
     first = footage.recordings[0].video
     size = size or first.size
     rate = Fraction(fps).limit_denominator(1001) if fps else first.rate
     if flow:  # refuses a size that is too small before anything is written
         black = np.zeros((*size, 3), np.uint8)
         estimate_flow(black, black, flow_downscale(size))
-    episodes = cut_episodes(footage.recordings, rate)
-    info = DatasetInfo(
-        fps=float(rate),
-        size=size,
-        modalities=_modalities(footage, size, flow, audio),
-        splits=_splits({episode.name: episode.frames for episode in episodes}, episodes),
-        source={
-            "kind": footage.kind,
-            "recordings": {
-                recording.name: {"bytes": recording.bytes, "episodes": _slug(number, recording) + "-*"}
-                for number, recording in enumerate(footage.recordings)
-            },
-        },
-        code_version=code_version(),
-    )
-    info = _begin(root, info)
-    with writing(root):
-        with tqdm(total=sum(episode.frames for episode in episodes), desc="import", unit="frame") as progress:
-            _write(root, info, _shards(episodes), rate, progress)
-        index = write_index(root)
-        written = {str(name): int(frames) for name, frames in zip(index.episodes, index.episode_frames, strict=True)}
-        splits = _splits(written, episodes)
-        if splits != info.splits:  # a recording broke off before an episode that its packets had promised
-            info.splits = splits
-            info.save(root)
-    of = {episode.name: episode.recording.name for episode in episodes}
-    planned = _frames_of_recordings({episode.name: episode.frames for episode in episodes}, of)
+    job = _ImportJob(footage, size, rate, flow, audio)
+    info = run(job, root)
+    index = ShardIndex.load(root)
+    written = {str(name): int(frames) for name, frames in zip(index.episodes, index.episode_frames, strict=True)}
+    of = {episode.name: episode.recording.name for episode in job.episodes}
+    planned = _frames_of_recordings({episode.name: episode.frames for episode in job.episodes}, of)
+    problems = {recording.name: list(recording.problems) for recording in footage.recordings}
     for name, frames in _frames_of_recordings(written, of).items():
         if frames < planned[name]:
             problems[name].append(f"only {frames} of its {planned[name]} frames can be decoded")
     for name, clauses in problems.items():
         if clauses:
-            warnings.warn(f"{name}: {'; '.join(clauses)}", stacklevel=3)
+            warnings.warn(f"{name}: {'; '.join(clauses)}", stacklevel=2)
     return Imported(info, footage, written, {name: of[name] for name in written}, problems)
 
 
@@ -237,36 +193,6 @@ def _modalities(footage: Footage, size: tuple[int, int], flow: bool, audio: bool
     return modalities
 
 
-def _begin(root: Path, info: DatasetInfo) -> DatasetInfo:
-    """Write ``dataset.json``, or check that the one there was begun with the same footage and options.
-
-    Raises:
-        OwlError: It was not, or shards lie there that belong to no dataset.
-    """
-    begun = begin_dataset(root, info)
-    for what, old, new in (
-        ("made of", begun.source.get("kind"), info.source["kind"]),
-        ("begun with size", "x".join(map(str, begun.size)), "x".join(map(str, info.size))),
-        ("begun with fps", f"{begun.fps:g}", f"{info.fps:g}"),
-        ("begun with", ", ".join(begun.modalities), ", ".join(info.modalities)),
-        ("begun with recordings", *_differing(begun.source.get("recordings", {}), info.source["recordings"])),
-        ("begun with", *_differing(begun.modalities, info.modalities)),
-    ):
-        if old != new:
-            raise OwlError(
-                "dataset.other-settings",
-                f"{root} was {what} {old}, not {new}; run with the same footage and options as before, or give "
-                "another folder",
-            )
-    return begun
-
-
-def _differing(old: dict, new: dict) -> tuple[str, str]:
-    """Name the first few entries in which two dictionaries differ, with both values."""
-    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)][:3]
-    return tuple(", ".join(f"{key} {side.get(key, 'missing')}" for key in keys) for side in (old, new))  # type: ignore
-
-
 def _shards(episodes: list[Episode]) -> list[list[Episode]]:
     shards: list[list[Episode]] = [[]]
     for episode in episodes:
@@ -276,29 +202,56 @@ def _shards(episodes: list[Episode]) -> list[list[Episode]]:
     return shards
 
 
-def _write(
-    root: Path,
-    info: DatasetInfo,
-    shards: list[list[Episode]],
-    fps: Fraction,
-    progress: tqdm,
-) -> None:
-    """Write the shards that are missing; this thread decodes, the others encode."""
-    threads = os.cpu_count() or 1
-    source: _Source | None = None
-    with ThreadPoolExecutor(threads) as pool:
-        for number, shard in enumerate(shards):
-            if (root / shard_name(number)).exists():
-                progress.update(sum(episode.frames for episode in shard))
-                continue
-            with ShardWriter(root, number) as writer:
-                for episode in shard:
-                    if source is None or source.recording is not episode.recording:
-                        source = _Source(episode.recording, info, fps)
-                    frames = _ahead(pool, source.episode(episode, info), 4 * threads)
-                    for frame, members in enumerate(frames):
-                        writer.write(episode.name, frame, members)
-                        progress.update()
+class _ImportJob(ShardJob):
+    """Recordings cut into episodes. Runs in one process: it decodes, since a recording is read from its beginning on,
+    and threads encode."""
+
+    doing, kinds = "importing", (VIDEOS, OWL_CONTROL)
+
+    def __init__(self, footage: Footage, size: tuple[int, int], fps: Fraction, flow: bool, audio: bool) -> None:
+        self.episodes = cut_episodes(footage.recordings, fps)
+        self._fps = fps
+        self._source: _Source | None = None
+        self._planned = dict(enumerate(_shards(self.episodes)))
+        self.shards = {number: sum(e.frames for e in episodes) for number, episodes in self._planned.items()}
+        self.info = DatasetInfo(
+            fps=float(fps),
+            size=size,
+            modalities=_modalities(footage, size, flow, audio),
+            splits=_splits({episode.name: episode.frames for episode in self.episodes}, self.episodes),
+            source={
+                "kind": footage.kind,
+                "recordings": {
+                    recording.name: {"bytes": recording.bytes, "episodes": _slug(number, recording) + "-*"}
+                    for number, recording in enumerate(footage.recordings)
+                },
+            },
+            code_version=code_version(),
+        )
+
+    def settings(self, info: DatasetInfo) -> dict[str, Any]:
+        return {
+            "footage of kind": info.source["kind"],
+            "size": "x".join(map(str, info.size)),
+            "fps": f"{info.fps:g}",
+            "modalities": ", ".join(info.modalities),
+            **{f"recording {name}": facts for name, facts in info.source["recordings"].items()},
+            **info.modalities,
+        }
+
+    def frames(self, number: int) -> Frames:
+        threads = os.cpu_count() or 1
+        with ThreadPoolExecutor(threads) as pool:
+            for episode in self._planned[number]:
+                if self._source is None or self._source.recording is not episode.recording:
+                    self._source = _Source(episode.recording, self.info, self._fps)
+                for members in _ahead(pool, self._source.episode(episode, self.info), 4 * threads):
+                    yield episode.name, members
+
+    def describe(self, root: Path, info: DatasetInfo, index: ShardIndex) -> DatasetInfo:
+        """Divide what was written: a recording may break off before an episode that its packets had promised."""
+        written = dict(zip(index.episodes.tolist(), index.episode_frames.tolist(), strict=True))
+        return replace(info, splits=_splits(written, self.episodes))
 
 
 @dataclass(frozen=True)

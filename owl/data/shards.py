@@ -165,20 +165,6 @@ class DatasetInfo:
         return digest.hexdigest()[:16]
 
 
-def begin_dataset(root: Path, info: DatasetInfo) -> DatasetInfo:
-    """Write ``dataset.json`` where there is none, and return the one that is there then.
-
-    Raises:
-        OwlError: Shards lie there that belong to no dataset.
-    """
-    if (root / INFO_NAME).exists():
-        return DatasetInfo.load(root)
-    if any(root.glob("shard-*.tar")):
-        raise OwlError("dataset.occupied", f"{root} holds shards but no {INFO_NAME}; give an empty folder")
-    info.save(root)
-    return info
-
-
 class ShardWriter:
     """Writes one shard into a local folder, equal bytes for equal members.
 
@@ -319,6 +305,17 @@ class ShardIndex:
         else:
             write(buffer := io.BytesIO())
             _write_file(url, INDEX_NAME, buffer.getvalue())
+
+    def frames_of_shards(self) -> dict[int, int]:
+        """Frames of each shard by its number."""
+        place = np.searchsorted(self.shards, self.episode_shard)
+        frames = np.bincount(place, self.episode_frames, len(self.shards))
+        return dict(zip(self.shards.tolist(), frames.astype(int).tolist(), strict=True))
+
+    def episodes_of(self, shard: int) -> list[int]:
+        """Numbers of a shard's episodes, in the order in which they lie there."""
+        episodes = np.flatnonzero(self.episode_shard == shard)
+        return episodes[np.argsort(self.episode_row[episodes])].tolist()
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.origin is None:

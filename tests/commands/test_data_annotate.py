@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shlex
+import shutil
 import signal
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from owl import models
 from owl.__main__ import run
 from owl.commands import data_annotate
 from owl.commands.data_annotate import Labeller, annotate
-from owl.data import codecs
+from owl.data import codecs, jobs
 from owl.data.overview import DatasetReader
 from owl.data.shards import INDEX_NAME, INFO_NAME, DatasetInfo, shard_name
 from owl.data.windows import WindowDataset
@@ -145,7 +146,7 @@ def test_an_episode_ends_before_a_damaged_member(lab: Path, tmp_path: Path) -> N
     assert DatasetReader(str(tmp_path / "labelled")).index.episode_frames.tolist() == [7, 4, 7, 7, 7]
 
 
-def test_what_cannot_be_labelled_is_refused(lab: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_labelled_is_refused(lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     footage, target = str(lab / "footage"), tmp_path / "target"
 
     def refuse(source: str, directory: Path, controls: str, code: str, *tokens: str) -> None:
@@ -173,9 +174,12 @@ def test_what_cannot_be_labelled_is_refused(lab: Path, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "else.ckpt")
     other = str(tmp_path / "else.ckpt")
     refuse(footage, lab / "labelled", other, "dataset.other-settings", "checkpoint", checkpoint(lab), other)
-    with open(lab / "labelled" / INFO_NAME) as held:
+    monkeypatch.setattr(jobs, "LOCK_PATIENCE", 0.1)
+    shutil.copytree(lab / "labelled", tmp_path / "killed")
+    (tmp_path / "killed" / INDEX_NAME).unlink()
+    with open(tmp_path / "killed" / INFO_NAME) as held:
         fcntl.flock(held, fcntl.LOCK_SH)
-        refuse(footage, lab / "labelled", checkpoint(lab), "dataset.locked", str(lab / "labelled"))
+        refuse(footage, tmp_path / "killed", checkpoint(lab), "dataset.locked", str(tmp_path / "killed"))
 
 
 def test_every_command_of_the_page_on_controls_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import torch
 from webdataset import WebDataset
 
 from owl import models
-from owl.data import codecs
+from owl.data import codecs, jobs
 from owl.data.encoder import FrameEncoder, encode_dataset
 from owl.data.overview import DatasetReader
 from owl.data.scan import write_index
@@ -246,11 +247,17 @@ def test_what_cannot_be_encoded_is_refused_before_anything_is_written(source: Pa
     assert not out.exists()
 
 
-def test_two_processes_do_not_write_into_one_folder(encoded: Path, source: Path) -> None:
-    with open(encoded / INFO_NAME) as file:
+def test_two_processes_do_not_write_into_one_folder(
+    encoded: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "LOCK_PATIENCE", 0.1)
+    root = tmp_path / "latents"
+    shutil.copytree(encoded, root)
+    (root / INDEX_NAME).unlink()  # encoding that was killed
+    with open(root / INFO_NAME) as file:
         fcntl.flock(file, fcntl.LOCK_SH)
-        with untouched(encoded), refused("dataset.locked", str(encoded)):
-            encode_dataset(make_encoder(), str(source), encoded, keep=["rgb", "controls"])
+        with untouched(root), refused("dataset.locked", str(root)):
+            encode_dataset(make_encoder(), str(source), root, keep=["rgb", "controls"])
 
 
 def test_an_encoder_that_diverged_is_told(source: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from owl.data import importer
+from owl.data import importer, jobs
 from owl.data.codecs import decode_array, decode_flow, decode_rgb
 from owl.data.footage import Recording
 from owl.data.importer import cut_episodes, import_footage
@@ -164,7 +164,7 @@ def test_a_video_whose_end_cannot_be_decoded_is_kept_up_to_there(tmp_path: Path)
 
 IMPORT = """
 import sys
-from owl.data import importer
+from owl.data import importer, jobs
 importer.SHARD_FRAMES = 30
 importer.import_footage(sys.argv[1], sys.argv[2], flow=True)
 """
@@ -214,15 +214,20 @@ def test_any_missing_shard_is_made_again_with_the_same_bytes(
     assert contents(root) == contents(uninterrupted)
 
 
-def test_two_imports_do_not_write_into_one_folder(videos: Path, uninterrupted: Path, tmp_path: Path) -> None:
+def test_two_imports_do_not_write_into_one_folder(
+    videos: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "LOCK_PATIENCE", 0.1)
     root = tmp_path / "data"
     shutil.copytree(uninterrupted, root)
+    (root / INDEX_NAME).unlink()  # an import that was killed
+    before = contents(root)
     with (
         writing(root),
         refused("dataset.locked", str(root)),
     ):
         import_footage(videos / "a.mp4", root, flow=True)
-    assert contents(root) == contents(uninterrupted)
+    assert contents(root) == before
 
 
 def test_a_full_disk_is_one_sentence_and_the_import_goes_on_afterwards(
@@ -252,11 +257,11 @@ def test_other_options_or_footage_are_refused_with_both_values(
     other = make_video(tmp_path / "a.mp4", 60, sound=48_000)
     (size, longer) = ((videos / "a.mp4").stat().st_size, other.stat().st_size)
     for source, options, *tokens in (
-        (videos / "a.mp4", {"size": (24, 32)}, "size 48x64, not 24x32"),
-        (videos / "a.mp4", {"fps": 12.5}, "fps 30, not 12.5"),
-        (videos / "a.mp4", {"flow": False}, "rgb, flow, audio, not rgb, audio"),
+        (videos / "a.mp4", {"size": (24, 32)}, "size 48x64, now it is 24x32"),
+        (videos / "a.mp4", {"fps": 12.5}, "fps 30, now it is 12.5"),
+        (videos / "a.mp4", {"flow": False}, "rgb, flow, audio, now it is rgb, audio"),
         (other, {}, "a.mp4", str(size), str(longer)),
-        (make_recording(tmp_path / "owl", []), {}, "videos, not owl-control"),
+        (make_recording(tmp_path / "owl", []), {}, "videos, now it is owl-control"),
     ):
         with refused("dataset.other-settings", str(uninterrupted), *tokens):
             import_footage(source, uninterrupted, **{"flow": True, **options})

@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
-from owl.data import game, recorder
+from owl.data import game, jobs, recorder
 from owl.data.overview import DatasetReader
 from owl.data.recorder import GameRecording, record_game
 from owl.data.shards import INDEX_NAME, INFO_NAME, ShardIndex
@@ -265,7 +265,7 @@ def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
 def test_two_recordings_do_not_write_into_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record_game(str(tmp_path), SHORT)
     (tmp_path / INDEX_NAME).unlink()  # a recording that was killed
-    monkeypatch.setattr(recorder, "LOCK_PATIENCE", 0.1)
+    monkeypatch.setattr(jobs, "LOCK_PATIENCE", 0.1)
     with open(tmp_path / INFO_NAME) as held:
         fcntl.flock(held, fcntl.LOCK_SH)
         with refused("dataset.locked", str(tmp_path)):
@@ -277,7 +277,7 @@ def test_a_second_recording_waits_for_the_first(uninterrupted: Path, tmp_path: P
     both = [start(tmp_path), start(tmp_path)]
     errors = [process.communicate(timeout=120)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    assert sum("is being recorded by another process; waiting for it" in text for text in errors) == 1
+    assert sum("is being written by another process; waiting for it" in text for text in errors) == 1
     assert sum("recording:" in text for text in errors) == 1  # the other one found it finished
     assert contents(tmp_path) == contents(uninterrupted)
 
