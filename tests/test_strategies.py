@@ -1,6 +1,7 @@
 """Every recipe does on two processes what it does on one, whatever spreads it; checkpoints move between them."""
 
 import faulthandler
+import json
 import multiprocessing
 import os
 import socket
@@ -17,6 +18,7 @@ from tests.helpers.errors import refused
 from tests.helpers.latents import dot_experiment, make_latents
 from tests.helpers.players import tiny_players
 from tests.helpers.shards import make_dataset
+from tests.helpers.taught import tiny_taught
 from tests.helpers.tiny import owl_here, tiny_experiment, tiny_inverse_dynamics, write_config
 
 FIRST, LAST = 3, 5
@@ -27,6 +29,8 @@ RANKS = multiprocessing.get_context("forkserver")
 RANKS.set_forkserver_preload(
     ["tests.test_strategies", "owl.cli.lightning", "owl.data.datamodule", "torch.utils.tensorboard"]
 )
+TRAINED = [f"{layer}.{name}" for layer in (0, 3) for name in ("weight", "bias")]
+"""Of the network with frozen parts."""
 PRECISIONS = {"bf16": ("--trainer.precision", "bf16-mixed"), "fp8": ("--config", "fp8.yaml")}
 
 
@@ -60,18 +64,30 @@ def two_optimizers(folder: Path) -> dict[str, Any]:
     return tiny_players(folder / "footage")
 
 
+def frozen_parts(folder: Path) -> dict[str, Any]:
+    return tiny_taught(folder / "footage")
+
+
 def gradient_penalty(folder: Path) -> dict[str, Any]:
     return tiny_players(folder / "footage", penalty=0.1)
 
 
-RECIPES = (image_vae, world_model, packed_clips, inverse_dynamics, two_optimizers, gradient_penalty)
+RECIPES = (
+    image_vae,
+    world_model,
+    packed_clips,
+    inverse_dynamics,
+    two_optimizers,
+    gradient_penalty,
+    frozen_parts,
+)
 """Experiments, one for each recipe, whose only randomness is that of a sample. A new recipe joins by a line."""
 NAMES = [recipe.__name__ for recipe in RECIPES]
 IMPOSSIBLE = {("gradient_penalty", "fsdp2")}
 """FSDP2 frees weights after each backward; a second one through the first needs them."""
 
 
-CONVOLUTIONS = {"image_vae", "two_optimizers", "gradient_penalty"}
+CONVOLUTIONS = {"image_vae", "two_optimizers", "gradient_penalty", "frozen_parts"}
 """Those without a linear layer, in which float8 has nothing to do."""
 
 
@@ -181,6 +197,26 @@ def test_two_processes_equal_one_and_go_on_as_one(lab: Path, recipe: str) -> Non
         two(lab, recipe, first, LAST, strategy, "--ckpt_path", "last")
         same(content(lab, first), content(lab, last))
         (lab / "runs" / first / "checkpoints" / "last.ckpt").write_bytes(untouched)
+
+
+def test_each_process_holds_half_of_a_frozen_part_and_no_checkpoint_any(lab: Path) -> None:
+    two(lab, "frozen_parts", "halves", 1, "fsdp2", "--trainer.callbacks", "tests.helpers.taught.Shares")
+    for number in range(2):
+        shares = json.loads((lab / f"shares-{number}.json").read_text())
+        assert {name.split(".")[0] for name in shares} == {"network", "teacher"}
+        assert all(2 * here == everywhere for here, everywhere in shares.values())
+    stored = content(lab, "halves")
+    assert {*stored["state_dict"]} == {*stored["ema"]["raw"]} == {f"network.{n}" for n in TRAINED}
+    assert len(stored["optimizer_states"][0]["state"]) == len(TRAINED)
+
+
+def test_a_checkpoint_that_lacks_what_is_trained_is_refused(lab: Path) -> None:
+    one(lab, "frozen_parts", "lacking", 1)
+    stored = content(lab, "lacking")
+    del stored["state_dict"]["network.3.bias"]
+    torch.save(stored, lab / "lacking.ckpt")
+    two(lab, "frozen_parts", "refused", 2, "fsdp2", "--ckpt_path", "lacking.ckpt", target=note_refusal)
+    assert [(lab / f"refused-{number}").read_text() for number in range(2)] == ["checkpoint.other-network"] * 2
 
 
 def test_a_signal_to_one_process_stops_all_at_the_same_step(lab: Path) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from owl.atomic import atomic_write
 from owl.errors import OwlError
+from owl.nn.frozen import trained
 
 
 class NonFiniteGuard(Callback):
@@ -43,7 +44,7 @@ class NonFiniteGuard(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Never let a checkpoint follow a bad step unnoticed."""
         self.check_losses(trainer)
-        norms = torch._foreach_norm([p.detach() for p in pl_module.parameters() if p.requires_grad])
+        norms = torch._foreach_norm([p.detach() for p in trained(pl_module).values()])
         if norms and not torch.stack(norms).isfinite().all():
             self.stop(trainer, "a weight", float("nan"), *self._last)
 

@@ -16,6 +16,7 @@ from owl.callbacks.throughput import Throughput
 from owl.configuration import dump
 from owl.environment import environment
 from owl.errors import OwlError
+from owl.nn.frozen import trained
 from owl.seeds import run_seed
 from owl.version import code_version
 
@@ -45,7 +46,7 @@ class Report(Callback):
         if not trainer.is_global_zero or trainer.fast_dev_run:
             return
         folder = Path(trainer.default_root_dir)
-        weights = get_human_readable_count(sum(p.numel() for p in pl_module.parameters() if p.requires_grad)).strip()
+        weights = get_human_readable_count(sum(p.numel() for p in trained(pl_module).values())).strip()
         where = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
         Console(markup=False).print(
             f"{folder.name}: {type(pl_module).__name__} of {weights} trained parameters, {trainer.precision} on {where}"

@@ -42,7 +42,13 @@ class FullySharded(ModelParallelStrategy):
         """
         content = load_checkpoint(self.broadcast(checkpoint_path))
         assert self.model is not None
-        options = StateDictOptions(full_state_dict=True, strict=self.lightning_module.strict_loading)  # type: ignore[union-attr]
+        strict = self.lightning_module.strict_loading  # type: ignore[union-attr]
+        if strict and (missing := self.model.state_dict().keys() - content["state_dict"].keys()):
+            # what a state dict lacks is taken from the model below, before PyTorch looks for it
+            quoted = ", ".join(f'"{name}"' for name in sorted(missing))
+            kind = type(self.model).__name__
+            raise RuntimeError(f"Error(s) in loading state_dict for {kind}:\n\tMissing key(s) in state_dict: {quoted}.")
+        options = StateDictOptions(full_state_dict=True, strict=strict)
         set_model_state_dict(self.model, dict(content["state_dict"]), options=options)
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         for optimizer, state in zip(self.optimizers, content.get("optimizer_states", []), strict=False):

@@ -7,6 +7,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from owl.nn.frozen import trained, whole_state_dicts
+
 METHODS = ("encode", "decode", "label")
 """What networks are called by, besides themselves."""
 
@@ -32,11 +34,11 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def trainable(module: nn.Module) -> dict[str, Tensor]:
-    """The trainable parameters by name; of those that are spread, what this process keeps of them."""
+    """The `trained` parameters by name; of those that are spread, what this process keeps of them."""
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()  # after a pass without gradients they are whole, and other tensors
-    return {name: p.data for name, p in module.named_parameters() if p.requires_grad}
+    return {name: parameter.data for name, parameter in trained(module).items()}
 
 
 def gathered(network: nn.Module) -> nn.Module:
@@ -46,7 +48,8 @@ def gathered(network: nn.Module) -> nn.Module:
     """
     if not isinstance(network, FSDPModule):
         return network
-    weights = get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    with whole_state_dicts():
+        weights = get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if not weights:
         return network
     original = next(c for c in type(network).__mro__ if not issubclass(c, FSDPModule) and issubclass(c, nn.Module))

@@ -1,5 +1,8 @@
-"""Freezing a network so thoroughly that nothing can train, average, reduce or save it by accident."""
+"""Frozen parts: parameters without gradients, which nothing trains, averages or saves by accident."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, TypeVar
 
@@ -7,13 +10,19 @@ from torch import nn
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
+_WHOLE: ContextVar[bool] = ContextVar("whole", default=False)
+
 
 def freeze(module: ModuleT) -> ModuleT:
     """Turn a network into a constant, in place: gradients reach its inputs, never its weights.
 
-    Every parameter becomes a non-persistent buffer. Buffers follow ``.to()``, yet optimisers, EMA, DDP's
-    gradient reduction and state dicts never see them, so a pretrained part cannot drift and does not bloat
-    checkpoints. The module is in eval mode and stays there when a parent calls ``train()``.
+    Its parameters stay parameters, with ``requires_grad=False``: they follow ``.to()``, FSDP2 shards them, DDP does not
+    reduce them, and `trained` leaves them out. The module is in eval mode and stays there when a parent calls
+    ``train()``.
+
+    State dicts, and with them checkpoints, leave it out: what is pretrained elsewhere does not bloat them. A state dict
+    without it loads strictly and leaves it as it is; so whoever freezes a part gives it its weights, at every start.
+    One that holds it, such as an export, is loaded as usual.
 
     Args:
         module: Any network. Its outputs (in eval mode) do not change.
@@ -21,15 +30,41 @@ def freeze(module: ModuleT) -> ModuleT:
     Returns:
         The same module.
     """
-    module.eval()
-    for part in module.modules():
-        for name, parameter in list(part._parameters.items()):
-            del part._parameters[name]
-            part.register_buffer(name, None if parameter is None else parameter.detach(), persistent=False)
-        part._non_persistent_buffers_set.update(part._buffers)
+    module.eval().requires_grad_(False)
+    module.register_state_dict_post_hook(_leave_out)
+    module.register_load_state_dict_pre_hook(_keep)
     # A partial rather than a closure: deepcopy and pickle rebind its argument to the copy.
     module.train = partial(_stay_in_eval, module)  # type: ignore[method-assign]
     return module
+
+
+def trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by name: the one filter of optimisers, averages, checks and reports."""
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+@contextmanager
+def whole_state_dicts() -> Iterator[None]:
+    """Let state dicts hold frozen parts too: those of exports and copies, which must stand alone."""
+    token = _WHOLE.set(True)
+    try:
+        yield
+    finally:
+        _WHOLE.reset(token)
+
+
+def _leave_out(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
+    """Remove a frozen module from a state dict."""
+    if not _WHOLE.get():
+        for name in [name for name in state_dict if name.startswith(prefix)]:
+            del state_dict[name]
+
+
+def _keep(module: nn.Module, state_dict: dict[str, Any], prefix: str, *unused: Any) -> None:
+    """Complete a state dict that lacks a frozen module by what the module holds."""
+    if not any(name.startswith(prefix) for name in state_dict):
+        with whole_state_dicts():
+            state_dict.update(module.state_dict(prefix=prefix, keep_vars=True))
 
 
 def _stay_in_eval(module: nn.Module, mode: bool = True) -> Any:

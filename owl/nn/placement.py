@@ -14,7 +14,7 @@ class Placement(NamedTuple):
 
 
 def placement(network: nn.Module) -> Placement:
-    """Tell the device and dtype of a network, whether its weights are parameters or, frozen, buffers.
+    """Tell the device and dtype of a network.
 
     Returns:
         Those of its largest floating-point tensor: small buffers, such as statistics, may be kept in another dtype. The

@@ -22,6 +22,7 @@ from owl.metrics.latents import LatentStatistics
 from owl.metrics.perceptual import PerceptualDistance
 from owl.metrics.psnr import MeanPSNR
 from owl.models.image_autoencoder import ImageAutoencoder
+from owl.nn.frozen import trained
 from owl.nn.posterior import Posterior
 from owl.optim.configuration import with_schedule
 from owl.recipes.compilation import compile_for_training
@@ -248,5 +249,5 @@ class ImageVAE(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser with warm-up and cosine."""
-        optimizer = self.optimizer([p for p in self.network.parameters() if p.requires_grad])
+        optimizer = self.optimizer(trained(self.network).values())
         return with_schedule(self, optimizer, self.warmup_steps, self.final_lr)

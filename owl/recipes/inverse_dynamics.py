@@ -18,6 +18,7 @@ from owl.distributed.sharding import shard
 from owl.errors import OwlError
 from owl.metrics.controls import AxisAccuracy, ButtonAccuracy
 from owl.models.inverse_dynamics import InverseDynamicsModel
+from owl.nn.frozen import trained
 from owl.nn.symlog import symlog
 from owl.optim.configuration import with_schedule
 from owl.recipes.compilation import compile_for_training
@@ -156,7 +157,7 @@ class InverseDynamics(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser with warm-up and cosine over the trainer's steps."""
-        optimizer = self.optimizer(self.network.parameters())
+        optimizer = self.optimizer(trained(self.network).values())
         return with_schedule(self, optimizer, self.warmup_steps, self.final_lr)
 
 

@@ -17,6 +17,7 @@ from owl.flow_matching import add_noise, logit_normal, velocity_loss
 from owl.latents import MODALITIES, check_encoder, described, load_latent_stats
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.attention import NEVER, Frames, clip_frames
+from owl.nn.frozen import trained
 from owl.optim.configuration import with_schedule
 from owl.recipes.compilation import compile_for_training
 from owl.recipes.logging import log_losses
@@ -256,7 +257,7 @@ class WorldModel(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser with warm-up and cosine over the trainer's steps."""
-        optimizer = self.optimizer([p for p in self.network.parameters() if p.requires_grad])
+        optimizer = self.optimizer(trained(self.network).values())
         return with_schedule(self, optimizer, self.warmup_steps, self.final_lr)
 
 

@@ -112,18 +112,11 @@ def test_a_module_knows_that_it_is_compiled() -> None:
     assert network._compiled_call_impl is not None
 
 
-@contract(
-    *("_parameters", "_buffers", "_non_persistent_buffers_set"),
-    needed_by="owl/nn/frozen.py and owl/models/world_model.py: weights become constants, statistics stay in float32",
-)
-def test_a_module_keeps_its_tensors_in_dictionaries() -> None:
+@contract("_buffers", needed_by="owl/models/world_model.py: statistics stay in float32 whatever the network becomes")
+def test_a_module_keeps_its_buffers_in_a_dictionary() -> None:
     network = nn.BatchNorm1d(1)
-    assert dict(network.named_parameters()) == network._parameters
     assert dict(network.named_buffers()) == network._buffers
-    network._non_persistent_buffers_set.update(network._buffers)
-    del network._parameters["weight"]
     network._buffers["running_mean"] = torch.full((1,), 7.0)
-    assert list(network.state_dict()) == ["bias"]
     assert network.running_mean.item() == 7
 
 
