@@ -8,10 +8,13 @@ from torch import Tensor
 
 from owl.distributed.sharding import shard_like, to_first, trainable
 from owl.errors import OwlError
+from owl.models import exported
 
 
 class EMA(Callback):
-    """Keeps a moving average of every trainable parameter; validates with it and saves it as the checkpoint's weights.
+    """Keeps a moving average of the trained weights; validates with it and saves it as the checkpoint's weights.
+
+    Of a recipe that names what it exports (`owl.models.exported`) those networks are averaged, else all it trains.
 
     After optimiser step n (from 1), ``average = d * average + (1 - d) * weight`` with
     ``d = min(decay, n / (n + 9))``: the warm-up lets a short run forget its initialisation.
@@ -38,7 +41,8 @@ class EMA(Callback):
         """Start the average from the current weights, or keep the one that the checkpoint brought."""
         weights = trainable(pl_module)
         if self.decay and not self.average:
-            self.average = {name: weight.clone() for name, weight in weights.items()}
+            inside = tuple(f"{name}." for name in exported(pl_module)) if hasattr(pl_module, "exports") else ("",)
+            self.average = {name: weight.clone() for name, weight in weights.items() if name.startswith(inside)}
         self.average = {name: average.to(weights[name].device) for name, average in self.average.items()}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

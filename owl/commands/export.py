@@ -13,25 +13,29 @@ def main(checkpoint: str, directory: str, fold: bool = False) -> None:
     """Turn a checkpoint into model.safetensors + config.yaml, ready for owl.models.load(DIRECTORY).
 
     The exported weights are the averaged ones (EMA) where the run kept an average: those that validation measured.
-    A file provenance.yaml says which recipe, code version and dataset made them.
+    A file provenance.yaml says which recipe, code version and dataset made them. Where the recipe exports several
+    networks, each gets a folder of its name in DIRECTORY.
 
     Args:
         checkpoint: A .ckpt file that fit wrote, e.g. runs/quickstart/checkpoints/last.ckpt.
         directory: Where to write; existing files of an earlier export are replaced.
         fold: Fold weight normalisation into the weights: the same outputs, faster, for inference only.
     """
-    network, content = models.rebuild(checkpoint)
+    networks, content = models.rebuild_all(checkpoint)
     if fold:
-        if not hasattr(network, "fold_weight_norm"):
-            raise OwlError(
-                "export.fold", f"{type(network).__name__} has no weight normalisation to fold; leave --fold out"
-            )
-        network.fold_weight_norm()  # type: ignore[operator]
-    models.save(network, directory)
+        for network in networks.values():
+            if not hasattr(network, "fold_weight_norm"):
+                raise OwlError(
+                    "export.fold", f"{type(network).__name__} has no weight normalisation to fold; leave --fold out"
+                )
+            network.fold_weight_norm()  # type: ignore[operator]
     provenance = {
         "checkpoint": str(checkpoint),
         "global_step": content["global_step"],
         **{key: content["owl"][key] for key in ("recipe", "code_version", "dataset")},
     }
-    atomic_write(Path(directory) / "provenance.yaml", yaml.safe_dump(provenance, sort_keys=False))
-    print(f'Exported to {directory}; use it with: network = owl.models.load("{directory}")')
+    for name, network in networks.items():
+        folder = Path(directory) if len(networks) == 1 else Path(directory) / name
+        models.save(network, folder)
+        atomic_write(folder / "provenance.yaml", yaml.safe_dump(provenance, sort_keys=False))
+        print(f'Exported to {folder}; use it with: network = owl.models.load("{folder}")')

@@ -20,6 +20,8 @@ CHECKPOINT_SUFFIX = ".ckpt"
 def save(network: nn.Module, directory: str | Path) -> None:
     """Write a network's weights, buffers and constructor arguments, each file atomically.
 
+    Its frozen parts are written too, which checkpoints leave out: what is exported stands alone.
+
     Args:
         network: A network that keeps its constructor arguments, plain values only, as ``network.config``.
         directory: Local folder; created, files of an earlier export are replaced.
@@ -37,17 +39,18 @@ def save(network: nn.Module, directory: str | Path) -> None:
             "set self.config in its __init__",
         )
     class_path = f"{type(network).__module__}.{type(network).__qualname__}"
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _whole_state(network).items()}
     text = yaml.safe_dump({"class_path": class_path, "init_args": network.config}, sort_keys=False)
     atomic_write(Path(directory) / WEIGHTS, to_bytes(tensors, metadata={"class_path": class_path}))
     atomic_write(Path(directory) / CONFIG, text)
 
 
-def load(path: str | Path) -> nn.Module:
+def load(path: str | Path, name: str | None = None) -> nn.Module:
     """Rebuild a network from a training checkpoint or from what ``save`` or ``python -m owl export`` wrote.
 
     Args:
         path: A ``.ckpt`` file that fit wrote, or a folder with ``model.safetensors`` and ``config.yaml``.
+        name: Which of the networks that the recipe of a checkpoint exports; needed where there are several.
 
     Returns:
         The network on the CPU in eval mode, in the dtype it was saved in, with outputs equal to the saved one's; of a
@@ -55,19 +58,67 @@ def load(path: str | Path) -> nn.Module:
 
     Raises:
         OwlError: A file is missing or damaged, it names a class that is not trusted (see `owl.trust`) or cannot be
-            imported, or weights and arguments disagree.
+            imported, weights and arguments disagree, or the name is not that of one network.
     """
-    return rebuild(path)[0] if str(path).endswith(CHECKPOINT_SUFFIX) else _load_export(Path(path))
+    return rebuild(path, name)[0] if str(path).endswith(CHECKPOINT_SUFFIX) else _load_export(Path(path))
 
 
-def rebuild(checkpoint: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Rebuild the network of a training checkpoint, with the code of the recipe that trained it.
+def exported(recipe: nn.Module) -> dict[str, nn.Module]:
+    """The networks that a recipe trains for others to use, by name.
+
+    A recipe says which in its attribute ``exports``, names of its submodules such as ``("encoder", "decoder")``: these
+    are exported and averaged (`owl.callbacks.ema.EMA`), what only serves their training, such as a critic, is not. One
+    without the attribute exports its ``network``, and everything it trains is averaged.
+
+    Raises:
+        OwlError: It has no submodule of such a name.
+    """
+    networks = {}
+    for name in getattr(recipe, "exports", ("network",)):
+        try:
+            networks[name] = recipe.get_submodule(name)
+        except AttributeError as error:
+            raise OwlError(
+                "recipe.exports",
+                f"the recipe {type(recipe).__qualname__} has no {name}, the name of a submodule was expected; name the "
+                "networks that it exports in its attribute exports",
+            ) from error
+    return networks
+
+
+def rebuild(checkpoint: str | Path, name: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
+    """Rebuild a network of a training checkpoint, with the code of the recipe that trained it.
+
+    Args:
+        checkpoint: A ``.ckpt`` file that fit wrote.
+        name: Which of the networks that the recipe exports; needed where there are several.
+
+    Returns:
+        The network on the CPU in eval mode, and the content of the checkpoint.
+
+    Raises:
+        OwlError: See `rebuild_all`, or the name is not that of one network.
+    """
+    networks, content = rebuild_all(checkpoint)
+    chosen = list(networks) if name is None else [name]
+    if len(chosen) > 1 or chosen[0] not in networks:
+        raise OwlError(
+            "network.name",
+            f"{checkpoint} holds the networks {', '.join(networks)}, the name of one was expected, found "
+            f"{name or 'none'}; in Python give it to owl.models.load, on the command line give the folder of one that "
+            "python -m owl export wrote",
+        )
+    return networks[chosen[0]], content
+
+
+def rebuild_all(checkpoint: str | Path) -> tuple[dict[str, nn.Module], dict[str, Any]]:
+    """Rebuild all networks that the recipe of a training checkpoint exports, with its code.
 
     Args:
         checkpoint: A ``.ckpt`` file that fit wrote.
 
     Returns:
-        The recipe's ``network`` on the CPU in eval mode, and the content of the checkpoint.
+        The networks by name on the CPU in eval mode, and the content of the checkpoint.
 
     Raises:
         OwlError: The file is missing or damaged, or the recipe it names is not trusted or cannot be rebuilt.
@@ -90,7 +141,6 @@ def rebuild(checkpoint: str | Path) -> tuple[nn.Module, dict[str, Any]]:
         with warnings.catch_warnings():  # recipes keep networks as hyperparameters on purpose
             warnings.filterwarnings("ignore", message="Attribute .* is an instance of `nn.Module`")
             recipe = recipe_class.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
-        network: Any = recipe.network
     except (ImportError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise OwlError(
@@ -98,7 +148,7 @@ def rebuild(checkpoint: str | Path) -> tuple[nn.Module, dict[str, Any]]:
             f"the recipe {class_path} of {checkpoint} cannot be rebuilt ({reason}); "
             f"use the code that trained it, {content['owl'].get('code_version', 'of an unknown version')}",
         ) from error
-    return network.eval(), content
+    return {name: network.eval() for name, network in exported(recipe).items()}, content
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -137,6 +187,14 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def _whole_state(network: nn.Module) -> dict[str, Any]:
+    """A network's state dict with its frozen parts."""
+    from owl.nn.frozen import whole_state_dicts
+
+    with whole_state_dicts():
+        return network.state_dict()
+
+
 def _load_export(directory: Path) -> nn.Module:
     import importlib
 
@@ -171,7 +229,7 @@ def _load_export(directory: Path) -> nn.Module:
     try:
         tensors = load_file(weights)
         network: nn.Module = network_class(**init_args)
-        expected = network.state_dict().keys()
+        expected = _whole_state(network).keys()
         for names, kind in ((expected - tensors.keys(), "missing"), (tensors.keys() - expected, "unknown")):
             if names:
                 raise OwlError(

@@ -9,6 +9,7 @@ import yaml
 from owl import models
 from owl.commands.export import main
 from owl.models.image_autoencoder import ImageAutoencoder
+from tests.helpers.decoders import LatentDecoder, Pair, PatchEncoder, tiny_pair
 from tests.helpers.errors import refused
 from tests.helpers.shards import make_dataset
 from tests.helpers.tiny import owl_here, tiny_experiment, write_config
@@ -126,3 +127,42 @@ def test_a_wrong_checkpoint_is_told_and_leaves_nothing(checkpoint: Path, tmp_pat
         with refused(code, str(tmp_path / f"{name}.ckpt"), *tokens):
             main(str(tmp_path / f"{name}.ckpt"), str(out))
         assert not out.exists()
+
+
+@pytest.fixture(scope="module")
+def pair(checkpoint: Path) -> Path:
+    """A checkpoint of a recipe with two networks to export and one that is not."""
+    folder = checkpoint.parents[3]
+    write_config(folder / "pair.yaml", tiny_pair(folder / "data", max_steps=3))
+    assert owl_here("fit", "--config", "pair.yaml", cwd=folder) == 0
+    return folder / "runs/pair/checkpoints/last.ckpt"
+
+
+def test_a_recipe_exports_the_networks_that_it_names_averaged(pair: Path, tmp_path: Path) -> None:
+    content = torch.load(pair, weights_only=True)
+    averaged = {f"{name}.{weight}" for name in ("encoder.down", "decoder.up") for weight in ("weight", "bias")}
+    assert content["ema"]["raw"].keys() == averaged
+    assert owl_here("export", pair, tmp_path, cwd=tmp_path) == 0
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["decoder", "encoder"]
+    for name, kind in (("encoder", PatchEncoder), ("decoder", LatentDecoder)):
+        exported, loaded = models.load(tmp_path / name), models.load(pair, name)
+        assert type(exported) is type(loaded) is kind
+        for tensor, value in exported.state_dict().items():
+            assert torch.equal(value, content["state_dict"][f"{name}.{tensor}"])
+            assert torch.equal(value, loaded.state_dict()[tensor])
+    assert not torch.equal(content["ema"]["raw"]["encoder.down.weight"], content["state_dict"]["encoder.down.weight"])
+
+
+def test_one_of_several_networks_is_asked_for_by_name(pair: Path, checkpoint: Path) -> None:
+    for name in (None, "critic"):
+        with refused("network.name", str(pair), "encoder, decoder", name or "none"):
+            models.load(pair, name)
+    with refused("network.name", "network", "decoder"):
+        models.load(checkpoint, "decoder")
+
+
+def test_a_network_that_is_named_must_be_there() -> None:
+    recipe = Pair()
+    recipe.exports = ("encoder", "denoiser")  # type: ignore[assignment]
+    with refused("recipe.exports", "Pair", "denoiser"):
+        models.exported(recipe)

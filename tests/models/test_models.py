@@ -44,6 +44,15 @@ def test_a_loaded_network_has_equal_outputs(tmp_path: Path, folded: bool, dtype:
     assert all(parameter.requires_grad for parameter in loaded.parameters())
 
 
+def test_a_frozen_network_is_exported_whole(tmp_path: Path) -> None:
+    original = network()
+    freeze(original.encoder)
+    models.save(original, tmp_path)
+    loaded = models.load(tmp_path)
+    x = torch.rand(1, 3, 16, 24)
+    assert torch.equal(loaded(x, sample=False)[0], original(x, sample=False)[0])
+
+
 def test_the_files_are_readable_without_this_project_and_nothing_else_is_left(tmp_path: Path) -> None:
     models.save(network(), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "model.safetensors"]
