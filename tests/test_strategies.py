@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import torch
 
+from owl import models
 from owl.errors import OwlError
+from owl.models.image_autoencoder import ImageAutoencoder
 from tests.helpers.errors import refused
 from tests.helpers.latents import dot_experiment, make_latents
 from tests.helpers.players import tiny_players
@@ -31,6 +33,7 @@ RANKS.set_forkserver_preload(
 )
 TRAINED = [f"{layer}.{name}" for layer in (0, 3) for name in ("weight", "bias")]
 """Of the network with frozen parts."""
+ENCODER = {"class_path": "owl.callbacks.frozen_encoder.FrozenEncoder"}
 PRECISIONS = {"bf16": ("--trainer.precision", "bf16-mixed"), "fp8": ("--config", "fp8.yaml")}
 
 
@@ -43,6 +46,16 @@ def image_vae(folder: Path) -> dict[str, Any]:
 def world_model(folder: Path) -> dict[str, Any]:
     experiment = dot_experiment(folder / "latents")
     experiment["data"]["init_args"]["length"] = 8  # float8 wants multiples of 16 frames in a batch
+    return experiment
+
+
+def encoded_on_the_fly(folder: Path) -> dict[str, Any]:
+    """A world model of pictures, which an encoder beside the recipe encodes."""
+    experiment = dot_experiment(
+        folder / "footage", callbacks=[ENCODER | {"init_args": {"path": str(folder / "encoder")}}]
+    )
+    experiment["model"]["init_args"]["network"]["init_args"]["latent"] = [2, 4, 6]
+    experiment["data"]["init_args"] |= {"modalities": ["rgb", "controls"], "length": 8}
     return experiment
 
 
@@ -75,6 +88,7 @@ def gradient_penalty(folder: Path) -> dict[str, Any]:
 RECIPES = (
     image_vae,
     world_model,
+    encoded_on_the_fly,
     packed_clips,
     inverse_dynamics,
     two_optimizers,
@@ -95,6 +109,8 @@ CONVOLUTIONS = {"image_vae", "two_optimizers", "gradient_penalty", "frozen_parts
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("strategies")
     make_dataset(folder / "footage", episodes=6, frames=12, size=(32, 48), modalities=("rgb", "controls"))
+    torch.manual_seed(0)
+    models.save(ImageAutoencoder(3, (32, 48), (4, 6), 2, [8, 16, 16], [1, 1, 1]), folder / "encoder")
     make_latents(folder / "latents", lengths=(25,) * 6)
     make_latents(folder / "clips", lengths=(3, 8, 5, 7, 8, 6, 8, 5, 7, 8, 6, 5, 8, 7, 6, 8, 25, 25))
     for recipe in RECIPES:

@@ -4,16 +4,13 @@ import shlex
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from owl import models
-from owl.data.encoder import FrameEncoder, encode_dataset
+from owl.data.encoder import encode_dataset
 from owl.data.shards import INDEX_NAME, ShardIndex
-from owl.errors import OwlError, at_least
-
-INTERFACE = ("encode", "encoder", "size", "latent_channels", "latent_size")
+from owl.errors import at_least
+from owl.latents import load_encoder
 
 
 def main(
@@ -49,7 +46,7 @@ def main(
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = lambda message, *_: tqdm.write(f"warning: {message}", file=sys.stderr)
         info = encode_dataset(
-            _load(checkpoint),
+            load_encoder(checkpoint),
             source,
             directory,
             keep=None if keep is None else [name.strip() for name in keep.split(",")],
@@ -62,28 +59,3 @@ def main(
     complete = "is complete already and was left as it is: it " if is_complete else ""
     print(f"{directory} {complete}holds {frames:,} frames, {', '.join(info.modalities)}, latents of {shape}")
     print(f"look at it: python -m owl data inspect {shlex.quote(directory)}")
-
-
-class _LoadedEncoder(FrameEncoder):
-    """An encoder that other processes load again, since not every network can be pickled."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _load, (self.checkpoint,)
-
-
-def _load(checkpoint: str) -> _LoadedEncoder:
-    network = models.load(checkpoint)
-    name = type(network).__qualname__
-    for attribute in INTERFACE:
-        if not hasattr(network, attribute):
-            raise OwlError(
-                "network.kind",
-                f"the network of {checkpoint} is {name}, which has no {attribute}, an image autoencoder was expected; "
-                "give the checkpoint of one",
-            )
-    return _LoadedEncoder(
-        network=network,
-        fingerprint=models.fingerprint(network.encoder),  # type: ignore[arg-type]
-        class_path=f"{type(network).__module__}.{name}",
-        checkpoint=checkpoint,
-    )

@@ -103,6 +103,12 @@ class ShardDataModule(LightningDataModule):
         if stage in ("test", "predict", None):
             self.test_dataset = WindowDataset(self.path, "test", **self._windows)
 
+    def training_frames(self) -> WindowDataset:
+        """The pictures of the training split, each frame once, delivered as in its windows but not augmented."""
+        return WindowDataset(
+            self.path, "train", **self._windows | {"modalities": ["rgb"], "length": 1, "stride": 1, "pack": False}
+        )
+
     def train_dataloader(self) -> ResumableLoader:
         """The resumable training loader of this rank."""
         rank, world_size = self._rank()

@@ -42,6 +42,11 @@ class FrameEncoder:
     checkpoint: str
 
     @property
+    def identity(self) -> dict[str, str]:
+        """How ``dataset.json`` names it."""
+        return {"fingerprint": self.fingerprint, "class_path": self.class_path, "checkpoint": self.checkpoint}
+
+    @property
     def size(self) -> tuple[int, int]:
         """(H, W) of the pictures that it encodes."""
         height, width = self.network.size  # type: ignore[misc]
@@ -161,11 +166,7 @@ class _EncodeJob(ShardJob):
             "encoding": "npy float16[c, h, w]",
             "shape": encoder.latent_shape,
             "posterior": "sample" if sample else "mean",
-            "encoder": {
-                "fingerprint": encoder.fingerprint,
-                "class_path": encoder.class_path,
-                "checkpoint": encoder.checkpoint,
-            },
+            "encoder": encoder.identity,
         }
         self.info = DatasetInfo(
             fps=original.info.fps,

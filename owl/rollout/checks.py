@@ -4,9 +4,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from owl import models
+from owl import latents
 from owl.errors import OwlError
-from owl.latents import encoder_of
 from owl.models.world_model import Controls, Streams, WorldTransformer
 
 
@@ -26,30 +25,17 @@ def as_world_model(network: nn.Module, path: str | Path) -> WorldTransformer:
 
 
 def check_decoder(network: WorldTransformer, name: str, decoder: nn.Module) -> None:
-    """Refuse a decoder that is not of the encoder that a world model was trained with.
+    """Refuse a decoder of what a world model does not generate (`owl.latents.check_decoder`).
 
     Raises:
-        OwlError: It is not.
+        OwlError: It is one, or does not say what it decodes.
     """
     if name not in network.streams:
         raise OwlError(
             "decoder.stream",
             f"there is a decoder for {name}, the world model has {', '.join(network.streams)}; leave it out",
         )
-    if not isinstance(getattr(decoder, "encoder", None), nn.Module):
-        raise OwlError(
-            "decoder.kind",
-            f"the {name} decoder is a {type(decoder).__name__}, an autoencoder with its encoder was expected, "
-            "which tells whether it fits the world model; give that",
-        )
-    expected = encoder_of(network, name)
-    found = models.fingerprint(decoder.encoder)  # type: ignore[arg-type]
-    if found != expected:
-        raise OwlError(
-            "decoder.encoder",
-            f"the {name} decoder belongs to encoder {found}, the world model was trained on latents of encoder "
-            f"{expected}; give the autoencoder that encoded its dataset, or a decoder trained on it",
-        )
+    latents.check_decoder(network, name, decoder)
 
 
 def check_context(network: WorldTransformer, context: Streams, controls: Controls) -> int:

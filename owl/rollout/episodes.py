@@ -12,7 +12,7 @@ from owl.data.controls import check_controls
 from owl.data.shards import DatasetInfo
 from owl.data.windows import WindowDataset
 from owl.errors import OwlError
-from owl.latents import MODALITIES, check_encoder
+from owl.latents import MODALITIES, check_encoder, tells_encoder
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.placement import placement
 
@@ -163,17 +163,17 @@ def check_dataset(network: WorldTransformer, info: DatasetInfo, url: str) -> Non
 
 
 def load_decoder(path: str | Path) -> nn.Module:
-    """Load the autoencoder that decodes video latents.
+    """Load the autoencoder of video latents, or a decoder that was trained on them.
 
     Raises:
         OwlError: The file is missing or damaged, or holds a network of another kind.
     """
     network = models.load(path)
-    if not (hasattr(network, "decode") and hasattr(network, "encoder")):
+    if not (hasattr(network, "decode") and tells_encoder(network)):
         raise OwlError(
             "network.kind",
             f"the network of {path} is {type(network).__qualname__}, an autoencoder was expected to decode the "
-            "latents; give the checkpoint that the dataset was encoded with",
+            "latents, or a decoder that names its encoder; give the checkpoint that the dataset was encoded with",
         )
     return network
 

@@ -126,7 +126,7 @@ def test_the_page_on_training_plays_from_python(lab: Path, monkeypatch: pytest.M
             "network.kind",
             [INVERSE_DYNAMICS, "InverseDynamicsModel", "autoencoder was"],
         ),
-        (WORLD_MODEL, ("--decoder", "other.ckpt"), "decoder.encoder", ["video decoder"]),
+        (WORLD_MODEL, ("--decoder", "other.ckpt"), "latents.encoder", ["video decoder"]),
         (WORLD_MODEL, ("--inverse_dynamics", WORLD_MODEL), "network.kind", ["WorldTransformer", "InverseDynamics"]),
         (WORLD_MODEL, ("--horizon", "60"), "windows.too-short", [LATENTS, "123 frames"]),
     ],

@@ -375,7 +375,7 @@ def test_settings_that_make_no_sense_are_told(autoencoder: ImageAutoencoder) -> 
             Engine(network, levels=levels)
     with refused("engine.sampler", "ddim", "adams_bashforth or euler or consistency"):
         Engine(network, sampler="ddim")  # type: ignore[arg-type]
-    with refused("decoder.encoder", "video decoder", models.fingerprint(autoencoder.encoder), "0000000000000000"):
+    with refused("latents.encoder", "video decoder", models.fingerprint(autoencoder.encoder), "0000000000000000"):
         Engine(network, {"video": autoencoder})
     with refused("decoder.kind", "video decoder", "Linear"):
         Engine(network, {"video": torch.nn.Linear(1, 1)})

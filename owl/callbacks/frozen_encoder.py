@@ -1,0 +1,182 @@
+"""A trained encoder beside a recipe that trains on its latents, so that pictures need not be encoded beforehand."""
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from owl.data.encoder import FrameEncoder, measure
+from owl.data.windows import WindowDataset
+from owl.distributed.agreement import from_first, host_group
+from owl.errors import OwlError, at_least
+from owl.hardware import fast_dtype
+from owl.latents import load_encoder
+from owl.nn.compilation import can_compile
+from owl.nn.frozen import freeze
+
+SOURCE, LATENT = "rgb", "latent"
+MEASURED = 2048
+"""Frames of the training split, evenly spaced, of which the latents' mean and standard deviation are taken."""
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+class FrozenEncoder(Callback):
+    """Encodes the pictures of every batch: ``rgb`` stays and ``latent`` joins it, as if `data encode` had made it.
+
+    ``latent`` is the posterior's mean, float[B, T, c, h, w], not standardised; the recipe finds the encoder's
+    fingerprint and each channel's mean and standard deviation where a dataset of latents describes them. They are
+    measured on up to 2,048 frames of the training split when a run begins; a run that is continued keeps its own.
+
+    With a dataset whose samples hold ``latent`` already it checks that they are of this encoder and does nothing more,
+    so that one configuration serves both.
+
+    The encoder is no part of the recipe: optimisers, averages, checkpoints and DDP never see it, and each process holds
+    all of it.
+
+    Args:
+        path: Checkpoint or export of an image autoencoder.
+        precision: ``fp32``, as `data encode` computes, ``bf16`` (autocast), or ``auto``: bf16 where the device
+            multiplies that fast. A run that is continued keeps what ``auto`` was.
+        compile: Whether the encoder runs through ``torch.compile``.
+        batch_size: Frames that are encoded together, which bounds memory.
+
+    Raises:
+        OwlError: ``path`` holds no image autoencoder, or ``batch_size`` is below 1.
+    """
+
+    def __init__(self, path: str, precision: Precision = "fp32", compile: bool = False, batch_size: int = 64) -> None:
+        at_least(1, batch_size=batch_size)
+        self.path, self.precision, self.compile, self.batch_size = path, precision, compile, batch_size
+        self.encoder: FrameEncoder | None = None
+        self._encodes = False
+        self._device = torch.device("cpu")
+        self._dtype: torch.dtype | None = None  # unknown until it is needed
+        self._statistics: tuple[list[float], list[float]] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Load the encoder and describe its latents to the recipe, or compare it with that of the dataset's latents.
+
+        Raises:
+            OwlError: Samples hold neither pictures of the encoder's size nor latents, or latents of another encoder.
+        """
+        if self.encoder is None:
+            self.encoder = load_encoder(self.path)
+            self._device = trainer.strategy.root_device
+            network = freeze(self.encoder.network).to(device=self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            if self.compile and can_compile(self._device.type):
+                network.encoder.compile()
+        datasets = [getattr(trainer.datamodule, f"{name}_dataset", None) for name in ("train", "validation", "test")]
+        for dataset in datasets:
+            if dataset is not None:
+                self._join(trainer, dataset)
+
+    def _join(self, trainer: Trainer, dataset: Any) -> None:
+        """Make a dataset's samples ones with latents of this encoder."""
+        assert self.encoder is not None
+        described, holds = dataset.info.modalities, getattr(dataset, "modalities", ())
+        self._encodes = LATENT not in holds
+        if not self._encodes:
+            found = described[LATENT]["encoder"]["fingerprint"]
+            if found != self.encoder.fingerprint:
+                raise OwlError(
+                    "latents.encoder",
+                    f"{LATENT} of {dataset.path} is of encoder {found}, FrozenEncoder got {self.path} of encoder "
+                    f"{self.encoder.fingerprint}; encode the footage with that, or give the path of the other",
+                )
+            return
+        if SOURCE not in holds:
+            raise OwlError(
+                "recipe.dataset",
+                f"samples of {dataset.path} hold {', '.join(holds) or 'nothing known'}, FrozenEncoder needs {SOURCE} "
+                f"or {LATENT}; add one to data.modalities",
+            )
+        size = tuple(dataset.shapes()[SOURCE][0][-2:])
+        if size != self.encoder.size:
+            found, expected = ("x".join(map(str, numbers)) for numbers in (size, self.encoder.size))
+            raise OwlError(
+                "dataset.size",
+                f"the pictures of {dataset.path} are delivered as {found} (height x width), the encoder of {self.path} "
+                f"takes {expected}; set data.size to that, or use an encoder that was trained on this size",
+            )
+        mean, std = self._measure(trainer)
+        described[LATENT] = {
+            "shape": self.encoder.latent_shape,
+            "posterior": "mean",
+            "encoder": self.encoder.identity,
+            "mean": mean,
+            "std": std,
+        }
+
+    def _measure(self, trainer: Trainer) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of each channel: the first process measures, all use its numbers."""
+        if self._statistics is None:
+            statistics: tuple[list[float], list[float]] = ([], [])
+            if trainer.is_global_zero:
+                frames: WindowDataset = trainer.datamodule.training_frames()
+                chosen = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), MEASURED)).round().astype(int))
+                parts = (chosen[at : at + self.batch_size] for at in range(0, len(chosen), self.batch_size))
+                latents = (latent for part in parts for latent in self.encode(frames.batch(part.tolist())[SOURCE]))
+                mean, std = measure(latent[0].cpu().numpy() for latent in latents)
+                statistics = mean.tolist(), std.tolist()
+            self._statistics = from_first(statistics, host_group())
+        return self._statistics
+
+    @torch.no_grad()
+    def encode(self, rgb: Tensor) -> Tensor:
+        """Encode pictures.
+
+        Args:
+            rgb: uint8[B, T, 3, H, W].
+
+        Returns:
+            The posteriors' means, float32[B, T, c, h, w] on the encoder's device.
+        """
+        assert self.encoder is not None
+        dtype = self._chosen_dtype()
+        means = []
+        with torch.autocast(self._device.type, dtype, enabled=dtype != torch.float32):
+            for pictures in rgb.to(self._device).flatten(0, 1).split(self.batch_size):
+                image = pictures.contiguous(memory_format=torch.channels_last).float() / 127.5 - 1
+                means.append(self.encoder.network.encode(image).mean.float())  # type: ignore[operator]
+        return torch.cat(means).contiguous().unflatten(0, rgb.shape[:2])
+
+    def _chosen_dtype(self) -> torch.dtype:
+        if self._dtype is None:
+            fast = self.precision == "auto" and fast_dtype(self._device) == torch.bfloat16
+            self._dtype = torch.bfloat16 if fast or self.precision == "bf16" else torch.float32
+        return self._dtype
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Add the latents."""
+        if self._encodes:
+            batch[LATENT] = self.encode(batch[SOURCE])
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Add the latents."""
+        self.on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Add the latents."""
+        self.on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+    def on_predict_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Add the latents."""
+        self.on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep across resumes what ``auto`` was."""
+        return {"bf16": self._chosen_dtype() == torch.bfloat16}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore it."""
+        if self.precision == "auto":
+            self._dtype = torch.bfloat16 if state_dict["bf16"] else torch.float32
