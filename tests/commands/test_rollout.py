@@ -12,6 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from owl import models
+from owl.data.shards import DatasetInfo
+from owl.latents import encoder_of, load_latent_stats
+from tests.helpers.decoders import LatentDecoder
 from tests.helpers.errors import refused
 from tests.helpers.tiny import REPOSITORY, owl_here
 from tests.helpers.world import AUTOENCODER, FOOTAGE, INVERSE_DYNAMICS, LATENTS, WORLD_MODEL, make_world
@@ -141,6 +145,19 @@ def test_what_does_not_fit_is_told_in_one_sentence(
     with refused(code, *tokens):
         owl_here("rollout", checkpoint, "--data", LATENTS, *SMALL, "--out", "refused", *arguments, cwd=lab)
     assert not (lab / "refused").exists()
+
+
+def test_a_decoder_plays_without_its_encoder_where_it_names_that_of_the_world_model(lab: Path) -> None:
+    decoder = LatentDecoder()
+    load_latent_stats(decoder, DatasetInfo.load(lab / LATENTS).modalities, LATENTS)
+    models.save(decoder, lab / "decoder")
+    arguments = ("rollout", WORLD_MODEL, "--data", LATENTS, *SMALL, "--out", "decoded", "--decoder", "decoder")
+    assert owl_here(*arguments, cwd=lab) == 0
+    assert (lab / "decoded/report.md").exists()
+    decoder.latent_encoder[0] += 1
+    models.save(decoder, lab / "decoder")
+    with refused("latents.encoder", "video decoder", encoder_of(decoder)):
+        owl_here(*arguments, cwd=lab)
 
 
 def test_a_decoder_that_the_dataset_names_must_be_here(lab: Path, tmp_path: Path) -> None:
