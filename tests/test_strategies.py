@@ -81,6 +81,12 @@ def frozen_parts(folder: Path) -> dict[str, Any]:
     return tiny_taught(folder / "footage")
 
 
+def cadence(folder: Path) -> dict[str, Any]:
+    """The first checkpoint is amid a cycle, and of an optimiser that was never stepped."""
+    assert FIRST < 4 < LAST < 8
+    return tiny_players(folder / "footage", generator_every=4)
+
+
 def gradient_penalty(folder: Path) -> dict[str, Any]:
     return tiny_players(folder / "footage", penalty=0.1)
 
@@ -92,6 +98,7 @@ RECIPES = (
     packed_clips,
     inverse_dynamics,
     two_optimizers,
+    cadence,
     gradient_penalty,
     frozen_parts,
 )
@@ -101,7 +108,7 @@ IMPOSSIBLE = {("gradient_penalty", "fsdp2")}
 """FSDP2 frees weights after each backward; a second one through the first needs them."""
 
 
-CONVOLUTIONS = {"image_vae", "two_optimizers", "gradient_penalty", "frozen_parts"}
+CONVOLUTIONS = {"image_vae", "two_optimizers", "cadence", "gradient_penalty", "frozen_parts"}
 """Those without a linear layer, in which float8 has nothing to do."""
 
 

@@ -158,6 +158,7 @@ def test_an_interrupted_run_equals_the_uninterrupted_one(lab: Path, uninterrupte
 RECIPES: dict[str, Callable[[Path], VALUE]] = {
     "inverse_dynamics": lambda data: tiny_inverse_dynamics(make_dataset(data, 4, 15, (32, 48), ("rgb", "controls"))),
     "two_optimizers": lambda data: tiny_players(make_dataset(data, 4, 12, (32, 48), ("rgb",)), penalty=0.1),
+    "cadence": lambda data: tiny_players(make_dataset(data, 4, 12, (32, 48), ("rgb",)), generator_every=3),
     "world_model": lambda data: dot_experiment(make_latents(data, (16, 16, 12, 12))),
 }
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
+from torch.optim import Optimizer
 
 from owl.checkpoint import load_checkpoint
 
@@ -34,6 +35,13 @@ class FullySharded(ModelParallelStrategy):
         with super().model_sharded_context():
             yield
 
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """What a checkpoint holds of an optimiser; of one that was never stepped its settings alone.
+
+        PyTorch's own function steps such an optimiser, to learn what its state looks like: it would then have begun.
+        """
+        return super().optimizer_state(optimizer) if optimizer.state else optimizer.state_dict()
+
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Spread a checkpoint's weights and optimiser states, of whatever strategy; return all of it.
 
@@ -52,6 +60,9 @@ class FullySharded(ModelParallelStrategy):
         set_model_state_dict(self.model, dict(content["state_dict"]), options=options)
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         for optimizer, state in zip(self.optimizers, content.get("optimizer_states", []), strict=False):
+            if not state["state"]:
+                optimizer.load_state_dict(state)
+                continue
             named: dict[str, Any] = {"state": {}, "param_groups": []}
             for group, stored in zip(optimizer.param_groups, state["param_groups"], strict=True):
                 members = [names[parameter] for parameter in group["params"]]

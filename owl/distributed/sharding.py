@@ -33,11 +33,16 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
             register_fsdp_forward_method(network, method)
 
 
-def trainable(module: nn.Module) -> dict[str, Tensor]:
-    """The `trained` parameters by name; of those that are spread, what this process keeps of them."""
+def reshard(module: nn.Module) -> None:
+    """Drop the whole weights that a pass without gradients leaves behind, which do not follow those that are kept."""
     for part in module.modules():
         if isinstance(part, FSDPModule):
-            part.reshard()  # after a pass without gradients they are whole, and other tensors
+            part.reshard()
+
+
+def trainable(module: nn.Module) -> dict[str, Tensor]:
+    """The `trained` parameters by name; of those that are spread, what this process keeps of them."""
+    reshard(module)
     return {name: parameter.data for name, parameter in trained(module).items()}
 
 

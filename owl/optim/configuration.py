@@ -17,7 +17,8 @@ def with_schedule(
     """What ``configure_optimizers`` returns: an optimiser with linear warm-up and a cosine until the last step.
 
     Where time ends training before its last step, or there is none, the callback `owl.callbacks.budget.Budget` moves
-    the end of the cosine. A recipe with several optimisers returns a list with one of these for each.
+    the end of the cosine. A recipe with several optimisers returns a list with one of these for each; every schedule
+    counts the steps of training (the trainer's ``global_step``), also that of an optimiser which takes fewer.
 
     Args:
         recipe: Attached to its trainer.

@@ -124,6 +124,13 @@ def test_all_steps_are_made_where_a_slow_beginning_passes(fit: Fit, capsys: pyte
     assert "budget: now all 200 steps in 100 seconds" in capsys.readouterr().out
 
 
+def test_a_cycle_of_short_steps_and_a_long_one_is_planned_by_their_mean(fit: Fit) -> None:
+    """As where one of two optimisers is stepped in every fifth step."""
+    run = fit([0.2, 0.2, 0.2, 0.2, 1.2], max_steps=500)
+    run.assert_annealed()
+    assert run.seconds > 80
+
+
 def test_the_first_steps_are_not_taken_for_the_machine_s_speed(fit: Fit) -> None:
     run = fit([0.5], 40, max_steps=110)
     assert run.budget.changes == []

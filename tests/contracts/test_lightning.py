@@ -83,6 +83,26 @@ def test_a_loop_knows_whether_a_validation_follows() -> None:
     assert found == [False, True]
 
 
+@contract(
+    *("manual_optimization", "optim_step_progress", "increment_ready", "increment_completed"),
+    needed_by="owl/optim/stepping.py: several optimisers are one step",
+)
+def test_the_global_step_of_manual_optimization_is_counted_by_its_loop() -> None:
+    found = []
+
+    def look(trainer: Trainer, model: LightningModule) -> None:
+        model.automatic_optimization = False
+        before = trainer.global_step
+        progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        progress.increment_ready()
+        progress.increment_completed()
+        found.append((before, trainer.global_step))
+        model.automatic_optimization = True
+
+    train(look)
+    assert found == [(0, 1), (1, 2)]
+
+
 @contract("_checkpoint_connector", "_get_loops_state_dict", needed_by="owl/callbacks/checkpoint.py: runs made longer")
 def test_a_checkpoint_holds_the_state_of_the_loops(tmp_path: Path) -> None:
     found = []

@@ -17,6 +17,19 @@ from owl.optim.stepping import manual_step, only_towards
 from tests.helpers.tiny import tiny_experiment
 
 
+class Generator(nn.Sequential):
+    """float[B, 3, H, W] -> the same shape; has a weight of its own beside those of its parts."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 8, 3, 2, 1), nn.SiLU(), nn.ConvTranspose2d(8, 3, 4, 2, 1))
+        self.gain = nn.Parameter(torch.ones(3, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Copy."""
+        copy: Tensor = self.gain * super().forward(x)
+        return copy
+
+
 class Players(LightningModule):
     """A relativistic loss and, where wanted, a penalty of the discriminator's gradient on real pictures: R3GAN's.
 
@@ -24,19 +37,28 @@ class Players(LightningModule):
         accumulate: Batches that make a step.
         clip: Largest norm of each network's gradients.
         penalty: Weight of the squared gradient; needs a second backward, for which FSDP2 does not keep the weights.
+        penalty_every: Steps of the discriminator of which one has the penalty, so many times as strong.
+        generator_every: Steps of which one is the generator's too.
         final_lr: Of both schedules.
     """
 
     def __init__(
-        self, accumulate: int = 1, clip: float | None = 0.5, penalty: float = 0.0, final_lr: float = 0.5
+        self,
+        accumulate: int = 1,
+        clip: float | None = 0.5,
+        penalty: float = 0.0,
+        penalty_every: int = 1,
+        generator_every: int = 1,
+        final_lr: float = 0.5,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.automatic_optimization = False
         self.accumulate, self.clip = accumulate, clip
-        self.generator = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.SiLU(), nn.ConvTranspose2d(8, 3, 4, 2, 1))
+        self.generator = Generator()
         self.discriminator = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.SiLU(), nn.Conv2d(8, 1, 3))
-        self.penalty = penalty
+        self.penalty, self.penalty_every = penalty, penalty_every
+        self.generator_every = generator_every
         self.final_lr = final_lr
 
     def configure_model(self) -> None:
@@ -45,25 +67,39 @@ class Players(LightningModule):
             for network in (self.generator, self.discriminator):
                 shard(network, self.device_mesh["data_parallel"])
 
-    def losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Those of generator and discriminator."""
-        real = pictures(batch)
+    def generator_loss(self, real: Tensor) -> Tensor:
+        """Copies shall look like the pictures, and not like copies."""
         fake = self.generator(real)
-        true = self.discriminator(real)
-        adversarial = only_towards(fake, lambda x: F.softplus(true.detach() - self.discriminator(x)).mean())
-        generator = F.l1_loss(fake, real) + 0.1 * adversarial
-        discriminator = F.softplus(self.discriminator(fake.detach()) - true).mean()
-        return generator, discriminator
+        true = self.discriminator(real).detach()
+        adversarial = only_towards(fake, lambda x: F.softplus(true - self.discriminator(x)).mean())
+        return F.l1_loss(fake, real) + 0.1 * adversarial
+
+    def discriminator_loss(self, real: Tensor) -> Tensor:
+        """Pictures shall look truer than their copies."""
+        with torch.no_grad():
+            fake = self.generator(real)
+        return F.softplus(self.discriminator(fake) - self.discriminator(real)).mean()
+
+    def gradient_penalty(self, real: Tensor) -> Tensor:
+        """R1, on real pictures."""
+        real = real.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(self.discriminator(real.view_as(real)).sum(), real, create_graph=True)
+        return gradient.square().sum((1, 2, 3)).mean()
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Both learn."""
-        loss = torch.stack(self.losses(batch)).sum()
-        if self.penalty:
-            real = pictures(batch).requires_grad_()
-            (gradient,) = torch.autograd.grad(self.discriminator(real.view_as(real)).sum(), real, create_graph=True)
-            loss = loss + self.penalty * gradient.square().sum((1, 2, 3)).mean()
-        self.log("train/loss", loss)
-        manual_step(self, loss, batch_idx, self.accumulate, self.clip)
+        real = pictures(batch)
+        with manual_step(self, self.accumulate) as step:
+            generator, discriminator = self.trainer.optimizers
+            if step.due(self.generator_every):
+                loss = self.generator_loss(real)
+                step(generator, loss, self.clip)
+                self.log("train/generator", loss)
+            loss = self.discriminator_loss(real)
+            if self.penalty and step.due(self.penalty_every):
+                loss = loss + self.penalty_every * self.penalty * self.gradient_penalty(real)
+            step(discriminator, loss, self.clip)
+            self.log("train/loss", loss)
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -73,7 +109,7 @@ class Players(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """One for each network, each with its own schedule."""
-        optimizers = MuonAdamW(self.generator.parameters(), lr=3e-3), Adam(self.discriminator.parameters(), lr=1e-3)
+        optimizers = MuonAdamW(self.generator.parameters(), lr=1e-3), Adam(self.discriminator.parameters(), lr=1e-3)
         return [with_schedule(self, optimizer, 2, self.final_lr, self.accumulate) for optimizer in optimizers]
 
 

@@ -1,17 +1,19 @@
 """Two optimisers: counted as one step, each network taught by its own loss alone."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from owl.callbacks.ema import EMA
-from owl.optim.stepping import only_towards
-from tests.helpers.players import Players
+from owl.optim.stepping import manual_step, only_towards
+from tests.helpers.players import Players, pictures
 from tests.helpers.tiny import quiet_trainer
 
 
@@ -23,7 +25,7 @@ def batches(count: int, size: int) -> DataLoader:
 
 def trained(folder: Path, count: int, size: int, *callbacks: Any, steps: int = -1, **options: Any) -> Players:
     torch.manual_seed(0)
-    players = Players(**options)
+    players = options.pop("recipe", Players)(**options)
     trainer = quiet_trainer(folder, max_epochs=1, max_steps=steps, callbacks=list(callbacks))
     trainer.fit(players, batches(count, size))
     return players
@@ -58,6 +60,61 @@ def test_only_towards_teaches_what_made_x_and_nothing_else() -> None:
     assert all(parameter.grad is None for parameter in judge.parameters())
 
 
+class Careless(Players):
+    """The judge's opinion is asked for without keeping the judge from learning."""
+
+    def generator_loss(self, real: Tensor) -> Tensor:
+        fake = self.generator(real)
+        true = self.discriminator(real).detach()
+        return F.l1_loss(fake, real) + 0.1 * F.softplus(true - self.discriminator(fake)).mean()
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_loss_teaches_its_own_optimizer_s_weights_alone(tmp_path: Path, accumulate: int) -> None:
+    careful = trained(tmp_path, 6, 2, accumulate=accumulate)
+    careless = trained(tmp_path, 6, 2, accumulate=accumulate, recipe=Careless)
+    for (name, a), b in zip(careful.named_parameters(), careless.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+class Noted(Players):
+    """Notes which networks are stepped, and at every batch the number of the step and the learning rate."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.numbers: list[tuple[int, int]] = []
+        self.stepped: list[str] = []
+        self.rates: list[float] = []
+
+    def on_fit_start(self) -> None:
+        for name, optimizer in zip("gd", self.trainer.optimizers, strict=True):
+            optimizer.register_step_pre_hook(lambda *_, n=name: self.stepped.append(n))
+
+    def discriminator_loss(self, real: Tensor) -> Tensor:
+        self.numbers.append((self.trainer.fit_loop.batch_idx, self.global_step))
+        self.rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+        return super().discriminator_loss(real)
+
+
+def test_each_optimizer_is_stepped_at_its_cadence(tmp_path: Path) -> None:
+    noted = trained(tmp_path, 24, 2, recipe=Noted, generator_every=5, accumulate=2, final_lr=0.0)
+    assert "".join(noted.stepped) == "ddddgdddddgddd"
+    assert noted.numbers == [(batch, batch // 2) for batch in range(24)]
+    assert noted.global_step == 12
+    for schedule in noted.lr_schedulers():  # type: ignore[union-attr]
+        assert schedule.total_steps == schedule.last_epoch == 12
+    assert noted.rates == [rate for rate in noted.rates[::2] for _ in range(2)]
+    assert noted.rates[2:] == sorted(noted.rates[2:], reverse=True)
+    steps = [int(next(iter(o.state.values()))["step"]) for o in noted.trainer.optimizers[1:]]
+    assert steps == [12]
+
+
+def test_a_schedule_may_begin_before_its_optimizer_does(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Detected call of")
+        trained(tmp_path, 3, 2, generator_every=3)
+
+
 def test_steps_of_two_optimizers_count_once(tmp_path: Path) -> None:
     average = EMA(0.9)
     players = trained(tmp_path, 9, 2, average, steps=6)
@@ -70,9 +127,9 @@ def test_steps_of_two_optimizers_count_once(tmp_path: Path) -> None:
 class Alone(Players):
     """The generator alone, which also has the only schedule."""
 
-    def losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        generator, _ = super().losses(batch)
-        return generator, torch.zeros(())
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        with manual_step(self) as step:
+            step(self.optimizers(), self.generator_loss(pictures(batch)))  # type: ignore[arg-type]
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.SGD(self.generator.parameters(), lr=0.1)
