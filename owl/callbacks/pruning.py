@@ -1,11 +1,15 @@
 """What a trial of a sweep tells its study while it trains, and when it gives up."""
 
+from contextlib import suppress
 from typing import Any
 
+import optuna
 from lightning.pytorch import Callback, LightningModule, Trainer
+from optuna.exceptions import StorageInternalError
 
 from owl.errors import OwlError
-from owl.sweep.study import METRICS, PRUNED, SweepStudy, open_storage, pruner_of
+from owl.sweep.plan import PRUNERS, make
+from owl.sweep.study import IDENTITY, METRICS, PRUNED, PRUNER, open_storage, unknown_objective
 
 ALWAYS_LOGGED = "val/"
 """Metrics of validation are there after the first one; others may be logged later or only at the end."""
@@ -27,7 +31,7 @@ class Pruning(Callback):
     def __init__(self, storage: str, study: str, trial: int) -> None:
         self.storage, self.study, self.trial = storage, study, trial
         self.validations = 0
-        self._sweep: SweepStudy | None = None
+        self._trial: optuna.Trial | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the study.
@@ -37,43 +41,40 @@ class Pruning(Callback):
         """
         if not trainer.is_global_zero:
             return
+        storage = open_storage(self.storage)
         try:
-            self._sweep = SweepStudy(open_storage(self.storage), self.study)
+            study = optuna.load_study(storage=storage, study_name=self.study, sampler=optuna.samplers.RandomSampler())
         except KeyError as error:
             raise OwlError(
                 "sweep.missing",
                 f"{self.storage} holds no sweep '{self.study}'; remove the callback Pruning, which a sweep adds itself",
             ) from error
+        study.pruner = make(PRUNERS, study.user_attrs[PRUNER])
+        identity = storage.get_study_id_from_name(self.study)
+        self._trial = optuna.Trial(study, storage.get_trial_id_from_study_id_trial_number(identity, self.trial))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report and ask the pruner; all processes stop together."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self.validations += 1
-        hopeless = trainer.strategy.broadcast(self._is_hopeless(trainer))
+        hopeless = trainer.strategy.broadcast(self._trial is not None and self._is_hopeless(self._trial, trainer))
         if hopeless and not is_last(trainer):
-            if self._sweep is not None:
-                self._sweep.note(self.trial, PRUNED, self.validations)
+            if self._trial is not None:
+                self._trial.set_user_attr(PRUNED, self.validations)
             trainer.should_stop = True
 
-    def _is_hopeless(self, trainer: Trainer) -> bool:
-        """Report the objective and return what the pruner thinks of it.
-
-        Raises:
-            OwlError: It is a metric of validation that is not logged.
-        """
-        sweep = self._sweep
-        if sweep is None:
-            return False
-        objective = sweep.objective
-        if objective not in trainer.callback_metrics:
+    def _is_hopeless(self, trial: optuna.Trial, trainer: Trainer) -> bool:
+        """Report the objective and return what the pruner thinks of it; refuse one of validation that is not logged."""
+        with suppress(StorageInternalError):  # does not answer: train on
+            objective, known = trial.study.user_attrs[IDENTITY]["objective"], sorted(trainer.callback_metrics)
+            if objective in known:
+                trial.report(float(trainer.callback_metrics[objective]), self.validations)
+                return trial.should_prune()
             if objective.startswith(ALWAYS_LOGGED):
-                known = sorted(trainer.callback_metrics)
-                sweep.note(self.trial, METRICS, known)
-                raise sweep.unknown_objective(known)
-            return False
-        sweep.report(self.trial, self.validations, float(trainer.callback_metrics[objective]))
-        return pruner_of(sweep.study).prune(sweep.study, sweep.trial(self.trial))
+                trial.set_user_attr(METRICS, known)
+                raise unknown_objective(objective, known)
+        return False
 
     def state_dict(self) -> dict[str, Any]:
         """Keep the count across interruptions."""

@@ -2,11 +2,10 @@
 
 import functools
 import multiprocessing
-import re
 import shlex
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from io import StringIO
 from pathlib import Path
 from typing import Literal
@@ -14,12 +13,13 @@ from typing import Literal
 from owl.cli.arguments import spoken
 from owl.errors import OwlError, at_least
 from owl.slurm import Job, queue
-from owl.sweep.plan import Plan
+from owl.sweep.plan import Plan, load_plan
 from owl.sweep.plan import options as as_options
-from owl.sweep.reading import load_plan
 from owl.sweep.report import write_report
-from owl.sweep.study import SweepStudy, is_url, open_storage, storage_address
+from owl.sweep.study import SweepStudy, network_of, open_storage
 from owl.sweep.workers import Workers
+
+DATABASE = "sweep.db"
 
 
 def main(
@@ -67,13 +67,23 @@ def main(
         )
     plan = load_plan(sweep, trials or None)
     folder = Path(runs) / plan.name
-    address = storage_address(plan, folder)
+    database = (folder / DATABASE).absolute()
+    url = plan.storage or f"sqlite:///{database}"
     command = ["sweep", *(word for file in config for word in ("--config", file)), "--sweep", sweep]
     command += ["--runs", runs] if runs != "runs" else []
     again = shlex.join(["python", "-m", "owl", *command, *options])
+    is_new = plan.storage is None and not database.exists()
     if trials == 0:
-        conclude(existing(plan, address), plan, Path(runs), again)
-        return 0
+        with suppress(KeyError):
+            if not is_new:
+                return conclude(SweepStudy(open_storage(url), plan), Path(runs), again)
+        raise OwlError(
+            "sweep.missing", f"there is no sweep '{plan.name}' in {url} yet to report; begin it without --trials 0"
+        )
+    if plan.storage is None:
+        refuse_network(folder, executor)
+    if (folder / "journal.log").exists():
+        raise OwlError("sweep.version", f"{folder} holds a sweep of an earlier OWL; give this one another name")
     arguments = [*(f"--config={file}" for file in config), *options]
 
     @functools.cache
@@ -82,10 +92,11 @@ def main(
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
             apart.submit(check, plan, sweep, arguments).result()
 
-    if not is_url(address) and not Path(address).exists():
+    if is_new:
         check_once()  # before anything is written
+        folder.mkdir(parents=True, exist_ok=True)
     experiment = [*(Path(file).name for file in config), *options]
-    study = SweepStudy.begin(open_storage(address), plan, experiment, check_once)
+    study = SweepStudy.begin(open_storage(url), plan, experiment, check_once)
     if executor == "slurm":
         own = {"--threads_per_trial": threads_per_trial, "--trials": trials}
         command += [word for key, value in own.items() if value is not None for word in (key, str(value))]
@@ -101,51 +112,39 @@ def main(
         queue(job, folder / "workers.sh")
         print(f"Follow them: tail -F {folder}/slurm-*.log   Report: the same command with --trials 0")
         return 0
-
-    def report() -> None:
-        write_report(study, plan, Path(runs), again)
-
-    crew = Workers(study, plan, Path(runs), arguments, workers, threads_per_trial, address, report)
+    report = functools.partial(write_report, study, Path(runs), again)
+    crew = Workers(study, Path(runs), arguments, workers, threads_per_trial, url, report)
     try:
         crew.run()
     finally:
-        conclude(study, plan, Path(runs), again)
+        conclude(study, Path(runs), again)
     return 128 + crew.signal if crew.signal else 0
 
 
-def conclude(study: SweepStudy, plan: Plan, runs: Path, again: str) -> None:
-    """Write the report and say what came out.
-
-    Args:
-        study: The sweep's trials.
-        plan: The sweep.
-        runs: Folder that holds the run folders.
-        again: The command that continues the sweep.
-    """
-    write_report(study, plan, runs, again)
-    folder = runs / plan.name
-    best = study.best()
-    if best is not None:
-        drawn = ", ".join(f"{key} {value}" for key, value in best.params.items())
-        print(f"Best: {plan.objective} {best.value:.4g} with {drawn}")
-        print(f"Train with it: python -m owl fit --config {folder / 'best.yaml'}")
-    print(f"Report: {folder / 'report.md'}")
-
-
-def existing(plan: Plan, address: str) -> SweepStudy:
-    """Open a sweep's study to report it.
+def refuse_network(folder: Path, executor: str) -> None:
+    """Refuse SQLite for machines that share a network file system; say that one machine alone may use it there.
 
     Raises:
-        OwlError: There is none.
+        OwlError: The workers are jobs of a cluster.
     """
-    if is_url(address) or Path(address).exists():
-        try:
-            return SweepStudy(open_storage(address), plan.name)
-        except KeyError:
-            pass
-    raise OwlError(
-        "sweep.missing", f"there is no sweep '{plan.name}' in {address} yet to report; begin it without --trials 0"
-    )
+    if kind := network_of(folder):
+        found = f"{folder} is on a network file system ({kind}), where SQLite's locks may not hold between machines"
+        advice = "set storage in the sweep's YAML: a URL of PostgreSQL or MySQL, or of a SQLite file where they do"
+        if executor == "slurm":
+            raise OwlError("sweep.network", f"{found}; {advice}")
+        print(f"Note: {found}. To share this sweep with other machines, {advice}.")
+
+
+def conclude(study: SweepStudy, runs: Path, again: str) -> int:
+    """Write the report and say what came out; ``again`` is the command that continues the sweep."""
+    write_report(study, runs, again)
+    folder, best = runs / study.plan.name, study.best()
+    if best is not None:
+        drawn = ", ".join(f"{key} {value}" for key, value in best.params.items())
+        print(f"Best: {study.plan.objective} {best.value:.4g} with {drawn}")
+        print(f"Train with it: python -m owl fit --config {folder / 'best.yaml'}")
+    print(f"Report: {folder / 'report.md'}")
+    return 0
 
 
 def check(plan: Plan, path: str, arguments: list[str]) -> None:
@@ -171,23 +170,11 @@ def check(plan: Plan, path: str, arguments: list[str]) -> None:
             if exit_.code:
                 raise
         except OwlError as error:
-            raise OwlError("sweep.setting", in_terms_of(path, list(setting), str(error))) from error
+            told, (option, _, rest) = str(error), str(error).removeprefix("option --").partition(" ")
+            meant = [key for key in setting if option in (key, spoken(key))]
+            meant = meant or [key for key in setting if spoken(key).endswith(f".{option}")]  # the parser's last name
+            if told.startswith("option --") and len(meant) == 1:
+                told = f"{path}: key 'space.{meant[0]}' {rest}"
+            raise OwlError("sweep.setting", told) from error
         finally:
             sys.argv = before
-
-
-def in_terms_of(path: str, keys: list[str], message: str) -> str:
-    """Say of an option that a sweep sets where it comes from.
-
-    Args:
-        path: The sweep's file.
-        keys: Of its space.
-        message: What fit said.
-    """
-    found = re.match(r"option --([\w.]+) ", message)
-    if found is None:
-        return message
-    option = found.group(1)  # jsonargparse may leave out init_args, or everything but the end
-    meant = [key for key in keys if option in (key, spoken(key))]
-    meant = meant or [key for key in keys if spoken(key).endswith(f".{option}")]
-    return f"{path}: key 'space.{meant[0]}' {message[found.end() :]}" if len(meant) == 1 else message

@@ -1,33 +1,43 @@
-"""A sweep: which settings are tried, in which order, and by which number they are judged."""
+"""A sweep's YAML: which settings are tried, in which order, and by which number they are judged."""
 
+import difflib
+import inspect
 import json
+import math
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.pruners import BasePruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.pruners import MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, BruteForceSampler, CmaEsSampler, RandomSampler, TPESampler
 from optuna.trial import Trial
 
-# The grid is Optuna's brute force, since its GridSampler knows no conditions.
-SAMPLERS: dict[str, type[BaseSampler]] = {
-    "tpe": TPESampler,
+from owl.configuration import check_file
+from owl.errors import OwlError
+
+SAMPLERS: dict[str, Callable] = {
+    "tpe": partial(TPESampler, constant_liar=True),  # workers keep away from what others are just trying
     "random": RandomSampler,
-    "cmaes": CmaEsSampler,
-    "grid": BruteForceSampler,
+    "cmaes": partial(CmaEsSampler, warn_independent_sampling=False),  # of choices, which CMA-ES leaves to chance
+    "grid": BruteForceSampler,  # Optuna's GridSampler knows no conditions
 }
-PRUNERS: dict[str, type[BasePruner]] = {
-    "none": NopPruner,
-    "median": MedianPruner,
-    "asha": SuccessiveHalvingPruner,
+PRUNERS: dict[str, Callable] = {"none": NopPruner, "median": MedianPruner, "asha": SuccessiveHalvingPruner}
+SUGGEST = {
+    CategoricalDistribution: Trial.suggest_categorical,
+    FloatDistribution: Trial.suggest_float,
+    IntDistribution: Trial.suggest_int,
 }
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "tpe": {"constant_liar": True},  # workers keep away from what others are just trying
-    "cmaes": {"warn_independent_sampling": False},  # of choices, which CMA-ES leaves to chance
-}
+LARGEST_GRID = 10_000
+RESERVED = ("config", "name", "runs", "ckpt_path", "overwrite")
+"""Options of fit that a sweep sets itself."""
 
 Direction = Literal["minimize", "maximize"]
 Choice = None | bool | int | float | str
@@ -41,39 +51,25 @@ class Parameter:
 
     key: str
     distribution: BaseDistribution
-    when: dict[str, list[Choice]]
-    """Keys further up with the values that make this one count."""
+    when: dict[str, list[str]]
+    """Keys further up with the values, as one types them, that make this one count."""
 
     def is_active(self, chosen: Setting) -> bool:
         """Whether it is drawn at all, given what was drawn so far."""
-        return all(key in chosen and any(same(chosen[key], v) for v in values) for key, values in self.when.items())
+        return all(key in chosen and plain(chosen[key]) in values for key, values in self.when.items())
 
     def extremes(self) -> list[Choice]:
-        """Every choice, or both ends of the range."""
-        if isinstance(self.distribution, CategoricalDistribution):
-            return list(self.distribution.choices)
-        assert isinstance(self.distribution, FloatDistribution | IntDistribution)
-        return [self.distribution.low, self.distribution.high]
+        """Return every choice, or both ends of the range."""
+        limits = vars(self.distribution)
+        return list(limits.get("choices") or (limits["low"], limits["high"]))
 
-    def points(self) -> list[Choice] | None:
-        """Every value that can be drawn, None where they cannot be counted."""
-        drawn = self.distribution
-        if isinstance(drawn, CategoricalDistribution):
-            return list(drawn.choices)
-        assert isinstance(drawn, FloatDistribution | IntDistribution)
-        if drawn.step is None:
-            return None
-        return [drawn.low + drawn.step * n for n in range(round((drawn.high - drawn.low) / drawn.step) + 1)]
-
-    def draw(self, trial: Trial) -> Choice:
-        """Let the study's sampler choose a value."""
-        drawn = self.distribution
-        if isinstance(drawn, CategoricalDistribution):
-            return trial.suggest_categorical(self.key, drawn.choices)
-        if isinstance(drawn, IntDistribution):
-            return trial.suggest_int(self.key, drawn.low, drawn.high, step=drawn.step, log=drawn.log)
-        assert isinstance(drawn, FloatDistribution)
-        return trial.suggest_float(self.key, drawn.low, drawn.high, step=drawn.step, log=drawn.log)
+    def points(self) -> list[Choice]:
+        """Return every value, of a range that has steps."""
+        limits = vars(self.distribution)
+        if "choices" in limits:
+            return list(limits["choices"])
+        steps = round((limits["high"] - limits["low"]) / limits["step"])
+        return [limits["low"] + limits["step"] * n for n in range(steps + 1)]
 
 
 @dataclass(frozen=True)
@@ -90,7 +86,7 @@ class Plan:
     """The same."""
     seed: int
     storage: str | None
-    """SQL URL; None is a journal in the sweep's folder."""
+    """SQL URL; None is SQLite in the sweep's folder."""
     space: list[Parameter]
 
     def make_sampler(self, draws: int) -> BaseSampler:
@@ -99,47 +95,40 @@ class Plan:
         Args:
             draws: Trials so far: a sampler that began anew with the same seed would repeat what it drew before.
         """
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            return make(SAMPLERS, self.sampler, seed=(self.seed * 1_000_003 + draws) % 2**32)
+        return make(SAMPLERS, {**self.sampler, "seed": (self.seed * 1_000_003 + draws) % 2**32})
 
     def draw(self, trial: Trial) -> Setting:
         """Let the study's sampler choose a setting."""
         chosen: Setting = {}
         for parameter in self.space:
             if parameter.is_active(chosen):
-                chosen[parameter.key] = parameter.draw(trial)
+                suggest: Any = SUGGEST[type(parameter.distribution)]
+                chosen[parameter.key] = suggest(trial, parameter.key, **vars(parameter.distribution))
         return chosen
 
-    def grid(self) -> Iterator[Setting]:
-        """Yield every setting of a space that can be counted."""
-
-        def complete(chosen: Setting, left: list[Parameter]) -> Iterator[Setting]:
-            if not left:
-                yield chosen
-            elif left[0].is_active(chosen):
-                for value in left[0].points() or []:
-                    yield from complete({**chosen, left[0].key: value}, left[1:])
-            else:
-                yield from complete(chosen, left[1:])
-
-        return complete({}, self.space)
+    def grid(self, chosen: Setting) -> Iterator[Setting]:
+        """Yield every setting that goes on as ``chosen`` begins, of a space whose ranges have steps."""
+        left = next((p for p in self.space if p.key not in chosen and p.is_active(chosen)), None)
+        if left is None:
+            yield chosen
+            return
+        for value in left.points():
+            yield from self.grid({**chosen, left.key: value})
 
     def probes(self) -> list[Setting]:
         """Return a few settings in which every choice and both ends of every range occur."""
-        missing = {parameter.key: list(parameter.extremes()) for parameter in self.space}
+        missing = {parameter.key: parameter.extremes() for parameter in self.space}
         probes: list[Setting] = []
         while any(missing.values()):
-            wanted: dict[str, Choice] = {}
+            wanted: Setting = {}
             for parameter in reversed(self.space):  # what counts only on a condition asks for its condition
                 if missing[parameter.key]:
                     wanted.update({key: values[0] for key, values in parameter.when.items()})
             chosen: Setting = {}
             for parameter in self.space:
                 if parameter.is_active(chosen):
-                    left = missing[parameter.key]
-                    chosen[parameter.key] = (left or [wanted.get(parameter.key, parameter.extremes()[0])])[0]
-                    del left[:1]
+                    left = missing[parameter.key] or [wanted.get(parameter.key, parameter.extremes()[0])]
+                    chosen[parameter.key] = left.pop(0)
             if chosen in probes:
                 break  # what is left counts under no condition that can be met
             probes.append(chosen)
@@ -151,22 +140,189 @@ class Plan:
         return {"objective": self.objective, "direction": self.direction, "space": space}
 
 
-def make(classes: Mapping[str, type], described: dict[str, Any], **more: Any) -> Any:
+def make(classes: dict[str, Callable], described: dict[str, Any]) -> Any:
     """Build a sampler or a pruner from its name and its arguments."""
-    name, given = described["name"], {key: value for key, value in described.items() if key != "name"}
-    return classes[name](**{**DEFAULTS.get(name, {}), **given, **more})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return classes[described["name"]](**{key: value for key, value in described.items() if key != "name"})
 
 
-def options(setting: Mapping[str, Any]) -> list[str]:
+def options(setting: Setting) -> list[str]:
     """Return a setting as options of fit."""
     return [f"--{key}={plain(value)}" for key, value in setting.items()]
 
 
-def plain(value: Choice) -> str:
+def plain(value: Any) -> str:
     """Return a value as one types it."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def same(first: Choice, second: Choice) -> bool:
-    """Whether two choices are one, where ``1 == True`` is not meant."""
-    return type(first) is type(second) and first == second
+def load_plan(path: str | Path, trials: int | None = None) -> Plan:
+    """Read a sweep's YAML.
+
+    Args:
+        path: The file.
+        trials: Replaces the file's number of trials.
+
+    Raises:
+        OwlError: The file is missing, or something in it is not as docs/how-to/sweep.md says.
+    """
+    if not Path(path).is_file():
+        raise OwlError("arguments.missing-file", f"there is no file {str(path)!r}; give a sweep's YAML with --sweep")
+    check_file(str(path))
+    try:
+        return parse_plan(yaml.safe_load(Path(path).read_bytes()), Path(path).stem, trials)
+    except OwlError as error:
+        error.message = f"{path}: {error.message}"
+        raise
+
+
+def parse_plan(content: dict[str, Any], name: str, trials: int | None = None) -> Plan:
+    """Turn the content of a sweep's YAML into a plan.
+
+    Args:
+        content: The content.
+        name: Of the sweep, unless the content names it.
+        trials: Replaces the content's number of trials.
+
+    Raises:
+        OwlError: Something is not as it should be.
+    """
+    given = {"name": name, **{key: value for key, value in content.items() if value is not None}}
+    return _call(_plan, {**given, "trials": trials} if trials else given, "the sweep")
+
+
+def _call(function: Callable, given: Any, where: str) -> Any:
+    """Call a function with what a YAML holds; say in one sentence what it does not accept, lacks or finds wrong."""
+    if not isinstance(given, dict):
+        raise OwlError("sweep.value", f"{where} is {given!r}, expected a mapping")
+    parameters = {key: p.default is p.empty for key, p in inspect.signature(function).parameters.items()}
+    accepted = f" (accepted: {', '.join(parameters)})"
+    if unknown := [key for key in given if key not in parameters]:
+        near = nearest(unknown[0], parameters)
+        raise OwlError("sweep.unknown-key", f"{where} has an unknown key '{unknown[0]}'{near}{accepted}")
+    if missing := [key for key, is_required in parameters.items() if is_required and key not in given]:
+        raise OwlError("sweep.missing-key", f"{where} has no key '{missing[0]}', which it needs{accepted}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # Optuna's, of steps that do not reach the end of a range
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return function(**given)
+    except (TypeError, ValueError, UserWarning) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise OwlError("sweep.value", f"{where} has a wrong value ({reason}); correct it") from error
+
+
+def _plan(
+    *,
+    objective: Any,
+    direction: Any,
+    space: Any,
+    name: Any,
+    trials: Any = None,
+    sampler: Any = "tpe",
+    pruner: Any = "none",
+    seed: Any = 0,
+    storage: Any = None,
+) -> Plan:
+    """Check the keys of a sweep; what is wrong with a value is an error of Python's."""
+    for key, value, least in (("trials", trials, 1), ("seed", seed, 0)):
+        if isinstance(value, bool) or not isinstance(value, int | None) or (value is not None and value < least):
+            raise ValueError(f"{key} is {value!r}, not a whole number of at least {least}")
+    if str(name).startswith((".", "/")):
+        raise ValueError(f"name is {name!r}, not a name for a folder in runs")
+    if not isinstance(space, dict) or not space:
+        raise ValueError(f"space is {space!r}, not dotted keys of the experiment with {{low, high}} or {{choices}}")
+    parameters: dict[str, Parameter] = {}
+    for key, entry in space.items():
+        parameters[key] = _call(partial(_parameter, str(key), parameters), entry, f"key 'space.{key}'")
+    sampler, pruner = _described(sampler, SAMPLERS, "sampler"), _described(pruner, PRUNERS, "pruner")
+    kind = sampler["name"]
+    if kind == "cmaes" and all(isinstance(p.distribution, CategoricalDistribution) for p in parameters.values()):
+        raise ValueError("sampler 'cmaes' moves through numbers, but every key has choices")
+    direction = _one_of(direction, ("minimize", "maximize"), "direction")
+    space = [*parameters.values()]
+    plan = Plan(str(name), str(objective), direction, trials or 0, sampler, pruner, seed, storage, space)
+    if kind == "grid":
+        if endless := [key for key, p in parameters.items() if vars(p.distribution).get("step", 1) is None]:
+            raise ValueError(f"sampler 'grid' cannot count space.{endless[0]}, which needs choices or a step")
+        points = sum(1 for _ in islice(plan.grid({}), LARGEST_GRID + 1))
+        if points > LARGEST_GRID:
+            raise ValueError(f"sampler 'grid' would try more than {LARGEST_GRID:,} settings")
+        return replace(plan, trials=min(points, trials or points))
+    if trials is None:
+        raise ValueError("trials is missing, which only a grid counts itself")
+    return plan
+
+
+def _described(content: Any, classes: dict[str, Callable], what: str) -> dict[str, Any]:
+    """Read a sampler or a pruner: its name, or a mapping with its name and arguments of its class."""
+    content = content if isinstance(content, dict) else {"name": content}
+    name = _one_of(str(content.get("name")).lower(), classes, what)
+    _call(classes[name], {key: value for key, value in content.items() if key != "name"}, f"key '{what}'")
+    return {**content, "name": name}
+
+
+def _parameter(
+    key: str,
+    above: dict[str, Parameter],
+    /,
+    choices: Any = None,
+    low: Any = None,
+    high: Any = None,
+    log: Any = False,
+    step: Any = None,
+    type: Any = None,
+    when: Any = None,
+) -> Parameter:
+    """Check one key of the space; numbers are whole where their ends are, unless ``type`` tells otherwise."""
+    if key in RESERVED:
+        raise ValueError(f"{key} is an option that the sweep sets itself")
+    numbers: dict[str, Any] = {}
+    for name, value in {"low": low, "high": high, "step": step}.items():
+        with suppress(ValueError):  # YAML 1.1 takes 1e-3 for text, since it has no point
+            value = float(value) if isinstance(value, str) else value
+        if isinstance(value, bool) or not isinstance(value, int | float | None) or not math.isfinite(value or 0):
+            raise TypeError(f"{name} is {value!r}, not a number")
+        numbers |= {} if value is None else {name: value}
+    if choices is not None:
+        if numbers or not isinstance(choices, list):
+            raise TypeError(f"choices is {choices!r} beside {numbers}, not a list alone")
+        encoded = [json.dumps(c) if isinstance(c, list | dict) else c for c in choices]  # studies store plain values
+        if len({*map(plain, encoded)}) < len(encoded):
+            raise ValueError(f"choices {choices!r} name a value twice")
+        drawn: BaseDistribution = CategoricalDistribution(encoded)
+    elif missing := {"low", "high"} - numbers.keys():
+        raise TypeError(f"{' and '.join(sorted(missing))} is missing, or choices")
+    else:
+        is_whole = all(isinstance(value, int) for value in numbers.values())
+        kind = _one_of(type or ("int" if is_whole else "float"), ("int", "float"), "type")
+        if kind == "int" and not all(float(value).is_integer() for value in numbers.values()):
+            raise ValueError(f"type is int, but one of {numbers} has a fraction")
+        make_range: Callable = FloatDistribution if kind == "float" else IntDistribution
+        numbers = {name: float(value) if kind == "float" else int(value) for name, value in numbers.items()}
+        drawn = make_range(**numbers, log=_one_of(log, (False, True), "log"))
+    if not isinstance(when or {}, dict):
+        raise TypeError(f"when is {when!r}, not a mapping")
+    conditions: dict[str, list[str]] = {}
+    for parent, wanted in (when or {}).items():
+        known = [*map(plain, vars(above[parent].distribution).get("choices", []))] if parent in above else []
+        if not known:
+            raise ValueError(f"when names '{parent}', not a key above with choices{nearest(parent, above)}")
+        is_one = plain(wanted) in known or not isinstance(wanted, list)
+        conditions[parent] = [_one_of(plain(v), known, f"when.{parent}") for v in ([wanted] if is_one else wanted)]
+    return Parameter(key, drawn, conditions)
+
+
+def _one_of(value: Any, accepted: Iterable[Any], where: str) -> Any:
+    """Return a value if it is one of those that there are."""
+    if value not in accepted:
+        near = nearest(value, map(str, accepted))
+        raise ValueError(f"{where} is {value!r}{near} (accepted: {', '.join(map(str, accepted))})")
+    return value
+
+
+def nearest(name: object, names: Iterable[str]) -> str:
+    """Return ``; did you mean '...'?`` for the nearest name, or an empty string."""
+    found = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.4)
+    return f"; did you mean '{found[0]}'?" if found else ""

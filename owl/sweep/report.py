@@ -1,78 +1,75 @@
 """What a sweep leaves behind: report.md with pictures, and best.yaml."""
 
+import io
 import time
-import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import optuna
 import yaml
-from optuna.exceptions import ExperimentalWarning
-from optuna.storages.journal import JournalFileOpenLock
-from optuna.trial import FrozenTrial, TrialState
+from optuna.importance import PedAnovaImportanceEvaluator
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.visualization import matplotlib as plots
 
 from owl.atomic import atomic_write
 from owl.callbacks.pruning import without_pruning
-from owl.sweep import pictures
 from owl.sweep.plan import Plan, plain
-from owl.sweep.study import KILLS, REASON, SweepStudy, chain_number
-from owl.sweep.workers import LOG, trial_name
+from owl.sweep.study import KILLS, PRUNED, REASON, SweepStudy, chain_number, history
+from owl.sweep.workers import LOG, short, trial_name
 from owl.version import code_version
 
 LEAST_FOR_IMPORTANCE = 4
 """Complete trials below which importance would be a guess."""
-STATES = {
-    TrialState.COMPLETE: "complete",
-    TrialState.PRUNED: "pruned",
-    TrialState.FAIL: "failed",
-    TrialState.RUNNING: "running",
-    TrialState.WAITING: "waiting",
-}
 
 
-def write_report(study: SweepStudy, plan: Plan, runs: Path, command: str) -> None:
+def write_report(study: SweepStudy, runs: Path, command: str) -> None:
     """Write report.md, its pictures and best.yaml into the sweep's folder.
 
     Args:
         study: The sweep's study.
-        plan: The sweep.
         runs: Folder that holds the run folders.
         command: The command line that continues the sweep.
     """
-    folder = runs / plan.name
+    folder, best = runs / study.plan.name, study.best()
     folder.mkdir(parents=True, exist_ok=True)
-    lock = JournalFileOpenLock(str(folder / "report"))  # workers write the same files
-    lock.acquire()
-    try:
-        trials, best = study.chains(), study.best()
-        importance = importances(study)
-        if best is not None:
-            labels = short_names([parameter.key for parameter in plan.space])
-            atomic_write(folder / "history.png", pictures.history(trials, plan.objective, study.maximizes))
-            parallel = pictures.parallel_coordinates(trials, plan.space, labels, plan.objective, study.maximizes)
-            atomic_write(folder / "parallel.png", parallel)
-            if importance:
-                named = {labels[key]: share for key, share in importance.items()}
-                atomic_write(folder / "importance.png", pictures.importance(named, plan.objective))
-            write_best(folder / "best.yaml", best, plan, runs)
-        atomic_write(folder / "report.md", markdown(study, plan, runs, command, bool(importance)))
-    finally:
-        lock.release()
+    pictures = draw(study) if best else {}
+    for name, picture in pictures.items():
+        atomic_write(folder / f"{name}.png", picture)
+    if best:
+        write_best(folder / "best.yaml", best, study.plan, runs)
+    atomic_write(folder / "report.md", markdown(study, folder, command, "importance" in pictures))
 
 
-def importances(study: SweepStudy) -> dict[str, float]:
-    """Return the share of each key in what makes trials good (PED-ANOVA), empty where too few are complete."""
-    complete = [t for t in study.chains() if t.state == TrialState.COMPLETE]
-    drawn = {key for trial in complete for key in trial.params}
-    varied = sorted(key for key in drawn if len({plain(t.params[key]) for t in complete if key in t.params}) > 1)
-    if len(complete) < LEAST_FOR_IMPORTANCE or len(varied) < 2:
-        return {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
+def draw(study: SweepStudy) -> dict[str, bytes]:
+    """Draw what each trial reached, which values went together, and which keys mattered, as PNG files by name."""
+    names = short_names(study)
+    chains = {chain_number(t): t for t in study.chains() if t.state in (TrialState.COMPLETE, TrialState.PRUNED)}
+    shown = optuna.create_study(direction=study.plan.direction)  # with the numbers of chains, and short names
+    for number in range(max(chains) + 1):
+        content: dict[str, Any] = {"state": TrialState.FAIL}
+        if trial := chains.get(number):
+            params, ranges = ({names[k]: v for k, v in d.items()} for d in (trial.params, trial.distributions))
+            content = {"state": trial.state, "value": trial.value, "params": params, "distributions": ranges}
+        shown.add_trial(create_trial(**content))
+    complete = shown.get_trials(states=(TrialState.COMPLETE,))
+    drawn = {name: {plain(t.params[name]) for t in complete if name in t.params} for name in names.values()}
+    varied = sorted(name for name, values in drawn.items() if len(values) > 1)
+    matplotlib.use("Agg")
+    figures: dict[str, Any] = {
+        "history": plots.plot_optimization_history(shown, target_name=study.plan.objective),
+        "parallel": plots.plot_parallel_coordinate(shown, target_name=study.plan.objective),
+    }
+    if len(complete) >= LEAST_FOR_IMPORTANCE and len(varied) > 1:
         # the best quarter against all: the usual tenth is one or two trials of a short sweep
-        evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=0.25)
-        return optuna.importance.get_param_importances(study.study, evaluator=evaluator, params=varied)
+        evaluator = PedAnovaImportanceEvaluator(target_quantile=0.25)
+        figures["importance"] = plots.plot_param_importances(shown, evaluator=evaluator, params=varied)
+    pictures = {name: io.BytesIO() for name in figures}
+    for name, axes in figures.items():
+        axes.figure.savefig(pictures[name], format="png", bbox_inches="tight")
+        matplotlib.pyplot.close(axes.figure)
+    return {name: picture.getvalue() for name, picture in pictures.items()}
 
 
 def write_best(path: Path, best: FrozenTrial, plan: Plan, runs: Path) -> None:
@@ -85,18 +82,18 @@ def write_best(path: Path, best: FrozenTrial, plan: Plan, runs: Path) -> None:
     configuration |= {"name": f"{plan.name}-best", "ckpt_path": None, "overwrite": False}
     settings = "".join(f"#   {key}: {plain(value)}\n" for key, value in best.params.items())
     header = (
-        f"# The best of the sweep '{plan.name}': trial {chain_number(best)}, {plan.objective} {number(best.value)}.\n"
+        f"# The best of the sweep '{plan.name}': trial {chain_number(best)}, {plan.objective} {short(best.value)}.\n"
         f"{settings}# Train it: python -m owl fit --config {path}\n"
     )
     atomic_write(path, header + yaml.safe_dump(configuration, sort_keys=False))
 
 
-def markdown(study: SweepStudy, plan: Plan, runs: Path, command: str, with_importance: bool) -> str:
+def markdown(study: SweepStudy, folder: Path, command: str, with_importance: bool) -> str:
     """Return the report's text."""
-    folder, trials, best = runs / plan.name, study.chains(), study.best()
-    counts = Counter(STATES[trial.state] for trial in trials)
+    plan, trials, best = study.plan, study.chains(), study.best()
+    counts = Counter(state_of(trial) for trial in trials)
     counted = ", ".join(f"{count} {state}" for state, count in counts.items()) or "none begun yet"
-    sampler, pruner = (describe(part) for part in (plan.sampler, plan.pruner))
+    sampler, pruner = (", ".join(map(plain, part.values())) for part in (plan.sampler, plan.pruner))
     sections = [
         f"# Sweep {plan.name}",
         f"{len(trials)} of {plan.trials} trials: {counted}. {plan.direction.capitalize()} `{plan.objective}`, sampler "
@@ -108,81 +105,68 @@ def markdown(study: SweepStudy, plan: Plan, runs: Path, command: str, with_impor
     if best is None:
         sections.append("No trial is complete yet.")
     else:
-        run = trial_name(plan, chain_number(best)).removeprefix(f"{plan.name}/")
-        rows = "\n".join(f"| `{key}` | {number(value)} |" for key, value in best.params.items())
+        run = Path(trial_name(plan, chain_number(best))).name
+        has_yaml = (folder / "best.yaml").exists()
         sections += [
-            f"Trial {chain_number(best)}, in {run}: `{plan.objective}` {number(best.value)}.",
-            f"| key | value |\n| --- | ---: |\n{rows}",
+            f"Trial {chain_number(best)}, in {run}: `{plan.objective}` {cell(best.value)}.",
+            table([["key", "value"], ["---", "---:"], *([f"`{k}`", cell(v)] for k, v in best.params.items())]),
+            *(["Train with it:"] if has_yaml else []),
+            f"    python -m owl fit --config {folder / 'best.yaml'}"
+            if has_yaml
+            else f"best.yaml is missing, since {folder / run} is not on this machine.",
+            "## What mattered",
+            "![Objective of each complete trial](history.png)",
+            "![Share of each key in what makes a trial good (PED-ANOVA)](importance.png)"
+            if with_importance
+            else f"Importance needs {LEAST_FOR_IMPORTANCE} complete trials that differ in at least two keys.",
+            "![One line for each complete trial, from its objective through its values](parallel.png)",
         ]
-        if (folder / "best.yaml").exists():
-            sections += ["Train with it:", f"    python -m owl fit --config {folder / 'best.yaml'}"]
-        else:
-            sections.append(f"best.yaml is missing, since {folder / run} is not on this machine.")
-        sections += ["## What mattered", "![Objective of each trial](history.png)"]
-        if with_importance:
-            sections.append("![Share of each key in what makes a trial good](importance.png)")
-        else:
-            sections.append(
-                f"Importance needs {LEAST_FOR_IMPORTANCE} complete trials that differ in at least two keys."
-            )
-        sections.append("![One line for each trial, through its values to its objective](parallel.png)")
-    sections += ["## Trials", table(study, plan, folder)]
-    return "\n\n".join(sections) + "\n"
-
-
-def table(study: SweepStudy, plan: Plan, folder: Path) -> str:
-    """Return every trial as a row of a Markdown table."""
-    keys = [parameter.key for parameter in plan.space]
-    labels = short_names(keys)
-    best = study.best()
-    header = ["trial", "state", f"`{plan.objective}`", *(f"`{labels[key]}`" for key in keys), "minutes", "note"]
-    rows = [header, ["---:", "---", *["---:"] * (len(keys) + 2), "---"]]
-    for trial in study.chains():
-        chain = chain_number(trial)
-        value = "" if trial.value is None else number(trial.value)
-        if best is not None and trial.number == best.number:
-            value = f"**{value}**"
-        values = [number(trial.params[key]) if key in trial.params else "" for key in keys]
-        minutes = f"{trial.duration.total_seconds() / 60:.1f}" if trial.duration else ""
-        run = trial_name(plan, chain).removeprefix(f"{plan.name}/")
+    names = short_names(study)
+    header = ["trial", "state", f"`{plan.objective}`", *(f"`{name}`" for name in names.values()), "minutes", "note"]
+    rows = [header, ["---:", "---", *["---:"] * (len(names) + 2), "---"]]
+    for trial in trials:
+        run = Path(trial_name(plan, chain_number(trial))).name
         files = [f"{run}/{name}" for name in ("report.md", LOG) if (folder / run / name).exists()]
-        linked = f"[{chain}]({files[0]})" if files else str(chain)
-        rows.append([linked, STATES[trial.state], value, *values, minutes, note(trial)])
+        number = f"[{chain_number(trial)}]({files[0]})" if files else str(chain_number(trial))
+        is_best = best is not None and trial.number == best.number
+        value = f"**{cell(trial.value)}**" if is_best else "" if trial.value is None else cell(trial.value)
+        values = [cell(trial.params[key]) if key in trial.params else "" for key in names]
+        minutes = f"{trial.duration.total_seconds() / 60:.1f}" if trial.duration else ""
+        rows.append([number, state_of(trial), value, *values, minutes, note(trial)])
+    return "\n\n".join([*sections, "## Trials", table(rows)]) + "\n"
+
+
+def table(rows: list[list[str]]) -> str:
+    """Return rows of a Markdown table, the first two its head."""
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def state_of(trial: FrozenTrial) -> str:
+    """Return a trial's state in a word."""
+    return "failed" if trial.state == TrialState.FAIL else trial.state.name.lower()
+
+
 def note(trial: FrozenTrial) -> str:
-    """Return what is to be said of a trial: why it ended, how often it was continued."""
-    interruptions = len(trial.system_attrs.get("retry_history", []))
-    killed = trial.user_attrs.get(KILLS, 0)
-    times = "once" if interruptions == 1 else f"{interruptions} times"
-    parts = [str(trial.user_attrs.get(REASON, ""))]
+    """Return what is to be said of a trial: why it ended, how often it was interrupted."""
+    attributes, interruptions = trial.user_attrs, len(history(trial))
+    parts = [cell(attributes[REASON])] if REASON in attributes else []
+    if trial.state == TrialState.PRUNED:
+        parts.append(f"pruned after validation {attributes.get(PRUNED)}")
     if interruptions:
-        parts.append(f"interrupted {times}" + (f", {killed} by a kill" if killed else ""))
-    return "; ".join(filter(None, parts)).replace("|", "\\|")
+        parts.append(f"interrupted {interruptions} times, {attributes.get(KILLS, 0)} by a kill")
+    return "; ".join(parts)
 
 
-def describe(part: dict[str, Any]) -> str:
-    """Return a sampler or pruner with its arguments."""
-    arguments = ", ".join(f"{key} {plain(value)}" for key, value in part.items() if key != "name")
-    return f"{part['name']} ({arguments})" if arguments else str(part["name"])
-
-
-def number(value: Any) -> str:
+def cell(value: Any) -> str:
     """Four significant digits of a number, anything else as it is, for a table."""
-    return f"{value:.4g}" if isinstance(value, float) else plain(value).replace("|", "\\|")
+    return short(value).replace("|", "\\|")
 
 
-def short_names(keys: list[str]) -> dict[str, str]:
-    """Return for each key the shortest end of it that no other key has, without ``init_args``."""
-    words = {key: [word for word in key.split(".") if word != "init_args"] for key in keys}
-
-    def end(key: str, length: int) -> str:
-        return ".".join(words[key][-length:])
-
-    found = {}
-    for key in keys:
-        lengths = range(1, len(words[key]) + 1)
-        unique = (n for n in lengths if [end(other, n) for other in keys].count(end(key, n)) == 1)
-        found[key] = end(key, next(unique, len(words[key])))
+def short_names(study: SweepStudy) -> dict[str, str]:
+    """Return for each key of the space the shortest end of it that no other has, without ``init_args``."""
+    words = {p.key: [word for word in p.key.split(".") if word != "init_args"] for p in study.plan.space}
+    found: dict[str, str] = {}
+    for key, own in words.items():
+        ends = (n for n in range(1, len(own)) if [w[-n:] for w in words.values()].count(own[-n:]) == 1)
+        found[key] = ".".join(own[-next(ends, len(own)) :])
     return found

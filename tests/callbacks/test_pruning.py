@@ -7,10 +7,9 @@ from optuna.trial import TrialState
 
 from owl.callbacks.pruning import Pruning
 from owl.sweep.plan import Plan
-from owl.sweep.study import Outcome, storage_address
 from tests.helpers.errors import refused
 from tests.helpers.line import Line, loader, trainer
-from tests.helpers.sweeps import begin, plan_of
+from tests.helpers.sweeps import begin, plan_of, url_of
 
 
 class Bad(Line):
@@ -21,7 +20,7 @@ class Bad(Line):
 
 
 def fit_line(folder: Path, plan: Plan, number: int, **limits: Any) -> Any:
-    callback = Pruning(storage_address(plan, folder / plan.name), plan.name, number)
+    callback = Pruning(url_of(folder, plan), plan.name, number)
     limits = {"max_steps": 8, "val_check_interval": 2, "check_val_every_n_epoch": None, **limits}
     run = trainer(folder, [callback], **limits)
     run.fit(Bad(), loader(8), loader(1))
@@ -31,16 +30,16 @@ def fit_line(folder: Path, plan: Plan, number: int, **limits: Any) -> Any:
 def test_a_hopeless_trial_is_stopped_and_noted(tmp_path: Path) -> None:
     plan = plan_of(pruner={"name": "median", "n_startup_trials": 1})
     sweep = begin(tmp_path, plan)
-    first, _ = sweep.claim(plan)
+    first, _ = sweep.claim()
     for step in range(1, 5):
-        sweep.report(first, step, 5.0)
-    sweep.tell(first, Outcome(TrialState.COMPLETE, 5.0))
-    second, _ = sweep.claim(plan)
+        sweep.storage.set_trial_intermediate_value(sweep.trial_id(first), step, 5.0)
+    sweep.tell(first, TrialState.COMPLETE, 5.0)
+    second, _ = sweep.claim()
     assert fit_line(tmp_path, plan, second).global_step == 2
     trial = sweep.trial(second)
     assert trial.intermediate_values == {1: 1.0}
     assert trial.user_attrs["pruned"] == 1
-    third, _ = sweep.claim(plan)
+    third, _ = sweep.claim()
     fit_line(tmp_path, plan, third, max_steps=-1, max_epochs=1, val_check_interval=8)
     assert "pruned" not in sweep.trial(third).user_attrs  # it has just finished
 
@@ -48,7 +47,7 @@ def test_a_hopeless_trial_is_stopped_and_noted(tmp_path: Path) -> None:
 def test_a_promising_trial_is_reported_and_left_alone(tmp_path: Path) -> None:
     plan = plan_of(pruner="none")
     sweep = begin(tmp_path, plan)
-    number, _ = sweep.claim(plan)
+    number, _ = sweep.claim()
     assert fit_line(tmp_path, plan, number).global_step == 8
     assert sweep.trial(number).intermediate_values == dict.fromkeys(range(1, 5), 1.0)
 
@@ -56,6 +55,6 @@ def test_a_promising_trial_is_reported_and_left_alone(tmp_path: Path) -> None:
 def test_an_objective_that_is_not_logged_is_told_after_the_first_validation(tmp_path: Path) -> None:
     plan = plan_of(objective="val/psnrr")
     sweep = begin(tmp_path, plan)
-    number, _ = sweep.claim(plan)
+    number, _ = sweep.claim()
     with refused("sweep.objective", "'val/psnrr'", "did you mean 'val/psnr'?", "train/loss"):
         fit_line(tmp_path, plan, number)

@@ -3,13 +3,14 @@
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
-from owl.commands.sweep import check, in_terms_of
-from owl.sweep.reading import parse_plan
+from owl.commands.sweep import check, refuse_network
+from owl.sweep.plan import parse_plan
 from tests.helpers.errors import refused
 from tests.helpers.lab import make_lab
 from tests.helpers.sweeps import LR, MUON, OPTIMIZER, RATIO, SPACE, SWEEP, plan_of
@@ -33,7 +34,6 @@ def test_the_space_is_held_against_the_experiment(lab: Path, monkeypatch: pytest
         space = {OPTIMIZER: SPACE[OPTIMIZER], key: values}
         with refused("sweep.setting", f"s.yaml: key 'space.{key}' is", token):
             check(plan_of(space=space), "s.yaml", ["--config=tiny.yaml"])
-    assert in_terms_of("s.yaml", ["a.b"], "something else") == "something else"
 
 
 def test_the_page_is_true_of_a_real_sweep(lab: Path, cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +41,7 @@ def test_the_page_is_true_of_a_real_sweep(lab: Path, cluster: Path, monkeypatch:
     page = REPOSITORY / "docs" / "how-to" / "sweep.md"
     (block,) = (b for b in blocks(page) if b.language == "yaml")
     content = yaml.safe_load(block.content)
-    parse_plan(content, "lr", None)
+    parse_plan(content, "lr")
     space = {**content["space"], "data.init_args.path": {"choices": [str(lab / "data"), "missing"]}}
     del space["model.init_args.warmup_steps"]
     fixed = {key: {"choices": [value]} for key, value in {OPTIMIZER: MUON, LR: 0.002, RATIO: 1.5}.items()}
@@ -111,6 +111,26 @@ def test_workers_on_a_cluster_are_an_array_of_jobs(
 def test_options_of_jobs_are_refused_where_there_are_none(lab: Path) -> None:
     with refused("sweep.cluster-option", "--executor slurm"):
         owl_here("sweep", "--config", "tiny.yaml", "--sweep", "lr.yaml", "--sbatch", "partition=gpu", cwd=lab)
+
+
+def test_machines_do_not_share_sqlite_over_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mounts = [SimpleNamespace(mountpoint=path, fstype=kind) for path, kind in (("/", "ext4"), (str(tmp_path), "nfs4"))]
+    monkeypatch.setattr("psutil.disk_partitions", lambda all: mounts)
+    with refused("sweep.network", str(tmp_path), "nfs4", "storage"):
+        refuse_network(tmp_path / "runs" / "lr", "slurm")
+    refuse_network(tmp_path / "runs" / "lr", "local")  # of one machine
+    assert "nfs4" in capsys.readouterr().out
+    refuse_network(tmp_path.parent / "runs", "slurm")
+
+
+def test_a_sweep_in_a_journal_is_not_overwritten(lab: Path, cluster: Path) -> None:
+    write_config(cluster / "lr.yaml", {**SWEEP, "space": {OPTIMIZER: SPACE[OPTIMIZER]}})
+    (cluster / "runs" / "lr").mkdir(parents=True)
+    (cluster / "runs" / "lr" / "journal.log").touch()
+    with refused("sweep.version", "runs/lr"):
+        owl_here("sweep", "--config", "tiny.yaml", "--sweep", "lr.yaml", cwd=cluster)
 
 
 def test_a_killed_trial_is_continued_from_its_checkpoint(lab: Path) -> None:

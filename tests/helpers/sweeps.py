@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from owl.sweep.plan import Plan
-from owl.sweep.reading import parse_plan
-from owl.sweep.study import SweepStudy, open_storage, storage_address
+from owl.sweep.plan import Plan, parse_plan
+from owl.sweep.study import SweepStudy, open_storage
 
 OPTIMIZER = "model.init_args.optimizer"
 LR = f"{OPTIMIZER}.init_args.lr"
@@ -23,6 +22,20 @@ def plan_of(**changes: Any) -> Plan:
     return parse_plan({**SWEEP, **changes}, "tried", None)
 
 
+def url_of(folder: Path, plan: Plan) -> str:
+    """Where the study of a plan is, below a folder of runs."""
+    (folder / plan.name).mkdir(parents=True, exist_ok=True)
+    return plan.storage or f"sqlite:///{folder / plan.name / 'sweep.db'}"
+
+
 def begin(folder: Path, plan: Plan) -> SweepStudy:
-    """A study in a journal below a folder of runs."""
-    return SweepStudy.begin(open_storage(storage_address(plan, folder / plan.name)), plan, ["a.yaml"], lambda: None)
+    """A plan's study, as one worker sees it."""
+    return SweepStudy.begin(open_storage(url_of(folder, plan)), plan, ["a.yaml"], lambda: None)
+
+
+def silence(sweep: SweepStudy, number: int, seconds: int) -> None:
+    """Let the last sign of life of a trial be some time ago."""
+    statement = "UPDATE trial_heartbeats SET heartbeat = datetime('now', ?) WHERE trial_id = ?"
+    values = (f"-{seconds} seconds", sweep.trial_id(number))
+    with sweep.storage.engine.begin() as connection:
+        connection.exec_driver_sql(statement, values)

@@ -7,62 +7,87 @@ import pytest
 from optuna.trial import TrialState
 
 from owl.cli.arguments import gather_options
-from owl.sweep.plan import options
-from owl.sweep.reading import Mistake, load_plan
-from owl.sweep.study import Outcome
+from owl.sweep.plan import load_plan, options
 from tests.helpers.errors import refused
 from tests.helpers.sweeps import ADAMW, LR, MUON, OPTIMIZER, RATIO, SPACE, SWEEP, begin, plan_of
 from tests.helpers.tiny import write_config
 
-MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
-    "key": ({"sampeler": "tpe"}, "key 'sampeler' is not accepted; did you mean 'sampler'?"),
-    "no objective": ({"objective": None}, "key 'objective' is missing; name the logged metric"),
-    "no trials": ({"trials": None}, "key 'trials' is missing; give the number of trials"),
-    "direction": ({"direction": "maximise"}, "did you mean 'maximize'? (accepted: minimize, maximize)"),
-    "sampler": ({"sampler": "tpa"}, "key 'sampler' is 'tpa'; did you mean 'tpe'?"),
-    "pruner": ({"pruner": {"name": "medain"}}, "did you mean 'median'? (accepted: none, median, asha)"),
-    "argument": ({"pruner": {"name": "median", "n_startup": 3}}, "did you mean 'n_startup_trials'?"),
-    "value": ({"pruner": {"name": "asha", "reduction_factor": 1}}, "key 'pruner': "),
-    "empty space": ({"space": {}}, "key 'space' is missing; give at least one dotted key"),
-    "range": ({"space": {LR: 3}}, f"key 'space.{LR}' is 3, expected {{low, high}}"),
+MISTAKES: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
+    "key": ({"sampeler": "tpe"}, "unknown-key", ("'sampeler'", "did you mean 'sampler'?")),
+    "no objective": ({"objective": None}, "missing-key", ("'objective'",)),
+    "no trials": ({"trials": None}, "value", ("trials is missing",)),
+    "trials": ({"trials": "few"}, "value", ("trials", "'few'")),
+    "direction": (
+        {"direction": "maximise"},
+        "value",
+        ("direction is 'maximise'", "did you mean 'maximize'?", "(accepted: minimize, maximize)"),
+    ),
+    "sampler": ({"sampler": "tpa"}, "value", ("sampler is 'tpa'", "did you mean 'tpe'?")),
+    "pruner": (
+        {"pruner": {"name": "medain"}},
+        "value",
+        ("pruner is 'medain'", "did you mean 'median'?", "(accepted: none, median, asha)"),
+    ),
+    "argument": (
+        {"pruner": {"name": "median", "n_startup": 3}},
+        "unknown-key",
+        ("'pruner'", "'n_startup'", "did you mean 'n_startup_trials'?"),
+    ),
+    "value": ({"pruner": {"name": "asha", "reduction_factor": 1}}, "value", ("'pruner'", "reduction_factor")),
+    "empty space": ({"space": {}}, "value", ("space", "{low, high}", "{choices}")),
+    "no space": ({"space": ["lr"]}, "value", ("space",)),
+    "range": ({"space": {LR: 3}}, "value", (f"'space.{LR}'", "is 3", "mapping")),
     "range key": (
         {"space": {LR: {"low": 1, "hihg": 2}}},
-        f"key 'space.{LR}.hihg' is not accepted; did you mean 'high'?",
+        "unknown-key",
+        (f"'space.{LR}'", "'hihg'", "did you mean 'high'?"),
     ),
-    "no high": ({"space": {LR: {"low": 1}}}, f"key 'space.{LR}' has no high"),
-    "low > high": ({"space": {LR: {"low": 2, "high": 1}}}, "has low 2 above high 1; exchange them"),
-    "log": ({"space": {LR: {"low": 0, "high": 1.0, "log": True}}}, "a logarithmic range begins above 0"),
-    "log and step": ({"space": {LR: {"low": 1, "high": 4, "log": True, "step": 1}}}, "log: true and a step"),
-    "step": ({"space": {LR: {"low": 1, "high": 4, "step": 2}}}, "cannot reach high 4 from low 1 in steps of 2"),
-    "type": ({"space": {LR: {"low": 0.5, "high": 4, "type": "int"}}}, "has a fraction"),
-    "text": ({"space": {LR: {"low": "few", "high": 4}}}, f"key 'space.{LR}.low' is 'few', expected a number"),
-    "both": ({"space": {LR: {"choices": [1], "low": 0}}}, "has both choices and low"),
-    "no choice": ({"space": {LR: {"choices": []}}}, "expected a list with at least one value"),
-    "twice": ({"space": {LR: {"choices": [1, 1]}}}, "names a value twice"),
-    "condition": ({"space": {LR: {**SPACE[LR], "when": {OPTIMIZER: MUON}}}}, "does not stand above it"),
+    "no high": ({"space": {LR: {"low": 1}}}, "value", (f"'space.{LR}'", "high is missing")),
+    "low > high": ({"space": {LR: {"low": 2, "high": 1}}}, "value", (f"'space.{LR}'", "low=2, high=1")),
+    "endless": ({"space": {LR: {"low": 2, "high": float("inf")}}}, "value", (f"'space.{LR}'", "high is inf")),
+    "log": ({"space": {LR: {"low": 0, "high": 1.0, "log": True}}}, "value", (f"'space.{LR}'", "`low > 0`")),
+    "log's value": ({"space": {LR: {"low": 1, "high": 2, "log": "yes"}}}, "value", (f"'space.{LR}'", "log is 'yes'")),
+    "log and step": (
+        {"space": {LR: {"low": 1, "high": 4, "log": True, "step": 1.5}}},
+        "value",
+        (f"'space.{LR}'", "step", "log"),
+    ),
+    "step": ({"space": {LR: {"low": 1, "high": 4, "step": 2}}}, "value", (f"'space.{LR}'", "[1, 4]", "step=2")),
+    "type": ({"space": {LR: {"low": 0.5, "high": 4, "type": "int"}}}, "value", (f"'space.{LR}'", "int", "0.5")),
+    "text": ({"space": {LR: {"low": "few", "high": 4}}}, "value", (f"'space.{LR}'", "low is 'few'")),
+    "both": ({"space": {LR: {"choices": [1], "low": 0}}}, "value", (f"'space.{LR}'", "[1]", "'low'")),
+    "no choice": ({"space": {LR: {"choices": []}}}, "value", (f"'space.{LR}'", "choices")),
+    "no list": ({"space": {LR: {"choices": "ab"}}}, "value", (f"'space.{LR}'", "choices")),
+    "twice": ({"space": {LR: {"choices": [1, 1]}}}, "value", (f"'space.{LR}'", "[1, 1]", "twice")),
+    "condition": (
+        {"space": {LR: {**SPACE[LR], "when": {OPTIMIZER: MUON}}}},
+        "value",
+        (f"'space.{LR}'", "when", OPTIMIZER),
+    ),
     "condition's value": (
         {"space": {**SPACE, RATIO: {**SPACE[RATIO], "when": {OPTIMIZER: "owl.optim.MuonAdam"}}}},
-        f"did you mean '{MUON}'?",
+        "value",
+        (f"'space.{RATIO}'", "when", f"did you mean '{MUON}'?"),
     ),
     "condition on a range": (
         {"space": {LR: SPACE[LR], "a.b": {"choices": [1], "when": {LR: 1}}}},
-        "only a key with choices",
+        "value",
+        ("'space.a.b'", "when", LR),
     ),
-    "grid": ({"sampler": "grid"}, f"key 'space.{LR}' is a continuous range, which sampler 'grid' cannot count"),
-    "large grid": ({"sampler": "grid", "space": {LR: {"low": 1, "high": 99999}}}, "more than 10,000 settings"),
-    "cmaes": ({"sampler": "cmaes", "space": {OPTIMIZER: SPACE[OPTIMIZER]}}, "sampler 'cmaes' moves through numbers"),
-    "reserved": ({"space": {"name": {"choices": ["a"]}}}, "key 'space.name' cannot be searched"),
-    "outside": ({"name": "../elsewhere"}, "a name for the folder"),
+    "no condition": ({"space": {LR: {**SPACE[LR], "when": "muon"}}}, "value", (f"'space.{LR}'", "when is 'muon'")),
+    "grid": ({"sampler": "grid"}, "value", (f"space.{LR}", "'grid'")),
+    "large grid": ({"sampler": "grid", "space": {LR: {"low": 1, "high": 99999}}}, "value", ("'grid'", "10,000")),
+    "cmaes": ({"sampler": "cmaes", "space": {OPTIMIZER: SPACE[OPTIMIZER]}}, "value", ("'cmaes'", "choices")),
+    "reserved": ({"space": {"name": {"choices": ["a"]}}}, "value", ("'space.name'",)),
+    "outside": ({"name": "../elsewhere"}, "value", ("'../elsewhere'",)),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_in_the_plan_is_told_in_one_sentence(mistake: str) -> None:
-    changes, told = MISTAKES[mistake]
-    with pytest.raises(Mistake) as error:
+    changes, code, tokens = MISTAKES[mistake]
+    with refused(f"sweep.{code}", *tokens):
         plan_of(**changes)
-    assert told in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 def test_a_file_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
@@ -72,7 +97,7 @@ def test_a_file_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     with refused("arguments.not-yaml", str(tmp_path / "broken.yaml")):
         load_plan(tmp_path / "broken.yaml")
     write_config(tmp_path / "wrong.yaml", {**SWEEP, "sampler": "tpa"})
-    with refused("sweep.file", f"{tmp_path / 'wrong.yaml'}: key 'sampler' is 'tpa'", "'tpe'"):
+    with refused("sweep.value", f"{tmp_path / 'wrong.yaml'}: ", "sampler is 'tpa'", "'tpe'"):
         load_plan(tmp_path / "wrong.yaml")
     write_config(tmp_path / "right.yaml", SWEEP)
     assert load_plan(tmp_path / "right.yaml").name == "right"
@@ -96,12 +121,12 @@ def test_draws_stay_in_the_space_meet_conditions_and_come_again(sampler: str, tm
         plan = plan_of(sampler=sampler, trials=6)
         sweep = begin(tmp_path / attempt, plan)
         settings = []
-        while claimed := sweep.claim(plan):
+        while claimed := sweep.claim():
             number, setting = claimed
             assert 1e-4 <= setting[LR] <= 0.1
             assert (RATIO in setting) == (setting[OPTIMIZER] == MUON)
             settings.append(setting)
-            sweep.tell(number, Outcome(TrialState.COMPLETE, float(setting[LR])))
+            sweep.tell(number, TrialState.COMPLETE, float(setting[LR]))
             if len(settings) == 3:
                 sweep = begin(tmp_path / attempt, plan)  # as after a restart, which must not repeat what was drawn
         drawn.append(settings)
@@ -119,9 +144,9 @@ def test_a_grid_tries_every_combination_once(tmp_path: Path) -> None:
     assert plan.trials == 8
     sweep = begin(tmp_path, plan)
     tried = []
-    while claimed := sweep.claim(plan):
+    while claimed := sweep.claim():
         tried.append(options(claimed[1]))
-        sweep.tell(claimed[0], Outcome(TrialState.COMPLETE, 1.0))
+        sweep.tell(claimed[0], TrialState.COMPLETE, 1.0)
     assert len(tried) == len({tuple(setting) for setting in tried}) == 8
     assert [f"--{OPTIMIZER}={MUON}", f"--{RATIO}=1.5", "--data.init_args.size=[64, 96]"] in tried
 

@@ -1,94 +1,181 @@
-"""Trials shared by workers, lost and continued, through a journal or a database."""
+"""Trials shared by workers, lost and continued, through SQLite or another database."""
 
+import multiprocessing
 import os
-import subprocess
-import time
+import signal
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import pytest
+from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 
-from owl.sweep import study
-from owl.sweep.study import LEASE, SURPLUS, Member, Outcome, chain_number, open_storage
+from owl.sweep.plan import Plan
+from owl.sweep.study import GRACE, SweepStudy, chain_number, open_storage
 from tests.helpers.errors import refused
-from tests.helpers.sweeps import LR, SPACE, begin, plan_of
+from tests.helpers.sweeps import LR, SPACE, begin, plan_of, silence
+
+FORK = multiprocessing.get_context("fork")
 
 
 def test_workers_share_the_number_of_trials(tmp_path: Path) -> None:
     plan = plan_of(trials=3)
     one, two = begin(tmp_path, plan), begin(tmp_path, plan)
-    numbers = [claimed[0] for sweep in (one, two, one, two) if (claimed := sweep.claim(plan))]
+    numbers = [claimed[0] for sweep in (one, two, one, two) if (claimed := sweep.claim())]
     assert numbers == [0, 1, 2]
 
 
-def test_a_trial_too_many_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two workers take the last trial in the same moment: both have counted before either of them began."""
+def test_a_trial_too_many_waits_for_more_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers add the last trial in the same moment: both have counted before either of them began."""
     plan = plan_of(trials=1)
     one, two = begin(tmp_path, plan), begin(tmp_path, plan)
-    honest, none_yet = one.chains, iter([[]])
-    monkeypatch.setattr(one, "chains", lambda: next(none_yet, honest()))
-    two.claim(plan)
-    assert one.claim(plan) is None
-    assert one.trial(1).user_attrs[SURPLUS]
+    honest, answers = one.chains, iter([lambda: []])
+    monkeypatch.setattr(one, "chains", lambda: next(answers, honest)())
+    assert two.claim()[0] == 0
+    assert one.claim() is None
+    assert one.trial(1).state == TrialState.WAITING
     assert [chain_number(trial) for trial in two.chains()] == [0]
+    assert begin(tmp_path, plan_of(trials=2)).claim()[0] == 1
+
+
+def claim_all(folder: Path, plan: Plan, barrier: Barrier, results: Any) -> None:
+    barrier.wait()
+    sweep, numbers = begin(folder, plan), []
+    while claimed := sweep.claim():
+        numbers.append(claimed[0])
+    results.put(numbers)
+
+
+def test_workers_that_begin_in_the_same_moment_share_one_study(tmp_path: Path) -> None:
+    """They create the tables, the study and its trials, and take these."""
+    plan, barrier, results = plan_of(trials=6, sampler="random"), FORK.Barrier(4), FORK.Queue()
+    workers = [FORK.Process(target=claim_all, args=(tmp_path, plan, barrier, results)) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    numbers = [number for _ in workers for number in results.get(timeout=200)]
+    for worker in workers:
+        worker.join()
+    assert len(numbers) == len(set(numbers)) == 6
+    assert [t.state for t in begin(tmp_path, plan).chains()] == [TrialState.RUNNING] * 6
+
+
+def test_two_workers_never_take_the_same_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One looks whether it is free; the other wants it before the first has taken it."""
+    plan = plan_of(trials=1)
+    one, two = begin(tmp_path, plan), begin(tmp_path, plan)
+    one.claim()
+    one.tell(0, TrialState.FAIL)
+    one.revive()
+    taken: list[Any] = []
+    other = Thread(target=lambda: taken.append(two.claim()))
+    check = one.storage.check_trial_is_updatable
+
+    def check_while_the_other_claims(*arguments: Any) -> None:
+        check(*arguments)
+        if not other.ident:
+            other.start()
+            other.join(1.0)  # it gets on only where it need not wait for this transaction
+
+    monkeypatch.setattr(one.storage, "check_trial_is_updatable", check_while_the_other_claims)
+    taken.append(one.claim())
+    other.join()
+    assert sorted(claimed is None for claimed in taken) == [False, True]
 
 
 def test_a_killed_workers_trial_is_continued_and_one_that_kills_is_given_up(tmp_path: Path) -> None:
     plan = plan_of(trials=1)
     sweep = begin(tmp_path, plan)
-    number, setting = sweep.claim(plan)
-    sweep.report(number, 1, 20.0)
-    assert sweep.lost() == []  # this very process works on it
+    number, setting = sweep.claim()
+    sweep.storage.set_trial_intermediate_value(sweep.trial_id(number), 1, 20.0)
+    sweep.revive()
+    assert sweep.claim() is None  # this very process works on it
     for kill in range(3):
-        gone = subprocess.Popen(["true"])
-        lease = {"place": study.place(), "members": [[gone.pid, time.time()]], "time": time.time()}
-        gone.wait()
-        sweep.note(number, LEASE, lease)
-        assert [trial.number for trial in sweep.lost()] == [number]
-        continued = sweep.interrupt(number, "killed", killed=True)
-        assert continued == (kill < 2)
-        if continued:
-            number, again = sweep.claim(plan)
+        silence(sweep, number, GRACE + 1)
+        sweep.revive()
+        claimed = sweep.claim()
+        assert (claimed is not None) == (kill < 2)
+        if claimed is not None:
+            number, again = claimed
             assert again == setting
             assert sweep.trial(number).intermediate_values == {1: 20.0}
             assert chain_number(sweep.trial(number)) == 0
-    assert sweep.claim(plan) is None
+    assert sweep.claim() is None
     (chain,) = sweep.chains()
     assert chain.state == TrialState.FAIL
 
 
-def test_a_process_is_itself_however_the_clock_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    member = Member.of(os.getpid())
-    monkeypatch.setattr("psutil.Process.create_time", lambda self: 0.0)  # reckoned from a clock that was set anew
-    assert member.alive()
-    assert not Member(member.pid, member.started - 1).alive()  # an earlier process of this number
-    gone = subprocess.Popen(["sleep", "60"])
-    other = Member.of(gone.pid)
-    assert other.alive()
-    gone.kill()
-    while other.alive():  # a zombie is not
-        time.sleep(0.01)
-    gone.wait()
-    assert not other.alive()
+def test_a_worker_is_lost_when_it_is_silent_and_learns_of_it(tmp_path: Path) -> None:
+    """Less silence may also be a clock that is slow: SQLite reads that of the machine that writes."""
+    sweep = begin(tmp_path, plan_of(trials=1))
+    number, _ = sweep.claim()
+    silence(sweep, number, GRACE - 30)
+    sweep.revive()
+    assert sweep.beat(number)
+    silence(sweep, number, GRACE + 1)
+    sweep.revive()
+    assert not sweep.beat(number)
 
 
-def test_a_worker_elsewhere_is_lost_when_it_is_silent(tmp_path: Path) -> None:
-    plan = plan_of(trials=1)
-    sweep = begin(tmp_path, plan)
-    number, _ = sweep.claim(plan)
-    for silence, lost in ((study.SILENCE - 60, False), (study.SILENCE + 1, True)):
-        sweep.note(number, LEASE, {"place": "elsewhere", "members": [[1, 0.0]], "time": time.time() - silence})
-        assert bool(sweep.lost()) == lost
+def test_a_trial_is_found_whose_worker_was_killed_while_it_took_or_continued_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = begin(tmp_path, plan_of(trials=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(Plan, "draw", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            sweep.claim()
+    silence(sweep, 0, GRACE + 1)
+    begin(tmp_path, sweep.plan).revive()
+    assert sweep.claim()[0] == 1
+    sweep.storage.set_trial_state_values(sweep.trial_id(1), TrialState.FAIL)  # and nothing was added to continue it
+    begin(tmp_path, sweep.plan).revive()
+    number, setting = sweep.claim()
+    assert chain_number(sweep.trial(number)) == 0
+    assert LR in setting
+
+
+def test_of_two_continuations_of_a_trial_one_counts(tmp_path: Path) -> None:
+    """Two workers have found the same trial to be interrupted, in the same moment."""
+    sweep = begin(tmp_path, plan_of(trials=2))
+    number, _ = sweep.claim()
+    sweep.tell(number, TrialState.FAIL)
+    for _ in range(2):
+        RetryHeartbeatStaleTrialCallback()(sweep.study, sweep.trial(number))
+    sweep.revive()
+    assert [sweep.claim()[0] for _ in range(2)] == [1, 3]
+    assert sweep.claim() is None
+    sweep.tell(1, TrialState.COMPLETE, 1.0)
+    assert [t.state for t in sweep.chains()] == [TrialState.COMPLETE, TrialState.RUNNING]
+
+
+def die_within_a_transaction(sweep: SweepStudy) -> None:
+    with sweep.storage.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE trials SET state = 'COMPLETE'")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_killed_within_a_transaction_leaves_the_study_as_it_was(tmp_path: Path) -> None:
+    sweep = begin(tmp_path, plan_of(trials=2))
+    sweep.claim()
+    sweep.storage.engine.dispose()
+    worker = FORK.Process(target=die_within_a_transaction, args=(sweep,))
+    worker.start()
+    worker.join()
+    assert worker.exitcode == -signal.SIGKILL
+    assert sweep.claim()[0] == 1
+    assert [t.state for t in sweep.chains()] == [TrialState.RUNNING] * 2
 
 
 def test_a_study_refuses_another_space_only_once_it_has_results(tmp_path: Path) -> None:
     plan = plan_of()
     sweep = begin(tmp_path, plan)
-    number, _ = sweep.claim(plan)
+    number, _ = sweep.claim()
     other = plan_of(objective="val/l1")
-    assert begin(tmp_path, other).objective == "val/l1"
+    assert begin(tmp_path, other).study.user_attrs["identity"]["objective"] == "val/l1"
     begin(tmp_path, plan)
-    sweep.tell(number, Outcome(TrialState.COMPLETE, 1.0))
+    sweep.tell(number, TrialState.COMPLETE, 1.0)
     begin(tmp_path, plan_of(sampler="random", pruner="asha", trials=9))
     with refused("sweep.other-plan", f"'{plan.name}'", "another objective and space"):
         begin(tmp_path, plan_of(objective="val/l1", space={LR: SPACE[LR]}))
@@ -98,9 +185,10 @@ def test_a_database_serves_as_well_and_one_that_cannot_is_told(tmp_path: Path, m
     monkeypatch.setenv("SWEEPS", str(tmp_path / "sweeps.db"))
     plan = plan_of(storage="sqlite:///$SWEEPS", trials=2)
     sweep = begin(tmp_path, plan)
-    number, setting = sweep.claim(plan)
-    sweep.interrupt(number, "killed", killed=True)
-    assert sweep.claim(plan)[1] == setting
+    number, setting = sweep.claim()
+    sweep.tell(number, TrialState.FAIL)
+    sweep.revive()
+    assert sweep.claim()[1] == setting
     assert (tmp_path / "sweeps.db").exists()
     with refused("sweep.storage", "nothing://x"):
         open_storage("nothing://x")

@@ -1,6 +1,7 @@
 """Workers: failures recorded, kills made up for, trials stopped and continued."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -9,23 +10,29 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
 from owl.sweep.plan import Plan
-from owl.sweep.study import LEASE, SweepStudy, chain_number
+from owl.sweep.study import GRACE, chain_number
 from owl.sweep.workers import Workers
 from tests.helpers.errors import refused
-from tests.helpers.sweeps import begin, plan_of
+from tests.helpers.sweeps import begin, plan_of, silence
 from tests.helpers.tiny import REPOSITORY
 
 TRIAL = """
 import json, os, pathlib, signal, sys, time
 folder, number, seconds, mark = pathlib.Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
+(folder / "process").write_text(str(os.getpid()))
 if mark == "crash": sys.exit("owl: error: the loss became nan at step 3")
 if mark == "kill" and not (folder / "was_here").exists():
     (folder / "was_here").touch()
     os.kill(os.getpid(), signal.SIGKILL)
+if mark == "busy" and not (folder / "was_here").exists():
+    (folder / "was_here").touch()
+    sys.exit("owl: error: process 1 is training in it; wait for it [run.busy]")
 time.sleep(seconds)
 metrics = {"val/psnr": 20.0 + number, "threads": os.environ.get("OMP_NUM_THREADS")}
 (folder / "metrics.json").write_text(json.dumps(metrics))
@@ -40,7 +47,7 @@ class QuickWorkers(Workers):
         self.seconds, self.marks = seconds, marks
         self.started: list[list[str]] = []
         sweep = begin(folder, plan)
-        super().__init__(sweep, plan, folder, ["--config=a.yaml"], count, 3, "address", lambda: None)
+        super().__init__(sweep, folder, ["--config=a.yaml"], count, 3, "url", lambda: None)
 
     def command(self, number: int, chain: int, setting: dict[str, Any]) -> list[str]:
         self.started.append(super().command(number, chain, setting))
@@ -117,19 +124,48 @@ def test_the_killed_workers_trial_ends_and_is_continued(tmp_path: Path) -> None:
         f"QuickWorkers(Path({str(tmp_path)!r}), plan_of(trials=1), seconds=100).run()"
     )
     worker = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY)
-    deadline = time.monotonic() + 100
-    while not (sweep := begin(tmp_path, plan_of(trials=1))).chains() or len(members(sweep)) < 2:
+    note, deadline = tmp_path / "tried" / "trial-0000" / "process", time.monotonic() + 200
+    while not note.exists() or not note.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.1)
     worker.kill()
     worker.wait()
+    psutil.wait_procs([psutil.Process(int(note.read_text()))] if psutil.pid_exists(int(note.read_text())) else [])
     crew = QuickWorkers(tmp_path, plan_of(trials=1))
+    silence(crew.study, 0, GRACE + 1)
     crew.run()
     (chain,) = crew.study.chains()
     assert chain.state == TrialState.COMPLETE
     assert chain.system_attrs["retry_history"] == [0]
 
 
-def members(sweep: SweepStudy) -> list[Any]:
-    """The processes that work on the first trial."""
-    return sweep.trial(0).user_attrs.get(LEASE, {"members": []})["members"]
+def test_a_worker_that_was_silent_leaves_its_trial_to_the_one_that_took_it_over(tmp_path: Path) -> None:
+    crew = QuickWorkers(tmp_path, plan_of(trials=1), seconds=100)
+    crew._begin()
+    silence(crew.study, 0, GRACE + 1)
+    other = QuickWorkers(tmp_path, plan_of(trials=1))
+    other.study.revive()
+    (child,) = crew.children
+    child.seen = -math.inf
+    crew._look_after(child)
+    assert not crew.children
+    assert child.process.returncode == -signal.SIGKILL
+    other.run()
+    assert [t.state for t in crew.study.chains()] == [TrialState.COMPLETE]
+
+
+def test_a_held_folder_and_a_silent_storage_lose_no_trial(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a trial continues may still be saving; a database may be started anew."""
+    crew = QuickWorkers(tmp_path, plan_of(trials=1), trial_0="busy")
+    tell, errors = crew.study.tell, iter([StorageInternalError("the server closed the connection")])
+
+    def tell_unless_silent(*arguments: Any, **attributes: Any) -> None:
+        if error := next(errors, None):
+            raise error from error
+        tell(*arguments, **attributes)
+
+    crew.study.tell = tell_unless_silent  # type: ignore[method-assign]
+    crew.run()
+    (chain,) = crew.study.chains()
+    assert (chain.state, chain.user_attrs["kills"]) == (TrialState.COMPLETE, 0)
+    assert "trying again" in capsys.readouterr().out
