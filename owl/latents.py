@@ -29,8 +29,9 @@ MODALITIES = {
 }
 """Where the latents of each of the world model's inputs lie in a dataset."""
 
-INTERFACE = ("encode", "encoder", "size", "latent_channels", "latent_size")
-"""What an image autoencoder has that encodes datasets."""
+INTERFACE = ("encode", "encoder", "modalities", "latent_channels")
+OF_FRAMES, OF_SOUND = ("size", "latent_size"), ("sample_rate", "hop")
+"""What a network has that encodes datasets (`owl.data.encoder.FrameEncoder`)."""
 
 UNKNOWN = bytes(8).hex()
 """The fingerprint in a network that no dataset of latents was shown to."""
@@ -67,7 +68,7 @@ class LoadedEncoder(FrameEncoder):
 
 
 def load_encoder(path: str) -> LoadedEncoder:
-    """Load an image autoencoder that is to encode.
+    """Load an autoencoder that is to encode.
 
     Args:
         path: A .ckpt file that fit wrote, or a folder that export wrote.
@@ -77,12 +78,12 @@ def load_encoder(path: str) -> LoadedEncoder:
     """
     network = models.load(path)
     name = type(network).__qualname__
-    for attribute in INTERFACE:
+    for attribute in (*INTERFACE, *(OF_SOUND if "audio" in getattr(network, "modalities", ()) else OF_FRAMES)):
         if not hasattr(network, attribute):
             raise OwlError(
                 "network.kind",
-                f"the network of {path} is {name}, which has no {attribute}, an image autoencoder was expected; "
-                "give the checkpoint of one",
+                f"the network of {path} is {name}, which has no {attribute}, an autoencoder that declares what it "
+                "encodes was expected; give the checkpoint of one",
             )
     return LoadedEncoder(
         network=network,

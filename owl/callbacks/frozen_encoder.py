@@ -64,8 +64,14 @@ class FrozenEncoder(Callback):
         """
         if self.encoder is None:
             self.encoder = load_encoder(self.path)
+            if list(self.encoder.network.modalities) != [SOURCE]:
+                raise OwlError(
+                    "network.kind",
+                    f"the network of {self.path} encodes {', '.join(self.encoder.network.modalities)}, FrozenEncoder "
+                    f"one of {SOURCE}; encode the dataset with `python -m owl data encode`",
+                )
             self._device = trainer.strategy.root_device
-            network = freeze(self.encoder.network).to(device=self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            network = freeze(self.encoder.network).to(device=self._device, memory_format=torch.channels_last)
             if self.compile and can_compile(self._device.type):
                 network.encoder.compile()
         datasets = [getattr(trainer.datamodule, f"{name}_dataset", None) for name in ("train", "validation", "test")]
@@ -140,7 +146,7 @@ class FrozenEncoder(Callback):
         with torch.autocast(self._device.type, dtype, enabled=dtype != torch.float32):
             for pictures in rgb.to(self._device).flatten(0, 1).split(self.batch_size):
                 image = pictures.contiguous(memory_format=torch.channels_last).float() / 127.5 - 1
-                means.append(self.encoder.network.encode(image).mean.float())  # type: ignore[operator]
+                means.append(self.encoder.network.encode(image).mean.float())
         return torch.cat(means).contiguous().unflatten(0, rgb.shape[:2])
 
     def _chosen_dtype(self) -> torch.dtype:

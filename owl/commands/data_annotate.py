@@ -14,12 +14,11 @@ from tqdm import tqdm
 from owl import models
 from owl.data import codecs
 from owl.data.jobs import Frames, Made, ShardJob, local_folder, run
-from owl.data.reader import ShardReader, damage, read_members
 from owl.data.shards import INDEX_NAME, DatasetInfo, ShardIndex
+from owl.data.source import SampleReader, Source
 from owl.errors import OwlError, at_least
 from owl.models.inverse_dynamics import AFTER, BEFORE, InverseDynamicsModel
 from owl.nn.placement import placement
-from owl.version import code_version
 
 EXTENSION = "controls.npy"
 FRAMES = 64  # read by the network together
@@ -132,17 +131,15 @@ class _AnnotateJob(ShardJob):
     doing, kinds = "annotating", ("annotated",)
 
     def __init__(self, source: str, labeller: Labeller) -> None:
-        original, self._index = DatasetInfo.load(source), ShardIndex.load(source)
-        if "controls" in original.modalities or "rgb" not in original.modalities:
+        stored = DatasetInfo.load(source).modalities
+        if "controls" in stored or "rgb" not in stored:
             raise OwlError(
                 "dataset.modalities",
-                f"{source} holds {', '.join(original.modalities)}, a dataset with rgb and without controls was "
-                "expected; give footage that has none",
+                f"{source} holds {', '.join(stored)}, a dataset with rgb and without controls was expected; give "
+                "footage that has none",
             )
-        identity = original.identity(self._index)
-        self._rgb = original.modalities["rgb"]["extension"]
-        self._reader, self._labeller = ShardReader(source, None, identity), labeller
-        self.shards = self._index.frames_of_shards()
+        self._original, self._labeller = Source.open(source, ["rgb"], stored, labeller.network.size), labeller
+        self.shards = self._original.index.frames_of_shards()
         controls = {
             "extension": EXTENSION,
             "buttons": labeller.network.buttons,
@@ -150,14 +147,8 @@ class _AnnotateJob(ShardJob):
             "labelled_by": {"checkpoint": labeller.checkpoint, "fingerprint": labeller.fingerprint},
             "timing": "frame t holds the controls that brought frame t about from frame t-1, as read from the frames",
         }
-        self.info = DatasetInfo(
-            fps=original.fps,
-            size=original.size,
-            modalities={**original.modalities, "controls": controls},
-            splits=original.splits,
-            source={"kind": "annotated", "path": source, "identity": identity, "source": original.source},
-            code_version=code_version(),
-        )
+        origin = self._original.info.source
+        self.info = self._original.derive("annotated", {**stored, "controls": controls}, source=origin)
 
     def settings(self, info: DatasetInfo) -> dict[str, Any]:
         labelled_by = info.modalities["controls"]["labelled_by"]
@@ -170,26 +161,10 @@ class _AnnotateJob(ShardJob):
         torch.set_num_threads(threads)
 
     def frames(self, number: int) -> Frames:
-        for episode in self._index.episodes_of(number):
-            members, pictures = self._read(episode)
-            if members:
-                labels = self._labeller.label(np.stack(pictures)).astype(np.float32)
-                for others, label in zip(members, labels, strict=True):
-                    yield str(self._index.episodes[episode]), {**others, EXTENSION: codecs.encode_array(label)}
-
-    def _read(self, episode: int) -> tuple[list[dict[str, bytes]], list[np.ndarray]]:
-        """An episode's members by extension, and its pictures uint8[h, w, 3], up to the first damaged member."""
-        index, every = self._index, range(int(self._index.episode_frames[episode]))
-        members, wrong = read_members(self._reader, index, episode, every, index.extensions.tolist())
-        pictures: list[np.ndarray] = []
-        for found in members:
-            try:
-                if self._rgb not in found:
-                    raise ValueError(f"it has no {self._rgb}")
-                pictures.append(codecs.decode_rgb(found[self._rgb], self._labeller.network.size))
-            except ValueError as error:
-                wrong = damage(index, episode, len(pictures), error)
-                break
-        if wrong is not None:
-            warnings.warn(f"{self._reader.url}: {wrong}; the episode ends before it", stacklevel=2)
-        return members[: len(pictures)], pictures
+        index, reader = self._original.index, SampleReader(self._original)
+        for episode in index.episodes_of(number):
+            for sample, kept in reader.stretches(episode, int(index.episode_frames[episode])):
+                pictures = np.ascontiguousarray(sample["rgb"].movedim(1, -1).numpy())
+                for members, label in zip(kept, self._labeller.label(pictures), strict=True):
+                    controls = codecs.encode_array(label.astype(np.float32))
+                    yield str(index.episodes[episode]), {**members, EXTENSION: controls}

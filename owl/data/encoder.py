@@ -1,42 +1,53 @@
-"""Latent datasets: the pictures of a dataset, encoded once and for all by a trained autoencoder."""
+"""Latent datasets: what a dataset holds of one or more modalities, encoded once and for all by a trained network."""
 
-import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from owl.data import codecs
 from owl.data.jobs import Frames, Made, ShardJob, local_folder, run
-from owl.data.modalities.base import Sampling
-from owl.data.modalities.rgb import Rgb
-from owl.data.reader import ShardReader, damage, read_members
+from owl.data.modalities import MODALITIES
+from owl.data.modalities.base import Clock
+from owl.data.modalities.latents import AudioLatent, Latent
+from owl.data.reader import ShardReader, read_members
 from owl.data.shards import DatasetInfo, ShardIndex
+from owl.data.source import SampleReader, Source
 from owl.errors import OwlError, at_least
-from owl.version import code_version
+from owl.nn.placement import placement
 
-EXTENSION = "latent.npy"
+LATENT_NAMES = {"rgb": "latent", "flow": "motion_latent"}
+"""What latents are called by the first modality that they are of, where it is not that with ``_latent``."""
 
 
 @dataclass(frozen=True)
 class FrameEncoder:
-    """An image autoencoder, and what a dataset says of it.
+    """A network that encodes frames or their sound, and what a dataset says of it.
+
+    The network's class declares what it takes:
+
+    - ``modalities``: the channels of each modality, in the order of ``encode``'s arguments, such as ``{"rgb": 3}``.
+    - ``encode``: from one tensor each to a posterior (`owl.nn.posterior.Posterior`), as windows deliver them but for
+      pictures, which are in [-1, 1]: rgb float[B, 3, H, W] in [-1, 1], depth float[B, 1, H, W] in [0, 1], flow
+      float[B, 2, h, w] in pixels, audio float[1, channels, samples] in [-1, 1]. B consecutive frames give a mean of
+      [B, latent_channels, *latent_size]; the sound of a whole episode gives [1, latent_channels, tokens].
+    - ``latent_channels``; of frames ``latent_size`` (h, w) and ``size``, the (H, W) that the first modality must have;
+      of sound ``sample_rate`` and ``hop``, the samples of a token.
 
     Attributes:
-        network: With ``encode(float[B, 3, H, W] in [-1, 1])`` giving a posterior, ``size`` (H, W), ``latent_channels``
-            and ``latent_size``.
+        network: The network.
         fingerprint: Tells encoders apart by their weights.
         class_path: Of the network's class.
         checkpoint: Where the network was read from.
     """
 
-    network: nn.Module
+    network: Any
     fingerprint: str
     class_path: str
     checkpoint: str
@@ -48,66 +59,101 @@ class FrameEncoder:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(H, W) of the pictures that it encodes."""
-        height, width = self.network.size  # type: ignore[misc]
-        return int(height), int(width)
+        """(H, W) of the first modality of the frames that it encodes."""
+        height, width = self.network.size
+        return height, width
 
     @property
     def latent_shape(self) -> list[int]:
         """[c, h, w] of a frame's latent."""
-        return [int(n) for n in (self.network.latent_channels, *self.network.latent_size)]  # type: ignore[misc]
-
-
-@dataclass(frozen=True)
-class Source:
-    """The dataset that is encoded.
-
-    Attributes:
-        url: Its folder, any fsspec URL.
-        info: Its description.
-        index: Its index.
-        kept: Modalities that are copied, in the order of its members.
-    """
-
-    url: str
-    info: DatasetInfo
-    index: ShardIndex
-    kept: tuple[str, ...]
-
-    @classmethod
-    def open(cls, url: str, keep: Sequence[str] | None) -> "Source":
-        """Open a dataset; ``keep`` names the modalities to copy, None means controls if there are any.
-
-        Raises:
-            OwlError: It is no finished dataset, has no pictures, no training split, or not what is to be kept.
-        """
-        info = DatasetInfo.load(url)
-        index = ShardIndex.load(url)
-        stored = ", ".join(info.modalities)
-        wanted = [name for name in ("controls",) if name in info.modalities] if keep is None else list(keep)
-        for name in ("rgb", *wanted):
-            if name not in info.modalities:
-                raise OwlError(
-                    "dataset.modalities",
-                    f"{url} has no {name} to encode or to keep, it holds {stored}; ask for what is there",
-                )
-        if "latent" in wanted:
-            raise OwlError(
-                "dataset.modalities",
-                f"the latent of {url} has no place beside the new one; leave it out of what is kept",
-            )
-        if not info.splits.get("train"):
-            raise OwlError(
-                "dataset.empty-split",
-                f"the train split of {url} is empty, the latents' mean and standard deviation are those of its frames; "
-                "record or import more episodes",
-            )
-        return cls(str(url), info, index, tuple(name for name in info.modalities if name in wanted))
+        return [self.network.latent_channels, *self.network.latent_size]
 
     @property
-    def identity(self) -> str:
-        """That of the dataset (`DatasetInfo.identity`)."""
-        return self.info.identity(self.index)
+    def is_of_sound(self) -> bool:
+        """Whether its latents are tokens on a clock of their own rather than one grid a frame."""
+        return "audio" in self.network.modalities
+
+    def find_name(self, name: str | None) -> str:
+        """What its latents are called in a dataset, by default ``latent``, ``audio_latent``, ``motion_latent`` ...
+
+        Raises:
+            OwlError: There are no such latents, or they are not of sound or not of frames.
+        """
+        first = next(iter(self.network.modalities))
+        name = name or LATENT_NAMES.get(first, f"{first}_latent")
+        latents = {known: kind for known, kind in MODALITIES.items() if issubclass(kind, Latent)}
+        fitting = [known for known, kind in latents.items() if issubclass(kind, AudioLatent) == self.is_of_sound]
+        if name not in fitting:
+            raise OwlError(
+                "arguments.wrong-value",
+                f"latents of {', '.join(self.network.modalities)} were to be called {name}, {' or '.join(fitting)} was "
+                "expected; use --name with that",
+            )
+        return name
+
+    def clock(self, fps: float) -> Clock:
+        """The clock of tokens of sound beside frames."""
+        return Clock(self.network.sample_rate / self.network.hop, fps)
+
+    def layout(self, source: Source) -> dict[str, Any]:
+        """How dataset.json describes what a frame's member holds.
+
+        Raises:
+            OwlError: The dataset has other channels, another size or rate than the network takes.
+        """
+        network, url, takes = self.network, source.url, f"the encoder of {self.checkpoint} takes"
+        shapes = {name: next(iter(source.modality(name, 1).shapes().values()))[0] for name in source.taken}
+        for name, channels in network.modalities.items():
+            found = shapes[name][0 if name == "audio" else 1]
+            if found != channels:
+                raise OwlError(
+                    "network.input",
+                    f"{name} of {url} has {found} channels, {takes} {channels}; use another dataset or encoder",
+                )
+        if self.is_of_sound:
+            rate = source.info.modalities["audio"]["sample_rate"]
+            if rate != network.sample_rate:
+                raise OwlError(
+                    "network.input",
+                    f"audio of {url} has {rate} samples a second, {takes} {network.sample_rate}; use another dataset "
+                    "or encoder",
+                )
+            clock = self.clock(source.info.fps)
+            if clock.least(1) == clock.most(1):
+                return {"encoding": "npy float16[k, c]", "shape": [clock.least(1), network.latent_channels]}
+            return {"encoding": "npy float16[tokens, c]", "shape": [network.latent_channels], "rate": clock.rate}
+        size = shapes[source.taken[0]][2:]
+        if size != self.size:
+            stored, expected = ("x".join(map(str, sides)) for sides in (size, self.size))
+            raise OwlError(
+                "dataset.size",
+                f"the {source.taken[0]} of {url} is {stored} (height x width), {takes} {expected}; use footage of that "
+                "size or an encoder that was trained on this one",
+            )
+        return {"encoding": "npy float16[c, h, w]", "shape": self.latent_shape}
+
+    @torch.inference_mode()
+    def encode(self, sample: dict[str, Tensor], noise: torch.Generator | None) -> np.ndarray:
+        """Encode consecutive frames of an episode.
+
+        Args:
+            sample: What a window delivers of the modalities that the network takes.
+            noise: Of draws of the posteriors; None takes their means.
+
+        Returns:
+            float16[B, c, h, w], or of sound float16[tokens, c].
+        """
+        device = placement(self.network).device
+        inputs = []
+        for tensor in sample.values():
+            on_device = (tensor[None] if self.is_of_sound else tensor).to(device, non_blocking=True)
+            if on_device.ndim == 4:
+                on_device = on_device.contiguous(memory_format=torch.channels_last)
+            inputs.append(on_device.float() / 127.5 - 1 if tensor.dtype == torch.uint8 else on_device)
+        posterior = self.network.encode(*inputs)
+        latent = posterior.mean if noise is None else posterior.sample(noise)
+        latent = latent[0].T if self.is_of_sound else latent
+        return latent.half().contiguous().cpu().numpy()
 
 
 def encode_dataset(
@@ -115,6 +161,7 @@ def encode_dataset(
     source: str,
     directory: str | Path,
     *,
+    name: str | None = None,
     keep: Sequence[str] | None = None,
     sample: bool = False,
     batch_size: int = 64,
@@ -125,32 +172,38 @@ def encode_dataset(
     An episode with a damaged member ends before it, with a warning.
 
     Args:
-        encoder: The autoencoder; it is moved to the GPU if there is one.
+        encoder: The network; it is moved to the GPU if there is one.
         source: The dataset to encode, any fsspec URL.
         directory: Local folder for the new dataset.
+        name: What the latents are called (`FrameEncoder.find_name`).
         keep: Modalities of the source to copy byte for byte; None keeps controls if there are any.
         sample: Whether to store a draw of each posterior rather than its mean.
-        batch_size: Frames that are encoded together.
+        batch_size: Frames that are encoded together; sound is encoded an episode at a time.
         workers: Processes, each with the network; 0 encodes in this one.
 
     Returns:
         The description of the finished dataset.
 
     Raises:
-        OwlError: As `run`; or the source cannot be encoded (`Source.open`), its pictures have another size than the
-            encoder's, or the encoder gives NaN.
+        OwlError: As `run`; or the source lacks what the network takes (`Source.open`, `FrameEncoder.layout`) or has no
+            training split, or the network gives NaN or latents of another shape than it declares.
     """
     root = local_folder(directory)
     at_least(1, batch_size=batch_size)
-    original = Source.open(source, keep)
-    if original.info.size != encoder.size:
-        found, expected = ("x".join(map(str, size)) for size in (original.info.size, encoder.size))
+    original = Source.open(source, encoder.network.modalities, keep)
+    name = encoder.find_name(name)
+    if name in original.kept:
         raise OwlError(
-            "dataset.size",
-            f"the pictures of {source} are {found} (height x width), the encoder of {encoder.checkpoint} takes "
-            f"{expected}; use footage of that size or an encoder that was trained on this one",
+            "dataset.modalities",
+            f"the {name} of {source} has no place beside the new one; leave it out of what is kept",
         )
-    return run(_EncodeJob(encoder, original, sample, batch_size), root, workers)
+    if not original.info.splits.get("train"):
+        raise OwlError(
+            "dataset.empty-split",
+            f"the train split of {source} is empty, the latents' mean and standard deviation are those of its frames; "
+            "record or import more episodes",
+        )
+    return run(_EncodeJob(encoder, original, name, sample, batch_size), root, workers)
 
 
 class _EncodeJob(ShardJob):
@@ -158,147 +211,92 @@ class _EncodeJob(ShardJob):
 
     doing, kinds = "encoding", ("encoded",)
 
-    def __init__(self, encoder: FrameEncoder, original: Source, sample: bool, batch_size: int) -> None:
+    def __init__(self, encoder: FrameEncoder, original: Source, name: str, sample: bool, batch_size: int) -> None:
         self._encoder, self._original, self._sample, self._batch_size = encoder, original, sample, batch_size
+        self._name, self._extension = name, MODALITIES[name].extension
         self.shards = original.index.frames_of_shards()
         latent: dict[str, Any] = {
-            "extension": EXTENSION,
-            "encoding": "npy float16[c, h, w]",
-            "shape": encoder.latent_shape,
+            "extension": self._extension,
+            **encoder.layout(original),
             "posterior": "sample" if sample else "mean",
             "encoder": encoder.identity,
         }
-        self.info = DatasetInfo(
-            fps=original.info.fps,
-            size=original.info.size,
-            modalities={"latent": latent, **{name: original.info.modalities[name] for name in original.kept}},
-            splits=original.info.splits,
-            source={
-                "kind": "encoded",
-                "path": original.url,
-                "identity": original.identity,
-                "checkpoint": encoder.checkpoint,
-            },
-            code_version=code_version(),
-        )
+        kept = {kept: original.info.modalities[kept] for kept in original.kept}
+        self.info = original.derive("encoded", {name: latent, **kept}, checkpoint=encoder.checkpoint)
 
     def settings(self, info: DatasetInfo) -> dict[str, Any]:
-        latent = info.modalities["latent"]
-        return {
-            "encoder": Made(latent["encoder"]["fingerprint"], latent["encoder"]["checkpoint"]),
-            "source": Made(info.source["identity"], info.source["path"]),
-            "posterior": latent["posterior"],
+        settings = {
             "modalities": ", ".join(info.modalities),
+            "source": Made(info.source["identity"], info.source["path"]),
         }
+        if self._name in info.modalities:
+            latent = info.modalities[self._name]
+            settings["encoder"] = Made(latent["encoder"]["fingerprint"], latent["encoder"]["checkpoint"])
+            settings["posterior"] = latent["posterior"]
+        return settings
 
     def prepare(self, threads: int) -> None:
         torch.set_num_threads(threads)
 
     def frames(self, number: int) -> Frames:
-        """One thread reads and decodes ahead of the encoder."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        network = self._encoder.network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        index = self._original.index
-        reader = _FrameReader(self._original, pin=device.type == "cuda")
-        with ThreadPoolExecutor(1) as pool:
-            for episode in index.episodes_of(number):
-                name = str(index.episodes[episode])
-                # the noise depends on the episode alone, not on where an interrupted run goes on
-                noise = torch.Generator(device).manual_seed(zlib.crc32(name.encode())) if self._sample else None
-                for pictures, kept in reader.batches(episode, self._batch_size, pool):
-                    latents = _encode(network, pictures.to(device, non_blocking=True), noise)
-                    if not np.isfinite(latents).all():
-                        raise OwlError(
-                            "latents.non-finite",
-                            f"the encoder of {self._encoder.checkpoint} gives latents of episode {name} that are no "
-                            "finite float16; use a checkpoint of a run that did not diverge",
-                        )
-                    for latent, members in zip(latents, kept, strict=True):
-                        yield name, {EXTENSION: codecs.encode_array(latent), **members}
+        self._encoder.network.to(device=device, memory_format=torch.channels_last)
+        index, reader = self._original.index, SampleReader(self._original, pin=device.type == "cuda")
+        for episode in index.episodes_of(number):
+            name = str(index.episodes[episode])
+            # the noise depends on the episode alone, not on where an interrupted run goes on
+            noise = torch.Generator(device).manual_seed(zlib.crc32(name.encode())) if self._sample else None
+            together = int(index.episode_frames[episode]) if self._encoder.is_of_sound else self._batch_size
+            for sample, kept in reader.stretches(episode, together):
+                latents = self._divide(self._encoder.encode(sample, noise), len(kept))
+                if not all(np.isfinite(latent).all() for latent in latents):
+                    raise OwlError(
+                        "latents.non-finite",
+                        f"the encoder of {self._encoder.checkpoint} gives latents of episode {name} that are no finite "
+                        "float16; use a checkpoint of a run that did not diverge",
+                    )
+                for latent, members in zip(latents, kept, strict=True):
+                    yield name, {self._extension: codecs.encode_array(latent), **members}
+
+    def _divide(self, latents: np.ndarray, frames: int) -> list[np.ndarray]:
+        """Those of each frame; of sound the tokens that end within it."""
+        shape, cuts = self.info.modalities[self._name]["shape"], list(range(frames + 1))
+        if self._encoder.is_of_sound:
+            shape, clock = shape[-1:], self._encoder.clock(self.info.fps)
+            cuts = [clock.least(frame) for frame in cuts]
+        if list(latents.shape[1:]) != shape or len(latents) < cuts[-1]:
+            raise OwlError(
+                "latents.shape",
+                f"the encoder of {self._encoder.checkpoint} gives {list(latents.shape)} for {frames} frames, by what "
+                f"it declares {[cuts[-1], *shape]} was expected; correct its class",
+            )
+        return [latents[a:b] if self._encoder.is_of_sound else latents[a] for a, b in pairwise(cuts)]
 
     def is_described(self, info: DatasetInfo) -> bool:
-        return "mean" in info.modalities["latent"]
+        return "mean" in info.modalities[self._name]
 
     def describe(self, root: Path, info: DatasetInfo, index: ShardIndex) -> DatasetInfo:
         """Add the statistics of the training latents."""
-        train, reader = set(info.splits["train"]), ShardReader(root, None, "")
-        mean, std = measure(
-            codecs.decode_array(members[EXTENSION])
-            for episode, name in enumerate(index.episodes.tolist())
-            if name in train
-            for members in read_members(reader, index, episode, range(int(index.episode_frames[episode])), [EXTENSION])[
-                0
-            ]
-        )
-        latent = info.modalities["latent"] | {"mean": mean.tolist(), "std": std.tolist()}
-        return replace(info, modalities=info.modalities | {"latent": latent})
+        mean, std = measure(self._latents(root, set(info.splits["train"]), index))
+        latent = info.modalities[self._name] | {"mean": mean.tolist(), "std": std.tolist()}
+        return replace(info, modalities=info.modalities | {self._name: latent})
 
-
-@torch.inference_mode()
-def _encode(network: nn.Module, pictures: Tensor, noise: torch.Generator | None) -> np.ndarray:
-    """uint8[B, 3, H, W] to float16[B, c, h, w]; with a source of noise draws of the posteriors, else their means."""
-    image = pictures.contiguous(memory_format=torch.channels_last).float() / 127.5 - 1
-    posterior = network.encode(image)  # type: ignore[operator]
-    latent = posterior.mean if noise is None else posterior.sample(noise)
-    return latent.half().contiguous().cpu().numpy()
-
-
-class _FrameReader:
-    """Reads a dataset's frames in batches of consecutive ones, each with one contiguous read."""
-
-    def __init__(self, original: Source, pin: bool) -> None:
-        self._original, self._pin = original, pin
-        self._reader = ShardReader(original.url, None, original.identity)
-        info = original.info
-        self._decoder = Rgb("rgb", info.modalities["rgb"], Sampling(original.url, info.fps, info.size))
-        self._rgb, *self._kept = (original.info.modalities[name]["extension"] for name in ("rgb", *original.kept))
-
-    def batches(
-        self, episode: int, batch_size: int, pool: ThreadPoolExecutor
-    ) -> Iterator[tuple[Tensor, list[dict[str, bytes]]]]:
-        """Yield an episode's frames, uint8[B, 3, H, W], each with the members to keep by extension.
-
-        The next batch is decoded in the pool meanwhile. At a damaged member the episode ends, with a warning.
-        """
-        frames = int(self._original.index.episode_frames[episode])
-        following = pool.submit(self._batch, episode, 0, min(batch_size, frames))
-        for first in range(0, frames, batch_size):
-            pictures, kept, wrong = following.result()
-            stop = first + batch_size
-            if stop < frames and wrong is None:
-                following = pool.submit(self._batch, episode, stop, min(stop + batch_size, frames))
-            if kept:
-                yield pictures, kept
-            if wrong is not None:
-                warnings.warn(f"{self._original.url}: {wrong}; the episode ends before it", stacklevel=3)
-                return
-
-    def _batch(self, episode: int, first: int, stop: int) -> tuple[Tensor, list[dict[str, bytes]], str | None]:
-        """Frames [first, stop) up to the first damaged one, and what is wrong with that."""
-        index = self._original.index
-        wanted = dict.fromkeys((self._rgb, *self._kept))
-        members, wrong = read_members(self._reader, index, episode, range(first, stop), list(wanted))
-        height, width = self._original.info.size
-        pictures = torch.empty((stop - first, 3, height, width), dtype=torch.uint8, pin_memory=self._pin)
-        for position, found in enumerate(members):
-            try:
-                absent = [extension for extension in wanted if extension not in found]
-                if absent:
-                    raise ValueError(f"it has no {absent[0]}")
-                picture = self._decoder.decode(found[self._rgb])
-            except ValueError as error:
-                members, wrong = members[:position], damage(index, episode, first + position, error)
-                break
-            pictures[position] = torch.from_numpy(picture).movedim(-1, 0)
-        kept = [{extension: found[extension] for extension in self._kept} for found in members]
-        return pictures[: len(members)], kept, wrong
+    def _latents(self, root: Path, episodes: set[str], index: ShardIndex) -> Iterator[np.ndarray]:
+        """Yield float[c, ...] of each frame of some episodes."""
+        reader = ShardReader(root, None, "")
+        for episode, name in enumerate(index.episodes.tolist()):
+            if name in episodes:
+                every = range(int(index.episode_frames[episode]))
+                for members in read_members(reader, index, episode, every, [self._extension])[0]:
+                    latent = codecs.decode_array(members[self._extension])
+                    yield latent.T if self._encoder.is_of_sound else latent
 
 
 def measure(latents: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each channel over frames and positions.
 
     Args:
-        latents: float[c, h, w] each.
+        latents: float[c, ...] each.
 
     Returns:
         Two float64[c].
@@ -308,7 +306,7 @@ def measure(latents: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """
     count, total, squares = 0, np.zeros(()), np.zeros(())
     for latent in latents:
-        values = latent.reshape(len(latent), -1).astype(np.float64)
+        values = latent.reshape(len(latent), latent[0].size).astype(np.float64)
         count += values.shape[1]
         total = total + values.sum(axis=1)
         squares = squares + np.square(values).sum(axis=1)

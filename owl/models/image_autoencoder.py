@@ -119,6 +119,11 @@ class ImageAutoencoder(nn.Module):
         image = self.channels * self.size[0] * self.size[1]
         return image / (self.latent_channels * self.latent_size[0] * self.latent_size[1])
 
+    @property
+    def modalities(self) -> dict[str, int]:
+        """Channels of each modality that ``encode`` takes."""
+        return {"rgb": self.channels}
+
     def encode(self, image: Tensor) -> Posterior:
         """Encode images of the size the network was built for.
 

@@ -5,7 +5,7 @@ from owl.data.modalities.base import Modality
 from owl.data.modalities.controls import Controls
 from owl.data.modalities.depth import Depth
 from owl.data.modalities.flow import Flow
-from owl.data.modalities.latents import AudioLatent, ConditioningLatent, Latent, MotionLatent
+from owl.data.modalities.latents import AudioLatent, ConditioningLatent, DepthLatent, Latent, MotionLatent
 from owl.data.modalities.rgb import Rgb
 
 MODALITIES: dict[str, type[Modality]] = {
@@ -15,6 +15,7 @@ MODALITIES: dict[str, type[Modality]] = {
     "audio": Audio,
     "controls": Controls,
     "latent": Latent,
+    "depth_latent": DepthLatent,
     "motion_latent": MotionLatent,
     "conditioning_latent": ConditioningLatent,
     "audio_latent": AudioLatent,

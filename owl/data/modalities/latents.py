@@ -73,6 +73,12 @@ class ConditioningLatent(Latent):
     extension = "conditioning_latent.npy"
 
 
+class DepthLatent(Latent):
+    """A latent of a depth map."""
+
+    extension = "depth_latent.npy"
+
+
 class MotionLatent(Latent):
     """A latent of the motion from one stored frame to the next.
 
