@@ -21,6 +21,8 @@ def main(
     depth: bool = False,
     flow: bool = False,
     audio: bool = False,
+    pose: bool = False,
+    labels: bool = False,
     workers: int | None = None,
     held_out: float = HELD_OUT,
 ) -> None:
@@ -40,6 +42,8 @@ def main(
         depth: Record depth maps too.
         flow: Record optical flow too (OpenCV's DIS, on a grid of half or a quarter of the resolution).
         audio: Record stereo sound at 44.1 kHz too; needs the system library libopenal1.
+        pose: Record the camera too: position, angle, pitch and intrinsics.
+        labels: Record labels too: for each pixel the number of its object, and the objects' names.
         workers: Processes; one per core where left out.
         held_out: Share of the episodes for validation, and that for test. At 0.5 nothing is left to train on: for
             measuring a network on what it never saw.
@@ -55,6 +59,8 @@ def main(
         depth=depth,
         flow=flow,
         audio=audio,
+        pose=pose,
+        labels=labels,
         workers=workers,
         held_out=held_out,
     )

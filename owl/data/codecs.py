@@ -9,11 +9,12 @@ import cv2
 import numpy as np
 import simplejpeg
 
+JPEG_QUALITY = 95
 FLOW_SCALE = 64.0  # KITTI: uint16 = pixels * 64 + 2**15, so +-511 pixels in steps of 1/64 pixel
 FLOW_ZERO = 2**15
 
 
-def encode_rgb(rgb: np.ndarray, quality: int = 95) -> bytes:
+def encode_rgb(rgb: np.ndarray, quality: int = JPEG_QUALITY) -> bytes:
     """Compress a frame to baseline JPEG with 4:2:0 chroma.
 
     Args:
@@ -118,6 +119,12 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return image
     shrinking = size[0] <= height and size[1] <= width
     return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
+
+
+def nearest(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The middle pixel of each area: no mixture of values. picture: [H, W] or [H, W, C]; size: (h, w)."""
+    rows, columns = ((np.arange(n) + 0.5) * m / n for n, m in zip(size, picture.shape, strict=False))
+    return np.ascontiguousarray(picture[rows.astype(int)[:, None], columns.astype(int)])
 
 
 def _encode_png(image: np.ndarray) -> bytes:

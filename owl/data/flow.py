@@ -5,9 +5,6 @@ import numpy as np
 
 from owl.errors import OwlError
 
-FLOW_UNIT = "pixels of the stored rgb frame"
-FLOW_DIRECTION = "frame[t-1](x + flow) ~ frame[t](x); zero at an episode's first frame"
-
 
 def flow_downscale(size: tuple[int, int]) -> int:
     """Pixels of an (H, W) frame per cell of its flow's grid: 2, and 4 where W is above 320; 1 where they do not divide.

@@ -20,17 +20,20 @@ from typing import Any
 import numpy as np
 import psutil
 
-from owl.data.codecs import resize
+from owl.data.codecs import nearest
+from owl.data.screen import camera, crop, find_resolution, fit, load_vizdoom, read_labels
 from owl.errors import OwlError
 
 FPS = 35.0
 SAMPLE_RATE = 44_100
 CHANNELS = 2
 SAMPLES_PER_FRAME = 1260  # 44,100 / 35
-# The game draws without antialiasing: small pictures are drawn at twice their size and averaged, or the walls far away
-# would be noise that no latent can hold. Up to this width in pixels, beyond which drawing would be what takes the time.
-LARGEST_OVERSAMPLED = 640
 BUTTONS = ("ATTACK", "MOVE_FORWARD", "MOVE_BACKWARD", "MOVE_LEFT", "MOVE_RIGHT")
+VARIABLES = (
+    *("POSITION_X", "POSITION_Y"),  # of the player
+    *("CAMERA_POSITION_X", "CAMERA_POSITION_Y", "CAMERA_POSITION_Z"),
+    *("CAMERA_ANGLE", "CAMERA_PITCH", "CAMERA_FOV"),
+)
 AXES = ("mouse_x",)  # degrees turned in the tic, to the right positive (ViZDoom's TURN_LEFT_RIGHT_DELTA)
 
 
@@ -42,6 +45,10 @@ class Frame:
         rgb: uint8[H, W, 3].
         depth: uint8[H, W], 0 at the eye to 255 far away; None where it was not asked for.
         audio: int16[1260, 2], left and right at 44.1 kHz; None where it was not asked for.
+        pose: float32[9] as `owl.data.modalities.pose.Pose` has it, intrinsics in pixels of ``rgb``.
+        labels: uint16[H, W], the number of each pixel's object, and the name of each number: 0 and 1 as in
+            `owl.data.screen.LABEL_NAMES`, above them objects, the same number for the same one until there is a cut;
+            "Self" is the player with what it holds. None where it was not asked for.
         buttons: float32[5], 1 where the button of ``BUTTONS`` was held.
         axes: float32[1], degrees turned to the right.
         cut: True where the frame does not continue its predecessor: an episode's first frame, and the first one after
@@ -51,6 +58,8 @@ class Frame:
     rgb: np.ndarray
     depth: np.ndarray | None
     audio: np.ndarray | None
+    pose: np.ndarray
+    labels: tuple[np.ndarray, dict[int, str]] | None
     buttons: np.ndarray
     axes: np.ndarray
     cut: bool
@@ -75,7 +84,7 @@ def find_scenario(name: str) -> tuple[Path, str | None]:
             )
         return Path(name).resolve(), None
     name, _, wanted = name.partition(":")
-    folder = Path(_vizdoom().scenarios_path)
+    folder = Path(load_vizdoom().scenarios_path)
     wads = {path.stem: _find_wad(path) for path in sorted(folder.glob("*.cfg"))}
     maps = {scenario: _read_maps(wad) for scenario, wad in wads.items() if wad.exists()}
     known = [scenario for scenario, starts in maps.items() if next(iter(starts.values()))]
@@ -98,7 +107,7 @@ def check_size(size: tuple[int, int]) -> None:
     Raises:
         OwlError: They are larger than its largest screen.
     """
-    _find_resolution(size)
+    find_resolution(size)
 
 
 def check_audio() -> None:
@@ -124,6 +133,7 @@ def play(
     seed: int = 0,
     depth: bool = False,
     audio: bool = False,
+    labels: bool = False,
 ) -> Iterator[Frame]:
     """Play one episode with a random policy and yield its frames; equal arguments give equal frames.
 
@@ -137,11 +147,12 @@ def play(
         seed: Of the game and of the policy.
         depth: Deliver depth maps.
         audio: Deliver sound.
+        labels: Deliver labels.
 
     Raises:
         OwlError: The scenario, the size or the sound library is not there, or the game stopped by itself.
     """
-    vizdoom = _vizdoom()
+    vizdoom = load_vizdoom()
     config, level = find_scenario(scenario)
     if audio:
         check_audio()
@@ -150,7 +161,7 @@ def play(
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="owl-game-"))
         try:
-            game = _open_game(config, level, folder, size, int(game_seed), depth, audio)
+            game = _open_game(config, level, folder, size, int(game_seed), depth, audio, labels)
             stack.callback(game.close)
             cut = True
             action = policy.idle()
@@ -161,9 +172,11 @@ def play(
                     cut, action = True, policy.idle()
                 state = game.get_state()
                 yield Frame(
-                    rgb=_fit(state.screen_buffer, size),
-                    depth=_fit_nearest(state.depth_buffer, size) if depth else None,
+                    rgb=fit(state.screen_buffer, size),
+                    depth=nearest(crop(state.depth_buffer, size), size) if depth else None,
                     audio=state.audio_buffer.copy() if audio else None,
+                    pose=camera(state.game_variables[2:], state.screen_buffer.shape[:2], size),
+                    labels=read_labels(state, size) if labels else None,
                     buttons=action[: len(BUTTONS)].astype(np.float32),
                     axes=action[len(BUTTONS) :].astype(np.float32),
                     cut=cut,
@@ -246,16 +259,6 @@ class _StickyPolicy:
         self._action[-1] = self._rng.choice([-1, 1]) * self._rng.uniform(4, 7)
 
 
-def _vizdoom() -> Any:
-    try:
-        import vizdoom
-    except ImportError as error:
-        raise OwlError(
-            "game.package", f"recording needs the package vizdoom ({error}); install it with `pip install vizdoom`"
-        ) from error
-    return vizdoom
-
-
 def _find_wad(config: Path) -> Path:
     """The file that holds the maps of a scenario that ViZDoom brings along."""
     lines = [line.partition("=") for line in config.read_text("utf-8").splitlines()]
@@ -287,17 +290,24 @@ def _read_maps(wad: Path) -> dict[str, bool]:
 
 
 def _open_game(
-    config: Path, level: str | None, folder: str, size: tuple[int, int], seed: int, depth: bool, audio: bool
+    config: Path,
+    level: str | None,
+    folder: str,
+    size: tuple[int, int],
+    seed: int,
+    depth: bool,
+    audio: bool,
+    labels: bool,
 ) -> Any:
-    vizdoom = _vizdoom()
+    vizdoom = load_vizdoom()
     game = vizdoom.DoomGame()
     game.load_config(str(config))
     if level:
         game.set_doom_map(level)
-    game.set_screen_resolution(_find_resolution(size))
+    game.set_screen_resolution(find_resolution(size))
     game.set_screen_format(vizdoom.ScreenFormat.RGB24)
     game.set_depth_buffer_enabled(depth)
-    game.set_labels_buffer_enabled(False)
+    game.set_labels_buffer_enabled(labels)
     game.set_automap_buffer_enabled(False)
     game.set_audio_buffer_enabled(audio)
     if audio:
@@ -310,7 +320,7 @@ def _open_game(
         switch(False)
     game.set_render_screen_flashes(False)
     game.set_available_buttons([getattr(vizdoom.Button, name) for name in (*BUTTONS, "TURN_LEFT_RIGHT_DELTA")])
-    game.set_available_game_variables([vizdoom.GameVariable.POSITION_X, vizdoom.GameVariable.POSITION_Y])
+    game.set_available_game_variables([getattr(vizdoom.GameVariable, name) for name in VARIABLES])
     game.set_mode(vizdoom.Mode.PLAYER)
     game.set_seed(seed)
     game.set_episode_timeout(0)
@@ -324,41 +334,3 @@ def _open_game(
 
 def _begin(game: Any) -> None:
     game.send_game_command("god")
-
-
-def _find_resolution(size: tuple[int, int]) -> Any:
-    """The smallest screen that covers (H, W) twice in each direction, or once where that is large already."""
-    resolutions = {}
-    for name, resolution in _vizdoom().ScreenResolution.__members__.items():
-        width, height = map(int, name.removeprefix("RES_").split("X"))
-        resolutions[height, width] = resolution
-    oversampling = 2 if 2 * size[1] <= LARGEST_OVERSAMPLED else 1
-    wanted = (oversampling * size[0], oversampling * size[1])
-    covering = [screen for screen in resolutions if screen[0] >= wanted[0] and screen[1] >= wanted[1]]
-    if not covering or min(size) < 1:
-        raise OwlError(
-            "game.size",
-            f"size {size[0]}x{size[1]} (height x width) is none the game can draw, up to 1080x1920 was expected; "
-            "use a smaller size",
-        )
-    return resolutions[min(covering, key=lambda screen: screen[0] * screen[1])]
-
-
-def _crop(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The largest central part of a picture with the aspect of (H, W)."""
-    height, width = picture.shape[:2]
-    scale = min(height / size[0], width / size[1])
-    rows, columns = round(size[0] * scale), round(size[1] * scale)
-    top, left = (height - rows) // 2, (width - columns) // 2
-    return picture[top : top + rows, left : left + columns]
-
-
-def _fit(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return resize(np.ascontiguousarray(_crop(picture, size)), size)
-
-
-def _fit_nearest(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Like `_fit` with the middle pixel of each area: an average of near and far would be neither."""
-    depth = _crop(depth, size)
-    rows, columns = ((np.arange(n) + 0.5) * m / n for n, m in zip(size, depth.shape, strict=True))
-    return np.ascontiguousarray(depth[rows.astype(int)[:, None], columns.astype(int)])

@@ -15,10 +15,13 @@ import av
 import numpy as np
 from tqdm import tqdm
 
-from owl.data.codecs import encode_array, encode_flow, encode_rgb
-from owl.data.flow import FLOW_DIRECTION, FLOW_UNIT, estimate_flow, flow_downscale
+from owl.data.flow import estimate_flow, flow_downscale
 from owl.data.footage import OWL_CONTROL, VIDEOS, Footage, Recording, find_footage
 from owl.data.jobs import Frames, ShardJob, local_folder, run
+from owl.data.modalities.audio import Audio
+from owl.data.modalities.controls import Controls
+from owl.data.modalities.flow import Flow
+from owl.data.modalities.rgb import Rgb
 from owl.data.owl_control import align, describe_controls, order_buttons, read_inputs
 from owl.data.shards import DatasetInfo, ShardIndex
 from owl.data.splits import split_in_order, split_recordings
@@ -26,7 +29,6 @@ from owl.data.video import CHANNELS, SAMPLE_RATE, AudioTrack, first_sample, read
 from owl.errors import OwlError
 from owl.version import code_version
 
-QUALITY = 95
 EPISODE_FRAMES = 500
 """Long recordings are cut into episodes of at least this many frames and fewer than twice as many."""
 SHORTEST_EPISODE = 16
@@ -171,22 +173,12 @@ def _frames_of_recordings(frames: dict[str, int], recording_of: dict[str, str]) 
 
 
 def _modalities(footage: Footage, size: tuple[int, int], flow: bool, audio: bool) -> dict[str, dict]:
-    modalities: dict[str, dict] = {"rgb": {"extension": "rgb.jpg", "quality": QUALITY}}
+    modalities: dict[str, dict] = {"rgb": Rgb.describe()}
     if flow:
-        modalities["flow"] = {
-            "extension": "flow.png",
-            "encoding": "kitti-uint16",
-            "downscale": flow_downscale(size),
-            "unit": FLOW_UNIT,
-            "direction": FLOW_DIRECTION,
-        }
+        modalities["flow"] = Flow.describe(size)
     if audio and any(recording.video.has_audio for recording in footage.recordings):
-        modalities["audio"] = {
-            "extension": "audio.npy",
-            "sample_rate": SAMPLE_RATE,
-            "channels": CHANNELS,
-            "timing": "frame t holds the sound from frame t-1 to frame t; a recording's first frame is silent",
-        }
+        timing = "frame t holds the sound from frame t-1 to frame t; a recording's first frame is silent"
+        modalities["audio"] = Audio.describe(SAMPLE_RATE, CHANNELS, timing)
     if footage.kind == OWL_CONTROL:
         names = [name for recording in footage.recordings for name in recording.buttons]
         modalities["controls"] = describe_controls(order_buttons(names))
@@ -269,17 +261,17 @@ class _Frame:
         """Encode, in the order of the dataset's modalities."""
         aspect, size = self.recording.video.pixel_aspect, self.info.size
         rgb = to_picture(self.picture, size, aspect)
-        members = {"rgb.jpg": encode_rgb(rgb, QUALITY)}
+        members = {Rgb.extension: Rgb.encode(rgb)}
         if "flow" in self.info.modalities:
             downscale = self.info.modalities["flow"]["downscale"]
             flow = np.zeros((size[0] // downscale, size[1] // downscale, 2), np.float32)
             if self.previous is not None and self.previous is not self.picture:
                 flow = estimate_flow(to_picture(self.previous, size, aspect), rgb, downscale)
-            members["flow.png"] = encode_flow(flow)
+            members[Flow.extension] = Flow.encode(flow)
         if self.audio is not None:
-            members["audio.npy"] = encode_array(self.audio)
+            members[Audio.extension] = Audio.encode(self.audio)
         if self.controls is not None:
-            members["controls.npy"] = encode_array(self.controls)
+            members[Controls.extension] = Controls.encode(self.controls)
         return members
 
 

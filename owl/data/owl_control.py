@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from owl.data.modalities.controls import Controls
+
 INPUTS_NAME = "inputs.csv"
 VIDEO_NAME = "recording.mp4"
 INVALID_NAMES = (".invalid", ".server_invalid")
@@ -231,7 +233,7 @@ def describe_controls(buttons: list[str]) -> dict:
     """Return the ``controls`` entry of ``dataset.json``."""
     mirror = {left: right for pair in MIRRORED for left, right in (pair, pair[::-1]) if left in buttons}
     return {
-        "extension": "controls.npy",
+        "extension": Controls.extension,
         "buttons": buttons,
         "axes": AXES,
         "unit": "mouse counts, scroll as recorded (positive is up)",

@@ -10,15 +10,23 @@ from typing import Any
 
 import numpy as np
 
-from owl.data import codecs, game
-from owl.data.flow import FLOW_DIRECTION, FLOW_UNIT, estimate_flow, flow_downscale
+from owl.data import game, screen
+from owl.data.flow import estimate_flow, flow_downscale
 from owl.data.jobs import Frames, ShardJob, local_folder, run
+from owl.data.modalities import MODALITIES
+from owl.data.modalities.audio import Audio
+from owl.data.modalities.controls import Controls
+from owl.data.modalities.depth import Depth
+from owl.data.modalities.flow import Flow
+from owl.data.modalities.labels import Labels
+from owl.data.modalities.pose import Pose
+from owl.data.modalities.rgb import Rgb
+from owl.data.reader import ShardReader, read_members
 from owl.data.shards import DatasetInfo, ShardIndex
 from owl.data.splits import HELD_OUT
 from owl.errors import OwlError
 from owl.version import code_version
 
-JPEG_QUALITY = 95
 SHORTEST_MIXED = 100  # frames to which several scenarios may shorten episodes, so that each has enough of them
 
 
@@ -35,6 +43,8 @@ class GameRecording:
         depth: Record depth maps.
         flow: Record optical flow (OpenCV's DIS) on a grid of half or a quarter of the resolution.
         audio: Record stereo sound at 44.1 kHz.
+        pose: Record the camera: where it is, where it looks, and its lens.
+        labels: Record which object each pixel belongs to, and what it is called.
         workers: Processes; None takes one per core.
         episode_frames: Longest episode; the frames are divided evenly among as few episodes as that allows, at least
             three of each scenario, so that each split has one. Several scenarios have twenty each, so that one is 5%,
@@ -49,6 +59,8 @@ class GameRecording:
     depth: bool = False
     flow: bool = False
     audio: bool = False
+    pose: bool = False
+    labels: bool = False
     workers: int | None = None
     episode_frames: int = 500
     held_out: float = HELD_OUT
@@ -155,24 +167,36 @@ class _RecordJob(ShardJob):
         seed = int(np.random.SeedSequence((recording.seed, number)).generate_state(1)[0])
         scenario, downscale = _scenario(recording, number), flow_downscale(recording.size)
         played = game.play(
-            scenario, self.shards[number], recording.size, seed, depth=recording.depth, audio=recording.audio
+            scenario,
+            self.shards[number],
+            recording.size,
+            seed,
+            depth=recording.depth,
+            audio=recording.audio,
+            labels=recording.labels,
         )
         previous: np.ndarray | None = None
         loudest, beginnings = 0, 0
         for position, frame in enumerate(played):
             if frame.cut and position:
                 beginnings += 1
-            members = {"rgb.jpg": codecs.encode_rgb(frame.rgb, JPEG_QUALITY)}
-            if frame.depth is not None:
-                members["depth.png"] = codecs.encode_depth(frame.depth)
+            taken: dict[str, Any] = {
+                "rgb": frame.rgb,
+                "depth": frame.depth,
+                "audio": frame.audio,
+                "pose": frame.pose,
+                "labels": frame.labels,
+                "controls": np.concatenate([frame.buttons, frame.axes]),
+            }
             if recording.flow:
                 origin = frame.rgb if previous is None or frame.cut else previous
-                members["flow.png"] = codecs.encode_flow(estimate_flow(origin, frame.rgb, downscale))
+                taken["flow"] = estimate_flow(origin, frame.rgb, downscale)
                 previous = frame.rgb
             if frame.audio is not None:
-                members["audio.npy"] = codecs.encode_array(frame.audio)
                 loudest = max(loudest, int(np.abs(frame.audio.astype(np.int32)).max()))
-            members["controls.npy"] = codecs.encode_array(np.concatenate([frame.buttons, frame.axes]))
+            members = {
+                MODALITIES[name].extension: MODALITIES[name].encode(taken[name]) for name in self.info.modalities
+            }
             yield _episode_name(recording, number, beginnings), members
         if recording.audio and loudest == 0:
             raise OwlError(
@@ -181,8 +205,11 @@ class _RecordJob(ShardJob):
                 "expected; reinstall libopenal1 or record without --audio",
             )
 
+    def is_described(self, info: DatasetInfo) -> bool:
+        return "labels" not in info.modalities or "names" in info.modalities["labels"]
+
     def describe(self, root: Path, info: DatasetInfo, index: ShardIndex) -> DatasetInfo:
-        """Put the episodes that begin anew into the split of the one that they go on from."""
+        """Put the episodes that begin anew into the split of the one that they go on from; list the labels' names."""
         names: dict[int, list[str]] = {}
         for shard, name in zip(index.episode_shard.tolist(), index.episodes.tolist(), strict=True):
             names.setdefault(shard, []).append(name)
@@ -190,7 +217,10 @@ class _RecordJob(ShardJob):
         splits = {
             split: [name for first in firsts for name in of.get(first, [])] for split, firsts in info.splits.items()
         }
-        return replace(info, splits=splits)
+        modalities = info.modalities
+        if "labels" in modalities:
+            modalities = {**modalities, "labels": {**modalities["labels"], "names": _label_names(root, index)}}
+        return replace(info, splits=splits, modalities=modalities)
 
     @staticmethod
     def clean_up(scratch: str) -> None:
@@ -209,38 +239,44 @@ def _source(recording: GameRecording) -> dict[str, Any]:
         "flow": recording.flow,
         "audio": recording.audio,
         "vizdoom": metadata.version("vizdoom"),
-        **(
-            {"held_out": recording.held_out} if recording.held_out != HELD_OUT else {}
-        ),  # older datasets have no such key
+        # older datasets have no such keys
+        **({"held_out": recording.held_out} if recording.held_out != HELD_OUT else {}),
+        **({"pose": True} if recording.pose else {}),
+        **({"labels": True} if recording.labels else {}),
     }
 
 
+def _label_names(root: Path, index: ShardIndex) -> list[str]:
+    """Every name in the labels of a dataset, sorted."""
+    reader, found = ShardReader(root, None, ""), set(screen.LABEL_NAMES.values())
+    for episode, frames in enumerate(index.episode_frames.tolist()):
+        members, _ = read_members(reader, index, episode, range(frames), [Labels.extension])
+        found.update(name for member in members for name in Labels.read_names(member[Labels.extension]).values())
+    return sorted(found)
+
+
 def _modalities(recording: GameRecording) -> dict[str, dict]:
-    modalities: dict[str, dict] = {"rgb": {"extension": "rgb.jpg", "quality": JPEG_QUALITY}}
+    modalities: dict[str, dict] = {"rgb": Rgb.describe()}
     if recording.depth:
         modalities["depth"] = {
-            "extension": "depth.png",
+            "extension": Depth.extension,
             "encoding": "uint8",
             "unit": "distance in steps of about 7 map units, 0 at the eye, 255 for all beyond",
             "range": [0, 255],
+            "step": screen.DEPTH_STEP,
+            "offset": screen.depth_offset(recording.size),
         }
     if recording.flow:
-        modalities["flow"] = {
-            "extension": "flow.png",
-            "encoding": "kitti-uint16",
-            "downscale": flow_downscale(recording.size),
-            "unit": FLOW_UNIT,
-            "direction": FLOW_DIRECTION,
-        }
+        modalities["flow"] = Flow.describe(recording.size)
     if recording.audio:
-        modalities["audio"] = {
-            "extension": "audio.npy",
-            "sample_rate": game.SAMPLE_RATE,
-            "channels": game.CHANNELS,
-            "timing": "frame t holds the sound of the tic from frame t-1 to frame t",
-        }
+        timing = "frame t holds the sound of the tic from frame t-1 to frame t"
+        modalities["audio"] = Audio.describe(game.SAMPLE_RATE, game.CHANNELS, timing)
+    if recording.pose:
+        modalities["pose"] = Pose.describe()
+    if recording.labels:
+        modalities["labels"] = Labels.describe()
     modalities["controls"] = {
-        "extension": "controls.npy",
+        "extension": Controls.extension,
         "buttons": list(game.BUTTONS),
         "axes": list(game.AXES),
         "mirror": {"buttons": {"MOVE_LEFT": "MOVE_RIGHT", "MOVE_RIGHT": "MOVE_LEFT"}, "axes": list(game.AXES)},

@@ -273,7 +273,7 @@ class WindowDataset(Dataset):
 
         Returns:
             "window": int64, the number of the window that was delivered (another one if this one is corrupt);
-            what the modalities that were asked for deliver: see their classes in `owl.data.modalities`;
+            what the modalities that were asked for deliver, which their classes in ``owl/data/modalities`` say;
             "document", with ``pack``: int64[T], the number of the clip that a frame belongs to, 0, 1, ..., and -1 for
             padding, where everything else is 0. A damaged clip of a pack is left out of it.
 

@@ -26,6 +26,14 @@ def test_a_recording_ends_with_what_it_made_and_what_comes_next(
     assert f"{path} holds 30 frames\n" in capsys.readouterr().out  # nothing was recorded, so there is no rate
 
 
+def test_camera_and_labels_are_recorded_on_demand(tmp_path: Path) -> None:
+    path = tmp_path / "seen"
+    assert run(["data", "record", str(path), "--frames=9", "--size=48x80", "--pose", "--labels", "--workers=1"]) == 0
+    info = DatasetInfo.load(path)
+    assert list(info.modalities) == ["rgb", "pose", "labels", "controls"]
+    assert {"Wall", "FloorCeilingSky"} <= set(info.modalities["labels"]["names"])
+
+
 @pytest.mark.parametrize(
     ("option", "code", "tokens"),
     [

@@ -183,8 +183,8 @@ def test_killed_and_run_again_it_ends_with_the_same_bytes(videos: Path, uninterr
     root = tmp_path / "data"
     slowly = IMPORT.replace(
         "importer.SHARD_FRAMES",
-        "import time\ntrue = importer.encode_rgb\n"
-        "importer.encode_rgb = lambda *a: (time.sleep(0.05), true(*a))[1]\nimporter.SHARD_FRAMES",
+        "import time\ntrue = importer.Rgb.encode\n"
+        "importer.Rgb.encode = lambda *a: (time.sleep(0.05), true(*a))[1]\nimporter.SHARD_FRAMES",
     )
     process = subprocess.Popen([sys.executable, "-c", slowly, videos / "a.mp4", root], stderr=subprocess.DEVNULL)
     partial = root / (shard_name(1) + ".partial")

@@ -15,12 +15,16 @@ import cv2
 import numpy as np
 import psutil
 import pytest
+import torch
 
 from owl.data import game, jobs, recorder
+from owl.data.geometry import Camera
 from owl.data.overview import DatasetReader
 from owl.data.recorder import GameRecording, record_game
-from owl.data.shards import INDEX_NAME, INFO_NAME, ShardIndex
+from owl.data.shards import INDEX_NAME, INFO_NAME, DatasetInfo, ShardIndex
+from owl.data.windows import WindowDataset
 from tests.data.test_game import can_sound
+from tests.helpers.camera import Footage, reprojection_gain
 from tests.helpers.errors import refused
 
 LONG = GameRecording(frames=2400, size=(48, 80), seed=3, workers=2, depth=True, flow=True)  # five episodes of 480
@@ -104,6 +108,33 @@ def test_a_dataset_holds_every_frame_with_every_modality(tmp_path: Path) -> None
     controls = reader.info.modalities["controls"]
     assert "the tic that brought frame t about" in controls["timing"]
     assert controls["mirror"]["buttons"]["MOVE_LEFT"] == "MOVE_RIGHT"
+
+
+def test_recorded_frames_are_seen_again_by_depth_and_pose(tmp_path: Path) -> None:
+    """The photometric error against the frame 4 earlier, once that is reprojected: on what stands still and is seen."""
+    recording = GameRecording(120, (96, 160), "my_way_home", seed=4, depth=True, pose=True, labels=True, workers=1)
+    record_game(str(tmp_path), recording)
+    windows = WindowDataset(tmp_path, "train", ("rgb", "depth", "pose", "labels"), length=40)
+    sample = windows[0]
+    names = windows.info.modalities["labels"]["names"]
+    assert names == sorted(names)
+    still = torch.tensor([name in ("Wall", "FloorCeilingSky") for name in names])[sample["classes"]]
+    assert torch.equal(still, sample["labels"] < 2)
+    camera = Camera(sample["pose"], sample["intrinsics"])
+    shown = Footage(sample["rgb"].float(), sample["depth"], camera, still, windows.info.modalities["depth"])
+    gain, share = reprojection_gain(shown)
+    assert gain >= 2
+    assert share > 0.6  # the rest has come into view
+
+
+def test_a_recording_that_was_killed_at_its_end_gets_the_names_of_its_labels(tmp_path: Path) -> None:
+    recording = GameRecording(9, (48, 80), labels=True, workers=1)
+    record_game(str(tmp_path), recording)
+    before, info = contents(tmp_path), DatasetInfo.load(tmp_path)
+    del info.modalities["labels"]["names"]
+    info.save(tmp_path)
+    record_game(str(tmp_path), recording)
+    assert contents(tmp_path) == before
 
 
 def test_a_scenario_that_ends_and_begins_anew_begins_an_episode(tmp_path: Path) -> None:

@@ -5,13 +5,17 @@ from owl.data.modalities.base import Modality
 from owl.data.modalities.controls import Controls
 from owl.data.modalities.depth import Depth
 from owl.data.modalities.flow import Flow
+from owl.data.modalities.labels import Labels
 from owl.data.modalities.latents import AudioLatent, ConditioningLatent, DepthLatent, Latent, MotionLatent
+from owl.data.modalities.pose import Pose
 from owl.data.modalities.rgb import Rgb
 
 MODALITIES: dict[str, type[Modality]] = {
     "rgb": Rgb,
     "depth": Depth,
     "flow": Flow,
+    "labels": Labels,
+    "pose": Pose,
     "audio": Audio,
     "controls": Controls,
     "latent": Latent,

@@ -30,6 +30,11 @@ class Audio(Modality):
         self._channels = int(description["channels"])
         self._samples = Clock(description["sample_rate"], sampling.fps).least(sampling.span)
 
+    @classmethod
+    def describe(cls, sample_rate: int, channels: int, timing: str) -> dict[str, Any]:
+        """What dataset.json says of it; ``timing`` says which sound a frame holds."""
+        return {"extension": cls.extension, "sample_rate": sample_rate, "channels": channels, "timing": timing}
+
     def frames(self, first: int, last: int) -> range:
         return range(first, last + 1)
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from owl.data import codecs
-from owl.data.flow import compose_flow
+from owl.data.flow import compose_flow, flow_downscale
 from owl.data.modalities.base import Modality, Preview, Sampling, Shapes, View, with_shape
 
 
@@ -26,6 +26,17 @@ class Flow(Modality):
     def __init__(self, name: str, description: Mapping[str, Any], sampling: Sampling) -> None:
         super().__init__(name, description, sampling)
         self.grid = int(description["downscale"])
+
+    @classmethod
+    def describe(cls, size: tuple[int, int]) -> dict[str, Any]:
+        """What dataset.json says of the flow of `owl.data.flow.estimate_flow` between frames of (H, W)."""
+        return {
+            "extension": cls.extension,
+            "encoding": "kitti-uint16",
+            "downscale": flow_downscale(size),
+            "unit": "pixels of the stored rgb frame",
+            "direction": "frame[t-1](x + flow) ~ frame[t](x); zero at an episode's first frame",
+        }
 
     def frames(self, first: int, last: int) -> range:
         # the motion that leads to the first frame begins at the frame that a stride puts before it

@@ -1,6 +1,7 @@
 """Pictures."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,6 +16,11 @@ class Rgb(Modality):
 
     extension = "rgb.jpg"
     encode = staticmethod(codecs.encode_rgb)
+
+    @classmethod
+    def describe(cls) -> dict[str, Any]:
+        """What dataset.json says of members that `encode` makes."""
+        return {"extension": cls.extension, "quality": codecs.JPEG_QUALITY}
 
     def shapes(self) -> Shapes:
         return {self.name: ((self.sampling.length, 3, *self.sampling.delivered), torch.uint8)}

@@ -1,0 +1,154 @@
+"""Where the pixels of one frame lie in another: reprojection by depth and pose.
+
+Coordinates:
+
+- World: x, y on the ground and z up, right-handed, in map units (the player of the game is 56 high).
+- Camera: x right, y down, z forward (OpenCV's).
+- Picture: pixels from its top left corner, x right, y down; the centre of the first pixel is (0.5, 0.5).
+
+A camera is upright: it turns about the vertical axis alone, by ``angle``. The game looks up and down by a shear, which
+moves the principal point and leaves the picture plane vertical. So ``pitch`` is contained in the intrinsics, and a
+rotation by it would count it twice.
+
+With a = angle, t = (x, y, z) and K = [[fx, 0, cx], [0, fy, cy], [0, 0, 1]], what is seen at the pixel p and the depth d
+lies at t + R d K^-1 (p, 1), where the columns of R are right (sin a, -cos a, 0), down (0, 0, -1) and forward
+(cos a, sin a, 0): Hartley and Zisserman, Multiple View Geometry (2004), equation 6.8.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Camera(NamedTuple):
+    """Where a frame was taken from and through which lens, as a window's ``pose`` and ``intrinsics`` say.
+
+    Attributes:
+        pose: float[..., 5]: x, y, z in map units; angle in degrees, counter-clockwise seen from above, 0 along x; pitch
+            in degrees, down positive.
+        intrinsics: float[..., 4]: focal lengths fx, fy and principal point cx, cy, in pixels of the frame.
+    """
+
+    pose: Tensor
+    intrinsics: Tensor
+
+    def rotation(self) -> Tensor:
+        """From camera to world coordinates: float[..., 3, 3], whose columns are right, down and forward."""
+        angle = self.pose[..., 3].deg2rad()
+        sine, cosine, zero = angle.sin(), angle.cos(), torch.zeros_like(angle)
+        right = torch.stack([sine, -cosine, zero], -1)
+        down = torch.stack([zero, zero, zero - 1], -1)
+        forward = torch.stack([cosine, sine, zero], -1)
+        return torch.stack([right, down, forward], -1)
+
+    def camera_to_world(self) -> Tensor:
+        """Homogeneous float[..., 4, 4], as MegaSAM's ``cam_c2w`` (Li et al. 2024, arXiv:2412.04463)."""
+        upper = torch.cat([self.rotation(), self.pose[..., :3, None]], -1)
+        last = upper.new_tensor([0.0, 0, 0, 1]).expand(*upper.shape[:-2], 1, 4)
+        return torch.cat([upper, last], -2)
+
+    def matrix(self) -> Tensor:
+        """The intrinsic matrix K: float[..., 3, 3]."""
+        fx, fy, cx, cy = self.intrinsics.unbind(-1)
+        zero, one = torch.zeros_like(fx), torch.ones_like(fx)
+        rows = ((fx, zero, cx), (zero, fy, cy), (zero, zero, one))
+        return torch.stack([torch.stack(row, -1) for row in rows], -2)
+
+
+def map_units(depth: Tensor, description: Mapping[str, Any]) -> Tensor:
+    """Distances along the viewing direction (not along the ray) in map units.
+
+    The nearest level (the weapon) and the farthest (the sky, and all beyond) are no distances.
+
+    Args:
+        depth: float in [0, 1], as a window delivers it.
+        description: Of the modality ``depth`` in dataset.json, with ``step`` and ``offset``.
+    """
+    return (255 * depth + description["offset"]) * description["step"]
+
+
+def backproject(depth: Tensor, camera: Camera) -> Tensor:
+    """World coordinates of every pixel.
+
+    Args:
+        depth: float[..., H, W], along the viewing direction, in map units.
+        camera: That took it.
+
+    Returns:
+        float[..., H, W, 3].
+    """
+    height, width = depth.shape[-2:]
+    y = torch.arange(height, device=depth.device)[:, None] + 0.5
+    x = torch.arange(width, device=depth.device) + 0.5
+    fx, fy, cx, cy = camera.intrinsics[..., None, None, :].unbind(-1)
+    points = torch.stack([(x - cx) / fx * depth, (y - cy) / fy * depth, depth], -1)
+    return points @ camera.rotation()[..., None, :, :].mT + camera.pose[..., None, None, :3]
+
+
+def project(points: Tensor, camera: Camera) -> tuple[Tensor, Tensor]:
+    """Where a camera sees points of the world.
+
+    Args:
+        points: float[..., H, W, 3], world coordinates.
+        camera: That looks at them.
+
+    Returns:
+        float[..., H, W, 2], (x, y) in its picture, perhaps outside; and float[..., H, W], the distance along its
+        viewing direction, in map units: what is not above 0 is behind it, and its place means nothing.
+    """
+    x, y, z = ((points - camera.pose[..., None, None, :3]) @ camera.rotation()[..., None, :, :]).unbind(-1)
+    fx, fy, cx, cy = camera.intrinsics[..., None, None, :].unbind(-1)
+    return torch.stack([x / z * fx + cx, y / z * fy + cy], -1), z
+
+
+def reproject(depth: Tensor, camera: Camera, other: Camera) -> tuple[Tensor, Tensor]:
+    """Where each pixel of a frame lies in another one, if nothing but the camera moves.
+
+    Args:
+        depth: float[..., H, W] of the frame, along the viewing direction, in map units.
+        camera: Of the frame.
+        other: Of the other frame.
+
+    Returns:
+        As `project`. The first without the pixels' own places is the optical flow of the static scene.
+    """
+    return project(backproject(depth, camera), other)
+
+
+def warp(picture: Tensor, places: Tensor, mode: str = "bilinear") -> Tensor:
+    """Take a picture apart and put it together again: each pixel is what the picture shows at a place.
+
+    Args:
+        picture: float[B, C, H, W].
+        places: float[B, h, w, 2], (x, y) in pixels of the picture; outside there is 0.
+        mode: "bilinear", or "nearest" for what must not be mixed, such as depth and labels.
+
+    Returns:
+        float[B, C, h, w].
+    """
+    height, width = picture.shape[-2:]
+    grid = places / places.new_tensor([width, height]) * 2 - 1
+    return F.grid_sample(picture, grid, mode=mode, padding_mode="zeros", align_corners=False)
+
+
+def agrees(depth: Tensor, camera: Camera, other_depth: Tensor, other: Camera, tolerance: float) -> Tensor:
+    """Which pixels of a frame another one sees too, rather than something in front of them, or nothing there.
+
+    Args:
+        depth: float[B, H, W] of the frame, in map units.
+        camera: Of the frame, with a batch.
+        other_depth: float[B, H, W] of the other frame.
+        other: Its camera.
+        tolerance: Difference in depth up to which two surfaces are one, in map units.
+
+    Returns:
+        bool[B, H, W].
+    """
+    places, distance = reproject(depth, camera, other)
+    height, width = other_depth.shape[-2:]
+    inside = (places >= 0).all(-1) & (places[..., 0] < width) & (places[..., 1] < height) & (distance > 0)
+    seen = warp(other_depth[:, None], places, "nearest")[:, 0]
+    return inside & ((seen - distance).abs() <= tolerance)

@@ -1,0 +1,55 @@
+"""Where each frame was taken from, and through which lens."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+
+from owl.data import codecs
+from owl.data.modalities.base import Modality, Shapes, View, with_shape
+
+NAMES = ("x", "y", "z", "angle", "pitch", "fx", "fy", "cx", "cy")
+"""What a member holds, in order; units and directions are those of `owl.data.geometry.Camera`."""
+
+
+class Pose(Modality):
+    """float32[9] a frame: ``NAMES``, with the intrinsics in pixels of the stored rgb frame.
+
+    Delivered as "pose": float32[T, 5] (x, y, z, angle, pitch) and "intrinsics": float32[T, 4] (fx, fy, cx, cy) in
+    pixels of the delivered rgb, of every ``stride``-th frame: poses are absolute. Resizing scales the intrinsics and
+    cropping moves the principal point. A mirrored picture is one of the world mirrored at the plane y = 0, in which the
+    camera has the opposite y and angle.
+    """
+
+    extension = "pose.npy"
+    encode = staticmethod(codecs.encode_array)
+
+    @classmethod
+    def describe(cls) -> dict[str, Any]:
+        """What dataset.json says of it."""
+        return {
+            "extension": cls.extension,
+            "encoding": "npy float32",
+            "names": list(NAMES),
+            "unit": "map units, degrees, pixels of the stored rgb frame",
+        }
+
+    def shapes(self) -> Shapes:
+        length = self.sampling.length
+        return {self.name: ((length, 5), torch.float32), "intrinsics": ((length, 4), torch.float32)}
+
+    def decode(self, content: bytes | memoryview) -> np.ndarray:
+        pose = with_shape(codecs.decode_array(content), (len(NAMES),))
+        if not np.isfinite(pose).all():
+            raise ValueError("it holds NaN or infinity")
+        (height, width), (h, w) = self.sampling.stored, self.sampling.size
+        return pose * np.array([1, 1, 1, 1, 1, *(w / width, h / height) * 2], np.float32)
+
+    def assemble(self, frames: Iterable[np.ndarray], view: View, into: dict[str, np.ndarray], before: int = 0) -> None:
+        poses = np.stack(list(frames))
+        poses[:, 7:] -= (view.left, view.top)
+        if view.mirrored:
+            poses[:, 7] = view.width - poses[:, 7]
+            poses[:, [1, 3]] *= -1
+        into[self.name][:], into["intrinsics"][:] = poses[:, :5], poses[:, 5:]
