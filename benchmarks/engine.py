@@ -54,7 +54,7 @@ class PlainEngine:
         )
         rows, columns = network._positions(x.device)
         turns = rotation(torch.tensor([[self.time]]), rows, columns, network.width // network.heads)
-        tokens = network.embed({"video": x}, None)
+        tokens = network.embed({"video": x})
         for layer, block in enumerate(network.blocks):
             tokens = block(tokens, condition, turns, self.attend(layer, commit))
         return network.unembed(tokens, condition)["video"]
@@ -62,7 +62,7 @@ class PlainEngine:
     @torch.no_grad()
     def step(self, buttons: Tensor, axes: Tensor) -> Tensor:
         controls = Controls(buttons[:, None], axes[:, None])
-        noise = torch.randn(len(buttons), 1, *self.network.streams["video"], dtype=buttons.dtype)
+        noise = torch.randn(len(buttons), 1, *self.network.streams["video"].shape, dtype=buttons.dtype)
         clean = noise - self.velocity(noise, 1.0, controls, commit=False)
         self.velocity(clean, 0.0, controls, commit=True)
         self.time += 1

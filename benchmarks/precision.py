@@ -44,7 +44,7 @@ def world(mixed: bool) -> Callable[[], None]:
     recipe.log = recipe.log_dict = lambda *arguments, **settings: None  # there is no trainer to log to
     batch = {
         "window": torch.arange(CLIPS),
-        "latent": torch.randn(CLIPS, FRAMES, *network.streams["video"]),
+        "latent": torch.randn(CLIPS, FRAMES, *network.streams["video"].shape),
         "buttons": torch.zeros(CLIPS, FRAMES, len(network.buttons)),
         "axes": torch.zeros(CLIPS, FRAMES, len(network.axes)),
     }

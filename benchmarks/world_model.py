@@ -76,7 +76,7 @@ def main() -> None:
         recipe.log = recipe.log_dict = lambda *arguments, **settings: None  # there is no trainer to log to
         batch = {
             "window": torch.arange(options.batch),
-            "latent": torch.randn(options.batch, options.frames, *network.streams["video"], device=device),
+            "latent": torch.randn(options.batch, options.frames, *network.streams["video"].shape, device=device),
             "buttons": torch.zeros(options.batch, options.frames, len(network.buttons), device=device),
             "axes": torch.zeros(options.batch, options.frames, len(network.axes), device=device),
         }

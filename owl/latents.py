@@ -1,9 +1,10 @@
 """Which latents a network takes or decodes: where datasets keep them, their statistics, the encoder they must be of.
 
-A network that is trained on latents of a frozen encoder says of which in two attributes:
+A network that is trained on latents of a frozen encoder says of which in its attributes:
 
-- ``inputs``, a dictionary: the shape of one frame's latent by the name of the input (`MODALITIES` says where datasets
-  keep it; another name is that of the modality itself, such as "latent");
+- ``inputs``, a dictionary: the shape of one frame's latent by the name of the input;
+- ``latent_modalities``, a dictionary: where datasets keep the latents of an input whose name is not that of the
+  modality, such as "latent" for "video";
 - for each of them the buffers ``<name>_mean`` and ``<name>_std``, float[channels], and ``<name>_encoder``, uint8[8]:
   the encoder's fingerprint, zeros until `load_latent_stats` has set them.
 
@@ -20,14 +21,6 @@ from owl import models
 from owl.data.controls import check_controls
 from owl.data.encoder import FrameEncoder
 from owl.errors import OwlError
-
-MODALITIES = {
-    "video": "latent",
-    "audio": "audio_latent",
-    "motion": "motion_latent",
-    "conditioning": "conditioning_latent",
-}
-"""Where the latents of each of the world model's inputs lie in a dataset."""
 
 INTERFACE = ("encode", "encoder", "modalities", "latent_channels")
 OF_FRAMES, OF_SOUND = ("size", "latent_size"), ("sample_rate", "hop")
@@ -100,7 +93,7 @@ def load_latent_stats(network: nn.Module, modalities: dict[str, dict[str, Any]],
         OwlError: The dataset's latents have another shape, or its controls other names.
     """
     for name, shape in _inputs(network).items():
-        modality = MODALITIES.get(name, name)
+        modality = modality_of(network, name)
         description = modalities.get(modality)
         if description is None:
             raise OwlError(
@@ -138,7 +131,7 @@ def check_encoder(network: nn.Module, modalities: dict[str, dict[str, Any]], url
         OwlError: They are.
     """
     for name in _inputs(network):
-        modality = MODALITIES.get(name, name)
+        modality = modality_of(network, name)
         found, expected = modalities[modality]["encoder"]["fingerprint"], encoder_of(network, name)
         if found != expected:
             raise OwlError(
@@ -159,7 +152,7 @@ def check_decoder(network: nn.Module, name: str, decoder: nn.Module) -> None:
     Raises:
         OwlError: It is one, or does not say what it decodes.
     """
-    modality = MODALITIES.get(name, name)
+    modality = modality_of(network, name)
     if not (hasattr(decoder, "decode") and tells_encoder(decoder, modality)):
         raise OwlError(
             "decoder.kind",
@@ -191,6 +184,12 @@ def encoder_of(network: nn.Module, name: str = "latent") -> str:
     if hasattr(network, f"{name}_encoder"):
         return bytes(getattr(network, f"{name}_encoder").tolist()).hex()
     return models.fingerprint(network.encoder)  # type: ignore[arg-type]
+
+
+def modality_of(network: nn.Module, name: str) -> str:
+    """Where datasets keep the latents of one of a network's inputs."""
+    names: dict[str, str] = getattr(network, "latent_modalities", {})
+    return names.get(name, name)
 
 
 def _inputs(network: nn.Module) -> dict[str, tuple[int, ...]]:

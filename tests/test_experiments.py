@@ -61,8 +61,8 @@ def shrink(network: dict[str, Any]) -> dict[str, Any]:
 
 def shrink_world_model(network: dict[str, Any]) -> dict[str, Any]:
     """Fewer channels and layers, and the latents and controls of the tests."""
-    few = {"latent": list(LATENT), "width": 32, "heads": 2, "depth": 4}
-    return {**few, "patch": min(network["patch"], 2), "buttons": BUTTONS, "axes": AXES}
+    video = network["streams"]["video"] | {"shape": list(LATENT), "patch": min(network["streams"]["video"]["patch"], 2)}
+    return {"streams": {"video": video}, "width": 32, "heads": 2, "depth": 4, "buttons": BUTTONS, "axes": AXES}
 
 
 SHRINK = {
@@ -77,7 +77,8 @@ NETWORK_CLASSES = {f"{c.__module__}.{c.__qualname__}": c for c in (ImageAutoenco
 
 def options(group: str, values: dict[str, Any]) -> list[str]:
     return [
-        f"--{group}.{name}={json.dumps(value) if isinstance(value, list) else value}" for name, value in values.items()
+        f"--{group}.{name}={json.dumps(value) if isinstance(value, list | dict) else value}"
+        for name, value in values.items()
     ]
 
 

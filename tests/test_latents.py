@@ -12,7 +12,7 @@ from owl.latents import UNKNOWN, check_decoder, check_encoder, encoder_of, load_
 from owl.models.image_autoencoder import ImageAutoencoder
 from tests.helpers.decoders import LatentDecoder
 from tests.helpers.errors import refused
-from tests.helpers.latents import FINGERPRINT, lively
+from tests.helpers.latents import FINGERPRINT, lively, streams
 
 OTHER = "ff00112233445566"
 
@@ -63,7 +63,7 @@ def test_an_autoencoder_proves_it_by_the_encoder_that_it_carries() -> None:
 @pytest.mark.parametrize("decoder", [nn.Linear(1, 1), LatentDecoder()])
 def test_a_decoder_of_a_stream_is_known_by_the_name_of_its_latents(decoder: nn.Module) -> None:
     with refused("decoder.kind", type(decoder).__name__, "audio_latent_encoder"):
-        check_decoder(lively(audio=(2, 3)), "audio", decoder)
+        check_decoder(lively(**streams("audio")), "audio", decoder)
 
 
 def test_latents_of_another_shape_are_refused() -> None:

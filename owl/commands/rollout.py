@@ -201,7 +201,7 @@ class Evaluation:
             quiet=False,
         )
         curves = horizon_curves(clips, self.lpips)
-        if "audio" in network.streams:
+        if "audio" in network.generated:
             curves["audio_latent_mse"] = audio_latent_mse(clips, network)
         metrics = at_horizons(curves) | flicker(clips)
         if self.reader is not None:

@@ -125,6 +125,7 @@ def rebuild_all(checkpoint: str | Path) -> tuple[dict[str, nn.Module], dict[str,
     """
     import importlib
     import warnings
+    from argparse import ArgumentError
 
     from lightning.pytorch import LightningModule
 
@@ -141,7 +142,7 @@ def rebuild_all(checkpoint: str | Path) -> tuple[dict[str, nn.Module], dict[str,
         with warnings.catch_warnings():  # recipes keep networks as hyperparameters on purpose
             warnings.filterwarnings("ignore", message="Attribute .* is an instance of `nn.Module`")
             recipe = recipe_class.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
-    except (ImportError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+    except (ArgumentError, ImportError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise OwlError(
             "network.rebuild",

@@ -1,24 +1,27 @@
-"""A frame-causal diffusion transformer over latent video and audio, conditioned on controls: the world model."""
+"""A frame-causal diffusion transformer over streams of latents, conditioned on controls: the world model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as activation_checkpoint
 
 from owl.errors import OwlError
+from owl.models.streams import Stream, declared
 from owl.nn.attention import Attend, Frames, attention_among, clip_frames
 from owl.nn.cache import CachedAttention, LayerCache, Ring
 from owl.nn.rotary import rotation
 from owl.nn.transformer import Block, ControlEmbedding, Head, LevelEmbedding, zero_linear
 
+VIDEO = {"video": Stream((4, 12, 20), patch=2, modality="latent")}
+
 Streams = dict[str, Tensor]
-"""Latents of every stream: "video" float[B, F, c, h, w], and where the model has them "audio" float[B, F, k, c] and
-"motion" float[B, F, m, h, w]."""
+"""Latents by stream: "video" float[B, F, c, h, w], and where the model has them "audio" float[B, F, k, c], ..."""
 
 
 @dataclass
@@ -29,14 +32,29 @@ class Controls:
         buttons: float[B, F, number of buttons], 1 where one is down.
         axes: float[B, F, number of axes], movement in the axis's own unit.
         known: bool[B, F]; where False, the learned null control stands in. None: all are known.
-        conditioning: float[B, F, conditioning channels, h, w], a latent of what the frame is to show, such as its
-            encoded depth, standardised like the others. None: nothing is given.
+        given: Latents of the streams that are given, standardised like the others. One that is left out is zeros, its
+            mean: nothing is given.
     """
 
     buttons: Tensor
     axes: Tensor
     known: Tensor | None = None
-    conditioning: Tensor | None = None
+    given: Streams = field(default_factory=dict)
+
+    @staticmethod
+    def joined(parts: Sequence["Controls"]) -> "Controls":
+        """The controls of frames one after another. The same streams are given in all."""
+        return Controls(
+            torch.cat([part.buttons for part in parts], 1),
+            torch.cat([part.axes for part in parts], 1),
+            torch.cat([part._all_known() for part in parts], 1),  # DDP waits for the null control's gradient
+            {name: torch.cat([part.given[name] for part in parts], 1) for name in parts[0].given},
+        )
+
+    def _all_known(self) -> Tensor:
+        if self.known is not None:
+            return self.known
+        return torch.ones(self.buttons.shape[:2], dtype=torch.bool, device=self.buttons.device)
 
 
 @dataclass
@@ -69,16 +87,17 @@ class Cache:
 class WorldTransformer(nn.Module):
     """Predicts the velocity of the rectified flow of every frame's latents from the frames before it.
 
-    A frame is ``h / patch * w / patch`` video tokens, then its audio tokens. Attention is causal over frames: a frame
-    sees itself and the ``window`` frames before it (every ``global_every``-th layer: ``global_window`` frames), and the
-    first ``sink`` frames always. Noise level and controls belong to frames and enter through adaLN (DiT, Peebles and
-    Xie 2023); positions through rotary embedding in time, row and column, for rollouts of any length.
+    A frame is the tokens of the grid, shared by all streams on it, then those of each stream that has its own.
+    Attention is causal over frames: a frame sees itself and the ``window`` frames before it (every ``global_every``-th
+    layer: ``global_window`` frames), and the first ``sink`` frames always. Noise level and controls belong to frames
+    and enter through adaLN (DiT, Peebles and Xie 2023); positions through rotary embedding in time, row and column, for
+    rollouts of any length.
 
     The convention of the whole project: x_t = (1 - t) x0 + t eps with t in [0, 1], velocity v = eps - x0.
 
     Args:
-        latent: (channels, height, width) of a frame's video latent.
-        patch: Side of the squares of latent positions that become one token.
+        streams: The latents of a frame by name, see `Stream`. Inputs of streams on the grid after the first begin at
+            zero, so that a model extended by them begins as the model that it extends (VideoJAM, Chefer et al. 2025).
         buttons: Names of the buttons, as the dataset has them.
         axes: Names of the axes.
         width: Channels of a token.
@@ -90,19 +109,14 @@ class WorldTransformer(nn.Module):
         global_every: Every n-th layer is global; 0: none.
         sink: First frames that all later ones see. Their distance grows with the rollout, so train with clips as long
             as those that will be played, or expect to leave what was trained.
-        audio: (tokens per frame, channels) of audio latents; absent without sound.
-        motion_channels: Channels of a second latent on the video's grid that is generated along with it, such as
-            encoded flow or depth (VideoJAM, Chefer et al. 2025). Its input begins at zero, so that a model extended
-            by it begins as the model it extends.
-        conditioning_channels: Channels of a given latent on the video's grid, such as an encoded depth or a rendered
-            point cloud of the frame to come; its input begins at zero too.
         checkpoint: Whether training recomputes activations in the backward pass to save memory.
 
     Attributes:
-        streams: Shape of every generated stream's latent of one frame.
-        inputs: The same with the latent that is given, "conditioning", where there is one. For each of these the
-            buffers ``<name>_mean``, ``<name>_std`` (float, per channel) and ``<name>_encoder`` (uint8[8], fingerprint
-            of the encoder) say which latents the network was trained on.
+        streams: Of these, the generated ones are ``generated`` and the others ``given``, dictionaries too.
+        inputs: Shape of one frame's latent of every stream. For each the buffers ``<name>_mean``, ``<name>_std``
+            (float, per channel) and ``<name>_encoder`` (uint8[8], fingerprint of the encoder) say which latents the
+            network was trained on.
+        latent_modalities: Where datasets keep each stream's latents.
         config: The arguments above as plain values; building from them gives a network of the same shape.
 
     Raises:
@@ -111,8 +125,7 @@ class WorldTransformer(nn.Module):
 
     def __init__(
         self,
-        latent: tuple[int, int, int] = (4, 12, 20),
-        patch: int = 2,
+        streams: dict[str, Stream] = VIDEO,
         buttons: list[str] = ["ATTACK", "MOVE_FORWARD", "MOVE_BACKWARD", "MOVE_LEFT", "MOVE_RIGHT"],  # noqa: B006
         axes: list[str] = ["mouse_x"],  # noqa: B006  (never changed; a list is what YAML gives)
         width: int = 256,
@@ -123,17 +136,13 @@ class WorldTransformer(nn.Module):
         global_window: int = 64,
         global_every: int = 4,
         sink: int = 0,
-        audio: tuple[int, int] | None = None,
-        motion_channels: int = 0,
-        conditioning_channels: int = 0,
         checkpoint: bool = False,
     ) -> None:
         super().__init__()
-        _check(latent, patch, width, depth, heads, window, global_window, global_every, sink)
-        _check_channels(width, mlp_ratio, audio, motion_channels, conditioning_channels)
+        self.streams = declared(streams)
+        _check(width, depth, heads, mlp_ratio, window, global_window, global_every, sink)
         self.config: dict[str, Any] = {
-            "latent": list(latent),
-            "patch": patch,
+            "streams": {name: asdict(stream) | {"shape": list(stream.shape)} for name, stream in self.streams.items()},
             "buttons": list(buttons),
             "axes": list(axes),
             "width": width,
@@ -144,57 +153,44 @@ class WorldTransformer(nn.Module):
             "global_window": global_window,
             "global_every": global_every,
             "sink": sink,
-            "audio": list(audio) if audio else None,
-            "motion_channels": motion_channels,
-            "conditioning_channels": conditioning_channels,
             "checkpoint": checkpoint,
         }
-        channels, height, columns = latent
-        self.patch, self.width, self.heads, self.sink = patch, width, heads, sink
-        self.buttons, self.axes = list(buttons), list(axes)
-        self.conditioning_channels, self.checkpoint = conditioning_channels, checkpoint
-        self.grid = (height // patch, columns // patch)
+        self.width, self.heads, self.sink = width, heads, sink
+        self.buttons, self.axes, self.checkpoint = list(buttons), list(axes), checkpoint
+        self.generated = {name: stream for name, stream in self.streams.items() if stream.role == "generated"}
+        self.given = {name: stream for name, stream in self.streams.items() if stream.role == "given"}
+        self.inputs = {name: stream.shape for name, stream in self.streams.items()}
+        self.latent_modalities = {name: stream.modality or f"{name}_latent" for name, stream in self.streams.items()}
+        on_grid = [name for name, stream in self.streams.items() if stream.on_grid]
+        self.grid = self.streams[on_grid[0]].grid if on_grid else (0, 0)
         self.windows = [
             global_window if global_every and layer % global_every == global_every - 1 else window
             for layer in range(depth)
         ]
-        self.streams: dict[str, tuple[int, ...]] = {"video": (channels, height, columns)}
-        if audio:
-            self.streams["audio"] = (int(audio[0]), int(audio[1]))
-        if motion_channels:
-            self.streams["motion"] = (motion_channels, height, columns)
 
         self.level = LevelEmbedding(width)
         self.controls = ControlEmbedding(len(buttons), len(axes), width)
-        self.video_in = nn.Linear(channels * patch**2, width)
-        self.video_out = Head(width, channels * patch**2)
-        if audio:
-            self.audio_in = nn.Linear(audio[1], width)
-            self.audio_out = Head(width, audio[1])
-        if motion_channels:
-            self.motion_in = zero_linear(motion_channels * patch**2, width, bias=False)
-            self.motion_out = Head(width, motion_channels * patch**2)
-        if conditioning_channels:
-            self.conditioning_in = zero_linear(conditioning_channels * patch**2, width, bias=False)
+        for name, stream in self.streams.items():
+            extends = name in on_grid[1:]
+            make = zero_linear if extends else nn.Linear
+            self.add_module(f"{name}_in", make(stream.features, width, bias=not extends))
+            if stream.role == "generated":
+                self.add_module(f"{name}_out", Head(width, stream.features))
         self.blocks = nn.ModuleList(Block(width, heads, round(width * mlp_ratio)) for _ in range(depth))
-        self.inputs = dict(self.streams)
-        if conditioning_channels:
-            self.inputs["conditioning"] = (conditioning_channels, height, columns)
-        for name, shape in self.inputs.items():
-            channels_of = shape[-1] if name == "audio" else shape[0]
-            self.register_buffer(f"{name}_mean", torch.zeros(channels_of))
-            self.register_buffer(f"{name}_std", torch.ones(channels_of))
+        for name, stream in self.streams.items():
+            self.register_buffer(f"{name}_mean", torch.zeros(stream.channels))
+            self.register_buffer(f"{name}_std", torch.ones(stream.channels))
             self.register_buffer(f"{name}_encoder", torch.zeros(8, dtype=torch.uint8))
 
     @property
-    def video_tokens(self) -> int:
-        """Video tokens per frame."""
+    def grid_tokens(self) -> int:
+        """Tokens of a frame that the streams on the grid share."""
         return self.grid[0] * self.grid[1]
 
     @property
     def tokens(self) -> int:
-        """Tokens per frame, video and audio."""
-        return self.video_tokens + (self.streams["audio"][0] if "audio" in self.streams else 0)
+        """Tokens per frame."""
+        return sum(self._token_counts())
 
     def standardize(self, latents: Streams) -> Streams:
         """Bring every channel to mean 0 and standard deviation 1 over the training data, in float32."""
@@ -205,8 +201,7 @@ class WorldTransformer(nn.Module):
         return {name: x.float() * self._of(name, "std") + self._of(name, "mean") for name, x in latents.items()}
 
     def _of(self, name: str, statistic: str) -> Tensor:
-        values: Tensor = getattr(self, f"{name}_{statistic}")
-        return values if name == "audio" else values[:, None, None]
+        return self.streams[name].by_channel(getattr(self, f"{name}_{statistic}"))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "WorldTransformer":
         """Keep the latents' statistics in float32 where ``to`` gives the network another dtype."""
@@ -226,8 +221,10 @@ class WorldTransformer(nn.Module):
         causal: bool = True,
         cache: Cache | None = None,
         apply: Callable[[Block, Tensor, Tensor, Tensor, Attend], Tensor] | None = None,
-    ) -> Streams:
-        """Velocity of every stream.
+        residuals: Mapping[int, Tensor] | None = None,
+        hidden: Sequence[int] = (),
+    ) -> Streams | tuple[Streams, list[Tensor]]:
+        """Velocity of every stream that is generated.
 
         Args:
             latents: Standardised latents x_t of F frames, of any dtype, as everything else that is given: the network
@@ -240,15 +237,31 @@ class WorldTransformer(nn.Module):
                 read-only, as it must be where gradients are wanted.
             apply: What applies a block to what `Block.forward` takes, such as compiled code; None: the block itself.
 
+            residuals: By the number of a layer what is added to its output, float[B, F, tokens, width] (ControlNet,
+                Zhang et al. 2023).
+            hidden: Layers, counted from 0, whose outputs are wanted too, for losses on features (REPA, Yu et al. 2024)
+                and for heads of critics (DMD2, Yin et al. 2024).
+
         Returns:
-            For each stream the velocity, shaped like its latents.
+            For each stream the velocity, shaped like its latents. Where ``hidden`` names layers, a pair of these and of
+            the layers' outputs after their residuals, float[B, F, tokens, width], in the order of ``hidden``.
+
+        Raises:
+            OwlError: There is no such layer.
         """
+        residuals = residuals or {}
+        if unknown := {*residuals, *hidden}.difference(range(len(self.windows))):
+            raise OwlError(
+                "network.layer",
+                f"there is no layer {min(unknown)}, the world model has layers 0 to {len(self.windows) - 1}; correct "
+                "residuals or hidden",
+            )
         if frames is None:
             frames = clip_frames(level.shape[1], 1, level.device)
         condition = nn.functional.silu(
             self.level(level) + self.controls(controls.buttons, controls.axes, controls.known)
         )
-        x = self.embed(latents, controls.conditioning)
+        x = self.embed(latents | controls.given)
         rows, columns = self._positions(level.device)
         turns = rotation(frames.time, rows, columns, self.width // self.heads)
         if cache is None:
@@ -259,35 +272,48 @@ class WorldTransformer(nn.Module):
             attends = [by_window[window] for window in self.windows]
         else:
             attends = self._cached_attention(cache, frames)
-        for block, attend in zip(self.blocks, attends, strict=True):
+        outputs: dict[int, Tensor] = {}
+        for layer, (block, attend) in enumerate(zip(self.blocks, attends, strict=True)):
             if apply is not None:
                 x = apply(block, x, condition, turns, attend)  # type: ignore[arg-type]
             elif self.checkpoint and self.training:
                 x = activation_checkpoint(block, x, condition, turns, attend, use_reentrant=False)
             else:
                 x = block(x, condition, turns, attend)
-        return self.unembed(x, condition)
+            if layer in residuals:
+                x = x + residuals[layer]
+            if layer in hidden:
+                outputs[layer] = x
+        velocities = self.unembed(x, condition)
+        return (velocities, [outputs[layer] for layer in hidden]) if hidden else velocities
 
-    def embed(self, latents: Streams, conditioning: Tensor | None) -> Tensor:
-        """Latents to tokens, float[B, F, tokens, width]."""
-        dtype = self.video_in.weight.dtype
-        x = self.video_in(self._patches(latents["video"]).to(dtype))
-        if "motion" in self.streams:
-            x = x + self.motion_in(self._patches(latents["motion"]).to(dtype))
-        if conditioning is not None:
-            x = x + self.conditioning_in(self._patches(conditioning).to(dtype))
-        if "audio" in self.streams:
-            x = torch.cat([x, self.audio_in(latents["audio"].to(dtype))], 2)
-        return x
+    def embed(self, latents: Streams) -> Tensor:
+        """Latents to tokens, float[B, F, tokens, width]; those of a given stream may be missing."""
+        like = next(iter(latents.values()))
+        on_grid: list[Tensor] = []
+        own: list[Tensor] = []
+        for name, stream in self.streams.items():
+            layer = self.get_submodule(f"{name}_in")
+            dtype: torch.dtype = layer.weight.dtype  # type: ignore[assignment]
+            if name in latents:
+                tokens = stream.tokens(latents[name]).to(dtype)
+            elif name in self.given:
+                tokens = stream.tokens(like.new_zeros(*like.shape[:2], *stream.shape, dtype=dtype))
+            else:
+                raise KeyError(name)
+            (on_grid if stream.on_grid else own).append(layer(tokens))
+        parts = [reduce(add, on_grid), *own] if on_grid else own
+        return torch.cat(parts, 2) if len(parts) > 1 else parts[0]
 
     def unembed(self, x: Tensor, condition: Tensor) -> Streams:
         """Tokens to velocities."""
-        video = x[:, :, : self.video_tokens]
-        velocities = {"video": self._pixels(self.video_out(video, condition))}
-        if "motion" in self.streams:
-            velocities["motion"] = self._pixels(self.motion_out(video, condition))
-        if "audio" in self.streams:
-            velocities["audio"] = self.audio_out(x[:, :, self.video_tokens :], condition)
+        grid, *own = x.split(self._token_counts(), 2)
+        parts = iter(own)
+        velocities = {}
+        for name, stream in self.streams.items():
+            tokens = grid if stream.on_grid else next(parts)
+            if name in self.generated:
+                velocities[name] = stream.latent(self.get_submodule(f"{name}_out")(tokens, condition))
         return velocities
 
     def new_cache(
@@ -318,48 +344,40 @@ class WorldTransformer(nn.Module):
             CachedAttention(layer, *entered[window]) for layer, window in zip(cache.layers, self.windows, strict=True)
         ]
 
-    def _patches(self, latent: Tensor) -> Tensor:
-        return rearrange(latent, "b f c (h p) (w q) -> b f (h w) (c p q)", p=self.patch, q=self.patch)
-
-    def _pixels(self, tokens: Tensor) -> Tensor:
-        return rearrange(tokens, "b f (h w) (c p q) -> b f c (h p) (w q)", h=self.grid[0], p=self.patch, q=self.patch)
-
     def _positions(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Row and column of each token; audio lies in a row of its own below the picture."""
-        rows, columns = torch.meshgrid(
-            torch.arange(self.grid[0], device=device), torch.arange(self.grid[1], device=device), indexing="ij"
-        )
-        audio = torch.arange(self.tokens - self.video_tokens, device=device)
-        row = torch.cat([rows.flatten(), torch.full_like(audio, self.grid[0])])
-        return row.float(), torch.cat([columns.flatten(), audio]).float()
+        """Row and column of each token; tokens of a stream of its own lie in a row of their own below the picture."""
+        grid = torch.meshgrid(*(torch.arange(side, device=device) for side in self.grid), indexing="ij")
+        rows, columns = ([part.flatten()] for part in grid)
+        for number, count in enumerate(self._token_counts()[1:]):
+            columns.append(torch.arange(count, device=device))
+            rows.append(torch.full_like(columns[-1], self.grid[0] + number))
+        return torch.cat(rows).float(), torch.cat(columns).float()
+
+    def _token_counts(self) -> list[int]:
+        """Tokens per frame of the grid, then of each stream that has its own."""
+        return [self.grid_tokens, *(stream.shape[0] for stream in self.streams.values() if not stream.on_grid)]
 
 
 def _check(
-    latent: tuple[int, int, int],
-    patch: int,
     width: int,
     depth: int,
     heads: int,
+    mlp_ratio: float,
     window: int,
     global_window: int,
     global_every: int,
     sink: int,
 ) -> None:
     """Refuse what cannot be built, naming the value at fault."""
-    if len(latent) != 3 or min(latent) < 1:
-        raise OwlError(
-            "network.arguments", f"latent is {list(latent)}, expected channels, height and width; correct latent"
-        )
-    if patch < 1 or latent[1] % patch or latent[2] % patch:
-        raise OwlError(
-            "network.arguments",
-            f"patch is {patch}, expected a divisor of the latent's {latent[1]}x{latent[2]} positions; change patch",
-        )
     if depth < 1 or heads < 1 or width % heads or width // heads % 16:
         raise OwlError(
             "network.arguments",
             f"width {width}, heads {heads}, depth {depth}: expected at least one layer and heads of a multiple of 16 "
             "channels; change width or heads",
+        )
+    if round(width * mlp_ratio) < 1:
+        raise OwlError(
+            "network.arguments", f"mlp_ratio is {mlp_ratio:g}, expected a number above 0 such as 4; change mlp_ratio"
         )
     if window < 1 or sink < 0 or global_every < 0 or (global_every and global_window < window):
         raise OwlError(
@@ -367,23 +385,3 @@ def _check(
             f"window {window}, global_window {global_window}, global_every {global_every}, sink {sink}: expected a "
             "window of at least one frame, a global one no smaller, and no negative number; change them",
         )
-
-
-def _check_channels(
-    width: int, mlp_ratio: float, audio: tuple[int, int] | None, motion_channels: int, conditioning_channels: int
-) -> None:
-    """The same for the number of channels of everything else."""
-    if round(width * mlp_ratio) < 1:
-        raise OwlError(
-            "network.arguments", f"mlp_ratio is {mlp_ratio:g}, expected a number above 0 such as 4; change mlp_ratio"
-        )
-    if audio and (len(audio) != 2 or min(audio) < 1):
-        raise OwlError(
-            "network.arguments",
-            f"audio is {list(audio)}, expected tokens per frame and channels; correct audio or leave it out",
-        )
-    for name, channels in (("motion_channels", motion_channels), ("conditioning_channels", conditioning_channels)):
-        if channels < 0:
-            raise OwlError(
-                "network.arguments", f"{name} is {channels}, expected 0 or a number of channels; correct {name}"
-            )

@@ -1,6 +1,7 @@
 """The world model's training: rectified flow on latents, each frame at a noise level of its own."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -14,7 +15,7 @@ from owl.distributed.reduction import mean_over_processes
 from owl.distributed.sharding import shard
 from owl.errors import OwlError
 from owl.flow_matching import add_noise, logit_normal, velocity_loss
-from owl.latents import MODALITIES, check_encoder, described, load_latent_stats
+from owl.latents import check_encoder, described, load_latent_stats
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.attention import NEVER, Frames, clip_frames
 from owl.nn.frozen import trained
@@ -49,8 +50,6 @@ class WorldModel(LightningModule):
         context_noise: With ``teacher``: the context's noise levels are uniform between 0 and this, so that a rollout's
             own errors do not look strange to it.
         control_dropout: Share of the frames that see the null control instead of theirs, for guidance.
-        audio_weight: Weight of the audio's loss beside the video's.
-        motion_weight: Weight of the motion's.
         optimizer: Called with the parameters; e.g. ``owl.optim.MuonAdamW``.
         warmup_steps: Steps of linear warm-up; a cosine follows until training ends.
         final_lr: Learning rate at the end, as a fraction of its peak.
@@ -65,8 +64,6 @@ class WorldModel(LightningModule):
         level_std: float = 1.0,
         context_noise: float = 0.15,
         control_dropout: float = 0.1,
-        audio_weight: float = 1.0,
-        motion_weight: float = 1.0,
         optimizer: Callable[[Iterable], Optimizer] = lambda p: AdamW(p, lr=3e-4, weight_decay=0.01),
         warmup_steps: int = 100,
         final_lr: float = 0.0,
@@ -85,13 +82,13 @@ class WorldModel(LightningModule):
         self.level_mean, self.level_std = level_mean, level_std
         self.context_noise = context_noise
         self.control_dropout = control_dropout
-        self.weights = {"video": 1.0, "audio": audio_weight, "motion": motion_weight}
+        self.weights = {name: stream.weight for name, stream in network.generated.items()}
         self.optimizer = optimizer
         self.warmup_steps = warmup_steps
         self.final_lr = final_lr
         self.compile_network = compile
         # Lightning's own means are wrong where processes hold unequal numbers of samples: it rounds their mean number
-        self.means = {(name, t): MeanMetric(nan_strategy="disable") for name in network.streams for t in LEVELS}
+        self.means = {(name, t): MeanMetric(nan_strategy="disable") for name in network.generated for t in LEVELS}
         self.metrics = nn.ModuleList(self.means.values())  # by which they move to the device
 
     def configure_model(self) -> None:
@@ -129,7 +126,7 @@ class WorldModel(LightningModule):
         Raises:
             OwlError: The data module does not deliver what the network needs.
         """
-        needed = {MODALITIES[name]: MODALITIES[name] for name in self.network.inputs} | {"controls": "buttons"}
+        needed = {modality: modality for modality in self.network.latent_modalities.values()} | {"controls": "buttons"}
         missing = [modality for modality, tensor in needed.items() if tensor not in batch]
         if missing:
             raise OwlError(
@@ -143,9 +140,9 @@ class WorldModel(LightningModule):
                 "samples hold no window, int64[B], from which the world model draws each clip's noise; number the "
                 "windows of your dataset and add their numbers",
             )
-        latents = self.network.standardize({name: batch[MODALITIES[name]] for name in self.network.inputs})
-        controls = Controls(batch["buttons"], batch["axes"], conditioning=latents.pop("conditioning", None))
-        return latents, controls, batch.get("document")
+        latents = self.network.standardize({name: batch[key] for name, key in self.network.latent_modalities.items()})
+        given = {name: latents.pop(name) for name in self.network.given}
+        return latents, Controls(batch["buttons"], batch["axes"], given=given), batch.get("document")
 
     def losses(
         self,
@@ -178,13 +175,8 @@ class WorldModel(LightningModule):
         if self.forcing == "teacher":
             context = {name: add_noise(x, context_noise[name], context_level) for name, x in latents.items()}
             noisy = {name: torch.cat([context[name], x], 1) for name, x in noisy.items()}
-            scene = controls.conditioning
-            doubled = Controls(
-                torch.cat([controls.buttons] * 2, 1),
-                torch.cat([controls.axes] * 2, 1),
-                controls.known,
-                None if scene is None else torch.cat([scene] * 2, 1),
-            )
+            doubled = Controls.joined([replace(controls, known=None)] * 2)
+            doubled.known = controls.known
             velocity = self.network(noisy, torch.cat([context_level, level], 1), doubled, frames)
             velocity = {name: v[:, level.shape[1] :] for name, v in velocity.items()}
         else:
@@ -249,9 +241,9 @@ class WorldModel(LightningModule):
         for metric in self.means.values():
             metric.reset()
         logged = {f"{split}/{name}_level_{t:.1f}": value for (name, t), value in values.items()}
-        for name in self.network.streams:
+        for name in self.network.generated:
             logged[f"{split}/{name}"] = torch.stack([values[name, t] for t in LEVELS]).mean()
-        weighted = [self.weights[name] * logged[f"{split}/{name}"] for name in self.network.streams]
+        weighted = [self.weights[name] * logged[f"{split}/{name}"] for name in self.network.generated]
         logged[f"{split}/loss"] = torch.stack(weighted).sum()
         self.log_dict(logged, sync_dist=True)  # already the same in every process, which Lightning cannot know
 

@@ -30,10 +30,10 @@ def check_decoder(network: WorldTransformer, name: str, decoder: nn.Module) -> N
     Raises:
         OwlError: It is one, or does not say what it decodes.
     """
-    if name not in network.streams:
+    if name not in network.generated:
         raise OwlError(
             "decoder.stream",
-            f"there is a decoder for {name}, the world model has {', '.join(network.streams)}; leave it out",
+            f"there is a decoder for {name}, the world model has {', '.join(network.generated)}; leave it out",
         )
     latents.check_decoder(network, name, decoder)
 
@@ -50,24 +50,20 @@ def check_context(network: WorldTransformer, context: Streams, controls: Control
             "context.empty",
             "the context holds 0 frames, at least one was expected; give some, or None to begin from nothing",
         )
-    expected: dict[str, tuple[int, ...]] = {name: (batch, length, *s) for name, s in network.streams.items()}
-    for name, shape in expected.items():
-        if name not in context or tuple(context[name].shape) != shape:
-            found = list(context[name].shape) if name in context else "missing"
+    for name, stream in network.streams.items():
+        latents, shape = context if name in network.generated else controls.given, [batch, length, *stream.shape]
+        if name in network.given and name not in latents:
+            continue
+        if name not in latents or list(latents[name].shape) != shape:
+            found = list(latents[name].shape) if name in latents else "missing"
             raise OwlError(
-                "context.shape",
-                f"the context's {name} is {found}, expected {list(shape)} for these controls; correct it",
+                "context.shape", f"the context's {name} is {found}, expected {shape} for these controls; correct it"
             )
-        if not context[name].isfinite().all():
+        if not latents[name].isfinite().all():
             raise OwlError(
                 "context.non-finite",
                 f"the context's {name} holds NaN or infinite numbers, latents were expected; encode it anew",
             )
-    scene, size = controls.conditioning, (batch, length, network.conditioning_channels, *network.streams["video"][1:])
-    if scene is not None and tuple(scene.shape) != size:
-        raise OwlError(
-            "context.shape", f"the context's conditioning is {list(scene.shape)}, expected {list(size)}; correct it"
-        )
     for kind, values, names in (
         ("buttons", controls.buttons, network.buttons),
         ("axes", controls.axes, network.axes),
@@ -81,9 +77,7 @@ def check_context(network: WorldTransformer, context: Streams, controls: Control
     return int(batch)
 
 
-def check_step(
-    network: WorldTransformer, batch: int, buttons: Tensor, axes: Tensor, conditioning: Tensor | None
-) -> None:
+def check_step(network: WorldTransformer, batch: int, buttons: Tensor, axes: Tensor, given: Streams) -> None:
     """Refuse what is given for a frame where it is of another batch or another world model.
 
     Raises:
@@ -96,10 +90,17 @@ def check_step(
                 f"{kind} have shape {list(values.shape)}, expected {[batch, len(names)]}: one row for each "
                 f"rollout since reset, one column for each of {', '.join(names) or 'no ' + kind}",
             )
-    expected = [batch, network.conditioning_channels, *network.streams["video"][1:]]
-    if conditioning is not None and list(conditioning.shape) != expected:
-        raise OwlError(
-            "engine.shape",
-            f"the conditioning has shape {list(conditioning.shape)}, expected {expected}: one row for each rollout "
-            "since reset, the channels that the world model was trained with; correct it or leave it out",
-        )
+    for name, latent in given.items():
+        if name not in network.given:
+            raise OwlError(
+                "engine.shape",
+                f"{name} is given, the world model takes {', '.join(network.given) or 'nothing'} beside the controls; "
+                "leave it out",
+            )
+        expected = [batch, *network.given[name].shape]
+        if list(latent.shape) != expected:
+            raise OwlError(
+                "engine.shape",
+                f"the {name} has shape {list(latent.shape)}, expected {expected}: one row for each rollout since "
+                "reset, a latent as the world model was trained with; correct it or leave it out",
+            )

@@ -138,7 +138,7 @@ class Engine:
         Args:
             context: Latents of the frames that came before, as the encoder makes them ("video" float[B, T, c, h, w],
                 ...), any number of them; None begins from nothing.
-            controls: Of each of these frames, and their conditioning as its encoder makes it.
+            controls: Of each of these frames, with what is given for them as its encoder makes it.
             batch: Rollouts side by side, where there is no context to tell.
             seed: Of all noise; equal seeds give equal rollouts.
 
@@ -163,8 +163,8 @@ class Engine:
         for t in range(controls.buttons.shape[1]):
             self._commit()
             shown = {name: x[:, t : t + 1] for name, x in latents.items()}
-            scene = None if controls.conditioning is None else controls.conditioning[:, t]
-            self._await_commit(shown, self._controls(controls.buttons[:, t], controls.axes[:, t], scene))
+            given = {name: x[:, t] for name, x in controls.given.items()}
+            self._await_commit(shown, self._controls(controls.buttons[:, t], controls.axes[:, t], given))
         if not self.one_pass:
             self._commit()
 
@@ -187,27 +187,27 @@ class Engine:
         return self._blocks is not None and self._blocks.wait()
 
     @torch.no_grad()
-    def step(self, buttons: Tensor, axes: Tensor, conditioning: Tensor | None = None) -> Frame:
+    def step(self, buttons: Tensor, axes: Tensor, given: Streams | None = None) -> Frame:
         """Generate the next frame.
 
         Args:
             buttons: float[B, number of buttons], 1 where one is down.
             axes: float[B, number of axes], movement in the axis's own unit.
-            conditioning: float[B, conditioning channels, h, w], as its encoder makes it; None: nothing is given.
+            given: Latents of the streams that are given, float[B, ...], as their encoders make them; what is left out
+                is its mean.
 
         Returns:
             The frame that these controls lead to.
 
         Raises:
-            OwlError: ``reset`` was not called, or the controls or the conditioning are of another batch or another
-                world model.
+            OwlError: ``reset`` was not called, or what is given is of another batch or another world model.
         """
         self._check_begun()
-        check_step(self.network, self.batch, buttons, axes, conditioning)
+        check_step(self.network, self.batch, buttons, axes, given or {})
         if self._blocks is not None:
             self._blocks.tell()
         start = self._clock()
-        controls = self._controls(buttons, axes, conditioning)
+        controls = self._controls(buttons, axes, given or {})
         noise = [self._noise() for _ in range(self.schedule.draws)]
         pending, self._pending = self._pending, None
         steps = denoise(self.network, self.cache, controls, self.schedule, noise, pending=pending, apply=self._blocks)
@@ -281,23 +281,20 @@ class Engine:
             commit_frame(self.network, self.cache, self._pending, self.schedule.context_noise, self._blocks)
             self._pending = None
 
-    def _controls(self, buttons: Tensor, axes: Tensor, conditioning: Tensor | None) -> Controls:
+    def _controls(self, buttons: Tensor, axes: Tensor, given: Streams) -> Controls:
         """What is given for one frame, as the network takes it."""
-        given = None
-        if "conditioning" in self.network.inputs:
-            if conditioning is None:  # standardised, nothing is the mean
-                given = buttons.new_zeros(self.batch, *self.network.inputs["conditioning"])
-            else:
-                given = self.network.standardize({"conditioning": conditioning.to(self.device)})["conditioning"]
-            given = given[:, None].to(self.device, torch.float32)
+        latents = self.network.standardize({name: x.to(self.device) for name, x in given.items()})
+        for name, stream in self.network.given.items():
+            if name not in latents:  # standardised, nothing is the mean
+                latents[name] = torch.zeros(self.batch, *stream.shape, device=self.device)
         pressed, moved = (x[:, None].to(self.device, torch.float32) for x in (buttons, axes))
-        return Controls(pressed, moved, conditioning=given)
+        return Controls(pressed, moved, given={name: x[:, None] for name, x in latents.items()})
 
     def _noise(self) -> Streams:
         # drawn on the CPU, so that a seed means the same everywhere
         return {
-            name: torch.randn(self.batch, 1, *shape, generator=self._random).to(self.device)
-            for name, shape in self.network.streams.items()
+            name: torch.randn(self.batch, 1, *stream.shape, generator=self._random).to(self.device)
+            for name, stream in self.network.generated.items()
         }
 
     def _decode(self, name: str, latent: Tensor) -> Tensor:

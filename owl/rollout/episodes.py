@@ -12,7 +12,7 @@ from owl.data.controls import check_controls
 from owl.data.shards import DatasetInfo
 from owl.data.windows import WindowDataset
 from owl.errors import OwlError
-from owl.latents import MODALITIES, check_encoder, tells_encoder
+from owl.latents import check_encoder, tells_encoder
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.placement import placement
 
@@ -53,14 +53,15 @@ class Episodes:
     ) -> None:
         info = DatasetInfo.load(url)
         check_dataset(network, info, str(url))
-        latents = [MODALITIES[name] for name in network.inputs]
         self.truth = "rgb" if "rgb" in info.modalities else "latent"
-        modalities = [*latents, "controls", *(["rgb"] if self.truth == "rgb" else [])]
+        modalities = [*network.latent_modalities.values(), "controls", *(["rgb"] if self.truth == "rgb" else [])]
         # windows overlap by a frame: the controls of a window's first frame are not those since the frame before it
         self.dataset = WindowDataset(
             url, split, modalities, length=length, stride=stride, hop=max(1, (length - 1) * stride)
         )
-        self.streams, self.decoder, self.device = list(network.streams), decoder, torch.device(device)
+        self.decoder, self.device = decoder, torch.device(device)
+        self._generated = {name: network.latent_modalities[name] for name in network.generated}
+        self._given = {name: network.latent_modalities[name] for name in network.given}
         self.fps = self.dataset.info.fps / stride
 
     def windows(self, count: int) -> Batch:
@@ -71,28 +72,22 @@ class Episodes:
 
     def latents(self, batch: Batch, frames: slice = slice(None)) -> Streams:
         """The world model's streams of windows."""
-        return {name: batch[MODALITIES[name]][:, frames] for name in self.streams}
+        return {name: batch[modality][:, frames] for name, modality in self._generated.items()}
 
-    @staticmethod
-    def controls(batch: Batch, frames: slice = slice(None)) -> Controls:
-        """Controls of windows, and their conditioning where the world model takes one."""
-        scene = batch.get(MODALITIES["conditioning"])
-        return Controls(
-            batch["buttons"][:, frames],
-            batch["axes"][:, frames],
-            conditioning=None if scene is None else scene[:, frames],
-        )
+    def controls(self, batch: Batch, frames: slice = slice(None)) -> Controls:
+        """Controls of windows, and what the world model is given beside them."""
+        given = {name: batch[modality][:, frames] for name, modality in self._given.items()}
+        return Controls(batch["buttons"][:, frames], batch["axes"][:, frames], given=given)
 
-    @staticmethod
-    def given(frame: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+    def given(self, frame: Batch) -> tuple[Tensor, Tensor, Streams]:
         """What `Engine.step` takes, of a frame of `stream`."""
-        return frame["buttons"], frame["axes"], frame.get(MODALITIES["conditioning"])
+        return frame["buttons"], frame["axes"], {name: frame[modality] for name, modality in self._given.items()}
 
     def pictures(self, batch: Batch) -> Tensor:
         """True pictures of windows, uint8[B, T, 3, H, W] on the CPU."""
         if self.truth == "rgb":
             return batch["rgb"]
-        return self.decode(batch[MODALITIES["video"]])
+        return self.decode(batch[self._generated["video"]])
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -150,7 +145,7 @@ def check_dataset(network: WorldTransformer, info: DatasetInfo, url: str) -> Non
     Raises:
         OwlError: It lacks latents or controls, or they are of another encoder or other names.
     """
-    for needed in (*(MODALITIES[name] for name in network.inputs), "controls"):
+    for needed in (*network.latent_modalities.values(), "controls"):
         if needed not in info.modalities:
             raise OwlError(
                 "dataset.modalities",

@@ -212,17 +212,10 @@ def as_context(latents: Streams, controls: Controls, noise: Streams, context_noi
 def _pass(network: WorldTransformer, cache: Cache, parts: list[_Part], apply: Apply | None) -> Streams:
     """Run the network on frames one after another; returns the velocities of all."""
     batch, device = len(parts[0].controls.buttons), parts[0].controls.buttons.device
-    scenes = [scene for part in parts if (scene := part.controls.conditioning) is not None]  # of all frames or of none
-    controls = Controls(
-        torch.cat([part.controls.buttons for part in parts], 1),
-        torch.cat([part.controls.axes for part in parts], 1),
-        torch.cat([_known(part.controls) for part in parts], 1),
-        torch.cat(scenes, 1) if scenes else None,
-    )
     velocity: Streams = network(
-        {name: torch.cat([part.latents[name] for part in parts], 1) for name in network.streams},
+        {name: torch.cat([part.latents[name] for part in parts], 1) for name in network.generated},
         torch.tensor([part.noise_level for part in parts], device=device).expand(batch, -1),
-        controls,
+        Controls.joined([part.controls for part in parts]),
         Frames(
             torch.tensor([[part.time for part in parts]], device=device),
             torch.tensor([part.copy for part in parts], device=device),
@@ -239,9 +232,3 @@ def _guided(velocity: Streams, schedule: Schedule) -> Streams:
         return {name: v[:, -1:].float() for name, v in velocity.items()}
     velocity = {name: v.float() for name, v in velocity.items()}
     return {name: v[:, -1:] + schedule.guidance * (v[:, -2:-1] - v[:, -1:]) for name, v in velocity.items()}
-
-
-def _known(controls: Controls) -> Tensor:
-    if controls.known is not None:
-        return controls.known
-    return torch.ones(controls.buttons.shape[:2], dtype=torch.bool, device=controls.buttons.device)

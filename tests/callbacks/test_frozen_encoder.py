@@ -18,6 +18,7 @@ from owl.models.world_model import WorldTransformer
 from owl.recipes.world_model import WorldModel
 from tests.helpers.arithmetic import FAST, SLOW
 from tests.helpers.errors import refused
+from tests.helpers.latents import streams
 from tests.helpers.shards import AXES, BUTTONS
 from tests.helpers.tiny import REPOSITORY, owl_here, quiet_trainer, write_config
 from tests.helpers.world import AUTOENCODER, FOOTAGE, LATENTS, make_world, tiny_world_model
@@ -74,7 +75,9 @@ def test_latents_train_alike_with_and_without_the_callback(lab: Path) -> None:
 
 
 def recipe() -> WorldModel:
-    return WorldModel(WorldTransformer((4, 4, 6), buttons=BUTTONS, axes=AXES, width=32, depth=1, heads=2, window=4))
+    return WorldModel(
+        WorldTransformer(**streams(video=(4, 4, 6)), buttons=BUTTONS, axes=AXES, width=32, depth=1, heads=2, window=4)
+    )
 
 
 def trained_in_python(lab: Path, callback: FrozenEncoder) -> Trainer:

@@ -14,7 +14,7 @@ from owl.bench import roofline
 from owl.models.image_autoencoder import ImageAutoencoder
 from owl.recipes.image_vae import ImageVAE, Weights
 from tests.helpers.errors import refused
-from tests.helpers.latents import lively
+from tests.helpers.latents import lively, streams
 from tests.helpers.players import tiny_players
 from tests.helpers.shards import make_dataset
 from tests.helpers.tiny import REPOSITORY, owl_here, tiny_experiment, write_config
@@ -40,7 +40,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_config(folder / EXPERIMENT, experiment)
     options = ("--trainer.max_steps", "1", "--trainer.max_time", "null", "--trainer.limit_val_batches", "0")
     assert owl_here("fit", "--config", EXPERIMENT, *options, cwd=folder) == 0
-    world_model = lively(latent=(4, 4, 6))
+    world_model = lively(**streams(video=(4, 4, 6)))
     encoder = models.fingerprint(models.load(folder / AUTOENCODER).encoder)  # type: ignore[arg-type]
     world_model.video_encoder.copy_(torch.tensor(list(bytes.fromhex(encoder)), dtype=torch.uint8))
     models.save(world_model, folder / WORLD_MODEL)

@@ -1,5 +1,6 @@
 """What is exported gives the outputs that were validated, and says where it comes from."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,9 @@ def test_a_wrong_checkpoint_is_told_and_leaves_nothing(checkpoint: Path, tmp_pat
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
     content = torch.load(checkpoint, weights_only=True)
     torch.save(content | {"owl": content["owl"] | {"recipe": "theirs.Recipe"}}, tmp_path / "theirs.ckpt")
+    renamed = deepcopy(content)
+    renamed["hyper_parameters"]["network"]["init_args"]["former_name"] = 1
+    torch.save(renamed, tmp_path / "renamed.ckpt")
     del content["state_dict"]["network.latent_mean"]
     torch.save(content, tmp_path / "less.ckpt")
     for name, code, *tokens in (
@@ -122,6 +126,7 @@ def test_a_wrong_checkpoint_is_told_and_leaves_nothing(checkpoint: Path, tmp_pat
         ("garbage", "checkpoint.unreadable"),
         ("foreign", "checkpoint.foreign"),
         ("theirs", "network.rebuild", "theirs.Recipe"),
+        ("renamed", "network.rebuild", "former_name"),
         ("less", "network.rebuild", "latent_mean"),
     ):
         with refused(code, str(tmp_path / f"{name}.ckpt"), *tokens):

@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from owl.callbacks.ema import EMA
 from owl.distributed.sharding import shard, trainable
+from owl.models.streams import Stream
 from owl.models.world_model import Controls, WorldTransformer
 
 
@@ -38,7 +39,7 @@ def learn(network: WorldTransformer, rank: int, processes: int) -> list[Tensor]:
 
 def build() -> WorldTransformer:
     torch.manual_seed(0)
-    return WorldTransformer(latent=(2, 4, 4), width=32, depth=2, heads=2)
+    return WorldTransformer(streams={"video": Stream((2, 4, 4), patch=2)}, width=32, depth=2, heads=2)
 
 
 def process(rank: int, folder: str) -> None:

@@ -18,7 +18,7 @@ from owl.precision.inference import probe
 from owl.rollout.engine import Engine
 from tests.gpu.conftest import Record
 from tests.helpers.attention import DenseAttention
-from tests.helpers.latents import EXTENSIONS, draw, lively
+from tests.helpers.latents import draw, lively, streams
 from tests.helpers.shards import make_dataset
 from tests.nn.test_attention import packed
 
@@ -100,7 +100,7 @@ def image(batch: int = 2) -> Tensor:
 
 CASES: dict[str, tuple[Callable[[], nn.Module], Callable[..., Tensor], Callable[[nn.Module], tuple[Any, ...]]]] = {
     "world model": (
-        lambda: lively(**EXTENSIONS["audio"], width=64).requires_grad_().train(),
+        lambda: lively(**streams("audio"), width=64).requires_grad_().train(),
         world_loss,
         lambda network: draw(network, 8, batch=2),
     ),
@@ -148,7 +148,7 @@ def roll(engine: Engine, controls: Controls, context: Streams, frames: int) -> T
 def test_an_engine_makes_the_frames_that_it_makes_on_the_cpu(
     gpu: torch.device, record: Record, compiled: bool, guidance: float
 ) -> None:
-    network = lively(sink=1, **EXTENSIONS["audio"], **EXTENSIONS["motion"])
+    network = lively(sink=1, **streams("audio", "motion"))
     latents, _, controls = draw(network, 14, batch=2)
     context = {name: x[:, :4] for name, x in latents.items()}
     options: dict[str, Any] = {"levels": (1.0, 0.6, 0.3), "guidance": guidance, "context_level": 0.1}

@@ -18,8 +18,18 @@ from tests.helpers.tiny import tiny_experiment
 LATENT = (2, 4, 6)
 SHAPES = {"latent": [*LATENT], "audio_latent": [2, 3], "motion_latent": [1, 4, 6], "conditioning_latent": [1, 4, 6]}
 FINGERPRINT = "00112233445566ff"
+
+
+def streams(*names: str, video: Sequence[int] = LATENT, patch: int = 2, channels: int = 1) -> dict[str, Any]:
+    """Declares streams: the video's, and of "audio", "motion" and "conditioning", the latter two of ``channels``."""
+    grid = {"shape": [channels, *video[1:]], "patch": patch}
+    others = {"audio": {"shape": [2, 3]}, "motion": grid, "conditioning": grid | {"role": "given"}}
+    declared = {"video": {"shape": [*video], "patch": patch, "modality": "latent"}}
+    return {"streams": declared | {name: others[name] for name in names}}
+
+
 TINY: dict[str, Any] = {
-    "latent": LATENT,
+    **streams(),
     "buttons": BUTTONS,
     "axes": AXES,
     "width": 32,
@@ -30,8 +40,6 @@ TINY: dict[str, Any] = {
     "global_window": 4,
     "global_every": 2,
 }
-EXTENSIONS = {"audio": {"audio": (2, 3)}, "motion": {"motion_channels": 1}}
-"""What gives a world model each stream beside the video's."""
 
 
 def lively(seed: int = 0, **changes: Any) -> WorldTransformer:
@@ -49,7 +57,10 @@ def lively(seed: int = 0, **changes: Any) -> WorldTransformer:
 def draw(network: WorldTransformer, frames: int, batch: int = 1, seed: int = 0) -> tuple[Streams, Tensor, Controls]:
     """Latents, noise levels and controls for a network."""
     generator = torch.Generator().manual_seed(seed)
-    latents = {name: torch.randn(batch, frames, *shape, generator=generator) for name, shape in network.streams.items()}
+    latents = {
+        name: torch.randn(batch, frames, *stream.shape, generator=generator)
+        for name, stream in network.generated.items()
+    }
     level = torch.rand(batch, frames, generator=generator)
     buttons = (torch.rand(batch, frames, len(network.buttons), generator=generator) > 0.5).float()
     return latents, level, Controls(buttons, torch.randn(batch, frames, len(network.axes), generator=generator) * 3)
@@ -121,7 +132,7 @@ def dot_experiment(dataset: Path, **trainer: Any) -> dict[str, Any]:
         "init_args": {
             "network": {
                 "class_path": "owl.models.world_model.WorldTransformer",
-                "init_args": TINY | {"latent": list(LATENT)},
+                "init_args": dict(TINY),
             },
             "warmup_steps": 2,
         },

@@ -38,7 +38,7 @@ def tiny_world_model(dataset: str | Path, **trainer: Any) -> dict[str, Any]:
             "network": {
                 "class_path": "owl.models.world_model.WorldTransformer",
                 "init_args": {
-                    "latent": [4, 4, 6],
+                    "streams": {"video": {"shape": [4, 4, 6], "patch": 2, "modality": "latent"}},
                     "buttons": BUTTONS,
                     "axes": AXES,
                     "width": 32,

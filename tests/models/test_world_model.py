@@ -12,9 +12,9 @@ from owl import models
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.attention import NEVER, Frames
 from tests.helpers.errors import refused
-from tests.helpers.latents import EXTENSIONS, TINY, draw, lively
+from tests.helpers.latents import TINY, draw, lively, streams
 
-FULL = EXTENSIONS["audio"] | EXTENSIONS["motion"]
+FULL = streams("audio", "motion")
 
 
 def call(network: nn.Module, latents: Streams, level: Tensor, controls: Controls, **more: Any) -> Streams:
@@ -52,7 +52,7 @@ def changes(latents: Streams, level: Tensor, controls: Controls, frame: int) -> 
 
 @pytest.mark.parametrize("patch", [1, 2])
 def test_a_frame_depends_on_those_within_its_windows_and_on_no_later_one(patch: int) -> None:
-    network = lively(**FULL, patch=patch)
+    network = lively(**streams("audio", "motion", patch=patch))
     assert network.windows == [2, 4]
     given = draw(network, 12, batch=2)
     before = call(network, *given)
@@ -130,7 +130,7 @@ def test_a_clip_is_the_same_at_any_time() -> None:
 def test_a_motion_stream_is_begun_from_the_model_that_it_extends() -> None:
     base = lively()
     torch.manual_seed(1)
-    extended = WorldTransformer(**TINY | EXTENSIONS["motion"]).eval()
+    extended = WorldTransformer(**TINY | streams("motion")).eval()
     missing = extended.load_state_dict(base.state_dict(), strict=False)
     assert not missing.unexpected_keys
     assert all(name.startswith("motion_") for name in missing.missing_keys)
@@ -146,14 +146,14 @@ def test_a_motion_stream_is_begun_from_the_model_that_it_extends() -> None:
 
 
 def test_a_conditioning_does_not_matter_at_first_and_can_be_learnt() -> None:
-    network = lively(conditioning_channels=3)
+    network = lively(**streams("conditioning", channels=3))
     nn.init.zeros_(network.conditioning_in.weight)
     given = draw(network, 5)
     conditioning = torch.randn(1, 5, 3, 4, 6)
     latents, level, controls = given
 
     def shown(conditioning: Tensor) -> tuple[Streams, Tensor, Controls]:
-        return latents, level, replace(controls, conditioning=conditioning)
+        return latents, level, replace(controls, given={"conditioning": conditioning})
 
     without = call(network, *given)["video"]
     assert torch.equal(call(network, *shown(conditioning))["video"], without)
@@ -167,7 +167,7 @@ def test_a_conditioning_does_not_matter_at_first_and_can_be_learnt() -> None:
 @pytest.mark.parametrize("stream", ["audio", "motion"])
 def test_streams_hear_each_other_and_are_there_only_if_asked_for(stream: str) -> None:
     assert list(lively().streams) == ["video"]
-    network = lively(**EXTENSIONS[stream])
+    network = lively(**streams(stream))
     assert list(network.streams) == ["video", stream]
     assert network.tokens == 6 + (2 if stream == "audio" else 0)
     given = draw(network, 3)
@@ -179,7 +179,7 @@ def test_streams_hear_each_other_and_are_there_only_if_asked_for(stream: str) ->
 
 def test_each_token_knows_its_place() -> None:
     """Two audio tokens, or two places of the picture, that change places do not simply exchange their outputs."""
-    network = lively(**EXTENSIONS["audio"], patch=1)
+    network = lively(**streams("audio", patch=1))
     latents, level, controls = draw(network, 2)
     before = call(network, latents, level, controls)
     for name, axis in (("audio", 2), ("video", 3), ("video", 4)):
@@ -250,7 +250,7 @@ def test_standardised_latents_have_unit_statistics_and_come_back() -> None:
 
 
 def test_a_saved_network_predicts_the_same(tmp_path: Path) -> None:
-    network = lively(**FULL, conditioning_channels=2, sink=1)
+    network = lively(**streams("audio", "motion", "conditioning"), sink=1)
     network.video_encoder.copy_(torch.arange(8))
     network.video_std.fill_(3)
     models.save(network, tmp_path)
@@ -263,13 +263,66 @@ def test_a_saved_network_predicts_the_same(tmp_path: Path) -> None:
     torch.testing.assert_close(call(loaded, *given), call(network, *given), atol=0, rtol=0)
 
 
+def test_streams_are_declared_in_one_place() -> None:
+    """Sound and pose with tokens of their own beside the picture, depth on its grid; each with its role and name."""
+    declared = streams("audio", "conditioning")["streams"]
+    declared |= {"pose": {"shape": [3, 5], "role": "given", "modality": "camera"}}
+    network = lively(streams=declared)
+    assert list(network.generated) == ["video", "audio"]
+    assert list(network.given) == ["conditioning", "pose"]
+    assert network.latent_modalities == {
+        "video": "latent",
+        "audio": "audio_latent",
+        "conditioning": "conditioning_latent",
+        "pose": "camera",
+    }
+    assert network.tokens == 6 + 2 + 3
+    places = torch.stack(network._positions(torch.device("cpu")), 1)
+    assert len(places.unique(dim=0)) == network.tokens
+    assert not hasattr(network, "pose_out")
+    latents, level, controls = draw(network, 4)
+    given = {"conditioning": torch.randn(1, 4, 1, 4, 6), "pose": torch.randn(1, 4, 3, 5)}
+    before = call(network, latents, level, replace(controls, given=given))
+    assert {name: x.shape for name, x in before.items()} == {name: x.shape for name, x in latents.items()}
+    for name, latent in given.items():
+        without = {other: x for other, x in given.items() if other != name}
+        after = call(network, latents, level, replace(controls, given=without))
+        assert all(not torch.equal(after[stream], before[stream]) for stream in before)
+        zeros = without | {name: torch.zeros_like(latent)}
+        assert_close(call(network, latents, level, replace(controls, given=zeros)), after)
+
+
+def test_hidden_states_come_out_and_residuals_go_in() -> None:
+    network = lively(depth=3)
+    given = draw(network, 4)
+    before = call(network, *given)
+    (_, (second, first)) = call(network, *given, hidden=[1, 0])
+    assert first.shape == second.shape == (1, 4, 6, 32)
+    seen: list[Tensor] = []
+    handles = [block.register_forward_hook(lambda *call: seen.append(call[2])) for block in network.blocks]
+    assert_close(call(network, *given, residuals={}), before)
+    for handle in handles:
+        handle.remove()
+    assert torch.equal(seen[0], first)
+    assert torch.equal(seen[1], second)
+    residual = torch.randn_like(first)
+    velocities, (changed,) = call(network, *given, residuals={0: residual}, hidden=[0])
+    assert_close({"layer": changed}, {"layer": first + residual})
+    assert not torch.equal(velocities["video"], before["video"])
+    (_, (last,)) = call(network, *given, residuals={2: -seen[2]}, hidden=[2])
+    assert not last.any()
+    for wrong in ({"hidden": [3]}, {"residuals": {3: residual}}):
+        with refused("network.layer", "no layer 3", "0 to 2"):
+            call(network, *given, **wrong)
+
+
 @pytest.mark.parametrize(
     ("wrong", "token"),
     [
-        ({"latent": (4, 4)}, "latent is [4, 4]"),
-        ({"latent": (0, 4, 6)}, "latent is [0, 4, 6]"),
-        ({"patch": 4}, "patch is 4, expected a divisor of the latent's 4x6"),
-        ({"patch": 0}, "patch is 0"),
+        (streams(video=(4,)), "shape is [4]"),
+        (streams(video=(0, 4, 6)), "shape is [0, 4, 6]"),
+        (streams(patch=4), "patch is 4, expected a divisor of the latent's 4x6"),
+        (streams(patch=0), "patch is 0"),
         ({"width": 48}, "width 48, heads 2, depth 2"),
         ({"heads": 0}, "heads 0"),
         ({"depth": 0}, "depth 0"),
@@ -278,10 +331,16 @@ def test_a_saved_network_predicts_the_same(tmp_path: Path) -> None:
         ({"global_every": -1}, "global_every -1"),
         ({"sink": -1}, "sink -1"),
         ({"mlp_ratio": 0.0}, "mlp_ratio is 0"),
-        ({"audio": (0, 4)}, "audio is [0, 4]"),
-        ({"audio": (4,)}, "audio is [4]"),
-        ({"motion_channels": -1}, "motion_channels is -1"),
-        ({"conditioning_channels": -2}, "conditioning_channels is -2"),
+        ({"streams": {"audio": {"shape": [0, 4]}}}, "shape is [0, 4]"),
+        ({"streams": {"audio": {"shape": [4, 4], "patch": 2}}}, "patch is 2, expected 1"),
+        ({"streams": {"a b": {"shape": [4, 4]}}}, 'named "a b"'),
+        ({"streams": {"depth": {"shape": [1, 4, 6], "role": "seen"}}}, 'role is "seen"'),
+        ({"streams": {"depth": {"shape": [1, 4, 6], "role": "given"}}}, "no stream of depth is generated"),
+        ({"streams": {}}, "none"),
+        (
+            {"streams": {"video": {"shape": [1, 4, 6]}, "motion": {"shape": [1, 4, 6], "patch": 2}}},
+            "4x6 (video), 2x3 (motion)",
+        ),
     ],
 )
 def test_impossible_networks_are_told_in_one_sentence(wrong: dict[str, Any], token: str) -> None:

@@ -336,7 +336,7 @@ def test_float8_all_gather_is_for_fsdp2(lab: Path) -> None:
 def trained_loss(lab: Path, plugins: dict[str, Any]) -> float:
     """The validation loss of a world model after 120 steps."""
     torch.manual_seed(0)
-    recipe = WorldModel(WorldTransformer(**TINY | {"patch": 2}), optimizer=lambda p: torch.optim.AdamW(p, lr=3e-3))
+    recipe = WorldModel(WorldTransformer(**TINY), optimizer=lambda p: torch.optim.AdamW(p, lr=3e-3))
     data = ShardDataModule(
         str(lab / "data"), ["latent", "controls"], length=8, batch_size=8, num_workers=0, validation_windows=5
     )
@@ -373,7 +373,7 @@ def test_the_commands_of_the_how_to_page(lab: Path, monkeypatch: pytest.MonkeyPa
         (lab / folder).symlink_to(REPOSITORY / folder)
     data = make_latents(lab / "page", [40] * 4)
     smaller = [
-        *options("model.network", shrink_world_model({"patch": 2})),
+        *options("model.network", shrink_world_model({"streams": {"video": {"patch": 2}}})),
         *options("trainer", TRAINER),
         *options("data", DATA | {"path": str(data), "batch_size": 4}),
     ]

@@ -16,17 +16,18 @@ from owl.callbacks.nonfinite import NonFiniteGuard
 from owl.data.datamodule import ShardDataModule
 from owl.data.shards import DatasetInfo
 from owl.flow_matching import add_noise
-from owl.latents import MODALITIES, check_encoder, encoder_of, load_latent_stats
+from owl.latents import check_encoder, encoder_of, load_latent_stats
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn import attention
 from owl.nn.attention import NEVER, ChunkedAttention
 from owl.recipes.world_model import LEVELS, Forcing, WorldModel, document_time, masked_mean, step_generator
 from tests.helpers.errors import refused
-from tests.helpers.latents import EXTENSIONS, FINGERPRINT, LATENT, TINY, dot_experiment, draw, lively, make_latents
+from tests.helpers.latents import FINGERPRINT, LATENT, TINY, dot_experiment, draw, lively, make_latents, streams
 from tests.helpers.tiny import owl_here, quiet_trainer, write_config
 
 FORCINGS: tuple[Forcing, ...] = ("teacher", "diffusion", "full")
-EVERYTHING = EXTENSIONS["audio"] | EXTENSIONS["motion"]
+EVERYTHING = streams("audio", "motion")
+MOTION = json.dumps(streams("motion")["streams"]["motion"])
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def fit(lab: Path, name: str, *options: str) -> dict[str, float]:
 
 def batch(network: WorldTransformer, frames: int = 6, batch: int = 2, seed: int = 0) -> dict[str, Tensor]:
     latents, _, controls = draw(network, frames, batch, seed)
-    stored = {MODALITIES[name]: x for name, x in latents.items()}
+    stored = {network.latent_modalities[name]: x for name, x in latents.items()}
     window = torch.arange(batch) + 10 * seed
     return stored | {"buttons": controls.buttons, "axes": controls.axes, "window": window}
 
@@ -75,7 +76,8 @@ def test_every_weighted_stream_reaches_the_gradient(forcing: Forcing) -> None:
     total = sum(logged[f"train/{name}"] for name in ("video", "audio", "motion"))
     torch.testing.assert_close(logged["train/loss"], total)
     for name in ("audio", "motion"):
-        weighted = gradient(recipe(lively(**EVERYTHING), forcing=forcing, **{f"{name}_weight": 3.0}), data)
+        declared = {n: s | ({"weight": 3.0} if n == name else {}) for n, s in EVERYTHING["streams"].items()}
+        weighted = gradient(recipe(lively(streams=declared), forcing=forcing), data)
         bias = f"{name}_out.linear.bias"
         torch.testing.assert_close(weighted[bias], 3 * plain[bias])
         assert not torch.allclose(weighted["video_in.weight"], plain["video_in.weight"], rtol=1e-3)
@@ -257,8 +259,8 @@ def measured(made: WorldModel, data: dict[str, Tensor], parts: Sequence[slice] =
 
 @pytest.mark.parametrize("forcing", FORCINGS)
 def test_validation_measures_the_same_twice_and_draws_nothing_from_training(forcing: Forcing) -> None:
-    network = lively(**EVERYTHING)
-    made, data = recipe(network, forcing=forcing, audio_weight=2.0), batch(network, batch=4)
+    network = lively(streams=EVERYTHING["streams"] | {"audio": {"shape": [2, 3], "weight": 2.0}})
+    made, data = recipe(network, forcing=forcing), batch(network, batch=4)
     state = torch.get_rng_state()
     first = measured(made, data)
     assert torch.equal(torch.get_rng_state(), state)
@@ -280,7 +282,7 @@ def test_validation_measures_the_same_twice_and_draws_nothing_from_training(forc
 @pytest.mark.parametrize("forcing", FORCINGS)
 def test_a_moving_dot_is_learnt_in_seconds(lab: Path, forcing: Forcing) -> None:
     torch.manual_seed(0)
-    made = recipe(WorldTransformer(**TINY | {"patch": 2}), forcing=forcing)
+    made = recipe(WorldTransformer(**TINY), forcing=forcing)
     info = DatasetInfo.load(lab / "data")
     load_latent_stats(made.network, info.modalities, "data")
     data = ShardDataModule(
@@ -305,7 +307,7 @@ def test_a_scene_that_is_given_is_trained_on(tmp_path: Path) -> None:
     make_latents(tmp_path / "data", modalities=modalities)
     experiment = dot_experiment(tmp_path / "data", max_steps=3)
     experiment["data"]["init_args"] |= {"modalities": modalities, "validation_windows": 2}
-    experiment["model"]["init_args"]["network"]["init_args"]["conditioning_channels"] = 1
+    experiment["model"]["init_args"]["network"]["init_args"] |= streams("conditioning")
     write_config(tmp_path / "scene.yaml", experiment)
     assert owl_here("fit", "--config", "scene.yaml", cwd=tmp_path) == 0
     network = models.load(tmp_path / "runs/scene/checkpoints/last.ckpt")
@@ -362,8 +364,12 @@ def test_more_footage_of_the_same_encoder_keeps_the_statistics_of_the_first(lab:
             ["ATTACK, MOVE_LEFT, MOVE_RIGHT", "has ATTACK;"],
         ),
         (["--model.network.axes", "[]"], "dataset.controls", ["axes mouse_x, mouse_y", "none;"]),
-        (["--model.network.latent", "[2, 4, 4]"], "latents.shape", ["[2, 4, 6]", "[2, 4, 4]"]),
-        (["--model.network.motion_channels", "1"], "dataset.modalities", ["data has no motion_latent", "motion input"]),
+        (["--model.network.streams.video.shape", "[2, 4, 4]"], "latents.shape", ["[2, 4, 6]", "[2, 4, 4]"]),
+        (
+            ["--model.network.streams.motion", MOTION],
+            "dataset.modalities",
+            ["data has no motion_latent", "motion input"],
+        ),
         (["--data.modalities", '["latent"]'], "recipe.dataset", ["no controls", "[latent, controls]"]),
         (["--data.modalities", '["controls"]'], "recipe.dataset", ["no latent", "[latent, controls]"]),
         (["--model.control_dropout", "1.5"], "recipe.arguments", ["control_dropout is 1.5", "0 to 1"]),

@@ -19,7 +19,7 @@ from owl.precision.inference import Quantization
 from owl.rollout.engine import Engine, Frame
 from owl.rollout.generate import SAMPLERS
 from tests.helpers.errors import refused
-from tests.helpers.latents import EXTENSIONS, LATENT, TINY, draw, lively
+from tests.helpers.latents import LATENT, TINY, draw, lively, streams
 
 LEVELS = (1.0, 0.6, 0.3)
 
@@ -57,7 +57,8 @@ class Reference:
 
         def noise() -> Streams:
             return {
-                name: torch.randn(batch, 1, *shape, generator=random) for name, shape in self.network.streams.items()
+                name: torch.randn(batch, 1, *stream.shape, generator=random)
+                for name, stream in self.network.generated.items()
             }
 
         def spoiled(x: Streams) -> Streams:
@@ -118,7 +119,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", SETTINGS)
 def test_streaming_equals_whole_sequences_without_a_cache(name: str, known: int, one_pass: bool) -> None:
     settings: dict[str, Any] = {"sampler": "adams_bashforth", "context_level": 0.0, "guidance": 1.0} | SETTINGS[name]
-    network = lively(sink=1, **EXTENSIONS["audio"], **EXTENSIONS["motion"])
+    network = lively(sink=1, **streams("audio", "motion"))
     network.video_mean.fill_(0.3)
     network.audio_std.fill_(2)
     latents, _, controls = draw(network, known + 10, batch=2)
@@ -131,7 +132,7 @@ def test_streaming_equals_whole_sequences_without_a_cache(name: str, known: int,
 def test_a_thousand_frames_equal_a_sliding_window_over_the_whole_sequence() -> None:
     """One step a frame, so that one pass over [clean frames, noisy frames] must give every frame again."""
     frames = 1100
-    network = lively(patch=2, latent=(2, 4, 4), sink=2, window=3, global_window=7)
+    network = lively(**streams(video=(2, 4, 4)), sink=2, window=3, global_window=7)
     controls = draw(network, frames)[2]
     engine = Engine(network, levels=(1.0,))
     generated = torch.stack([frame["video"] for frame in roll(engine, controls, seed=5)], 1)
@@ -189,7 +190,7 @@ def test_a_seed_decides_everything_and_a_reset_forgets_everything() -> None:
 
 
 def test_rollouts_side_by_side_do_not_touch_each_other() -> None:
-    network = lively(**EXTENSIONS["audio"])
+    network = lively(**streams("audio"))
     latents, _, controls = draw(network, 9, batch=2)
     context = {name: x[:, :3] for name, x in latents.items()}
     engine = Engine(network, levels=LEVELS, guidance=2)
@@ -260,7 +261,7 @@ class Still(WorldTransformer):
 
 
 def test_frames_and_statistics_are_of_full_precision_in_an_engine_of_less() -> None:
-    network = Still(**TINY, **EXTENSIONS["audio"])
+    network = Still(**TINY | streams("audio"))
     for name in network.streams:
         getattr(network, f"{name}_mean").fill_(1.001)
         getattr(network, f"{name}_std").fill_(0.3003)
@@ -279,33 +280,37 @@ def test_frames_and_statistics_are_of_full_precision_in_an_engine_of_less() -> N
 
 
 def test_a_context_is_committed_with_its_conditioning() -> None:
-    network = lively(conditioning_channels=2)
+    network = lively(**streams("conditioning", channels=2))
     latents, _, controls = draw(network, 4)
     scene = torch.randn(1, 4, 2, 4, 6)
     engine = Engine(network, levels=LEVELS, sampler="euler")
     engine.reset(
-        {"video": latents["video"][:, :3]}, Controls(controls.buttons[:, :3], controls.axes[:, :3], None, scene[:, :3])
+        {"video": latents["video"][:, :3]},
+        Controls(controls.buttons[:, :3], controls.axes[:, :3], given={"conditioning": scene[:, :3]}),
     )
-    found = engine.step(*at(controls, 3), scene[:, 3]).latents["video"]
+    found = engine.step(*at(controls, 3), {"conditioning": scene[:, 3]}).latents["video"]
     # the same by one sequence without a cache: the context clean, the last frame from the engine's noise
-    x = torch.randn(1, 1, *network.streams["video"], generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, 1, *network.streams["video"].shape, generator=torch.Generator().manual_seed(0))
     for level, following in zip(LEVELS, [*LEVELS[1:], 0.0], strict=True):
         whole = {"video": torch.cat([latents["video"][:, :3], x], 1)}
         levels = torch.tensor([[0, 0, 0, level]])
-        velocity = network(whole, levels, Controls(controls.buttons, controls.axes, None, scene))["video"][:, 3:]
+        velocity = network(whole, levels, Controls(controls.buttons, controls.axes, given={"conditioning": scene}))[
+            "video"
+        ][:, 3:]
         x = x + (following - level) * velocity
     torch.testing.assert_close(found, x[:, 0].detach(), atol=1e-5, rtol=1e-5)
 
 
 def test_a_conditioning_is_seen_by_the_frame_that_it_is_given_for() -> None:
-    network = lively(conditioning_channels=2)
+    network = lively(**streams("conditioning", channels=2))
     controls = draw(network, 3, batch=2)[2]
     engine, conditioning = Engine(network, levels=LEVELS, guidance=2), torch.randn(2, 2, 4, 6)
 
     def second(given: Tensor | None) -> Tensor:
         engine.reset(batch=2)
         engine.step(*at(controls, 0))
-        return engine.step(*at(controls, 1), given).latents["video"]
+        scene = None if given is None else {"conditioning": given}
+        return engine.step(*at(controls, 1), scene).latents["video"]
 
     network.conditioning_mean.fill_(0.5)
     engine = Engine(network, levels=LEVELS, guidance=2)
@@ -384,7 +389,7 @@ def test_settings_that_make_no_sense_are_told(autoencoder: ImageAutoencoder) -> 
 
 
 def test_what_does_not_fit_is_told() -> None:
-    network = lively(**EXTENSIONS["audio"])
+    network = lively(**streams("audio"))
     engine = Engine(network, levels=LEVELS)
     latents, _, controls = draw(network, 4, batch=2)
     for call in (engine.snapshot, lambda: engine.step(*at(controls, 0))):
@@ -411,8 +416,8 @@ def test_what_does_not_fit_is_told() -> None:
         engine.step(*(x[:1] for x in at(controls, 0)))
     with refused("engine.shape", "axes", "[2, 1]"):
         engine.step(controls.buttons[:, 0], controls.axes[:, 0, :1])
-    with refused("engine.shape", "conditioning", "[2, 1, 4, 6]"):
-        engine.step(*at(controls, 0), torch.zeros(2, 1, 4, 6))
+    with refused("engine.shape", "conditioning is given", "takes nothing"):
+        engine.step(*at(controls, 0), {"conditioning": torch.zeros(2, 1, 4, 6)})
     engine.step(*at(controls, 0))  # refusals have harmed nothing
     snapshot = engine.snapshot()
     engine.reset(batch=3)

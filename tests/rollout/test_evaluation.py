@@ -30,7 +30,7 @@ from owl.rollout.evaluation import (
 )
 from owl.viz.rollouts import strip
 from tests.helpers.errors import refused
-from tests.helpers.latents import lively, make_latents
+from tests.helpers.latents import lively, make_latents, streams
 from tests.helpers.tiny import owl_here
 from tests.helpers.world import AUTOENCODER, FOOTAGE, INVERSE_DYNAMICS, LATENTS, STRIDE, WORLD_MODEL, make_world
 
@@ -65,8 +65,8 @@ class Perfect(Engine):
         super().reset(context, controls, batch, seed)
         self._next = 0
 
-    def step(self, buttons: Tensor, axes: Tensor, conditioning: Tensor | None = None) -> Frame:
-        frame = super().step(buttons, axes, conditioning)
+    def step(self, buttons: Tensor, axes: Tensor, given: Streams | None = None) -> Frame:
+        frame = super().step(buttons, axes, given)
         latents = {name: x[:, self._next] for name, x in self.future.items()}
         self._next += 1
         with torch.no_grad():
@@ -130,14 +130,14 @@ class Watched(Engine):
         self, context: Streams | None = None, controls: Controls | None = None, batch: int = 1, seed: int = 0
     ) -> None:
         assert controls is not None
-        assert controls.conditioning is not None
-        self.given = [*controls.conditioning.unbind(1)]
+        assert controls.given
+        self.given = [*controls.given["conditioning"].unbind(1)]
         super().reset(context, controls, batch, seed)
 
-    def step(self, buttons: Tensor, axes: Tensor, conditioning: Tensor | None = None) -> Frame:
-        assert conditioning is not None
-        self.given.append(conditioning)
-        return super().step(buttons, axes, conditioning)
+    def step(self, buttons: Tensor, axes: Tensor, given: Streams | None = None) -> Frame:
+        assert given is not None
+        self.given.append(given["conditioning"])
+        return super().step(buttons, axes, given)
 
 
 class Blank(nn.Module):
@@ -152,7 +152,7 @@ class Blank(nn.Module):
 
 
 def test_rollouts_hand_the_dataset_s_conditioning_on(tmp_path: Path) -> None:
-    decoder, network = Blank(), lively(conditioning_channels=1)
+    decoder, network = Blank(), lively(**streams("conditioning"))
     mark = models.fingerprint(decoder.encoder)
     for name in network.inputs:
         getattr(network, f"{name}_encoder").copy_(torch.tensor(list(bytes.fromhex(mark)), dtype=torch.uint8))
@@ -268,7 +268,7 @@ def test_latency_is_told_by_part(engine: Engine) -> None:
 
 
 def test_audio_is_compared_standardised() -> None:
-    network = WorldTransformer(latent=(4, 4, 6), width=32, heads=2, depth=1, audio=(2, 3))
+    network = WorldTransformer(**streams("audio", video=(4, 4, 6)), width=32, heads=2, depth=1)
     network.audio_mean.copy_(torch.tensor([1.0, 2.0, 3.0]))
     network.audio_std.copy_(torch.tensor([0.5, 1.0, 2.0]))
     true = torch.randn(2, 4, 2, 3)
@@ -308,7 +308,7 @@ def test_readers_that_do_not_fit_are_refused(
 
 
 def test_a_reader_of_other_controls_is_refused() -> None:
-    other = WorldTransformer(latent=(4, 4, 6), width=32, heads=2, depth=1, buttons=["JUMP"])
+    other = WorldTransformer(**streams(video=(4, 4, 6)), width=32, heads=2, depth=1, buttons=["JUMP"])
     with refused("dataset.controls", INVERSE_DYNAMICS, "buttons", "ATTACK, MOVE_LEFT, MOVE_RIGHT", "JUMP"):
         ControlsReader.load(INVERSE_DYNAMICS, other, STRIDE)
 

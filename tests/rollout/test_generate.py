@@ -15,7 +15,7 @@ from owl.nn.attention import Attend, Frames
 from owl.nn.transformer import Block
 from owl.rollout.engine import Engine
 from owl.rollout.generate import SAMPLERS, Context, Schedule, as_context, commit_frame, denoise, generate_frame
-from tests.helpers.latents import EXTENSIONS, draw, lively
+from tests.helpers.latents import draw, lively, streams
 
 LEVELS = (1.0, 0.6, 0.3)
 PAST = 6  # more frames than any window holds
@@ -30,7 +30,7 @@ def noise(network: WorldTransformer, schedule: Schedule, batch: int = 1, seed: i
     """What `generate_frame` takes for one frame."""
     random = torch.Generator().manual_seed(seed)
     return [
-        {name: torch.randn(batch, 1, *shape, generator=random) for name, shape in network.streams.items()}
+        {name: torch.randn(batch, 1, *stream.shape, generator=random) for name, stream in network.generated.items()}
         for _ in range(schedule.draws)
     ]
 
@@ -110,7 +110,7 @@ def gradients(network: WorldTransformer, frame: Streams) -> dict[str, Tensor]:
 def test_gradients_are_those_of_a_whole_sequence_without_a_cache(
     name: str, grad_steps: tuple[int, ...], past: int
 ) -> None:
-    schedule, network = SCHEDULES[name], lively(sink=1, **EXTENSIONS["audio"], **EXTENSIONS["motion"])
+    schedule, network = SCHEDULES[name], lively(sink=1, **streams("audio", "motion"))
     latents, _, controls = draw(network, past + 1, batch=2)
     given = {stream: x[:, :past] for stream, x in latents.items()}
     drawn = noise(network, schedule, batch=2)
@@ -199,7 +199,7 @@ def test_recomputing_activations_sees_the_cache_as_it_was() -> None:
 @pytest.mark.parametrize("joined", [True, False])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_without_gradients_it_makes_the_engine_s_frames_bit_for_bit(name: str, joined: bool) -> None:
-    schedule, network = SCHEDULES[name], lively(sink=1, **EXTENSIONS["audio"])
+    schedule, network = SCHEDULES[name], lively(sink=1, **streams("audio"))
     controls = draw(network, 8, batch=2)[2]
     engine = Engine(
         network,
@@ -213,7 +213,7 @@ def test_without_gradients_it_makes_the_engine_s_frames_bit_for_bit(name: str, j
     random = torch.Generator().manual_seed(3)
 
     def one() -> Streams:
-        return {name: torch.randn(2, 1, *shape, generator=random) for name, shape in network.streams.items()}
+        return {name: torch.randn(2, 1, *stream.shape, generator=random) for name, stream in network.generated.items()}
 
     cache, pending = network.new_cache(2, schedule.copies), None
     for t in range(8):

@@ -1,0 +1,111 @@
+"""The latents that a world model generates or is given, each declared once."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from einops import rearrange
+from torch import Tensor
+
+from owl.errors import OwlError
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One latent of every frame of a world model.
+
+    Attributes:
+        shape: (channels, height, width) of a frame's latent on the picture's grid, or (tokens, channels) where it has
+            tokens of its own, such as sound. Streams on the grid share its tokens.
+        patch: Side of the squares of latent positions that become one token; on the grid alone.
+        role: "generated", or "given" for every frame, such as its encoded depth.
+        weight: Of its loss, where it is generated.
+        modality: Its name in datasets; None: the stream's name and ``_latent``, such as ``audio_latent``.
+
+    Raises:
+        OwlError: The values do not describe a latent.
+    """
+
+    shape: tuple[int, ...]
+    patch: int = 1
+    role: Literal["generated", "given"] = "generated"
+    weight: float = 1.0
+    modality: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        if len(self.shape) not in (2, 3) or min(self.shape) < 1:
+            raise OwlError(
+                "network.arguments",
+                f"a stream's shape is {list(self.shape)}, expected channels, height and width, or tokens and channels; "
+                "correct shape",
+            )
+        if self.patch < 1 or any(side % self.patch for side in self.shape[1:]) or (self.patch > 1 and not self.on_grid):
+            expected = (
+                f"a divisor of the latent's {self.shape[1]}x{self.shape[2]} positions"
+                if self.on_grid
+                else "1 for tokens without a grid"
+            )
+            raise OwlError("network.arguments", f"patch is {self.patch}, expected {expected}; change patch")
+        if self.role not in ("generated", "given"):
+            raise OwlError("network.arguments", f'role is "{self.role}", expected generated or given; change role')
+
+    @property
+    def on_grid(self) -> bool:
+        """Whether it lies on the picture's grid."""
+        return len(self.shape) == 3
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of its tokens."""
+        return (self.shape[1] // self.patch, self.shape[2] // self.patch) if self.on_grid else (1, self.shape[0])
+
+    @property
+    def channels(self) -> int:
+        """Channels, each with a mean and a standard deviation of its own."""
+        return self.shape[0] if self.on_grid else self.shape[1]
+
+    @property
+    def features(self) -> int:
+        """Numbers in a token."""
+        return self.channels * self.patch**2
+
+    def tokens(self, latent: Tensor) -> Tensor:
+        """float[B, F, *shape] -> float[B, F, tokens, features]."""
+        if not self.on_grid:
+            return latent
+        return rearrange(latent, "b f c (h p) (w q) -> b f (h w) (c p q)", p=self.patch, q=self.patch)
+
+    def latent(self, tokens: Tensor) -> Tensor:
+        """Undo `tokens`."""
+        if not self.on_grid:
+            return tokens
+        return rearrange(tokens, "b f (h w) (c p q) -> b f c (h p) (w q)", h=self.grid[0], p=self.patch, q=self.patch)
+
+    def by_channel(self, values: Tensor) -> Tensor:
+        """float[channels], shaped to meet the channels of latents."""
+        return values[:, None, None] if self.on_grid else values
+
+
+def declared(streams: Mapping[str, Stream | Mapping]) -> dict[str, Stream]:
+    """The streams of a network from its arguments, which may be plain values.
+
+    Raises:
+        OwlError: Together they make no network.
+    """
+    found = {name: s if isinstance(s, Stream) else Stream(**s) for name, s in streams.items()}
+    for name in found:
+        if not name.isidentifier():
+            raise OwlError("network.arguments", f'a stream is named "{name}", expected a word; rename it in streams')
+    grids = {name: "x".join(map(str, s.grid)) for name, s in found.items() if s.on_grid}
+    if len(set(grids.values())) > 1:
+        raise OwlError(
+            "network.arguments",
+            f"streams have the grids {', '.join(f'{grid} ({name})' for name, grid in grids.items())}, expected the "
+            "same number of tokens for all; change shape or patch",
+        )
+    if not any(s.role == "generated" for s in found.values()):
+        raise OwlError(
+            "network.arguments", f"no stream of {', '.join(found) or 'none'} is generated, expected one; change streams"
+        )
+    return found
