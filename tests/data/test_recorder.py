@@ -133,6 +133,8 @@ def test_a_recording_that_was_killed_at_its_end_gets_the_names_of_its_labels(tmp
     before, info = contents(tmp_path), DatasetInfo.load(tmp_path)
     del info.modalities["labels"]["names"]
     info.save(tmp_path)
+    with refused("dataset.unfinished", str(tmp_path), "names"):
+        WindowDataset(tmp_path, "train", ("labels",))
     record_game(str(tmp_path), recording)
     assert contents(tmp_path) == before
 

@@ -13,6 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from owl.data import codecs
 from owl.data.modalities.base import Modality, Preview, Sampling, Shapes, View, with_shape
+from owl.errors import OwlError
 
 KEY = "names"  # of the PNG's text
 
@@ -25,12 +26,21 @@ class Labels(Modality):
 
     Delivered as "labels": int32[T, h, w], the objects' numbers, and "classes": int32[T, h, w], the place of the
     object's name in ``names``. Smaller sizes take the middle pixel of each area.
+
+    Raises:
+        OwlError: The description has no ``names``: the recording was stopped before it listed them.
     """
 
     extension = "labels.png"
 
     def __init__(self, name: str, description: Mapping[str, Any], sampling: Sampling) -> None:
         super().__init__(name, description, sampling)
+        if "names" not in description:
+            raise OwlError(
+                "dataset.unfinished",
+                f"dataset.json of {sampling.url} does not list the names of its {name}, which are added last; run the "
+                "command that made it again, which adds them",
+            )
         self._classes = {name: place for place, name in enumerate(description["names"])}
 
     @classmethod
