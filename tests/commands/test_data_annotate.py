@@ -123,6 +123,17 @@ def test_a_killed_annotation_goes_on_to_the_same_bytes(lab: Path, tmp_path: Path
     assert contents(tmp_path) == contents(lab / "labelled")
 
 
+def test_another_process_labels_with_the_network_of_the_checkpoint(lab: Path, tmp_path: Path) -> None:
+    annotate(str(lab / "footage"), tmp_path, labeller(lab), workers=1)
+    before, after = (
+        WindowDataset(root, "train", ("controls",), length=FRAMES) for root in (lab / "labelled", tmp_path)
+    )
+    for one, other in zip(before, after, strict=True):  # by fewer threads, so the last bit may differ
+        torch.testing.assert_close(other["buttons"], one["buttons"], atol=1e-5, rtol=0)
+        torch.testing.assert_close(other["axes"], one["axes"], atol=1e-5, rtol=1e-5)
+    assert DatasetInfo.load(tmp_path) == DatasetInfo.load(lab / "labelled")
+
+
 def test_a_finished_copy_is_left_as_it_is(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {file.name: file.stat().st_mtime_ns for file in (lab / "labelled").iterdir()}
     arguments = [str(lab / "footage"), str(lab / "labelled"), "--controls", checkpoint(lab)]
