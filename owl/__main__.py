@@ -26,7 +26,7 @@ COMMANDS = {
     "rerun": "repeat a run from its folder and say whether it came out the same",
     "data record": "record a real game (ViZDoom): frames, depth, flow, sound and controls",
     "data import": "import your own footage: a folder of videos or of OWL Control recordings",
-    "data encode": "turn a dataset's pictures into latents of a trained autoencoder, for world models",
+    "data encode": "turn a dataset's pictures, depth, flow or sound into latents of a trained autoencoder",
     "data annotate": "label footage that has no controls, with a network that reads them from frames",
     "data inspect": "summarise a dataset and draw its contact sheet",
     "data verify": "check every member of a dataset, rebuild a missing index",
