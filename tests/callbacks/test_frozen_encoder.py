@@ -61,6 +61,11 @@ def test_pictures_train_what_latents_do_and_a_resumed_run_goes_on_exactly(lab: P
         torch.testing.assert_close(whole["state_dict"][name], tensor, atol=2e-3, rtol=2e-3)
     for name in ("video_encoder", "video_mean", "video_std"):
         assert whole["state_dict"][f"network.{name}"].any()
+    arguments = ("--config", "pictures.yaml", "--name", "whole", "--ckpt_path", "last")
+    assert owl_here("validate", *arguments, cwd=lab) == 0
+    validated = json.loads((lab / "runs/whole/validate.json").read_text())
+    assert validated == pytest.approx({name: found[name] for name in validated}, rel=1e-5)
+    assert "val/loss" in validated
     fit(lab, "pictures", "parts", 2)
     _, parts = fit(lab, "pictures", "parts", 4, "--ckpt_path", "last")
     for state in (lambda content: content["state_dict"], lambda content: content["ema"]["raw"]):

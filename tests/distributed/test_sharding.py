@@ -14,9 +14,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from owl.callbacks.ema import EMA
-from owl.distributed.sharding import shard, trainable
+from owl.distributed.sharding import gathered, shard, trainable
 from owl.models.streams import Stream
 from owl.models.world_model import Controls, WorldTransformer
+from owl.nn.frozen import freeze, whole_state_dicts
 
 
 def learn(network: WorldTransformer, rank: int, processes: int) -> list[Tensor]:
@@ -93,6 +94,25 @@ def saving(rank: int, folder: str) -> None:
             assert not content["state_dict"]
             assert most == 1, f"{most} weights were whole at once"
     dist.destroy_process_group()
+
+
+def gathering(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    network = build()
+    freeze(network.blocks[0])
+    shard(network, init_device_mesh("cpu", (2,)))
+    copy = gathered(network)
+    if rank == 0:
+        with whole_state_dicts():
+            found = copy.state_dict()
+        for name, expected in build().state_dict().items():
+            assert torch.equal(found[name], expected), name
+    dist.destroy_process_group()
+
+
+def test_a_copy_of_a_spread_network_holds_its_frozen_part(tmp_path: Path) -> None:
+    mp.spawn(gathering, (str(tmp_path),), nprocs=2)
 
 
 def test_an_average_is_saved_by_one_process_and_held_whole_by_none_else(tmp_path: Path) -> None:
