@@ -12,7 +12,7 @@ from owl.data.windows import WindowDataset
 from owl.distributed.agreement import from_first, host_group
 from owl.errors import OwlError, at_least
 from owl.hardware import fast_dtype
-from owl.latents import load_encoder
+from owl.latents import described, load_encoder
 from owl.nn.compilation import can_compile
 from owl.nn.frozen import freeze
 
@@ -74,41 +74,43 @@ class FrozenEncoder(Callback):
             network = freeze(self.encoder.network).to(device=self._device, memory_format=torch.channels_last)
             if self.compile and can_compile(self._device.type):
                 network.encoder.compile()
-        datasets = [getattr(trainer.datamodule, f"{name}_dataset", None) for name in ("train", "validation", "test")]
-        for dataset in datasets:
+        described(trainer.datamodule)  # or a data module that says nothing is refused
+        for name in ("train", "validation", "test"):
+            dataset = getattr(trainer.datamodule, f"{name}_dataset", None)
             if dataset is not None:
                 self._join(trainer, dataset)
 
     def _join(self, trainer: Trainer, dataset: Any) -> None:
         """Make a dataset's samples ones with latents of this encoder."""
         assert self.encoder is not None
-        described, holds = dataset.info.modalities, getattr(dataset, "modalities", ())
+        modalities, url = dataset.info.modalities, getattr(dataset, "path", type(dataset).__qualname__)
+        holds = getattr(dataset, "modalities", modalities)
         self._encodes = LATENT not in holds
         if not self._encodes:
-            found = described[LATENT]["encoder"]["fingerprint"]
+            found = modalities[LATENT]["encoder"]["fingerprint"]
             if found != self.encoder.fingerprint:
                 raise OwlError(
                     "latents.encoder",
-                    f"{LATENT} of {dataset.path} is of encoder {found}, FrozenEncoder got {self.path} of encoder "
+                    f"{LATENT} of {url} is of encoder {found}, FrozenEncoder got {self.path} of encoder "
                     f"{self.encoder.fingerprint}; encode the footage with that, or give the path of the other",
                 )
             return
-        if SOURCE not in holds:
+        if SOURCE not in holds or not isinstance(dataset, WindowDataset):
             raise OwlError(
                 "recipe.dataset",
-                f"samples of {dataset.path} hold {', '.join(holds) or 'nothing known'}, FrozenEncoder needs {SOURCE} "
-                f"or {LATENT}; add one to data.modalities",
+                f"samples of {url}, a {type(dataset).__qualname__}, hold {', '.join(holds)}, FrozenEncoder needs "
+                f"{LATENT} or, of a WindowDataset, {SOURCE}; add one to data.modalities",
             )
         size = tuple(dataset.shapes()[SOURCE][0][-2:])
         if size != self.encoder.size:
             found, expected = ("x".join(map(str, numbers)) for numbers in (size, self.encoder.size))
             raise OwlError(
                 "dataset.size",
-                f"the pictures of {dataset.path} are delivered as {found} (height x width), the encoder of {self.path} "
+                f"the pictures of {url} are delivered as {found} (height x width), the encoder of {self.path} "
                 f"takes {expected}; set data.size to that, or use an encoder that was trained on this size",
             )
         mean, std = self._measure(trainer)
-        described[LATENT] = {
+        modalities[LATENT] = {
             "shape": self.encoder.latent_shape,
             "posterior": "mean",
             "encoder": self.encoder.identity,
