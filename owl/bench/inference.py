@@ -1,4 +1,4 @@
-"""How fast a trained network runs: an autoencoder's halves, a world model's stages, an inverse dynamics model."""
+"""Measure the speed of trained networks: autoencoders, world models and inverse dynamics models."""
 
 import tempfile
 import time
@@ -36,7 +36,7 @@ from owl.rollout.episodes import load_decoder
 from owl.rollout.evaluation import latency_of
 
 CLIP = 8
-"""Frames that an inverse dynamics model is given at once."""
+"""Frames per call of an inverse dynamics model."""
 
 Run = Callable[[], dict[str, float]]
 """Runs once and returns the seconds of each stage."""
@@ -53,21 +53,21 @@ def measure_network(
     kernels: int,
     trace: Path | None,
 ) -> Measurement:
-    """Time a network at batch 1 on made-up inputs.
+    """Time a network with batch size 1 on synthetic inputs.
 
     Args:
         path: Checkpoint or export.
-        precision: "fp32" or "bf16"; decoders of world models keep their own, as in rollouts.
-        compile: Whether it runs through ``torch.compile``: as one graph, world models block by block.
-        decoder: For world models: checkpoint or export of the autoencoder that decodes; None: nothing is decoded.
+        precision: "fp32" or "bf16"; decoders of world models keep their precision, as in rollouts.
+        compile: Whether to use ``torch.compile``: for the whole graph, or for each block of a world model.
+        decoder: For world models: checkpoint or export of the autoencoder that decodes; None: do not decode.
         denoising_steps: For world models: evaluations of the network per frame.
-        steps: Runs that are timed.
-        warm_up: Runs before them, at least 1.
+        steps: Number of timed runs.
+        warm_up: Number of runs before, at least 1.
         kernels: Rows of the kernel table; 0 for none.
         trace: Where to write a Chrome trace.
 
     Raises:
-        OwlError: The file holds none of these networks, or the decoder is of another encoder.
+        OwlError: The file contains none of these networks, or the decoder belongs to another encoder.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = models.load(path).requires_grad_(False)
@@ -96,7 +96,7 @@ def measure_network(
     seconds = 1 / metrics["frames_per_second"]
     if kind == "inverse dynamics model":
         metrics["frames_per_second"] *= CLIP
-    if kind == "autoencoder":  # an image is encoded or decoded, hardly ever both
+    if kind == "autoencoder":  # an image is rarely both encoded and decoded
         del metrics["frames_per_second"]
     metrics |= {
         f"gflop_per_{unit}": flops / 1e9,
@@ -110,10 +110,10 @@ def measure_network(
 def stages_of(
     network: nn.Module, path: str, device: str, dtype: torch.dtype, compile: bool
 ) -> tuple[str, str, dict[str, Callable[[], Any]]]:
-    """What kind of network it is, what one run takes, and its stages as functions.
+    """Return the kind of a network, the unit of one run, and the stages as functions.
 
     Raises:
-        OwlError: It is none that is known.
+        OwlError: The kind of network is unknown.
     """
 
     def compiled(module: nn.Module) -> Callable[..., Any]:
@@ -132,17 +132,17 @@ def stages_of(
         return "inverse dynamics model", "clip", {"read": lambda: reader(video)}
     raise OwlError(
         "bench.target",
-        f"{path} holds a {type(network).__qualname__}, an autoencoder, a world model or an inverse dynamics model was "
-        "expected; give one, or the YAML of an experiment",
+        f"{path} contains a {type(network).__qualname__}, expected an autoencoder, a world model or an inverse "
+        "dynamics model; give one, or the YAML of an experiment",
     )
 
 
 def take_turns(stages: dict[str, Callable[[], Any]], device: str, compile: bool) -> Run:
-    """Run all stages one after the other."""
+    """Return a function that runs all stages in turn."""
 
     def run() -> dict[str, float]:
         seconds = {}
-        # the weights are constants of what is compiled, laid out once for the kernels that read them
+        # freezing makes the weights constants of the graph, with a layout chosen for its kernels
         with torch._inductor.config.patch(freezing=True) if compile else nullcontext():
             for name, stage in stages.items():
                 start = time.perf_counter()
@@ -155,7 +155,7 @@ def take_turns(stages: dict[str, Callable[[], Any]], device: str, compile: bool)
 
 
 def play(engine: Engine) -> Run:
-    """Generate frame after frame, nothing being pressed."""
+    """Return a function that generates frames with idle controls."""
     network = engine.network
     buttons = torch.zeros(1, len(network.buttons))
     axes = torch.zeros(1, len(network.axes))
@@ -169,9 +169,9 @@ def play(engine: Engine) -> Run:
 
 
 def count(run: Run) -> Counter[Operator]:
-    """Operators of one run, uncompiled. The one before it leaves a world model's frame to be committed."""
+    """Count the operators of one uncompiled run, after a run whose frame a world model commits in the counted one."""
     with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
-        # the counter's hooks, which compiled modules would call twice: their counts by module are not used
+        # compiled modules call the counter's hooks twice, which only affects the unused counts per module
         warnings.filterwarnings("ignore", message=".*global hooks on modules.*")
         run()
         with Operators() as operators:

@@ -1,4 +1,4 @@
-"""What a benchmark leaves, and the parts that training and inference measure alike."""
+"""Result of a benchmark, and measurements shared by training and inference."""
 
 import re
 import sys
@@ -14,22 +14,22 @@ from owl.bench.roofline import Operator, Precision
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PROFILED = 3
-"""Steps, frames or calls that a kernel table or a trace shows."""
+"""Steps, frames or calls in a kernel table or a trace."""
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass
 class Measurement:
-    """One target, measured.
+    """Result of measuring one target.
 
     Attributes:
         kind: "training", "autoencoder", "world model" or "inverse dynamics model".
-        unit: What one of `operators` belongs to: "step", "image", "frame", "clip".
+        unit: Unit of `operators`: "step", "image", "frame" or "clip".
         device: "cpu" or "cuda".
         precision: "fp32" or "bf16".
-        compiled: Whether it ran through torch.compile.
-        metrics: Flat, by name.
-        operators: Of one unit.
+        compiled: Whether torch.compile was used.
+        metrics: Values by name.
+        operators: Operators of one unit.
         kernels: The most expensive ones of `PROFILED` units: name, calls, milliseconds, share.
     """
 
@@ -44,7 +44,7 @@ class Measurement:
 
 
 def reset_peak_memory(device: str) -> None:
-    """Forget the peak of the memory that was used so far."""
+    """Reset the peak of the used memory."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     elif CLEAR.exists():
@@ -52,28 +52,28 @@ def reset_peak_memory(device: str) -> None:
 
 
 def peak_memory(device: str) -> float:
-    """Most memory in MiB since `reset_peak_memory`: allocated by torch on a GPU, otherwise resident of this process.
+    """Return the peak memory in MiB since `reset_peak_memory`: allocated by torch on a GPU, otherwise resident memory.
 
-    Where the system cannot forget a peak (not Linux), it is that since the process began.
+    On systems other than Linux, the peak since the start of the process is returned.
     """
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     if STATUS.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text("utf-8", "replace"))):
         return int(found[1]) / 1024
-    import resource  # Windows has none
+    import resource  # not available on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
 
 
 def start_profiler(device: str) -> profile:
-    """Begin to note every kernel."""
+    """Start recording every kernel."""
     profiler = profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda"))
     profiler.start()
     return profiler
 
 
 def most_expensive(profiler: profile, count: int, device: str) -> list[dict[str, Any]]:
-    """The kernels (on CPUs: operators) that took the most time themselves, most expensive first."""
+    """Return the kernels (on CPUs: operators) with the largest self time, most expensive first."""
     attribute = "self_cpu_time_total" if device == "cpu" else "self_device_time_total"  # microseconds
     rows = sorted(((getattr(row, attribute), row) for row in profiler.key_averages()), key=lambda row: -row[0])
     total = sum(microseconds for microseconds, _ in rows) or 1.0

@@ -1,4 +1,4 @@
-"""What a computation takes at best: its operators, counted, at the speed of a device."""
+"""Estimate the minimum time of a computation on a device from its operators (roofline model)."""
 
 import functools
 import time
@@ -16,18 +16,18 @@ Precision = Literal["fp32", "bf16", "fp8"]
 
 aten = torch.ops.aten
 LINEAR = (aten.mm, aten.addmm)
-FP8_MULTIPLE = 16  # float8 matrix products need sides that are multiples of it
+FP8_MULTIPLE = 16  # float8 matrix products need sizes that are multiples of it
 ALLOCATIONS = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided")
-SECONDS_OF_RATE = 0.5  # at least this long, or three rounds, for each rate that is measured
-COPIED = 2**28  # bytes: beyond every cache
+SECONDS_OF_RATE = 0.5  # minimum duration of the measurement of a rate, which also takes at least three rounds
+COPIED = 2**28  # bytes: larger than every cache
 
 
 class Device(NamedTuple):
-    """How fast a device is.
+    """Peak rates of a device.
 
     Attributes:
         rates: FLOP/s of matrix products by precision.
-        bandwidth: Bytes/s between memory and processor, reading and writing together.
+        bandwidth: Bytes/s between memory and processor, reads plus writes.
     """
 
     rates: dict[Precision, float]
@@ -35,25 +35,25 @@ class Device(NamedTuple):
 
 
 # Dense rates, accumulated in float32 as PyTorch does. fp32 is without TF32, which PyTorch leaves off by default.
-# RTX 5090: NVIDIA RTX Blackwell GPU Architecture, appendix A. Its rates with sums in float16 are twice as high.
-# H100 SXM5 and H200 SXM: NVIDIA's data sheets of these Tensor Core GPUs, whose rates "with sparsity" are twice these.
+# RTX 5090: NVIDIA RTX Blackwell GPU Architecture, appendix A. Rates with float16 accumulation are twice as high.
+# H100 SXM5 and H200 SXM: NVIDIA's data sheets of these Tensor Core GPUs, which list twice these rates "with sparsity".
 DATA_SHEETS = {
     "rtx5090": Device({"fp32": 104.8e12, "bf16": 209.5e12, "fp8": 419.0e12}, 1.792e12),
     "h100": Device({"fp32": 66.9e12, "bf16": 989.4e12, "fp8": 1978.9e12}, 3.35e12),
     "h200": Device({"fp32": 66.9e12, "bf16": 989.4e12, "fp8": 1978.9e12}, 4.8e12),
 }
 SOLD_AS = {"rtx5090": "RTX 5090", "h100": "H100", "h200": "H200"}
-"""What the driver's name of a device contains."""
+"""Substrings of the name that the driver reports."""
 
 
 class Operator(NamedTuple):
     """One call of an operator.
 
     Attributes:
-        flops: Of matrix products, convolutions and attention; 0 for all others.
-        read: Bytes of its operands.
-        written: Bytes of its results.
-        precision: Of its operands.
+        flops: FLOPs of matrix products, convolutions and attention; 0 for all others.
+        read: Bytes of the operands.
+        written: Bytes of the results.
+        precision: Precision of the operands.
         linear: Whether it is the product of a linear layer that float8 training would convert.
         optimizer: Whether it belongs to the optimiser.
     """
@@ -67,13 +67,13 @@ class Operator(NamedTuple):
 
 
 class Operators(FlopCounterMode):
-    """Counts every operator that is executed within it, backward passes included. Leave compiled code eager meanwhile.
+    """Count every operator executed in this context, including backward passes. Run compiled code eagerly meanwhile.
 
-    PyTorch's counter, which also notes the bytes that operators touch, and knows the attention kernel of CPUs. Views
-    touch nothing.
+    Extends PyTorch's counter with the bytes that operators read and write, and with the attention kernel of CPUs. Views
+    read and write nothing.
 
     Attributes:
-        calls: How often each operator was called with operands of these sizes; kept from one use to the next.
+        calls: Number of calls of each operator with operands of these sizes; accumulated over several uses.
         optimizer: Set while the optimiser steps.
     """
 
@@ -105,26 +105,26 @@ class Operators(FlopCounterMode):
 
 
 def total_flops(calls: Counter[Operator], optimizer: bool = False) -> int:
-    """FLOPs of everything but the optimiser, or of the optimiser."""
+    """Return the FLOPs of everything except the optimiser, or of the optimiser."""
     return sum(call.flops * count for call, count in calls.items() if call.optimizer == optimizer)
 
 
 def predict(calls: Counter[Operator], device: Device, fp8: bool = False) -> tuple[float, float]:
-    """Seconds that operators take by the roofline model, between which a good implementation should lie.
+    """Return bounds of the time of operators by the roofline model, in seconds.
 
     An operator takes flops / rate or bytes / bandwidth, whichever is more; its operands (weights, activations,
-    gradients) are read once and its results written once. The lower number is that of matrix products, convolutions and
-    attention alone, as if everything else were fused into them; only of the optimiser all operators count. For the
-    upper one every operator counts, nothing being fused. No kernel reaches the rate of a data sheet, and the time to
-    launch kernels is left out, which on GPUs rules small networks: both make what happens slower than predicted.
+    gradients) are read once and its results written once. The lower bound includes only matrix products, convolutions
+    and attention, as if everything else were fused into them, and all operators of the optimiser. The upper bound
+    includes every operator, without fusion. Both are optimistic: kernels do not reach the rate of a data sheet, and the
+    time of kernel launches, which dominates small networks on GPUs, is ignored.
 
     Args:
-        calls: What is executed, from `Operators`.
-        device: Where.
-        fp8: Whether linear layers run in float8: at its rate, with operands of half the size, casts not counted.
+        calls: Executed operators, from `Operators`.
+        device: Rates of the device.
+        fp8: Whether linear layers run in float8: at its rate, with operands of half the size, without casts.
 
     Returns:
-        The lower and the upper number.
+        The lower and the upper bound.
     """
     fused = unfused = 0.0
     for call, count in calls.items():
@@ -140,29 +140,29 @@ def predict(calls: Counter[Operator], device: Device, fp8: bool = False) -> tupl
 
 @functools.cache
 def matmul_rate(device: str, dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product here, the best of some rounds: other work on the machine only ever adds time.
+    """Return the FLOP/s of a large matrix product, the best of several rounds, since other load only adds time.
 
     Args:
         device: "cpu" or "cuda".
-        dtype: Of the matrices.
+        dtype: Type of the matrices.
     """
     side = 2048 if device == "cpu" else 8192
     if dtype == torch.bfloat16 and not multiplies_bfloat16(device):
-        side //= 4  # large ones would take minutes
+        side //= 4  # larger ones would take minutes
     a, b = torch.randn(2, side, side, device=device).to(dtype)
     return 2 * side**3 / min(_rounds(lambda: a @ b, device))
 
 
 @functools.cache
 def copy_bandwidth(device: str) -> float:
-    """Bytes/s of a large copy here, those read and those written, the best of some rounds."""
+    """Return the bytes/s of a large copy, reads plus writes, the best of several rounds."""
     a = torch.zeros(COPIED, dtype=torch.uint8, device=device)
     b = torch.empty_like(a)
     return 2 * COPIED / min(_rounds(lambda: b.copy_(a), device))
 
 
 def find_device(name: str) -> Device:
-    """A device of `DATA_SHEETS`, or "cpu", which is measured."""
+    """Return a device of `DATA_SHEETS`, or measure "cpu"."""
     if name != "cpu":
         return DATA_SHEETS[name]
     rates: dict[Precision, float] = {
@@ -173,12 +173,12 @@ def find_device(name: str) -> Device:
 
 
 def data_sheet_of(driver_name: str) -> Device | None:
-    """The data sheet of a device as its driver names it, such as "NVIDIA H100 80GB HBM3", where there is one."""
+    """Return the data sheet for a driver's device name such as "NVIDIA H100 80GB HBM3", or None."""
     return next((DATA_SHEETS[name] for name, words in SOLD_AS.items() if words in driver_name), None)
 
 
 def synchronize(device: str) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has completed all queued work."""
     if device == "cuda":
         torch.cuda.synchronize()
 
@@ -197,7 +197,7 @@ def _rounds(work: Any, device: str) -> list[float]:
 
 def _tensors(values: Any) -> Iterator[Tensor]:
     if isinstance(values, Tensor):
-        yield getattr(values, "_local_tensor", values)  # of a DTensor what lies in this process
+        yield getattr(values, "_local_tensor", values)  # the local shard of a DTensor
     elif isinstance(values, list | tuple | dict):
         for value in values.values() if isinstance(values, dict) else values:
             yield from _tensors(value)
@@ -211,12 +211,12 @@ def _is_view(operands: list[Tensor], results: list[Tensor]) -> bool:
 def _place(tensor: Tensor) -> int:
     try:
         return tensor.untyped_storage().data_ptr()
-    except RuntimeError:  # tensors that wrap others, such as those of float8, have no memory of their own
+    except RuntimeError:  # wrapper tensors, such as those of float8, have no storage
         return id(tensor)
 
 
 def _size(tensor: Tensor) -> int:
-    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())  # less where it is expanded
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())  # less if it is expanded
 
 
 def _precision(operands: list[Tensor]) -> Precision:

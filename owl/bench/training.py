@@ -1,4 +1,4 @@
-"""How fast an experiment trains: a few real steps of its recipe, data and trainer."""
+"""Measure the training speed of an experiment on some real steps of its recipe, data and trainer."""
 
 import io
 import json
@@ -45,15 +45,15 @@ TRACE = "trace.json"
 
 
 class StepMeter(Callback):
-    """Measures optimiser steps and writes ``bench.json`` into the run folder; nothing else is left there.
+    """Measure optimiser steps and write ``bench.json`` into the run folder, and nothing else.
 
-    The first step runs uncompiled and its operators are counted, then come steps to warm up (which compile what is to
-    be compiled), then those that are measured, and then, for kernels and traces, some under the profiler. Of the
-    default callbacks, those that report take no part.
+    The first step runs uncompiled to count its operators. Then follow warm-up steps, during which code is compiled, the
+    measured steps, and, for kernels and traces, some steps under the profiler. The default callbacks that write reports
+    are removed.
 
     Args:
-        steps: How many are measured.
-        warm_up: Steps before them, at least 1.
+        steps: Number of measured steps.
+        warm_up: Number of steps before, at least 1.
         kernels: Rows of the kernel table; 0 for none.
         trace: Whether to write a Chrome trace, ``trace.json``.
     """
@@ -73,18 +73,18 @@ class StepMeter(Callback):
         return 1 + self.warm_up + self.steps + (PROFILED if self.kernels or self.trace else 0)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take the place of the callbacks that report."""
+        """Remove the callbacks that write reports."""
         trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, Report | Throughput)]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell the optimisers' operators from the others."""
+        """Wrap the optimisers, to count their operators separately."""
         for optimizer in trainer.optimizers:
-            if not pl_module.automatic_optimization:  # where it is, step() computes the gradients as well
+            if not pl_module.automatic_optimization:  # with automatic optimisation, step() also computes the gradients
                 optimizer.register_step_pre_hook(self._before_optimizer)
             optimizer.register_step_post_hook(self._after_optimizer)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Forward and backward are done."""
+        """Mark the end of the forward and backward pass."""
         self._before_optimizer()
 
     def _before_optimizer(self, *arguments: Any) -> None:
@@ -94,16 +94,16 @@ class StepMeter(Callback):
         self._operators.optimizer = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Count the time since the last batch as waiting; in the first step, count operators."""
+        """Count the time since the last batch as waiting; start counting operators in the first step."""
         self._wait += time.perf_counter() - self._end
         if self._step == 0:
-            self._counting.enter_context(torch.compiler.set_stance("force_eager"))  # what is fused is not counted
+            self._counting.enter_context(torch.compiler.set_stance("force_eager"))  # fused operators are not counted
             self._counting.enter_context(self._operators)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """After an optimiser step: go on to the next phase where it is time."""
+        """Switch to the next phase after an optimiser step when due."""
         self._counting.close()
         self._samples += samples_in(batch) * trainer.world_size
         if trainer.global_step > self._step:
@@ -123,11 +123,13 @@ class StepMeter(Callback):
             if self.total > self._step:
                 self._profiler = start_profiler(device)
         if self._step == self.total:
-            trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, Checkpoint)]  # it saves at the end
+            trainer.callbacks = [
+                c for c in trainer.callbacks if not isinstance(c, Checkpoint)
+            ]  # it would save at the end
             self._finish(trainer, device)
 
     def _measured(self, trainer: Trainer, device: str, seconds: float) -> dict[str, Any]:
-        memory = peak_memory(device)  # before matrices are made to measure the rate of their products
+        memory = peak_memory(device)  # before matrices are allocated to measure the rate of their products
         precision = trained_precision(str(trainer.precision))
         calls = self._operators.calls
         rate, flops = matmul_rate(device, DTYPES[precision]), total_flops(calls)
@@ -165,27 +167,27 @@ class StepMeter(Callback):
 
 
 def trained_precision(name: str) -> Precision:
-    """In which precision a trainer's matrix products run: "fp32", or "bf16", which stands for all others."""
+    """Return the precision of a trainer's matrix products: "fp32", or "bf16" for all others."""
     return "fp32" if name.startswith(("32", "64")) else "bf16"
 
 
 def measure_training(
     experiment: str, options: list[str], steps: int, warm_up: int, kernels: int, trace: Path | None
 ) -> Measurement:
-    """Run some steps of an experiment as fit would, in a temporary run folder.
+    """Run some steps of an experiment like fit, in a temporary run folder.
 
-    There are no validations, no checkpoints, no loggers, and none of the callbacks that the experiment itself names.
+    Validation, checkpoints, loggers and the callbacks of the experiment are disabled.
 
     Args:
         experiment: YAML file.
-        options: More options of fit.
-        steps: How many are measured.
-        warm_up: Steps before them, at least 1.
+        options: Additional options of fit.
+        steps: Number of measured steps.
+        warm_up: Number of steps before, at least 1.
         kernels: Rows of the kernel table; 0 for none.
         trace: Where to write a Chrome trace.
 
     Raises:
-        OwlError: The experiment cannot be trained, or was told to stop.
+        OwlError: The experiment cannot be trained, or was stopped.
     """
     from owl.cli.lightning import main
 
@@ -210,7 +212,7 @@ def measure_training(
         if not result.exists():
             raise OwlError(
                 "bench.cut-short",
-                f"{experiment} stopped before {meter.total} steps; give it the time, or fewer --steps",
+                f"{experiment} stopped before {meter.total} steps; increase its time limit or reduce --steps",
             )
         content = json.loads(result.read_bytes())
         if trace is not None:
@@ -221,7 +223,7 @@ def measure_training(
 
 @contextmanager
 def as_command_line(arguments: list[str]) -> Iterator[None]:
-    """Have ``sys.argv`` say ``arguments``: from there the trainer's command line, and processes it starts, read it."""
+    """Set ``sys.argv`` to ``arguments``, where the trainer's command line and the processes it starts read them."""
     before, sys.argv = sys.argv, ["owl", *arguments]
     try:
         yield

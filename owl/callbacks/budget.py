@@ -1,4 +1,4 @@
-"""Training that time ends: planned, so that it ends where one that steps end does, with its learning rate decayed."""
+"""Convert a time limit to a number of steps, so that the learning rate's decay is complete when time runs out."""
 
 import math
 from bisect import bisect_right
@@ -12,42 +12,42 @@ from owl.callbacks.checkpoint import Checkpoint
 from owl.distributed.agreement import from_first, host_group
 from owl.optim.schedule import WarmupCosine
 
-SKIPPED = 2  # steps after each start that say little of the machine's speed: they compile, fill caches and queues
-MEASURED = 3  # steps that a plan needs at least,
-WAIT = 60.0  # and seconds since the start,
-WAIT_SHARE = 0.05  # or this share of the time limit where that is less;
-LATE = 0.2  # after this share one step must do
-REMEMBERED = 50  # steps after which a change of speed is fully noticed
-LOOKS = 20  # at the plan, each after this part of the steps that are left
-CLEARLY = 0.1  # by which the steps that are left must be too many before a plan is made,
-TOLERANCE = 0.05  # and by which they may then be wrong before it is changed
-WORTH_CHANGING = 0.01  # steps more, relative to the plan
-WORTH_SAYING = 0.1  # change of a plan since it was last printed
-VALIDATION = 0.5  # duration of its batches, relative to training on as many, until one was measured,
-VALIDATION_SHARE = 0.2  # but no more than this share of the time limit
+SKIPPED = 2  # steps after each start that are not representative: they compile, fill caches and queues
+MEASURED = 3  # minimum number of steps for a plan,
+WAIT = 60.0  # minimum seconds since the start,
+WAIT_SHARE = 0.05  # or this share of the time limit if that is less;
+LATE = 0.2  # after this share one step is enough
+REMEMBERED = 50  # steps over which the speed is averaged
+LOOKS = 20  # the plan is checked after this fraction of the remaining steps
+CLEARLY = 0.1  # by which the remaining steps must exceed the time before a plan is made,
+TOLERANCE = 0.05  # by which a plan may be too long before it is changed
+WORTH_CHANGING = 0.01  # additional steps, relative to the plan
+WORTH_SAYING = 0.1  # change of the plan after which it is printed again
+VALIDATION = 0.5  # duration of a batch relative to training, until one was measured,
+VALIDATION_SHARE = 0.2  # but at most this share of the time limit
 MARGIN = 0.1  # of the last validation's duration
 
 say = rank_zero_only(print)
 
 
 class Budget(Callback):
-    """Plans how many steps fit into the time limit, and ends training and its learning rate's decay at the last one.
+    """Plan how many steps fit into the time limit, and end training and the decay of the learning rate at the last one.
 
     The limit is ``trainer.max_time``, or the duration of a Timer among the callbacks, and covers all of training: its
-    validations, checkpoints, and the time before an interruption. Nothing happens without one, nor while the trainer's
-    limits on steps and epochs clearly come first. Otherwise the number of steps is planned from their speed, the first
-    ones left out, and from the validations and checkpoints that are still to come. The plan is looked at again as
-    training goes on and followed by every `owl.optim.schedule.WarmupCosine`: a machine that turns out slower decays
-    sooner, one that turns out faster uses the time, and the learning rate never rises.
+    validations, checkpoints, and the time before an interruption. The callback does nothing without a limit, or while
+    the trainer's limits on steps and epochs are clearly reached first. Otherwise it plans the number of steps from
+    their speed, excluding the first ones, and from the remaining validations and checkpoints. The plan is revised
+    during training and followed by every `owl.optim.schedule.WarmupCosine`: on a slower machine the decay ends earlier,
+    on a faster one more steps are made, and the learning rate never rises.
 
-    All processes follow the plan of the first, which they are told each time it is looked at.
+    All ranks follow the plan of rank 0, which is broadcast at every revision.
 
-    Every checkpoint carries, under ``budget``, the plan's changes, the measured speed and the limits. A run that is
-    continued under the same limits continues its plan; under others the plan is made anew, as if it had been the first.
+    Every checkpoint stores, under ``budget``, the changes of the plan, the measured speed and the limits. A run that is
+    resumed with the same limits continues its plan; with other limits the plan is made from scratch.
 
     Args:
-        plan: Changes of a plan to repeat, each the step after which it was made and the last step that it planned,
-            instead of planning, as ``python -m owl rerun`` does.
+        plan: Changes of a plan to replay instead of planning, as ``python -m owl rerun`` does: for each, the step after
+            which it was made and the last step that it planned.
     """
 
     def __init__(self, plan: list[tuple[int, int]] | None = None) -> None:
@@ -64,7 +64,7 @@ class Budget(Callback):
         self._validated = self._saved = False
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take over the interrupted run's plan; do not train where it has come to its end."""
+        """Restore the plan of the interrupted run; do not train if it is complete."""
         stored = checkpoint.get("budget")
         if stored is None or trainer.state.fn != "fit":
             return
@@ -76,12 +76,12 @@ class Budget(Callback):
             self.changes = [(step, last) for step, last in stored["changes"]]
             if self.changes and checkpoint["global_step"] >= self.changes[-1][1]:
                 trainer.should_stop = True
-        # Lightning's own Timer looks before strategies that divide weights have restored it
+        # Lightning's Timer checks before sharding strategies have restored its state
         if limits[-1] is not None and stored["elapsed"] >= limits[-1]:
             trainer.should_stop = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find out what ends training, and go on with the plan that there is."""
+        """Determine which limits apply, and continue an existing plan."""
         self._group = host_group()
         self._limits = limits_of(trainer)
         self._limit = self._limits[-1]
@@ -90,7 +90,7 @@ class Budget(Callback):
         self._timer = timers[0] if timers and not self.given else None
         if trainer.world_size > 1:
             for timer in limited(trainer):
-                timer._interval = "epoch"  # it would ask all processes at every step
+                timer._interval = "epoch"  # otherwise it would broadcast at every step
         schedules = (config.scheduler for config in trainer.lr_scheduler_configs)
         self._schedules = [schedule for schedule in schedules if isinstance(schedule, WarmupCosine)]
         estimate = trainer.estimated_stepping_batches
@@ -109,11 +109,11 @@ class Budget(Callback):
             self._look(trainer, 0)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note what the time until the next step is spent on."""
+        """Attribute the time until the next step to validation."""
         self._validated = trainer.state.fn == "fit" and not trainer.sanity_checking
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Store the plan; note what the time until the next step is spent on."""
+        """Store the plan; attribute the time until the next step to the checkpoint."""
         self._saved = True
         checkpoint["budget"] = {
             "limits": self._limits,
@@ -128,7 +128,7 @@ class Budget(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """After an optimiser step: measure it, and look at the plan where it is time to."""
+        """Measure an optimiser step, and revise the plan when due."""
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
@@ -140,7 +140,7 @@ class Budget(Callback):
             self._look(trainer, self._step)
 
     def _measure(self, now: float) -> None:
-        """Count the time since the last step as that of a step, and of a validation or checkpoint if there was one."""
+        """Assign the time since the last step to a step, and to a validation or checkpoint if there was one."""
         since, self._since = self._since, now
         validated, saved = self._validated, self._saved
         self._validated = self._saved = False
@@ -157,7 +157,7 @@ class Budget(Callback):
             self.saving = max(0.0, now - since - self.pace)
 
     def _look(self, trainer: Trainer, since: int) -> None:
-        """Change the plan where it is wrong; ``since`` is the step from which a changed one is followed."""
+        """Change the plan if it no longer fits; ``since`` is the step from which a changed plan applies."""
         decision = self._decide(trainer) if trainer.is_global_zero else None
         decision = from_first(decision, self._group)
         assert decision is not None
@@ -167,7 +167,7 @@ class Budget(Callback):
             self._say()
 
     def _decide(self, trainer: Trainer) -> tuple[int | None, int]:
-        """The last step, and the step at which to look again."""
+        """Return the last step, and the step at which to check again."""
         assert self._timer is not None
         elapsed, step = self._timer.time_elapsed(), self._step
         if elapsed >= self._limit:
@@ -186,7 +186,7 @@ class Budget(Callback):
         return last, step + max(1, (last - step) // LOOKS)
 
     def _fitting(self, trainer: Trainer, seconds: float) -> int:
-        """The last step for which there is time, with the validations and checkpoints until then and at the end."""
+        """Return the last step within the time limit, including the validations and checkpoints until the end."""
         step = self._step
         batches = max(1, trainer.fit_loop.total_batch_idx + 1) / max(1, step)  # per step
         every = batches_between_validations(trainer, batches / self.pace) / batches
@@ -197,7 +197,7 @@ class Budget(Callback):
         if not trainer.enable_validation:
             validation = 0.0
         saved = next((c.every_n_steps for c in trainer.callbacks if isinstance(c, Checkpoint)), math.inf)
-        # the step is for what ends an epoch
+        # one step for the work at the end of an epoch
         left = seconds - (1 + MARGIN) * validation - self.saving - self.pace
 
         def needed(last: int) -> float:
@@ -220,13 +220,13 @@ class Budget(Callback):
         trainer.fit_loop.epoch_loop.max_steps = self._max_steps if last == self._end else last
 
     def _repeat(self, trainer: Trainer) -> None:
-        """Make the change that was given for this step."""
+        """Replay the change planned for this step."""
         for step, last in self.given:
             if step == self._step and (step, last) not in self.changes:
                 self._change(trainer, step, last)
 
     def _say(self) -> None:
-        """Print the plan when it is made and when it is much changed."""
+        """Print the plan when it is made and when it changes substantially."""
         assert self._last is not None
         whole = self._last == self._end
         if self._said is not None and not whole and abs(self._last - self._said) <= WORTH_SAYING * self._said:
@@ -243,18 +243,18 @@ class Budget(Callback):
 
 
 def limited(trainer: Trainer) -> list[Timer]:
-    """The timers that end training: Lightning's own of ``trainer.max_time``, or the user's."""
+    """Return the timers that end training: Lightning's for ``trainer.max_time``, or the user's."""
     return [c for c in trainer.callbacks if isinstance(c, Timer) and c._duration is not None]
 
 
 def limits_of(trainer: Trainer) -> list[Any]:
-    """What can end training: a number of steps, of epochs, and seconds (None where there is no such limit)."""
+    """Return the limits of training: steps, epochs and seconds, each None without a limit."""
     seconds = min((timer._duration for timer in limited(trainer) if timer._duration is not None), default=None)
     return [trainer.max_steps, trainer.max_epochs, seconds]
 
 
 def batches_between_validations(trainer: Trainer, batches_per_second: float) -> float:
-    """Training batches from one validation to the next, on average; infinite where there is none before the end."""
+    """Return the mean number of training batches between validations; infinite if there is none before the end."""
     if not trainer.enable_validation:
         return math.inf
     if trainer._val_check_time_interval is not None:
@@ -267,12 +267,12 @@ def batches_between_validations(trainer: Trainer, batches_per_second: float) -> 
 
 
 def multiples(every: float, first: int, last: int) -> int:
-    """Multiples of a number in [first, last), 0 left out."""
+    """Return how many multiples of a number are in [first, last), excluding 0."""
     return max(0, math.ceil(last / every) - math.ceil(max(1, first) / every))
 
 
 def duration(seconds: float) -> str:
-    """A time limit as people say it: in the largest unit of which it is a whole number."""
+    """Format a time limit in the largest unit of which it is a whole number."""
     for name, size in {"hour": 3600, "minute": 60}.items():
         if seconds >= size and seconds % size == 0:
             seconds, unit = seconds / size, name

@@ -12,19 +12,19 @@ from owl.models import exported
 
 
 class EMA(Callback):
-    """Keeps a moving average of the trained weights; validates with it and saves it as the checkpoint's weights.
+    """Keep a moving average of the trained weights; validate with it and save it as the checkpoint's weights.
 
-    Of a recipe that names what it exports (`owl.models.exported`) those networks are averaged, else all it trains.
+    Averages the networks that the recipe exports (`owl.models.exported`), otherwise all trained weights.
 
     After optimiser step n (from 1), ``average = d * average + (1 - d) * weight`` with
-    ``d = min(decay, n / (n + 9))``: the warm-up lets a short run forget its initialisation.
+    ``d = min(decay, n / (n + 9))``: the warm-up removes the initialisation from the average of a short run.
 
-    A checkpoint's ``state_dict`` holds the averaged weights, so that whatever reads it (export, a later recipe's
-    frozen part, ``validate``) gets the weights one wants; the raw ones stand beside it under ``ema`` and are
-    put back when training resumes.
+    A checkpoint's ``state_dict`` contains the averaged weights, so that everything that reads it (export, the frozen
+    part of a later recipe, ``validate``) uses them. The raw weights are stored under ``ema`` and restored when training
+    resumes.
 
     Args:
-        decay: Limit of the averaging factor, in [0, 1); 0 turns the average off.
+        decay: Upper limit of the averaging factor, in [0, 1); 0 disables the average.
     """
 
     def __init__(self, decay: float = 0.999) -> None:
@@ -38,7 +38,7 @@ class EMA(Callback):
         self._raw: list[Tensor] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the average from the current weights, or keep the one that the checkpoint brought."""
+        """Initialise the average with the current weights, unless it was restored from a checkpoint."""
         weights = trainable(pl_module)
         if self.decay and not self.average:
             inside = tuple(f"{name}." for name in exported(pl_module)) if hasattr(pl_module, "exports") else ("",)
@@ -46,15 +46,15 @@ class EMA(Callback):
         self.average = {name: average.to(weights[name].device) for name, average in self.average.items()}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count from where a resumed run stands (in ``on_fit_start`` the trainer does not know yet)."""
+        """Restore the step count of a resumed run (not known to the trainer in ``on_fit_start``)."""
         self._step = trainer.global_step
         weights = trainable(pl_module)
-        self._raw = [weights[name] for name in self.average]  # to look for them takes milliseconds, at every step
+        self._raw = [weights[name] for name in self.average]  # looking them up takes milliseconds per step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Average after an optimiser step, not after every accumulated batch."""
+        """Update the average after an optimiser step, not after every accumulated batch."""
         if not self.average or trainer.global_step == self._step:
             return
         self._step = trainer.global_step
@@ -77,19 +77,19 @@ class EMA(Callback):
             self._exchange(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on training the raw weights."""
+        """Continue training the raw weights."""
         if self._swapped:
             self._exchange(pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the raw weights in place when validation was interrupted."""
+        """Restore the raw weights when validation was interrupted."""
         self.on_validation_end(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Store the average as the checkpoint's weights and the raw weights beside it."""
+        """Store the average as the checkpoint's weights, and the raw weights separately."""
         if not self.average:
             return
-        stored = checkpoint["state_dict"]  # what the module holds now; of a network that is spread on rank 0 alone
+        stored = checkpoint["state_dict"]  # the module's current weights; of a sharded network on rank 0 only
         in_module = {name: stored[name] for name in self.average if name in stored}
         beside = {name: to_first(average) for name, average in self.average.items()}
         beside = {name: average for name, average in beside.items() if average is not None}
@@ -98,9 +98,9 @@ class EMA(Callback):
         checkpoint["ema"] = {"raw": raw, "updates": self.updates}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Resume: the loaded weights are the average, the raw ones go back into the module.
+        """Restore the average from the loaded weights, and the raw weights in the module.
 
-        Every other command keeps the average in the module, and needs nothing else.
+        Other commands keep the average in the module.
         """
         stored = checkpoint.get("ema")
         if stored is None or trainer.state.fn != "fit":

@@ -1,4 +1,4 @@
-"""Processes that train together must choose the same types of numbers."""
+"""Check that all ranks use the same precision."""
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -7,14 +7,14 @@ from owl.hardware import multiplies_bfloat16
 
 
 class HomogeneousDevices(Callback):
-    """Refuses devices of which only some multiply bfloat16 fast.
+    """Raise an error if bfloat16 is fast on only some of the devices.
 
-    Each process asks its own device (see `owl.hardware`), `owl.optim.MuonAdamW` at every step: weights that all
-    processes keep would drift apart.
+    Each rank decides for its own device (see `owl.hardware`), `owl.optim.MuonAdamW` at every step: replicated weights
+    would diverge.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Compare before anything is computed.
+        """Compare the devices before training.
 
         Raises:
             OwlError: They differ.
@@ -24,7 +24,7 @@ class HomogeneousDevices(Callback):
         if strategy.reduce_boolean_decision(fast, all=True) != strategy.reduce_boolean_decision(fast, all=False):
             raise OwlError(
                 "trainer.devices",
-                f"some of the {trainer.world_size} devices multiply bfloat16 fast and some do not, which gives their "
-                "processes different weights; use devices of one kind (CPUs become alike with "
+                f"some of the {trainer.world_size} devices are fast in bfloat16 and some are not, which would make the "
+                "weights of their processes diverge; use devices of one kind (for CPUs, set "
                 "ONEDNN_MAX_CPU_ISA=AVX2 in the environment of all processes and --trainer.precision 32-true)",
             )

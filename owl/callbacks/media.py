@@ -1,4 +1,4 @@
-"""Pictures of what the model makes, in TensorBoard and in the run folder."""
+"""Write pictures of the model's output to TensorBoard and the run folder."""
 
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,14 @@ from owl.atomic import atomic_write
 
 
 class Media(Callback):
-    """Asks the recipe for pictures of the first validation batch and keeps them.
+    """Draw pictures of the first validation batch.
 
-    A recipe offers ``media(batch) -> dict[str, uint8[H, W, 3]]``. The pictures go to TensorBoard and, as PNG, to
+    A recipe implements ``media(batch) -> dict[str, uint8[H, W, 3]]``. The pictures go to TensorBoard and, as PNG, to
     ``<run folder>/media/step-<step>/<name>.png``. ``predict`` writes one set of pictures for every batch to
-    ``<run folder>/predictions/``. All processes draw, the first one writes.
+    ``<run folder>/predictions/``. All ranks draw, rank 0 writes.
 
     Args:
-        every_n_validations: Draw at every n-th validation; 0 turns pictures off.
+        every_n_validations: Draw at every n-th validation; 0 disables pictures.
     """
 
     def __init__(self, every_n_validations: int = 1) -> None:
@@ -57,7 +57,7 @@ class Media(Callback):
         self.write(trainer, pl_module, batch, folder)
 
     def state_dict(self) -> dict[str, Any]:
-        """Keep across resumes which validations are drawn."""
+        """Store the count of validations."""
         return {"validations": self._validations}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -66,9 +66,9 @@ class Media(Callback):
 
     @staticmethod
     def write(trainer: Trainer, pl_module: LightningModule, batch: Any, folder: Path | None) -> None:
-        """Draw one batch into a folder and, while fitting, into TensorBoard; without a folder, only take part.
+        """Draw one batch to a folder and, during fit, to TensorBoard; without a folder, draw without writing.
 
-        A network that is spread over processes draws with all of them.
+        All ranks must call this, since the network may be sharded.
         """
         if not hasattr(pl_module, "media"):
             return
@@ -78,7 +78,7 @@ class Media(Callback):
 
 
 def write_picture(trainer: Trainer, folder: Path, name: str, picture: np.ndarray) -> None:
-    """Keep uint8[H, W, 3] as ``<folder>/<name>.png`` and, while fitting, in TensorBoard; nothing of a fast_dev_run."""
+    """Write uint8[H, W, 3] to ``<folder>/<name>.png`` and, during fit, to TensorBoard; do nothing in a fast_dev_run."""
     if trainer.fast_dev_run:
         return
     encoded = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))[1]

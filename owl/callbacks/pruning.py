@@ -1,4 +1,4 @@
-"""What a trial of a sweep tells its study while it trains, and when it gives up."""
+"""Report a trial's objective to the study during training, and prune the trial."""
 
 from contextlib import suppress
 from typing import Any
@@ -12,18 +12,18 @@ from owl.sweep.plan import PRUNERS, make
 from owl.sweep.study import IDENTITY, METRICS, PRUNED, PRUNER, open_storage, unknown_objective
 
 ALWAYS_LOGGED = "val/"
-"""Metrics of validation are there after the first one; others may be logged later or only at the end."""
+"""Validation metrics are available after the first validation; others may be logged later or only at the end."""
 
 
 class Pruning(Callback):
-    """Reports the sweep's objective after each validation and ends training when the sweep's pruner says so.
+    """Report the sweep's objective after each validation and end training when the pruner decides to.
 
-    ``python -m owl sweep`` adds it to every trial. The n-th validation is step n of the study, also over
-    interruptions. Only the first process talks to the study. A trial that has just taken its last training step is
-    reported but not pruned: it is complete.
+    ``python -m owl sweep`` adds it to every trial. The n-th validation is step n of the study, also across
+    interruptions. Only rank 0 accesses the study. A trial that has just completed its last training step is reported
+    but not pruned.
 
     Args:
-        storage: What `owl.sweep.study.open_storage` takes.
+        storage: Argument of `owl.sweep.study.open_storage`.
         study: Name of the sweep.
         trial: Number of the trial in the study.
     """
@@ -37,7 +37,7 @@ class Pruning(Callback):
         """Open the study.
 
         Raises:
-            OwlError: The storage cannot be reached or holds no such study.
+            OwlError: The storage cannot be opened or does not contain the study.
         """
         if not trainer.is_global_zero:
             return
@@ -47,14 +47,14 @@ class Pruning(Callback):
         except KeyError as error:
             raise OwlError(
                 "sweep.missing",
-                f"{self.storage} holds no sweep '{self.study}'; remove the callback Pruning, which a sweep adds itself",
+                f"{self.storage} has no sweep '{self.study}'; remove the callback Pruning, which a sweep adds itself",
             ) from error
         study.pruner = make(PRUNERS, study.user_attrs[PRUNER])
         identity = storage.get_study_id_from_name(self.study)
         self._trial = optuna.Trial(study, storage.get_trial_id_from_study_id_trial_number(identity, self.trial))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report and ask the pruner; all processes stop together."""
+        """Report the objective and prune the trial on all ranks if the pruner decides to."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self.validations += 1
@@ -65,8 +65,8 @@ class Pruning(Callback):
             trainer.should_stop = True
 
     def _is_hopeless(self, trial: optuna.Trial, trainer: Trainer) -> bool:
-        """Report the objective and return what the pruner thinks of it; refuse one of validation that is not logged."""
-        with suppress(StorageInternalError):  # does not answer: train on
+        """Report the objective and return the pruner's decision; raise if a validation metric is not logged."""
+        with suppress(StorageInternalError):  # database unavailable: continue training
             objective, known = trial.study.user_attrs[IDENTITY]["objective"], sorted(trainer.callback_metrics)
             if objective in known:
                 trial.report(float(trainer.callback_metrics[objective]), self.validations)
@@ -77,7 +77,7 @@ class Pruning(Callback):
         return False
 
     def state_dict(self) -> dict[str, Any]:
-        """Keep the count across interruptions."""
+        """Store the count of validations."""
         return {"validations": self.validations}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -86,14 +86,14 @@ class Pruning(Callback):
 
 
 def is_last(trainer: Trainer) -> bool:
-    """Whether training ends with this validation anyway."""
+    """Return whether training ends with this validation anyway."""
     return trainer.should_stop or (
         trainer.max_epochs is not None and trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
     )
 
 
 def without_pruning(configuration: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of a trial as one of a run that belongs to no sweep, from what its ``config.yaml`` holds."""
+    """Return the configuration in a trial's ``config.yaml`` without the callback of the sweep."""
     trainer = configuration.get("trainer") or {}
     kept = [c for c in trainer.get("callbacks") or [] if c.get("class_path") != "owl.callbacks.pruning.Pruning"]
     return {**configuration, "trainer": {**trainer, "callbacks": kept or None}}

@@ -1,4 +1,4 @@
-"""What a run leaves behind: metrics.json, report.md with pictures, a table in the terminal, identity in checkpoints."""
+"""Write the results of a run: metrics.json, report.md, a table in the terminal, and metadata in checkpoints."""
 
 import json
 import time
@@ -24,15 +24,15 @@ ENVIRONMENT = "environment.json"
 
 
 class Report(Callback):
-    """Writes the result of a run and stores its identity in every checkpoint.
+    """Write the results of a run and store its metadata in every checkpoint.
 
-    When training begins, ``environment.json`` is written, which says what the run runs on (see `owl.environment`).
-    After ``fit`` the run folder holds ``metrics.json`` (flat: metric name to number, with ``steps``, ``seconds``,
-    ``seed``), and ``report.md`` with the same numbers, the last pictures, and the command that repeats the run.
-    ``validate`` and ``test`` write ``validate.json`` and ``test.json``.
+    When training begins, ``environment.json`` is written, which describes the environment of the run (see
+    `owl.environment`). After ``fit`` the run folder contains ``metrics.json`` (flat: metric name to number, with
+    ``steps``, ``seconds``, ``seed``), and ``report.md`` with the same numbers, the last pictures, and the command that
+    repeats the run. ``validate`` and ``test`` write ``validate.json`` and ``test.json``.
 
-    Every checkpoint carries, under ``owl``: the recipe's class, the whole configuration, the code version, the
-    dataset's identity, and the metrics so far, from which ``fit`` repeats the report of a run that is finished.
+    Every checkpoint stores, under ``owl``, the recipe's class, the complete configuration, the code version, the
+    dataset's identity, and the metrics so far, from which ``fit`` repeats the report of a finished run.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Report(Callback):
         self._restored: dict[str, float] = {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what is trained."""
+        """Print what is trained."""
         if not trainer.is_global_zero or trainer.fast_dev_run:
             return
         folder = Path(trainer.default_root_dir)
@@ -53,9 +53,9 @@ class Report(Callback):
         )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock; write environment.json, which of a continued run describes its last part.
+        """Start the timer and write environment.json, which describes the last part of a resumed run.
 
-        Not called where nothing is left to train.
+        Not called if no steps are left to train.
         """
         self._start = time.monotonic()
         if trainer.is_global_zero and not trainer.fast_dev_run:
@@ -63,7 +63,7 @@ class Report(Callback):
             atomic_write(Path(trainer.default_root_dir) / ENVIRONMENT, content)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Name everything that made this checkpoint."""
+        """Store the recipe, configuration, code version, dataset and metrics."""
         recipe = type(pl_module)
         checkpoint["owl"] = {
             "recipe": f"{recipe.__module__}.{recipe.__qualname__}",
@@ -74,18 +74,18 @@ class Report(Callback):
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep counting where the interrupted run stopped."""
+        """Restore the elapsed time and the metrics of the interrupted run."""
         self._restored = checkpoint.get("owl", {}).get("metrics", {})
         self.seconds = self._restored.get("seconds", 0.0)
 
     @staticmethod
     def dataset_identity(trainer: Trainer) -> dict[str, Any] | None:
-        """Return what the data module says of its dataset, if it says anything."""
+        """Return the data module's description of its dataset, or None."""
         identity = getattr(trainer.datamodule, "identity", None)
         return identity() if identity else None
 
     def elapsed(self) -> float:
-        """Return seconds of fit so far, over all resumes."""
+        """Return the seconds of fit so far, across all resumes."""
         return self.seconds + (time.monotonic() - self._start if self._start else 0.0)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -94,14 +94,14 @@ class Report(Callback):
             return
         trained = self._start > 0
         if not trained and not self._restored:
-            raise OwlError("run.nothing-to-train", f"nothing was trained: {why_not(trainer)}; change that")
+            raise OwlError("run.nothing-to-train", f"no training step was made: {why_not(trainer)}; change that")
         metrics = self.metrics(trainer) if trained else self._restored
         folder = Path(trainer.default_root_dir)
         atomic_write(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
         atomic_write(folder / "report.md", self.markdown(folder, metrics))
         print_table(f"{folder.name}: {trainer.global_step} steps", metrics)
         if not trained:
-            Console(markup=False).print(f"Nothing was left to train: {why_not(trainer)}.", soft_wrap=True)
+            Console(markup=False).print(f"No steps are left to train: {why_not(trainer)}.", soft_wrap=True)
         curves = any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers)
         where = f"   TensorBoard: tensorboard --logdir {folder.parent}" if curves else ""
         Console(markup=False).print(f"Report: {folder / 'report.md'}{where}")
@@ -152,23 +152,23 @@ class Report(Callback):
 
 
 def why_not(trainer: Trainer) -> str:
-    """Say why Lightning did not train at all."""
+    """Return the reason why Lightning made no training step."""
     step, last = trainer.global_step, trainer.max_steps
     if trainer.limit_train_batches == 0:
         return "trainer.limit_train_batches is 0"
     if 0 < last <= step:
-        return f"it was already finished, at step {step} with trainer.max_steps {last}; give more to train longer"
+        return f"it was already finished, at step {step} with trainer.max_steps {last}; increase that to train longer"
     if last == 0:
         return "trainer.max_steps is 0"
     if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch:
-        return f"{trainer.current_epoch} epochs are over and trainer.max_epochs is {trainer.max_epochs}"
+        return f"{trainer.current_epoch} epochs are complete and trainer.max_epochs is {trainer.max_epochs}"
     if step > 0:
-        return "it was already finished; give more trainer.max_time or trainer.max_steps, whichever ended it"
-    return "it was told to stop before its first step, as by a trainer.max_time of nothing"
+        return "it was already finished; increase trainer.max_time or trainer.max_steps, whichever ended it"
+    return "it was stopped before its first step, for example by a trainer.max_time of 0"
 
 
 def format_number(value: float) -> str:
-    """Format a metric with four significant digits; whole numbers as they are."""
+    """Format a metric with four significant digits; leave integers unchanged."""
     return f"{value:.0f}" if float(value).is_integer() else f"{value:.4g}"
 
 

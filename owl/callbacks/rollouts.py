@@ -1,4 +1,4 @@
-"""Short rollouts while a world model trains: whether it plays better, not only whether its loss falls."""
+"""Measure short rollouts while a world model trains."""
 
 from pathlib import Path
 from typing import Any
@@ -25,20 +25,21 @@ HORIZONS = (1, 4, 8, 16)
 
 
 class Rollouts(Callback):
-    """Continues validation windows under their controls, with the weights that are validated (the average, if any).
+    """Generate the continuation of validation windows from their controls, with the validated weights (with EMA the
+    average).
 
     Logs ``val/rollout_psnr_<h>`` and ``val/rollout_lpips_<h>`` for frame h = 1, 4, 8, 16 after the context, with
     ``val/rollout_repeat_psnr_<h>`` and ``val/rollout_repeat_lpips_<h>`` of a baseline that repeats the context's last
     frame. A picture of true above generated frames goes to TensorBoard and to
-    ``<run folder>/media/step-<step>/rollout.png``. Windows and noise are the same at every validation. The first
-    process does the work, the others wait for its numbers, however long it takes.
+    ``<run folder>/media/step-<step>/rollout.png``. Windows and noise are the same at every validation. Rank 0 generates
+    the rollouts; the other ranks wait for its metrics without a timeout.
 
     Args:
         decoder: Checkpoint or export of the autoencoder that the dataset was encoded with.
         every_n_validations: Roll out after every n-th validation.
-        clips: Rollouts.
-        horizon: Their length.
-        context: Frames that they are given.
+        clips: Number of rollouts.
+        horizon: Generated frames per rollout.
+        context: Context frames per rollout.
         steps: Evaluations of the network per frame.
 
     Raises:
@@ -61,7 +62,7 @@ class Rollouts(Callback):
             if getattr(self, name) < 1:
                 raise OwlError(
                     "arguments.too-small",
-                    f"{name} of Rollouts is {getattr(self, name)}, at least 1 was expected; correct it",
+                    f"{name} of Rollouts is {getattr(self, name)}, expected at least 1; correct it",
                 )
         self._validations = 0
         self._prepared = False
@@ -70,15 +71,15 @@ class Rollouts(Callback):
         self._lpips: LPIPS | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Load what is needed, so that what does not fit is told before training."""
+        """Load the decoder and the clips, so that mismatches are reported before training."""
         self._prepare(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The same for ``validate``."""
+        """Load the decoder and the clips for ``validate``."""
         self._prepare(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Roll out, log and draw."""
+        """Generate rollouts, log their metrics and draw them."""
         if trainer.sanity_checking:
             return
         self._validations += 1
@@ -87,11 +88,11 @@ class Rollouts(Callback):
         network = gathered(pl_module.network)  # type: ignore[arg-type]
         metrics: dict[str, float] = self._measure(trainer, pl_module, network) if trainer.is_global_zero else {}
         metrics = from_first(metrics, self._group)
-        # already the same in every process, which Lightning cannot know
+        # already the same on every rank, which Lightning cannot know
         pl_module.log_dict({f"val/rollout_{name}": value for name, value in metrics.items()}, sync_dist=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Keep across resumes after which validations it rolls out."""
+        """Store the count of validations."""
         return {"validations": self._validations}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -109,8 +110,8 @@ class Rollouts(Callback):
         if not (isinstance(dataset, WindowDataset) and isinstance(network, WorldTransformer)):
             raise OwlError(
                 "rollouts.recipe",
-                f"Rollouts got the recipe {type(pl_module).__qualname__}, one with a world model and a dataset of "
-                "latents was expected; remove the callback",
+                f"Rollouts got the recipe {type(pl_module).__qualname__}, expected one with a world model and a "
+                "dataset of latents; remove the callback",
             )
         decoder = load_decoder(self.decoder).to(pl_module.device).requires_grad_(False)
         check_decoder(network, "video", decoder)
@@ -122,7 +123,7 @@ class Rollouts(Callback):
         self._lpips = LPIPS().to(pl_module.device)
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule, network: nn.Module) -> dict[str, float]:
-        """Roll out, draw, and return the metrics."""
+        """Generate rollouts, draw them, and return the metrics."""
         episodes, lpips = self._episodes, self._lpips
         assert episodes is not None
         assert lpips is not None

@@ -1,4 +1,4 @@
-"""End a run where another one ended."""
+"""Stop a run at a given step."""
 
 from typing import Any
 
@@ -6,12 +6,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class StopAt(Callback):
-    """Ends training after an optimiser step, as reaching a time limit there would.
+    """Stop training after an optimiser step, as a time limit would.
 
-    ``trainer.max_steps`` would also shorten the learning rate's schedule.
+    In contrast, ``trainer.max_steps`` also shortens the learning rate schedule.
 
     Args:
-        step: The last one.
+        step: The last step.
     """
 
     def __init__(self, step: int) -> None:
@@ -20,6 +20,6 @@ class StopAt(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look whether it is time."""
+        """Stop after the last step."""
         if trainer.global_step >= self.step:
             trainer.should_stop = True

@@ -1,4 +1,4 @@
-"""How fast training runs and how long it waits for data."""
+"""Measure the speed of training and the time spent waiting for data."""
 
 import sys
 import time
@@ -12,11 +12,11 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 class Throughput(Callback):
-    """Logs ``speed/steps_per_second``, ``speed/samples_per_second`` and ``speed/data_wait`` in the logging interval.
+    """Log ``speed/steps_per_second``, ``speed/samples_per_second`` and ``speed/data_wait`` at the logging interval.
 
-    ``data_wait`` is the share of the time between the end of a step and the start of the next: an upper bound of
-    the time spent waiting for the loader, since it contains the trainer's own bookkeeping. Validation and
-    checkpoints are left out. On a GPU steps are queued, so a wait shows only where the GPU runs dry.
+    ``data_wait`` is the share of the time between the end of a step and the start of the next: an upper bound of the
+    time spent waiting for the loader, since it includes the trainer's overhead. Validation and checkpoints are
+    excluded. On a GPU, steps are queued asynchronously, so a wait is visible only when the queue runs empty.
     """
 
     def __init__(self) -> None:
@@ -33,16 +33,16 @@ class Throughput(Callback):
         self._interval_busy = self._interval_wait = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget whatever came before."""
+        """Reset the measurements."""
         self._reset()
         self._global_step = trainer.global_step
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave validation out of the times."""
+        """Exclude validation from the measurements."""
         self._end = None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Leave checkpoints out of the times."""
+        """Exclude checkpoints from the measurements."""
         self._end = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -54,7 +54,7 @@ class Throughput(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the step; log in the interval."""
+        """Count the step; log at the logging interval."""
         self._end = time.perf_counter()
         self._interval_busy += self._end - self._start
         stepped = trainer.global_step - self._global_step
@@ -79,7 +79,7 @@ class Throughput(Callback):
         self._end = time.perf_counter()
 
     def _print(self, trainer: Trainer, values: dict[str, float]) -> None:
-        """Where no terminal shows a progress bar, such as in a job's log, say now and then how far training is."""
+        """Print the progress occasionally if there is no progress bar, such as in the log of a job."""
         now = time.monotonic()
         if sys.stdout.isatty() or not trainer.is_global_zero or now - self._printed < SECONDS_BETWEEN_LINES:
             return
@@ -94,5 +94,5 @@ class Throughput(Callback):
 
 
 def samples_in(batch: Any) -> int:
-    """Length of the first tensor of a batch, whatever holds it; 0 where there is none."""
+    """Return the length of the first tensor in a batch of any structure; 0 if there is none."""
     return next((len(leaf) for leaf in tree_leaves(batch) if isinstance(leaf, torch.Tensor) and leaf.ndim), 0)
