@@ -54,7 +54,6 @@ def encoded_on_the_fly(folder: Path) -> dict[str, Any]:
     experiment = dot_experiment(
         folder / "footage", callbacks=[ENCODER | {"init_args": {"path": str(folder / "encoder")}}]
     )
-    experiment["model"]["init_args"]["network"]["init_args"]["latent"] = [2, 4, 6]
     experiment["data"]["init_args"] |= {"modalities": ["rgb", "controls"], "length": 8}
     return experiment
 
