@@ -40,6 +40,7 @@ EXECUTED_ELSEWHERE = {
     "docs/how-to/own-footage.md": "tests/commands/test_data_import.py",
     "docs/how-to/bench.md": "tests/commands/test_bench.py",
     "docs/how-to/add-a-modality.md": "tests/data/modalities/test_page.py",
+    "docs/how-to/add-a-loss.md": "tests/losses/test_reconstruction.py",
     "docs/reference/shards.md": "tests/data/test_shards.py",
 }
 """Pages that take a dataset or footage for granted; the tests there, which have them, run their blocks."""

@@ -15,6 +15,7 @@ from owl.hardware import fast_dtype
 from owl.latents import described, load_encoder
 from owl.nn.compilation import can_compile
 from owl.nn.frozen import freeze
+from owl.pixels import to_float
 
 SOURCE, LATENT = "rgb", "latent"
 MEASURED = 2048
@@ -147,7 +148,7 @@ class FrozenEncoder(Callback):
         means = []
         with torch.autocast(self._device.type, dtype, enabled=dtype != torch.float32):
             for pictures in rgb.to(self._device).flatten(0, 1).split(self.batch_size):
-                image = pictures.contiguous(memory_format=torch.channels_last).float() / 127.5 - 1
+                image = to_float(pictures.contiguous(memory_format=torch.channels_last))
                 means.append(self.encoder.network.encode(image).mean.float())
         return torch.cat(means).contiguous().unflatten(0, rgb.shape[:2])
 

@@ -19,6 +19,7 @@ from owl.data.source import SampleReader, Source
 from owl.errors import OwlError, at_least
 from owl.models.inverse_dynamics import AFTER, BEFORE, InverseDynamicsModel
 from owl.nn.placement import placement
+from owl.pixels import to_float
 
 EXTENSION = "controls.npy"
 FRAMES = 64  # read by the network together
@@ -100,7 +101,7 @@ class Labeller:
         for first in range(0, len(frames), FRAMES):
             begin = max(0, first - BEFORE)  # with the neighbours that the network looks at
             video = torch.from_numpy(frames[begin : first + FRAMES + AFTER]).to(device).movedim(-1, 1)
-            buttons, axes = self.network.label(video[None].float() / 127.5 - 1)
+            buttons, axes = self.network.label(to_float(video[None]))
             parts.append(torch.cat([buttons, axes], -1)[0, first - begin :][:FRAMES].cpu().numpy())
         return np.concatenate(parts)
 

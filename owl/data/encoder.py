@@ -21,6 +21,7 @@ from owl.data.shards import DatasetInfo, ShardIndex
 from owl.data.source import SampleReader, Source
 from owl.errors import OwlError, at_least
 from owl.nn.placement import placement
+from owl.pixels import to_float
 
 LATENT_NAMES = {"rgb": "latent", "flow": "motion_latent"}
 """What latents are called by the first modality that they are of, where it is not that with ``_latent``."""
@@ -149,7 +150,7 @@ class FrameEncoder:
             on_device = (tensor[None] if self.is_of_sound else tensor).to(device, non_blocking=True)
             if on_device.ndim == 4:
                 on_device = on_device.contiguous(memory_format=torch.channels_last)
-            inputs.append(on_device.float() / 127.5 - 1 if tensor.dtype == torch.uint8 else on_device)
+            inputs.append(to_float(on_device) if tensor.dtype == torch.uint8 else on_device)
         posterior = self.network.encode(*inputs)
         latent = posterior.mean if noise is None else posterior.sample(noise)
         latent = latent[0].T if self.is_of_sound else latent

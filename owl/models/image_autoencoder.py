@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +58,7 @@ class ImageAutoencoder(nn.Module):
     Attributes:
         encoder: float[B, channels, H, W] -> (mean float[B, c, h, w], logvar float[B, 1, h, w]).
         decoder: float[B, c, h, w] -> float[B, channels, H, W].
+        losses: Names of the bottleneck's own losses, each a method of what `encode` returns.
         latent_mean: float[c], buffer: mean of each latent channel in the last validation; zeros until measured.
         latent_std: float[c], buffer: its standard deviation; ones until measured. What later stages standardise with
             is measured on the training split by `owl.data.encoder`, and stands in the dataset of latents.
@@ -67,6 +68,7 @@ class ImageAutoencoder(nn.Module):
         OwlError: The arguments do not describe a possible network.
     """
 
+    losses: ClassVar[tuple[str, ...]] = ("kl",)
     latent_mean: Tensor
     latent_std: Tensor
 

@@ -10,6 +10,8 @@ from torch import Tensor
 class Posterior:
     """Diagonal Gaussian over a latent, with one log-variance shared by the channels of a position (as in LTX-Video).
 
+    An `owl.nn.bottleneck.Encoding` with one loss, ``kl``.
+
     The shared variance keeps the channels of a latent on one scale, which a diffusion model on top of it needs;
     it also means that scaling the latent by s changes every log-variance by 2 log s.
 
@@ -20,6 +22,11 @@ class Posterior:
 
     mean: Tensor
     logvar: Tensor
+
+    @property
+    def variance(self) -> Tensor:
+        """float[B, 1, h, w], of what `sample` adds to the mean, in float32."""
+        return self.logvar.float().exp()
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """Draw a latent with the reparameterisation trick.

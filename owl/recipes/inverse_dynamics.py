@@ -21,6 +21,7 @@ from owl.models.inverse_dynamics import InverseDynamicsModel
 from owl.nn.frozen import trained
 from owl.nn.symlog import symlog
 from owl.optim.configuration import with_schedule
+from owl.pixels import to_float
 from owl.recipes.compilation import compile_for_training
 from owl.recipes.logging import log_losses
 from owl.viz.pictures import controls_strip
@@ -207,7 +208,7 @@ def check_batch(network: InverseDynamicsModel, batch: dict[str, Tensor]) -> None
 
 def video(batch: dict[str, Tensor]) -> Tensor:
     """``rgb`` of a batch, uint8[B, T, 3, H, W], as float[B, T, 3, H, W] in [-1, 1]."""
-    return batch["rgb"].float() / 127.5 - 1
+    return to_float(batch["rgb"])
 
 
 def balanced_cross_entropy(logits: Tensor, buttons: Tensor, pressed: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from owl.errors import OwlError
 from owl.latents import check_encoder, tells_encoder
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.placement import placement
+from owl.pixels import to_uint8
 
 Batch = dict[str, Tensor]
 
@@ -136,7 +137,7 @@ class Episodes:
 
 def as_bytes(pictures: Tensor) -> Tensor:
     """float[..., H, W] in [-1, 1], clipped, to uint8 on the CPU."""
-    return ((pictures.float().clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
+    return to_uint8(pictures).cpu()
 
 
 def check_dataset(network: WorldTransformer, info: DatasetInfo, url: str) -> None:

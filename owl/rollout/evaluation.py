@@ -18,6 +18,7 @@ from owl.metrics.psnr import HIGHEST
 from owl.models.inverse_dynamics import BEFORE, InverseDynamicsModel
 from owl.models.world_model import Streams, WorldTransformer
 from owl.nn.placement import placement
+from owl.pixels import to_float
 from owl.rollout.engine import Engine
 from owl.rollout.episodes import Batch, Episodes, as_bytes, trained_stride
 
@@ -123,7 +124,7 @@ def horizon_curves(clips: Clips, lpips: LPIPS) -> dict[str, list[float]]:
             # no metric objects: in training one process measures, and theirs would wait for those that wait for it
             error = ((frame.float() - true.float()) / 255).square().mean((1, 2, 3))
             curves[f"{side}psnr"].append(float((-10 * error.log10()).clamp(max=HIGHEST).mean()))
-            curves[f"{side}lpips"].append(float(lpips(frame.float() / 127.5 - 1, true.float() / 127.5 - 1).mean()))
+            curves[f"{side}lpips"].append(float(lpips(to_float(frame), to_float(true)).mean()))
     return curves
 
 
@@ -206,7 +207,7 @@ class ControlsReader:
         device = placement(self.network).device
         axis, button = AxisAccuracy(self.network.axes, self.dead_zone), ButtonAccuracy(self.network.buttons)
         for clip in range(len(pictures)):
-            video = pictures[clip : clip + 1].to(device).float() / 127.5 - 1
+            video = to_float(pictures[clip : clip + 1].to(device))
             read_buttons, read_axes = (x[0, skip:].cpu() for x in self.network.label(video))
             axis.update(read_axes, axes[clip, skip:])
             button.update(read_buttons, buttons[clip, skip:])

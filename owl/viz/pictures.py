@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from owl.pixels import to_uint8
+
 TILE_WIDTHS = (160, 320)  # pixels: smaller images are enlarged by a whole factor, larger ones reduced
 GAP = 6
 CAPTION_HEIGHT = 24
@@ -177,7 +179,7 @@ def _tile_size(height: int, width: int) -> tuple[int, int]:
 
 def _bytes(images: Tensor) -> np.ndarray:
     """float[B, 3, H, W] in [-1, 1] to uint8[B, H, W, 3]."""
-    return ((images + 1) * 127.5).round().byte().movedim(1, -1).numpy()
+    return to_uint8(images).movedim(1, -1).numpy()
 
 
 def _coloured(values: Tensor) -> np.ndarray:

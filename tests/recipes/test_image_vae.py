@@ -12,12 +12,16 @@ from torch._dynamo.testing import CompileCounter
 
 from owl import models
 from owl.data.datamodule import ShardDataModule
+from owl.losses import pixel, reconstruction
 from owl.losses.lpips import LPIPS
 from owl.models.image_autoencoder import ImageAutoencoder
+from owl.nn.frozen import trained
 from owl.nn.posterior import Posterior
 from owl.recipes import image_vae
 from owl.recipes.image_vae import ImageVAE, Weights
+from owl.recipes.images import images
 from tests.helpers.errors import refused
+from tests.helpers.quantized import LEVELS, QuantizedAutoencoder
 from tests.helpers.shards import make_dataset
 from tests.helpers.tiny import owl_here, tiny_experiment, write_config
 
@@ -68,11 +72,11 @@ def test_every_weight_changes_the_gradient_in_proportion(lpips: LPIPS, term: str
 
 # Where each term is computed, as the recipe calls it.
 PLACES: dict[str, tuple[Any, str]] = {
-    "l1": (image_vae.pixel, "l1"),
-    "l2": (image_vae.pixel, "l2"),
-    "logit_laplace": (image_vae.pixel, "logit_laplace"),
+    "l1": (pixel, "l1"),
+    "l2": (pixel, "l2"),
+    "logit_laplace": (pixel, "logit_laplace"),
     "lpips": (LPIPS, "forward"),
-    "dwt": (image_vae, "dwt"),
+    "dwt": (reconstruction, "dwt"),
     "kl": (Posterior, "kl"),
 }
 
@@ -117,7 +121,7 @@ def test_terms_are_logged_unweighted_and_add_up(lpips: LPIPS) -> None:
 
 
 def test_the_mean_is_decoded_without_sampling(lpips: LPIPS) -> None:
-    image = recipe(lpips, NONE | {"l1": 1.0}).images(batch(frames=3))
+    image = images(batch(frames=3))
     assert image.shape == (6, 3, 32, 48)
     assert -1 <= image.min() < -0.9
     assert 0.9 < image.max() <= 1
@@ -146,8 +150,8 @@ def test_lpips_crops_are_taken_alike_from_both(lpips: LPIPS, monkeypatch: pytest
     made = recipe(lpips, NONE | {"lpips": 1.0}, lpips_crop=32, lpips_samples=1)
     seen: list[tuple[Tensor, Tensor]] = []
     monkeypatch.setattr(LPIPS, "forward", lambda self, x, y: seen.append((x, y)) or x.mean(dim=(1, 2, 3)))
-    image = made.images(batch(4))
-    made.lpips_loss(image, image)
+    image = images(batch(4))
+    made.reconstruction_loss.perceptual(image, image)
     ((x, y),) = seen
     assert x.shape == (1, 3, 32, 32)
     assert torch.equal(x, y)
@@ -166,9 +170,9 @@ def test_one_transform_a_step_serves_all_losses(
         torch.manual_seed(step)
         made.training_step(batch(), 0).backward()
         assert len(drawn) == len(compared) == step + 1
-        reconstruction, image, _ = compared[-1]
-        assert torch.equal(image, drawn[-1](made.images(batch())))
-        assert reconstruction.shape == image.shape
+        reconstructed, image, _ = compared[-1]
+        assert torch.equal(image, drawn[-1](images(batch())))
+        assert reconstructed.shape == image.shape
     assert len(set(drawn)) > 1
     assert set(calls.values()) == {4}
 
@@ -196,7 +200,7 @@ def test_equivariance_with_learned_ends_only_turns_round(lpips: LPIPS) -> None:
 
 def test_the_divergence_is_that_of_the_posterior(lpips: LPIPS) -> None:
     made = recipe(lpips, NONE | {"kl": 1.0})
-    posterior = made.network.encode(made.images(batch()))
+    posterior = made.network.encode(images(batch()))
     deviation = posterior.logvar.mul(0.5).exp().expand_as(posterior.mean)
     distribution = torch.distributions.Normal(posterior.mean, deviation)
     expected = torch.distributions.kl_divergence(distribution, torch.distributions.Normal(0.0, 1.0)).mean()
@@ -205,11 +209,35 @@ def test_the_divergence_is_that_of_the_posterior(lpips: LPIPS) -> None:
 
 def test_the_log_variance_makes_the_round_trip(lpips: LPIPS) -> None:
     made = recipe(lpips, NONE | {"kl": 1.0})
-    posterior = made.network.encode(made.images(batch()))
+    posterior = made.network.encode(images(batch()))
     samples = torch.stack([posterior.sample() for _ in range(400)])
     torch.testing.assert_close(
         samples.var(dim=0).mean(dim=(1, 2, 3)).log(), posterior.logvar.mean(dim=(1, 2, 3)), atol=0.03, rtol=0
     )
+
+
+def test_a_bottleneck_without_a_posterior_has_no_divergence(lpips: LPIPS) -> None:
+    quantized = QuantizedAutoencoder(**network().config)
+    with refused("recipe.weights", "weights.kl is 0.1", "QuantizedAutoencoder", "model.weights.kl"):
+        recipe(lpips, {"kl": 0.1}, network=quantized)
+    made = recipe(lpips, NONE | {"l1": 1.0}, network=quantized)
+    gradient(made)
+    assert [name for name, p in made.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert all(p.grad.abs().sum() > 0 for p in quantized.encoder.mean.parameters())  # through the rounding
+
+
+class Committed(QuantizedAutoencoder):
+    """Also pulls the encoder towards its codes, as vector quantisers do."""
+
+    losses = ("commitment",)
+
+
+def test_a_loss_of_the_bottleneck_counts_as_it_is(lpips: LPIPS) -> None:
+    made, logged = recipe(lpips, NONE | {"l1": 1.0}, network=Committed(**network().config)), {}
+    made.log_dict = logged.update
+    loss = made.training_step(batch(), 0)
+    assert logged.keys() == {"train/l1", "train/commitment"}
+    torch.testing.assert_close(loss, logged["train/l1"] + logged["train/commitment"])
 
 
 def test_activation_checkpointing_changes_no_gradient(lpips: LPIPS) -> None:
@@ -221,11 +249,11 @@ def test_activation_checkpointing_changes_no_gradient(lpips: LPIPS) -> None:
 
 def test_the_perceptual_network_is_a_constant(lpips: LPIPS) -> None:
     made = recipe(lpips, {})
-    assert set(dict(made.named_parameters())) == {f"network.{name}" for name, _ in made.network.named_parameters()}
+    assert set(trained(made)) == {f"network.{name}" for name, _ in made.network.named_parameters()}
     assert all(name.startswith("network.") for name in made.state_dict())
     made.train()
-    assert not made.lpips.trunk.training
-    assert not made.frechet.features.training
+    assert not made.reconstruction_loss.lpips.trunk.training
+    assert not made.metrics.frechet.features.training
 
 
 # --- through the command line
@@ -311,6 +339,19 @@ def test_equivariance_compiles_the_decoder_once_for_all_sizes_and_turns() -> Non
         sizes.add(recipe.reconstruct(image)[0].shape)
     assert len(sizes) > 6
     assert compiled.frame_count == 2
+
+
+def test_another_bottleneck_is_another_network_in_yaml(lab: Path) -> None:
+    """Finite scalar quantisation in a file of its own: trained, measured, and loaded."""
+    kind = "tests.helpers.quantized.QuantizedAutoencoder"
+    stored = fit(lab, "quantized", "--model.network.class_path", kind, "--model.weights.kl", "0")
+    assert "val/psnr" in stored["owl"]["metrics"]
+    assert "val/latent_overall_std" in stored["owl"]["metrics"]
+    assert not any("kl" in name for name in stored["owl"]["metrics"])
+    loaded = models.load(lab / "runs/quantized/checkpoints/last.ckpt")
+    codes = loaded.encode(images(batch())).mean * (LEVELS // 2)
+    assert torch.equal(codes, codes.round())
+    assert codes.unique().numel() > 1
 
 
 def test_muon_is_chosen_in_yaml(lab: Path) -> None:
