@@ -97,8 +97,8 @@ class SampleReader:
             if reason is None:
                 break
             members, wrong = members[:good], damage(index, episode, first + good, reason)
-        keep = {self._extension[name] for name in self._source.kept}
-        return sample, [{e: content for e, content in found.items() if e in keep} for found in members], wrong
+        keep = [self._extension[name] for name in self._source.kept]
+        return sample, [{kept: found[kept] for kept in keep if kept in found} for found in members], wrong
 
     def _sample(self, members: list[dict[str, bytes]]) -> tuple[dict[str, Tensor], int, ValueError | None]:
         """Decode frames; return also how many of them are good, and what is wrong with the one after them."""

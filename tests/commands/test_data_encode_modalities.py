@@ -1,5 +1,6 @@
 """``data encode`` of depth, sound and several modalities together, by networks of one's own."""
 
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from owl.commands.data_verify import main as verify
 from owl.data.codecs import encode_depth
 from owl.data.overview import DatasetReader
 from owl.data.scan import write_index
-from owl.data.shards import DatasetInfo, ShardIndex, ShardWriter
+from owl.data.shards import DatasetInfo, ShardIndex, ShardWriter, shard_name
 from owl.data.windows import WindowDataset
 from tests.helpers.encoders import DepthEncoder, SceneEncoder, SoundEncoder
 from tests.helpers.errors import refused
@@ -123,6 +124,15 @@ def test_a_name_of_ones_own(lab: Path) -> None:
         with refused("arguments.wrong-value", "depth", name, "conditioning_latent"):
             owl_here("data", "encode", "depth", "footage", "elsewhere", "--name", name, cwd=lab)
     assert not (lab / "elsewhere").exists()
+
+
+def test_kept_members_lie_in_the_order_of_the_description(lab: Path) -> None:
+    export(lab, "depth", DepthEncoder())
+    assert owl_here("data", "encode", "depth", "footage", "kept", "--keep", "controls,depth,rgb", cwd=lab) == 0
+    described = [modality["extension"] for modality in DatasetInfo.load(lab / "kept").modalities.values()]
+    assert described == ["depth_latent.npy", "rgb.jpg", "depth.png", "controls.npy"]
+    with tarfile.open(lab / "kept" / shard_name(0)) as shard:
+        assert [name.partition(".")[2] for name in shard.getnames()] == FRAMES * described
 
 
 def test_an_episode_ends_before_the_first_frame_that_does_not_decode(
