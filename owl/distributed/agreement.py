@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other over the CPU, so that no device is waited for and no wait times out."""
+"""Communication between ranks over the CPU, without device synchronisation and without timeouts."""
 
 from datetime import timedelta
 from typing import TypeVar
@@ -8,21 +8,21 @@ from torch import distributed
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(days=365)  # a process that ends breaks its connections, which ends the waiting of the others
+PATIENCE = timedelta(days=365)  # when a process ends, its connections break, which ends the waiting of the others
 
 
 def host_group() -> distributed.ProcessGroup | None:
-    """A group of all processes over gloo; None for a single process. All processes must call this."""
+    """Create a gloo process group of all ranks; None for a single process. All ranks must call this."""
     if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
         return None
-    return distributed.new_group(backend="gloo", timeout=PATIENCE)  # type: ignore[return-value]  # all are members
+    return distributed.new_group(backend="gloo", timeout=PATIENCE)  # type: ignore[return-value]  # all ranks are members
 
 
 def from_first(value: T, group: distributed.ProcessGroup | None) -> T:
-    """What the first process has, in all of them, which wait for it however long it takes.
+    """Broadcast a value from rank 0; the other ranks wait without a timeout.
 
     Args:
-        value: What can be pickled; that of the other processes is not looked at.
+        value: Picklable value; ignored on other ranks.
         group: See `host_group`.
     """
     if group is None:
@@ -33,10 +33,10 @@ def from_first(value: T, group: distributed.ProcessGroup | None) -> T:
 
 
 class Agreement:
-    """The largest of the numbers that all processes bring, told at the next call, so that nobody waits.
+    """Asynchronous maximum over all ranks, available at the next call.
 
-    A call begins to gather the numbers, in the background, and returns what the call before it has gathered: the same
-    in every process. Of a single process it returns the number at once.
+    A call starts to gather the numbers in the background and returns the result of the previous call, which is the same
+    on every rank. A single process gets its number immediately.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Agreement:
         self._gathering: tuple[distributed.Work, torch.Tensor] | None = None
 
     def __call__(self, number: int) -> int:
-        """Bring a number, 0 or above; all processes must call this equally often."""
+        """Contribute a number, 0 or above; all ranks must call this the same number of times."""
         if self._group is None:
             return number
         if agreed := self.finish():
@@ -55,7 +55,7 @@ class Agreement:
         return 0
 
     def finish(self) -> int:
-        """What the last call has gathered; no process may leave before."""
+        """Return the result of the last call; every rank must call this before it exits."""
         if self._gathering is None:
             return 0
         (work, largest), self._gathering = self._gathering, None

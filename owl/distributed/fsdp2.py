@@ -1,4 +1,4 @@
-"""Training on many devices where Lightning's own strategies leave something to say."""
+"""Strategy ``fsdp2``: Lightning's ModelParallelStrategy adapted to OWL's checkpoints."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -13,46 +13,46 @@ from owl.checkpoint import load_checkpoint
 
 
 class FullySharded(ModelParallelStrategy):
-    """``--trainer.strategy fsdp2``: weights, gradients and optimiser states are spread over all processes.
+    """Strategy ``--trainer.strategy fsdp2``: weights, gradients and optimiser states are sharded over all ranks.
 
-    For networks that one GPU does not hold; smaller ones train faster with ``--trainer.strategy ddp``. Each recipe
-    spreads its network by `owl.distributed.sharding.shard`. Checkpoints are those of every other strategy, one whole
-    file: a run may go on with another strategy and another number of processes.
+    For networks that do not fit on one GPU; smaller ones train faster with ``--trainer.strategy ddp``. Each recipe
+    shards its network with `owl.distributed.sharding.shard`. Checkpoints are one complete file, as with every other
+    strategy: a run can be resumed with another strategy and another number of processes.
     """
 
     def __init__(self) -> None:
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
 
     def setup_environment(self) -> None:
-        """Spread over all processes of all nodes."""
+        """Shard over all ranks of all nodes."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
     @contextmanager
     def model_sharded_context(self) -> Generator[None, None, None]:
-        """Convert to the trainer's precision before the recipe spreads its network: float8 swaps layers."""
-        self.precision_plugin.convert_module(self.lightning_module)  # type: ignore[arg-type]  # there is one by now
+        """Convert to the trainer's precision before the recipe shards its network, since float8 replaces layers."""
+        self.precision_plugin.convert_module(self.lightning_module)  # type: ignore[arg-type]  # set by now
         with super().model_sharded_context():
             yield
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """What a checkpoint holds of an optimiser; of one that was never stepped its settings alone.
+        """Return the state of an optimiser for a checkpoint; only its settings if it was never stepped.
 
-        PyTorch's own function steps such an optimiser, to learn what its state looks like: it would then have begun.
+        PyTorch's function steps such an optimiser to initialise its state, which would change it.
         """
         return super().optimizer_state(optimizer) if optimizer.state else optimizer.state_dict()
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Spread a checkpoint's weights and optimiser states, of whatever strategy; return all of it.
+        """Load and shard the weights and optimiser states of a checkpoint of any strategy; return the checkpoint.
 
-        Lightning's own way takes tensors for contiguous and optimisers for ones with a single group. Every process
-        reads its own part: the tensors that `owl.checkpoint.load_checkpoint` returns are mapped.
+        Lightning's implementation assumes contiguous tensors and optimisers with a single parameter group. Every rank
+        reads only its shards: the tensors that `owl.checkpoint.load_checkpoint` returns are memory-mapped.
         """
         content = load_checkpoint(self.broadcast(checkpoint_path))
         assert self.model is not None
         strict = self.lightning_module.strict_loading  # type: ignore[union-attr]
         if strict and (missing := self.model.state_dict().keys() - content["state_dict"].keys()):
-            # what a state dict lacks is taken from the model below, before PyTorch looks for it
+            # missing entries are completed from the model below, before PyTorch checks for them
             quoted = ", ".join(f'"{name}"' for name in sorted(missing))
             kind = type(self.model).__name__
             raise RuntimeError(f"Error(s) in loading state_dict for {kind}:\n\tMissing key(s) in state_dict: {quoted}.")
@@ -68,11 +68,11 @@ class FullySharded(ModelParallelStrategy):
                 members = [names[parameter] for parameter in group["params"]]
                 named["param_groups"].append(stored | {"params": members})
                 for name, number in zip(members, stored["params"], strict=True):
-                    if number in state["state"]:  # not of a weight that never had a gradient
+                    if number in state["state"]:  # weights that never had a gradient have no state
                         named["state"][name] = state["state"][number]
             set_optimizer_state_dict(self.model, optimizer, named, options=options)
         return content
 
 
 if "fsdp2" not in StrategyRegistry:
-    StrategyRegistry.register("fsdp2", FullySharded, description="Weights spread over all processes")
+    StrategyRegistry.register("fsdp2", FullySharded, description="Weights sharded over all processes")

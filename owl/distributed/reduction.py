@@ -1,4 +1,4 @@
-"""What the processes of a training must know of each other, so that dividing a batch does not change what is learnt."""
+"""Reductions over ranks, so that dividing a batch among ranks does not change the result of training."""
 
 from collections.abc import Iterable
 
@@ -7,7 +7,7 @@ from torch import Tensor, distributed
 
 
 def mean_over_processes(x: Tensor) -> Tensor:
-    """The mean of a tensor over all processes, which must all call this; itself where there is one."""
+    """Return the mean of a tensor over all ranks, which must all call this."""
     if not distributed.is_initialized():
         return x
     total = x.clone()
@@ -16,11 +16,11 @@ def mean_over_processes(x: Tensor) -> Tensor:
 
 
 def average_gradients(weights: Iterable[Tensor]) -> None:
-    """Give every process the mean of all processes' gradients, in place, where nothing else has done so.
+    """Average gradients over all ranks in place, if no strategy has done so.
 
     Args:
-        weights: The same in every process, which must all call this; one without a gradient counts as one of zero, so
-            that processes whose losses reach different weights do not wait for each other for ever.
+        weights: The same on every rank, which must all call this. A missing gradient counts as zero, so that ranks
+            whose losses reach different weights do not deadlock.
     """
     pending = []
     for weight in weights:

@@ -1,4 +1,4 @@
-"""How networks are spread over many GPUs, apart from what they compute (FSDP2)."""
+"""Sharding of networks with FSDP2, independent of their forward pass."""
 
 import torch
 from torch import Tensor, distributed, nn
@@ -10,20 +10,20 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from owl.nn.frozen import trained, whole_state_dicts
 
 METHODS = ("encode", "decode", "label")
-"""What networks are called by, besides themselves."""
+"""Names of methods that networks are called by, besides ``forward``."""
 
 
 def shard(network: nn.Module, mesh: DeviceMesh) -> None:
-    """Spread weights, gradients and optimiser states over a mesh, in place, part by part.
+    """Shard weights, gradients and optimiser states over a mesh, in place, part by part.
 
-    While one part computes, the next one's weights are gathered; none but theirs are ever whole.
+    While one part computes, the weights of the next are gathered; no other weights are ever unsharded.
 
     Args:
-        network: With its repeated parts in ``network.blocks``, or else divided into its children. Names of weights do
+        network: Sharded by its repeated parts in ``network.blocks``, otherwise by its children. Names of weights do
             not change.
-        mesh: One-dimensional, over the processes that share the weights.
+        mesh: One-dimensional, over the ranks that share the weights.
     """
-    network.to(memory_format=torch.contiguous_format)  # FSDP2 takes no other
+    network.to(memory_format=torch.contiguous_format)  # required by FSDP2
     for part in getattr(network, "blocks", network.children()):
         if next(part.parameters(), None) is not None:
             fully_shard(part, mesh=mesh)
@@ -34,22 +34,22 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def reshard(module: nn.Module) -> None:
-    """Drop the whole weights that a pass without gradients leaves behind, which do not follow those that are kept."""
+    """Free the unsharded weights left by a pass without gradients, which are not updated with the shards."""
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
 
 
 def trainable(module: nn.Module) -> dict[str, Tensor]:
-    """The `trained` parameters by name; of those that are spread, what this process keeps of them."""
+    """Return the `trained` parameters by name; of sharded ones the local shard."""
     reshard(module)
     return {name: parameter.data for name, parameter in trained(module).items()}
 
 
 def gathered(network: nn.Module) -> nn.Module:
-    """A network that one process can run alone: itself, or for one that is spread a whole copy.
+    """Return a network that one process can run alone: the network itself, or an unsharded copy of a sharded one.
 
-    All processes must call this; of a spread one only the first gets a copy, and the others get what they gave.
+    All ranks must call this. Only rank 0 gets a copy of a sharded network; the others get the sharded one.
     """
     if not isinstance(network, FSDPModule):
         return network

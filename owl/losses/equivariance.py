@@ -1,7 +1,7 @@
 """Equivariance of a latent space under scaling and rotation, as a regulariser.
 
 Kouzelis et al. 2025, "EQ-VAE: Equivariance Regularized Latent Space for Improved Generative Image Modeling", eq. 4:
-instead of x from z, reconstruct t(x) from t(z) under the whole loss, with a random transform t. In a training step:
+instead of x from z, reconstruct t(x) from t(z) with the full loss, for a random transform t. In a training step:
 
     latent = network.encode(image).sample()
     transform = draw(image, latent)
@@ -22,7 +22,7 @@ from owl.errors import OwlError
 
 @dataclass(frozen=True)
 class Transform:
-    """Scaling followed by rotation, for latents and images alike; the default leaves everything as it is."""
+    """Scaling followed by rotation, for latents and images; the default is the identity."""
 
     scale: tuple[float, float] = (1.0, 1.0)
     """Factors of height and width, each a ratio of whole latent sizes."""
@@ -48,18 +48,18 @@ def draw(
 
     Args:
         image: float[B, C, H, W].
-        latent: float[B, c, h, w]. Scales are rounded to whole latent sizes, so that the decoder's answer has exactly
+        latent: float[B, c, h, w]. Scales are rounded to integer latent sizes, so that the decoder's output has exactly
             the size of the transformed image.
-        fixed_size: For networks that take one input size only, such as those with learned landscape-to-square
-            ends: the transform is then a rotation by 180 degrees, which is all that keeps the size.
-        smallest: Side in pixels below which the image must not shrink; LPIPS needs 32.
-        generator: On the CPU.
+        fixed_size: For networks with a fixed input size, such as those with learned landscape-to-square layers: use a
+            rotation by 180 degrees, the only transform that preserves the size.
+        smallest: Minimum side of the transformed image in pixels; LPIPS needs 32.
+        generator: Generator on the CPU.
 
     Returns:
         Scale in {8..31}/32 with 1, 2 or 3 quarter turns; EQ-VAE uses it in half of the steps.
 
     Raises:
-        OwlError: A latent pixel does not stand for equally many whole pixels in both directions.
+        OwlError: The ratio of image size to latent size is not the same integer in both directions.
     """
     scale = torch.randint(8, 32, (), generator=generator).item() / 32
     quarter_turns = int(torch.randint(1, 4, (), generator=generator).item())
@@ -72,7 +72,7 @@ def draw(
         raise OwlError(
             "equivariance.factor",
             f"equivariance got latents of {height}x{width} for images of {image.shape[-2]}x{image.shape[-1]}, expected "
-            "one whole factor in both directions, or a rotated latent would be stretched; use fixed_size, or weight 0",
+            "the same integer factor in both directions; use fixed_size, or weight 0",
         )
-    # up, so that the sides stay at least as long as asked for
+    # rounded up, so that the sides are not shorter than `smallest`
     return Transform((math.ceil(scale * height) / height, math.ceil(scale * width) / width), quarter_turns)

@@ -20,23 +20,23 @@ from owl.nn.frozen import freeze
 # ImageNet normalisation for images in [-1, 1]: constants of the reference implementation.
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
-SMALLEST = 32  # pixels: below, some net's last feature map would vanish
+SMALLEST = 32  # pixels: with fewer, the last feature map of some nets would be empty
 
 
 class LPIPS(nn.Module):
     """Distance of two images in the feature space of a frozen classifier.
 
     Args:
-        net: Which features. ``st_alex`` (default): shift-tolerant AlexNet, whose weights come with the
-            installed packages, so it works offline. ``alex`` or ``vgg``: the trunks of the original LPIPS.
+        net: Feature network. ``st_alex`` (default): shift-tolerant AlexNet, whose weights are included in the installed
+            packages, so it works offline. ``alex`` or ``vgg``: the trunks of the original LPIPS.
         weights: Only for ``alex`` and ``vgg``: path of torchvision's ``alexnet`` or ``vgg16`` weights file.
             Without it the file is taken from torchvision's download cache, or downloaded.
 
     Attributes:
-        name: The name to report the distance under, e.g. ``lpips_st_alex``: numbers of different nets do not compare.
+        name: Name of the metric, e.g. ``lpips_st_alex``: values of different nets are not comparable.
 
     Raises:
-        OwlError: The weights are neither here nor downloadable, or the file holds another network.
+        OwlError: The weights can be neither found nor downloaded, or the file contains another network.
     """
 
     shift: Tensor
@@ -50,8 +50,8 @@ class LPIPS(nn.Module):
             if weights is not None:
                 raise OwlError(
                     "lpips.weights",
-                    f"LPIPS got weights {weights!r} for net 'st_alex', whose weights come with the package "
-                    "stlpips-pytorch; leave `weights` out, or set `net` to 'alex' or 'vgg'",
+                    f"LPIPS got weights {weights!r} for net 'st_alex', whose weights are included in the package "
+                    "stlpips-pytorch; omit `weights`, or set `net` to 'alex' or 'vgg'",
                 )
             trunk, heads = _shift_tolerant_alexnet()
         else:
@@ -62,15 +62,16 @@ class LPIPS(nn.Module):
         self.register_buffer("scale", torch.tensor(SCALE).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Distance of each pair.
+        """Compute the distance of each pair.
 
         Args:
             x: Images, float[B, 3, H, W] in [-1, 1], H and W at least 32.
             y: Images to compare with, of the same shape.
 
         Returns:
-            float[B], 0 for equal images; below 0.1 differences are hard to see. Under bfloat16 autocast good for
-            gradients (cosine > 0.98 with the float32 ones), not for reporting: small distances grow by up to a sixth.
+            float[B], 0 for equal images; below 0.1 differences are hard to see. Under bfloat16 autocast, gradients are
+            accurate (cosine > 0.98 with those in float32), but small distances increase by up to a sixth: report
+            float32 values.
 
         Raises:
             OwlError: The images are too small.
@@ -94,14 +95,14 @@ class LPIPS(nn.Module):
 def random_crops(
     x: Tensor, y: Tensor, size: int, count: int | None = None, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Square crops at random places of random samples, the same for both images: an estimate of LPIPS at less cost.
+    """Crop random squares of random samples, the same for both images, to estimate LPIPS at a lower cost.
 
     Args:
         x: Images, float[B, C, H, W].
         y: Images of the same shape.
-        size: Side of the crops in pixels; a shorter side of the images is kept whole.
-        count: Number of samples to draw, without repetition; all of the batch by default.
-        generator: Source of the randomness, on the CPU whatever the device of the images (so nothing waits for it).
+        size: Side of the crops in pixels; a shorter side of the images is not cropped.
+        count: Number of samples to draw, without replacement; default: the whole batch.
+        generator: Generator on the CPU, for images on any device, to avoid synchronisation.
 
     Returns:
         Two tensors float[min(count, B), C, min(size, H), min(size, W)].
@@ -113,7 +114,7 @@ def random_crops(
     lefts = torch.randint(width - wide + 1, (len(samples),), generator=generator).tolist()
 
     def crop(images: Tensor) -> Tensor:
-        singles = images.unbind()  # so that the gradient of each slice fills one image, not the whole batch
+        singles = images.unbind()  # so that the gradient of each slice has the size of one image, not of the batch
         return torch.stack(
             [
                 singles[sample][:, top : top + high, left : left + wide]
@@ -125,11 +126,11 @@ def random_crops(
 
 
 class ShiftTolerantAlexNet(nn.Module):
-    """AlexNet's convolutions at stride 1, each reduction done by a blur before every second value is taken.
+    """AlexNet's convolutions at stride 1, with a blur before each subsampling.
 
-    Equal to the plain form ``relu(blur_down(conv1(image)))`` ..., at about a quarter of its time on a CPU:
-    the blur is moved before the first convolution (both are linear), which is then evaluated at the kept
-    positions only, as a 6x6 convolution of 2x2 pixel blocks; and everything is computed channels-last.
+    Equal to ``relu(blur_down(conv1(image)))`` ..., in about a quarter of the time on a CPU: the blur is moved before
+    the first convolution (both are linear), which is then evaluated only at the sampled positions, as a 6x6 convolution
+    of 2x2 pixel blocks. The memory format is channels-last.
     """
 
     def __init__(self) -> None:
@@ -141,7 +142,7 @@ class ShiftTolerantAlexNet(nn.Module):
         self.conv5 = nn.Conv2d(256, 256, 3, padding=1)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Features of a normalised image float[B, 3, H, W]: five maps with 64, 192, 384, 256, 256 channels."""
+        """Compute the features of a normalised image float[B, 3, H, W]: five maps with 64, 192, 384, 256, 256 channels."""
         first = F.relu(self._first_blurred(image))
         second = F.relu(self.conv2(blur_down(F.max_pool2d(first, 3, stride=1))))
         third = F.relu(self.conv3(blur_down(F.max_pool2d(second, 3, stride=1))))
@@ -149,18 +150,18 @@ class ShiftTolerantAlexNet(nn.Module):
         return [first, second, third, fourth, F.relu(self.conv5(fourth))]
 
     def _first_blurred(self, image: Tensor) -> Tensor:
-        """``blur_down(conv1(image))`` without computing conv1 where it is not needed.
+        """Compute ``blur_down(conv1(image))`` without evaluating conv1 at unused positions.
 
         Along each axis let c[0..L-1] be the output of conv1. Value i of the blur is (c[2i-2] + 2c[2i-1] + c[2i])/4
-        with reflection at the ends. So value 0 repeats value 1; for odd L the last one repeats its neighbour; for
-        even L the last one is (c[L-2] + c[L-1])/2 and needs its own strip. All others are conv1 at stride 2 of the
-        blurred image.
+        with reflection at the ends. Value 0 therefore repeats value 1; for odd L the last one repeats its neighbour;
+        for even L the last one is (c[L-2] + c[L-1])/2 and is computed from a separate strip. All others are conv1 at
+        stride 2 of the blurred image.
         """
-        image = F.pad(image, (2, 2, 2, 2))  # conv1's own zero padding
+        image = F.pad(image, (2, 2, 2, 2))  # zero padding of conv1
         weight = F.pixel_unshuffle(F.pad(self.conv1.weight, (0, 1, 0, 1)), 2)
 
         def conv(blurred: Tensor) -> Tensor:
-            blurred = F.pad(blurred, (0, blurred.shape[3] % 2, 0, blurred.shape[2] % 2))  # meets a weight of zero
+            blurred = F.pad(blurred, (0, blurred.shape[3] % 2, 0, blurred.shape[2] % 2))  # multiplied by a zero weight
             blocks = F.pixel_unshuffle(blurred, 2).contiguous(memory_format=torch.channels_last)
             return F.conv2d(blocks, weight, self.conv1.bias)
 
@@ -175,13 +176,13 @@ class ShiftTolerantAlexNet(nn.Module):
 
 
 def _blur_inner(x: Tensor, dim: int) -> Tensor:
-    """[1 2 1]/4 along one axis, two values shorter."""
+    """Blur with [1 2 1]/4 along one axis; the result is two values shorter."""
     n = x.shape[dim] - 2
     return (x.narrow(dim, 0, n) + x.narrow(dim, 2, n)) * 0.25 + x.narrow(dim, 1, n) * 0.5
 
 
 def _blur_last(x: Tensor, dim: int) -> Tensor:
-    """[1 1]/2 along one axis, of the last 12 values: what the last output of the 11-wide conv1 sees."""
+    """Blur the last 12 values along one axis with [1 1]/2: the input of the last output of the 11-wide conv1."""
     n = x.shape[dim]
     return (x.narrow(dim, n - 12, 11) + x.narrow(dim, n - 11, 11)) * 0.5
 
@@ -195,19 +196,19 @@ def blur_down(x: Tensor) -> Tensor:
     Returns:
         float[B, C, (H + 1) // 2 + 1, (W + 1) // 2 + 1].
     """
-    # [1 2 1]/4 = [1 1]/2 after [1 1]/2: two mean filters, faster than a convolution by channel in bfloat16.
+    # [1 2 1]/4 = [1 1]/2 after [1 1]/2: two mean filters, faster than a depthwise convolution in bfloat16.
     padded = F.pad(x, (2, 2, 2, 2), mode="reflect")
     return F.avg_pool2d(F.avg_pool2d(padded, 2, stride=1), 2, stride=2)
 
 
 def _shift_tolerant_alexnet() -> tuple[ShiftTolerantAlexNet, list[Tensor]]:
-    """The network and its five heads float[1, C, 1, 1] from the wheel stlpips-pytorch."""
-    # files() of a package imports it; this one's __init__ is empty, its other modules need IPython.
+    """Load the network and its five heads float[1, C, 1, 1] from the wheel stlpips-pytorch."""
+    # files() imports the package; its __init__ is empty, its other modules need IPython.
     path = files("stlpips_pytorch") / "weights" / "vST0.0" / "alex_shift_tolerant.pth"
     with path.open("rb") as file:
         state = torch.load(file, map_location="cpu", weights_only=True)
     places = ("slice1.0", "slice2.5", "slice3.9", "slice4.11", "slice5.13")
-    with torch.device("meta"):  # no random initial values: building a loss must not move the random state
+    with torch.device("meta"):  # no random initialisation: building a loss must not change the generator state
         trunk = ShiftTolerantAlexNet()
     trunk.load_state_dict(
         {
@@ -221,7 +222,7 @@ def _shift_tolerant_alexnet() -> tuple[ShiftTolerantAlexNet, list[Tensor]]:
 
 
 def _original(net: str, weights: str | None) -> tuple[nn.Module, list[Tensor]]:
-    """Trunk and heads of the lpips package: its heads, and a trunk file in torchvision's naming."""
+    """Load the heads of the lpips package, and a trunk file with torchvision's names."""
     import lpips
 
     state = _trunk_state(net, weights)

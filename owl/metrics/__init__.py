@@ -1,1 +1,1 @@
-"""Metrics that torchmetrics does not have, or not in a form that works here. SSIM comes from torchmetrics."""
+"""Metrics that torchmetrics does not provide in a suitable form. SSIM is used from torchmetrics."""

@@ -1,4 +1,4 @@
-"""Whether controls that were read from pictures are those that were played."""
+"""Accuracy of controls predicted from frames."""
 
 import torch
 from torch import Tensor
@@ -6,11 +6,11 @@ from torchmetrics import Metric
 
 
 class AxisAccuracy(Metric):
-    """How often the direction of an axis is right: negative, none (less than the dead zone), or positive.
+    """Accuracy of the direction of axes: negative, none (less than the dead zone), or positive.
 
     Args:
-        axes: Their names.
-        dead_zone: In the axis's own unit.
+        axes: Names of the axes.
+        dead_zone: In the unit of the axes.
     """
 
     is_differentiable = False
@@ -28,18 +28,19 @@ class AxisAccuracy(Metric):
         self.add_state("directions", torch.zeros(len(axes), 3), dist_reduce_fx="sum")
 
     def update(self, predicted: Tensor, actual: Tensor) -> None:
-        """Add frames: float[N, axes] twice, in the axis's own unit."""
+        """Add frames: float[N, axes] each, in the unit of the axes."""
         read, played = self.direction(predicted), self.direction(actual)
         self.correct += (read == played).sum(0)
         self.directions += torch.stack([(played == sign).sum(0) for sign in (-1, 0, 1)], -1)
 
     def direction(self, axis: Tensor) -> Tensor:
-        """-1, 0 or 1 for each value."""
+        """Return -1, 0 or 1 for each value."""
         return axis.sign() * (axis.abs() >= self.dead_zone)
 
     def compute(self) -> dict[str, Tensor]:
-        """Scalars: ``axis_accuracy_<name>``, the fraction of frames whose direction is right, ``axis_chance_<name>``,
-        what always answering the commonest direction would reach, and ``axis_accuracy``, the mean of the former."""
+        """Return scalars: ``axis_accuracy_<name>``, the fraction of frames with the correct direction;
+        ``axis_chance_<name>``, the accuracy of always predicting the most frequent direction; ``axis_accuracy``, the
+        mean accuracy over axes."""
         frames = self.directions.sum(-1)
         accuracy, chance = self.correct / frames, self.directions.amax(-1) / frames
         values = {f"axis_accuracy_{name}": value for name, value in zip(self.axes, accuracy, strict=True)}
@@ -48,12 +49,12 @@ class AxisAccuracy(Metric):
 
 
 class ButtonAccuracy(Metric):
-    """Balanced accuracy of each button: mean of the fractions of its pressed and its released frames that are right.
+    """Balanced accuracy of each button: mean of the accuracies on pressed and on released frames.
 
-    One half is chance, however rarely a button is pressed.
+    Chance is one half, however rarely a button is pressed.
 
     Args:
-        buttons: Their names.
+        buttons: Names of the buttons.
     """
 
     is_differentiable = False
@@ -70,16 +71,16 @@ class ButtonAccuracy(Metric):
             self.add_state(name, torch.zeros(len(buttons), 2), dist_reduce_fx="sum")
 
     def update(self, predicted: Tensor, actual: Tensor) -> None:
-        """Add frames: [N, buttons] twice, 1 or True where a button is down."""
+        """Add frames: [N, buttons] each, 1 or True where a button is down."""
         read, played = predicted.bool(), actual.bool()
         for state, occurs in enumerate((~played, played)):
             self.correct[:, state] += (occurs & (read == played)).sum(0)
             self.frames[:, state] += occurs.sum(0)
 
     def compute(self) -> dict[str, Tensor]:
-        """Scalars: ``button_accuracy_<name>`` and ``button_accuracy``, their mean; without those that were always or
-        never down, of which nothing can be said."""
-        accuracy = (self.correct / self.frames).mean(-1)  # NaN where a state does not occur
+        """Return scalars: ``button_accuracy_<name>`` and ``button_accuracy``, their mean; buttons that were always or
+        never down are excluded, since their accuracy is undefined."""
+        accuracy = (self.correct / self.frames).mean(-1)  # NaN if a state does not occur
         values = {
             f"button_accuracy_{name}": value
             for name, value in zip(self.buttons, accuracy, strict=True)

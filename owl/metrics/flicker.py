@@ -1,4 +1,4 @@
-"""Temporal flicker: detail that comes and goes from frame to frame, though nothing in the scene does."""
+"""Temporal flicker: changes of fine detail between frames that are not caused by motion."""
 
 import torch
 from torch import Tensor
@@ -9,11 +9,11 @@ from owl.losses.wavelet import haar
 
 
 class Flicker(Metric):
-    """How much more the fine detail of generated clips changes from frame to frame than that of true ones.
+    """Excess energy of frame-to-frame changes of fine detail in generated clips over true ones.
 
     The energy of a clip is the mean square of the difference between consecutive frames in the three high-frequency
-    subbands of the Haar transform. Moving detail has energy too, so that of true clips of the same motion is
-    subtracted. Independent noise of variance s^2 in every frame adds 2 s^2; blur makes the number negative.
+    subbands of the Haar transform. Moving detail also has energy, so the energy of true clips with the same motion is
+    subtracted. Independent noise of variance s^2 in every frame adds 2 s^2; blur makes the value negative.
     """
 
     is_differentiable = False
@@ -34,7 +34,7 @@ class Flicker(Metric):
 
         Args:
             generated: float[B, T, C, H, W] in [0, 1], T at least 2.
-            true: The same shape; clips under the same controls.
+            true: The same shape; clips with the same controls.
 
         Raises:
             OwlError: The shapes differ, or a clip has a single frame.
@@ -50,14 +50,14 @@ class Flicker(Metric):
         self.clips += len(true)
 
     def compute(self) -> dict[str, Tensor]:
-        """Scalars: ``flicker``, the generated clips' mean energy less the true ones', and ``flicker_true``, the
-        latter, as a measure of what is much."""
+        """Return scalars: ``flicker``, the mean energy of the generated clips minus that of the true ones, and
+        ``flicker_true``, the latter, as a reference."""
         true = self.true / self.clips
         return {"flicker": self.generated / self.clips - true, "flicker_true": true}
 
 
 def energy(clip: Tensor) -> Tensor:
-    """Mean energy of the temporal difference in the high-frequency Haar subbands.
+    """Compute the mean energy of the temporal difference in the high-frequency Haar subbands.
 
     Args:
         clip: float[B, T, C, H, W], T at least 2.
@@ -65,6 +65,6 @@ def energy(clip: Tensor) -> Tensor:
     Returns:
         float[B].
     """
-    # the transform is linear: that of the difference is the difference of the transforms
+    # the transform is linear, so transform the difference
     subbands = haar(clip[:, 1:].float() - clip[:, :-1].float(), 2)
     return subbands[..., 1:, :, :].square().flatten(1).mean(1)

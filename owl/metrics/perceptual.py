@@ -11,10 +11,10 @@ class PerceptualDistance(Metric):
     """Mean LPIPS over images, always in float32.
 
     Args:
-        lpips: The distance; may be the one that the loss uses, it holds no state.
+        lpips: The distance; can be shared with the loss, since it has no state.
 
     Attributes:
-        name: Of the features, e.g. ``lpips_st_alex``.
+        name: Name of the distance, e.g. ``lpips_st_alex``.
     """
 
     is_differentiable = True
@@ -39,5 +39,5 @@ class PerceptualDistance(Metric):
         self.count += len(distance)
 
     def compute(self) -> Tensor:
-        """Mean over all pairs, float[]."""
+        """Compute the mean over all pairs, float[]."""
         return self.total / self.count

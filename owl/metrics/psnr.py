@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-HIGHEST = 100.0  # dB: what a perfect image counts, where the definition says infinity
+HIGHEST = 100.0  # dB: value of a perfect image, which is infinite by definition
 
 
 class MeanPSNR(Metric):
     """Mean over images of 10 log10(1 / MSE), in dB, for images in [0, 1].
 
-    ``torchmetrics.image.PeakSignalNoiseRatio`` with ``dim`` computes the same, but hangs or crashes where one of
-    several processes has no images (its empty state has another type), and one perfect image makes its mean infinite.
+    ``torchmetrics.image.PeakSignalNoiseRatio`` with ``dim`` computes the same, but hangs or crashes if a rank has no
+    images (its empty state has another type), and one perfect image makes its mean infinite.
     """
 
     is_differentiable = True
@@ -33,5 +33,5 @@ class MeanPSNR(Metric):
         self.count += len(error)
 
     def compute(self) -> Tensor:
-        """Mean over all images, float[] in dB."""
+        """Compute the mean over all images, float[] in dB."""
         return self.total / self.count
