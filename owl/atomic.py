@@ -1,4 +1,4 @@
-"""Writing files so that a kill or a full disk leaves either the old file or the new one, never a torn one."""
+"""Write files atomically: after an interruption or on a full disk, either the old or the new file exists."""
 
 import os
 from collections.abc import Callable
@@ -17,8 +17,8 @@ def atomic_write(path: str | Path, content: bytes | str | Callable[[BinaryIO], N
             large to hold in memory twice).
 
     Raises:
-        OSError: The folder is not writable or the disk is full; the previous file is untouched and the
-            partial file is removed.
+        OSError: The folder is not writable or the disk is full; the previous file is intact and the partial file is
+            removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,6 +34,6 @@ def atomic_write(path: str | Path, content: bytes | str | Callable[[BinaryIO], N
         os.replace(partial, path)
     except BaseException as error:
         partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # a full disk: write does not know the file's name
+        if isinstance(error, OSError) and error.filename is None:  # on a full disk, write() does not set the file name
             error.filename = str(path)
         raise

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: written atomically, read with ``weights_only=True``."""
+"""Write checkpoints atomically and read them with ``weights_only=True``."""
 
 import pickle
 import shutil
@@ -16,29 +16,29 @@ from owl.errors import OwlError
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Writes a checkpoint beside its destination and renames it, so that a kill never leaves a torn file.
+    """Write a checkpoint next to its destination and rename it, so that an interruption never leaves a truncated file.
 
-    Lightning's own writer goes through the system's temporary folder, from where a move to another file system is
-    a copy and can be cut off.
+    Lightning's writer uses the system's temporary folder, from which a move to another file system is a copy that can
+    be interrupted.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write ``checkpoint`` to a local path or an fsspec URL.
 
         Raises:
-            OwlError: The disk is full or the folder unwritable; the previous checkpoint is untouched.
+            OwlError: The disk is full or the folder is not writable; the previous checkpoint is intact.
         """
-        if "://" in str(path):  # object stores replace whole objects atomically by themselves
+        if "://" in str(path):  # object stores replace objects atomically
             with fsspec.open(str(path), "wb") as file:
                 torch.save(checkpoint, file)
             return
         try:
             atomic_write(path, lambda file: torch.save(checkpoint, file))
-        except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
+        except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError on a full disk
             raise OwlError(
                 "checkpoint.unwritable",
                 f"could not write the checkpoint {path} ({error}); free space or choose another folder with --runs, "
-                "then continue with --ckpt_path last (the previous checkpoint is intact)",
+                "then resume with --ckpt_path last (the previous checkpoint is intact)",
             ) from error
 
     def load_checkpoint(
@@ -47,7 +47,7 @@ class AtomicCheckpointIO(CheckpointIO):
         map_location: Callable[..., Any] | None = lambda storage, location: storage,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Load with ``weights_only=True``: a checkpoint from a stranger cannot run code."""
+        """Load with ``weights_only=True``, so that an untrusted checkpoint cannot run code."""
         return load_checkpoint(path, map_location)
 
     def remove_checkpoint(self, path: str | Path) -> None:
@@ -58,17 +58,17 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a checkpoint, refusing anything but tensors and plain containers.
+    """Read a checkpoint that contains only tensors and plain containers.
 
-    Its tensors are mapped into memory: what a process does not use of them is never read, and processes of one machine
-    share what they do. A remote one is copied to the folder for temporary files first.
+    Tensors are memory-mapped: unused parts are never read, and processes of one machine share pages. A remote file is
+    first copied to the folder for temporary files.
 
     Raises:
-        OwlError: The file is missing, torn, or not a checkpoint.
+        OwlError: The file is missing, damaged, or not a checkpoint.
     """
     try:
         if "://" in str(path):
-            with tempfile.NamedTemporaryFile() as copy:  # gone once it is closed, but for what is mapped
+            with tempfile.NamedTemporaryFile() as copy:  # deleted when it is closed; the mapping stays valid
                 with fsspec.open(str(path), "rb") as file:
                     shutil.copyfileobj(file, copy)
                 copy.flush()
@@ -77,14 +77,16 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
             content = torch.load(str(path), map_location=map_location, mmap=True, weights_only=True)
     except FileNotFoundError as error:
         raise OwlError(
-            "checkpoint.missing", f"there is no checkpoint {path}; give the path of a .ckpt file that fit wrote"
+            "checkpoint.missing", f"the checkpoint {path} does not exist; give the path of a .ckpt file written by fit"
         ) from error
-    except Exception as error:  # torch raises a dozen types for a file that is not a checkpoint
+    except Exception as error:  # torch raises many types for a file that is not a checkpoint
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(error, pickle.UnpicklingError) or "torch.save" in reason:  # whose advice is to load it otherwise
-            reason = "it holds more than tensors, or nothing that torch has saved"
+        if (
+            isinstance(error, pickle.UnpicklingError) or "torch.save" in reason
+        ):  # whose message suggests another way to load it
+            reason = "it contains other objects than tensors, or was not saved by torch"
         raise OwlError(
-            "checkpoint.unreadable", f"{path} is not a readable checkpoint ({reason}); give a .ckpt file that fit wrote"
+            "checkpoint.unreadable", f"{path} is not a readable checkpoint ({reason}); give a .ckpt file written by fit"
         ) from error
     if not (isinstance(content, dict) and {"owl", "state_dict"} <= content.keys()):
         raise OwlError(

@@ -1,4 +1,4 @@
-"""Configuration files: what is told of one before it is parsed, and how one is written so that every loader agrees."""
+"""Configuration files: checks before parsing, and writing that every YAML loader reads in the same way."""
 
 import re
 from collections.abc import Collection
@@ -11,22 +11,22 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from owl.errors import OwlError
 
 PLAIN = re.compile(r"[A-Za-z_/][\w./:-]*", re.ASCII)
-"""Strings that are written without quotation marks, unless YAML 1.1 reads them as something else."""
+"""Strings that are written without quotes, unless YAML 1.1 reads them as another type."""
 NUMBERS = ("inf", "infinity", "nan")
-"""Words that are numbers to some loaders."""
+"""Words that some loaders read as numbers."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes whatever one of the loaders takes for a number, a date or a truth value.
+    """Quote strings that one of the loaders reads as a number, a date or a boolean.
 
-    YAML 1.1 (PyYAML), jsonargparse and OmegaConf each have rules of their own: ``1e-3`` is a string to the first and a
-    number to the others.
+    YAML 1.1 (PyYAML), jsonargparse and OmegaConf have different rules: ``1e-3`` is a string for the first and a number
+    for the others.
     """
 
 
 def _represent(dumper: yaml.SafeDumper, text: str) -> ScalarNode:
-    text = str.__str__(text)  # of strings of a kind of their own, such as defaults of Lightning's callbacks
-    style = "'" if text.isprintable() else '"'  # where line breaks and the like are written as escapes
+    text = str.__str__(text)  # of subclasses of str, such as defaults of Lightning's callbacks
+    style = "'" if text.isprintable() else '"'  # with double quotes, line breaks are written as escapes
     if PLAIN.fullmatch(text) and text.lower() not in NUMBERS:
         style = ""
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
@@ -37,20 +37,20 @@ _Dumper.add_multi_representer(str, _represent)
 
 
 def dump(content: Any) -> str:
-    """Write plain containers, strings, numbers, truth values and None as YAML that reads back as the same values."""
+    """Write plain containers, strings, numbers, booleans and None as YAML that is read back as the same values."""
     return yaml.dump(content, Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
 
 
 def check_file(file: str, sections: Collection[str] = ()) -> None:
-    """Check that a file holds settings, and each of them once; one that is not there is left to the parser.
+    """Check that a file contains settings without duplicate keys; a missing file is left to the parser.
 
     Args:
-        file: Its path.
-        sections: Keys at the top that hold keys of their own, or name a file or a class that does. The parser takes
-            any other value of such a key, and drops what earlier files gave it.
+        file: Path of the file.
+        sections: Top-level keys that contain keys, or name a file or a class. The parser would accept any other value
+            of such a key and discard the values of earlier files.
 
     Raises:
-        OwlError: It is no YAML, empty, no mapping, gives a key twice, or gives a section a value of another kind.
+        OwlError: The file is not YAML, is empty, is no mapping, has a duplicate key, or a section has an invalid value.
     """
     try:
         root = yaml.compose(Path(file).read_bytes().decode(), yaml.SafeLoader)
@@ -65,7 +65,7 @@ def check_file(file: str, sections: Collection[str] = ()) -> None:
             "arguments.not-yaml", f"{file} is not valid YAML ({_reason(error)}); correct it there"
         ) from error
     if root is None or (isinstance(root, ScalarNode) and root.tag.endswith(":null")):
-        raise OwlError("arguments.empty-file", f"{file} holds no settings, it is empty or all comments; leave it out")
+        raise OwlError("arguments.empty-file", f"{file} contains no settings, it is empty or all comments; omit it")
     if not isinstance(root, MappingNode):
         raise OwlError(
             "arguments.no-mapping", f"{file} holds {_found(root)}, expected keys with values, such as 'name: first'"
@@ -73,7 +73,7 @@ def check_file(file: str, sections: Collection[str] = ()) -> None:
     if all(node.tag.endswith(":null") for _, node in root.value):
         keys = ", ".join(str(key.value) for key, _ in root.value)
         raise OwlError(
-            "arguments.empty-file", f"{file} gives no value to {keys or 'any key'}; write one, or leave the file out"
+            "arguments.empty-file", f"{file} sets no value for {keys or 'any key'}; add one, or omit the file"
         )
     for key, value in root.value:
         if key.value in sections and not (isinstance(value, MappingNode) or value.tag.endswith(":str")):
@@ -86,14 +86,14 @@ def check_file(file: str, sections: Collection[str] = ()) -> None:
 
 
 def _found(node: Node) -> str:
-    """What stands where a mapping was expected."""
+    """Describe the node found instead of a mapping."""
     if isinstance(node, SequenceNode):
         return "a list"
     return f"only {node.value!r}" if node.value else "no value"
 
 
 def _refuse_duplicates(file: str, node: Node) -> None:
-    """Look through a node and all below it for keys that stand twice in one mapping."""
+    """Check a node and all nodes below it for duplicate keys."""
     if isinstance(node, SequenceNode):
         for value in node.value:
             _refuse_duplicates(file, value)
@@ -104,18 +104,18 @@ def _refuse_duplicates(file: str, node: Node) -> None:
             if name in lines and name != "<<":
                 raise OwlError(
                     "arguments.duplicate-key",
-                    f"{file} gives the key '{name}' twice, in lines {lines[name]} and {line}, and only the last one "
-                    "would count; put what they hold under one",
+                    f"{file} has the key '{name}' twice, in lines {lines[name]} and {line}, and only the last one "
+                    "would be used; merge them",
                 )
             lines[name] = line
             _refuse_duplicates(file, value)
 
 
 def _reason(error: yaml.YAMLError) -> str:
-    """What PyYAML found, and where."""
+    """Describe PyYAML's error and its position."""
     if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
         return " ".join(str(error).split())
     problem = str(error.problem)
     if "'\\t'" in problem:
-        problem = "a tab indents, where YAML takes spaces alone"
+        problem = "indented with a tab, YAML only allows spaces"
     return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {problem}"

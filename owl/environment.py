@@ -1,4 +1,4 @@
-"""What a run ran on and with: kept in every run folder, so that a repetition that differs can be explained."""
+"""Environment of a run, stored in every run folder to explain differences between repetitions."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ import torch
 
 from owl.version import code_version
 
-LARGEST_DIFF = 100_000  # bytes; of a larger one only the size is kept
+LARGEST_DIFF = 100_000  # bytes; larger ones are not stored
 
 
 def environment() -> dict[str, Any]:
@@ -21,8 +21,8 @@ def environment() -> dict[str, Any]:
 
     Returns:
         ``owl`` (its version with the commit), ``python``, ``platform``, ``devices`` (see `devices`), ``command``,
-        ``folder`` (where it was given), ``git`` (see `repository`: OWL's own checkout and the folder's), ``packages``
-        (version of everything that is installed, by name).
+        ``folder`` (current folder), ``git`` (see `repository`: OWL's checkout and the folder's), ``packages`` (versions
+        of all installed packages, by name).
     """
     owl = Path(__file__).resolve().parent.parent
     places = ([owl] if (owl / ".git").exists() else []) + [Path.cwd()]
@@ -40,7 +40,7 @@ def environment() -> dict[str, Any]:
 
 
 def devices() -> dict[str, Any]:
-    """The processor's name, its cores and the threads that torch uses; the GPUs and the versions they run with."""
+    """Return the processor's name, its cores and torch's threads; the GPUs and their driver and library versions."""
     described: dict[str, Any] = {
         "cpu": _processor(),
         "cores": os.cpu_count(),
@@ -53,10 +53,10 @@ def devices() -> dict[str, Any]:
 
 
 def repository(folder: Path) -> dict[str, Any] | None:
-    """State of the git repository that a folder lies in; None where there is none, or no git.
+    """Return the state of the git repository that contains a folder; None without a repository or without git.
 
     Returns:
-        ``root``, ``commit``, ``dirty`` (whether tracked files are changed) and ``diff`` (of what is, None where it is
+        ``root``, ``commit``, ``dirty`` (whether tracked files are changed) and ``diff`` (of these files, None if it is
         larger than `LARGEST_DIFF` bytes).
     """
 
@@ -78,7 +78,7 @@ def repository(folder: Path) -> dict[str, Any] | None:
 
 
 def _processor() -> str:
-    """The processor's name; of the machine's kind where the system tells no more."""
+    """Return the processor's name, or the machine type if the name is not available."""
     try:
         names = [
             line

@@ -1,14 +1,14 @@
-"""The one exception that users are meant to read."""
+"""The exception for errors that users can fix."""
 
 
 class OwlError(Exception):
-    """Bad input, told in one sentence: what was found, what was expected, what to do.
+    """Invalid input, described in one sentence: what was found, what was expected, what to do.
 
     ``python -m owl`` prints the sentence with its code as a single line and exits with status 2; ``--debug`` shows the
-    traceback. The sentence is for people and may be reworded; scripts and tests compare the code.
+    traceback. The wording of the sentence can change; scripts and tests compare the code.
 
     Args:
-        code: What kind of fault this is, ``area.kind`` such as "run.exists". Faults that are mended alike share one.
+        code: Kind of the error, ``area.kind`` such as "run.exists". Errors with the same remedy share a code.
         message: The sentence.
     """
 
@@ -22,13 +22,11 @@ class OwlError(Exception):
 
 
 def at_least(least: int, **counts: int | None) -> None:
-    """Check numbers that options gave; None is one that was left out.
+    """Check numbers from options; None is an omitted option.
 
     Raises:
-        OwlError: One is too small.
+        OwlError: A number is too small.
     """
     for name, count in counts.items():
         if count is not None and count < least:
-            raise OwlError(
-                "arguments.too-small", f"{name} is {count}, at least {least} was expected; give a larger number"
-            )
+            raise OwlError("arguments.too-small", f"{name} is {count}, expected at least {least}; give a larger number")

@@ -1,8 +1,8 @@
-"""What a device multiplies fast: asked wherever bfloat16 or float32 is chosen.
+"""Decide whether bfloat16 or float32 is faster on a device.
 
-A CPU without units for bfloat16 multiplies it up to a hundred times more slowly than float32. Which CPUs have them no
-list of names or flags tells reliably, so it is measured. ``ONEDNN_MAX_CPU_ISA=AVX2`` (a variable of oneDNN, read when
-torch is loaded) takes the units away from a process: for tests and benchmarks.
+A CPU without bfloat16 units multiplies bfloat16 up to a hundred times more slowly than float32. Model names and CPU
+flags are not reliable, so the speed is measured. ``ONEDNN_MAX_CPU_ISA=AVX2`` (a variable of oneDNN, read when torch is
+loaded) disables the units for a process, for tests and benchmarks.
 """
 
 import functools
@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 
 SIDE = 256
-"""Of the square matrices; large enough to be limited by arithmetic, small enough for a fraction of a millisecond."""
+"""Size of the square matrices; large enough to be compute-bound, small enough for a fraction of a millisecond."""
 CHANNELS, PICTURE = 64, 16
-"""Of the convolution, 3x3, over a square picture."""
+"""Size of the 3x3 convolution over a square image."""
 FLOPS = 2 * SIDE**3 + 2 * 9 * (CHANNELS * PICTURE) ** 2
 ROUNDS, SHORTEST, PATIENCE = 20, 3, 0.1
-"""How often both are measured, and after how many rounds that ends at this many seconds."""
+"""Maximum number of rounds, minimum number of rounds, and seconds after which the measurement ends."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Rates:
 
 @functools.cache
 def cpu_rates() -> Rates:
-    """Measure both once in this process, which takes a few hundredths of a second.
+    """Measure both once per process, which takes a few hundredths of a second.
 
-    Other work on the machine only ever adds time, so that the best of short rounds counts, and that of one thread:
-    threads wait for each other, and each of them can be held up. So the ratio is the same on a machine that is busy.
+    Other load only adds time, so the best of several short rounds is used, with one thread, since several threads wait
+    for each other and each of them can be preempted. The ratio is therefore the same on a busy machine.
     """
     best = {torch.bfloat16: math.inf, torch.float32: math.inf}
     threads = torch.get_num_threads()
@@ -50,7 +50,7 @@ def cpu_rates() -> Rates:
                 for dtype, work in works.items():
                     before = time.perf_counter()
                     work()
-                    if number:  # the first chooses kernels
+                    if number:  # the first call selects kernels
                         best[dtype] = min(best[dtype], time.perf_counter() - before)
                 if number >= SHORTEST and time.perf_counter() - start > PATIENCE:
                     break
@@ -72,9 +72,9 @@ def _work(dtype: torch.dtype) -> Callable[[], None]:
 
 
 def multiplies_bfloat16(device: torch.device | str) -> bool:
-    """Whether matrix products and convolutions are faster in bfloat16 than in float32.
+    """Return whether matrix products and convolutions are faster in bfloat16 than in float32.
 
-    CPUs are measured, GPUs say it; other devices count as slow, since nothing is known of them.
+    CPUs are measured, GPUs report it; other devices are assumed to be slow.
     """
     kind = torch.device(device).type
     if kind == "cuda":
@@ -83,12 +83,12 @@ def multiplies_bfloat16(device: torch.device | str) -> bool:
 
 
 def fast_dtype(device: torch.device | str) -> torch.dtype:
-    """torch.bfloat16 where that multiplies faster than float32 does, else torch.float32."""
+    """Return torch.bfloat16 if it is faster than float32 on the device, else torch.float32."""
     return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32
 
 
 def trainer_precision(device: torch.device | str) -> Literal["bf16-mixed", "32-true"]:
-    """What ``trainer.precision: auto`` stands for on a device.
+    """Return the precision that ``trainer.precision: auto`` selects on a device.
 
     In Python: ``Trainer(accelerator="cpu", precision=trainer_precision("cpu"))``.
     """
@@ -96,7 +96,7 @@ def trainer_precision(device: torch.device | str) -> Literal["bf16-mixed", "32-t
 
 
 def cost_of_bfloat16(device: torch.device | str) -> str | None:
-    """Say in a clause what bfloat16 costs on a device, None where it is fast."""
+    """Describe the cost of bfloat16 on a device in a clause; None if it is fast."""
     if multiplies_bfloat16(device):
         return None
     kind = torch.device(device).type

@@ -1,4 +1,4 @@
-"""How threads wait, how memory is kept and how often bars of progress move, set before anything heavy is loaded."""
+"""Process settings for threads, memory and progress bars, applied before heavy packages are imported."""
 
 import ctypes
 import io
@@ -17,11 +17,12 @@ def prepare_process() -> None:
 
     Variables that are set already are respected.
 
-    - Threads that wait sleep, where loader workers or other programs share the cores: spinning threads keep the ones
-      they wait for off them. They spin for a moment first, since waking one takes longer than many an operation.
-    - Memory that is freed is kept for the next step, in large pages, instead of being mapped and zeroed anew.
-    - A bar of progress that no terminal shows is written to the log now and then, not ten times a second.
-    - What a terminal's encoding lacks, or what is no text in a file's name, is written as ``\\xe9`` or ``\\u20ac``.
+    - Waiting threads sleep, since dataloader workers or other programs share the cores: spinning threads would block
+      the ones they wait for. They spin briefly first, since waking a thread takes longer than a small operation.
+    - Freed memory is kept for the next step, in large pages, instead of being mapped and zeroed again.
+    - Without a terminal, a progress bar is written to the log occasionally instead of ten times a second.
+    - Characters that the terminal's encoding lacks, or undecodable bytes in file names, are written as ``\\xe9`` or
+      ``\\u20ac``.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -32,7 +33,7 @@ def prepare_process() -> None:
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", LOG_INTERVAL)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:  # glibc has it, musl does not
+    if mallopt is not None:  # available in glibc, not in musl
         mallopt(M_MMAP_THRESHOLD, KEEP_BELOW)
         mallopt(M_TRIM_THRESHOLD, KEEP_FREE)
         mallopt(M_TOP_PAD, KEEP_FREE // 4)

@@ -1,4 +1,4 @@
-"""The folder of a run: one process trains in it at a time, and what it holds changes only once training begins."""
+"""Run folders: exclusive access for one process, and no changes before training begins."""
 
 import shutil
 from collections.abc import Iterator
@@ -16,26 +16,26 @@ from owl.errors import OwlError
 
 CONFIG = "config.yaml"
 LOGGED = ("events.out.tfevents.*", "hparams.yaml")
-"""What TensorBoard's logger writes, from before the checkpoint is read."""
+"""Files that TensorBoard's logger writes before the checkpoint is read."""
 RUN_FILES = ("checkpoints/*.ckpt", "media/step-*", "metrics.json", "report.md", *LOGGED)
 """What ``--overwrite`` removes."""
 LOCK = "run.lock"
 LEASE = 180.0
-"""Seconds without a sign of life after which a process on another machine counts as gone."""
+"""Seconds without a heartbeat after which a process on another machine is assumed to have ended."""
 SIGN_OF_LIFE = 30.0
-"""Seconds between two renewals."""
+"""Seconds between heartbeats."""
 POLL = 1.0
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes the whole resolved configuration to ``<run folder>/config.yaml``, whatever the logger, for fit alone.
+    """Write the complete resolved configuration to ``<run folder>/config.yaml``, with any logger, in fit only.
 
-    It does so when training begins: by then the data and the checkpoint were accepted. An earlier run's files are
-    removed then as well, not before.
+    The file is written when training begins, after the data and the checkpoint have been checked. The files of an
+    overwritten run are removed at the same time.
 
     Args:
         earlier: Files and folders of a run that this one overwrites.
-        arguments: Of Lightning's callback.
+        arguments: Arguments of Lightning's callback.
     """
 
     def __init__(self, *arguments: Any, earlier: list[Path], **options: Any) -> None:
@@ -54,32 +54,32 @@ class SaveConfig(SaveConfigCallback):
 
 
 def run_files(folder: Path, patterns: tuple[str, ...] = RUN_FILES) -> list[Path]:
-    """Return what a run has written into its folder."""
+    """Return the files that a run has written to its folder."""
     return [path for pattern in patterns for path in folder.glob(pattern)]
 
 
 def remove(paths: list[Path]) -> None:
-    """Remove files, and folders with what they hold."""
+    """Remove files, and folders with their content."""
     for path in paths:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 @contextmanager
 def training_in(folder: Path) -> Iterator[None]:
-    """Hold a run's folder while training in it, and leave no logs in it of training that never began.
+    """Lock a run's folder during training, and remove the logs of training that never began.
 
-    The lock is a file that names the process and whose time is renewed. On the same machine it ends with the process,
-    however that ends; on another one after `LEASE` seconds of silence. No file system needs to support locks for it.
+    The lock is a file that identifies the process and is renewed regularly. It expires when the process ends, or, as
+    seen from another machine, after `LEASE` seconds without renewal. It does not need file locks.
 
     Raises:
-        OwlError: Another process trains in it.
+        OwlError: Another process is training in the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = SoftFileLease(folder / LOCK, lease_duration=LEASE, heartbeat_interval=SIGN_OF_LIFE)
     try:
         acquire(lock, folder)
     except OSError as error:
-        error.filename = error.filename or str(folder / LOCK)  # a full disk: write does not know the file's name
+        error.filename = error.filename or str(folder / LOCK)  # on a full disk, write() does not set the file name
         raise
     before, logged = state_of(folder / CONFIG), run_files(folder, LOGGED)
     try:
@@ -93,10 +93,10 @@ def training_in(folder: Path) -> Iterator[None]:
 
 
 def acquire(lock: SoftFileLease, folder: Path) -> None:
-    """Take a run's lock; where a process of another machine holds it, wait to see whether that lives.
+    """Acquire a run's lock; if a process on another machine holds it, wait whether it is renewed.
 
     Raises:
-        OwlError: It does.
+        OwlError: It is renewed.
     """
     with suppress(Timeout):
         lock.acquire(timeout=0)
@@ -104,7 +104,10 @@ def acquire(lock: SoftFileLease, folder: Path) -> None:
     owner = lock.owner
     where = f"process {owner.pid} on {owner.hostname.partition('?')[0]}" if owner else "another process"
     if owner is None or owner.hostname != this_machine():
-        print(f"{folder} is held by {where}; waiting up to {LEASE:.0f} s for a sign of life from it", flush=True)
+        print(
+            f"{folder} is locked by {where}; waiting up to {LEASE:.0f} s for the lock to be renewed or to expire",
+            flush=True,
+        )
         seen = state_of(Path(lock.lock_file))
         with suppress(Timeout):
             lock.acquire(
@@ -113,18 +116,18 @@ def acquire(lock: SoftFileLease, folder: Path) -> None:
                 cancel_check=lambda: state_of(Path(lock.lock_file)) != seen,
             )
             return
-    raise OwlError("run.busy", f"{where} is training in {folder}; wait for it, end it, or choose another --name")
+    raise OwlError("run.busy", f"{where} is training in {folder}; wait for it, stop it, or choose another --name")
 
 
 def this_machine() -> str:
-    """Return what locks call this machine or, where it is one, this container: process numbers are valid in it."""
+    """Return the name of this machine or container for locks; process numbers are valid within it."""
     with TemporaryDirectory() as scratch, SoftFileLease(Path(scratch) / LOCK) as own:
         owner = own.lock.owner if hasattr(own, "lock") else own.owner
         return owner.hostname if owner else ""
 
 
 def state_of(path: Path) -> tuple[int, int] | None:
-    """What tells a file from the one that replaces or renews it; None where there is none."""
+    """Return what identifies a version of a file, which changes when it is replaced or renewed; None without a file."""
     try:
         found = path.stat()
     except OSError:

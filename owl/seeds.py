@@ -1,4 +1,4 @@
-"""One number decides what a run draws: its seed, from which all others are derived."""
+"""Seeds, all derived from the seed of the run."""
 
 import os
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 def run_seed() -> int:
-    """``seed_everything`` of the run that goes on in this process; 0 outside of one."""
+    """Return ``seed_everything`` of the current run; 0 outside of a run."""
     return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
 
 def derived_seed(*numbers: int) -> int:
-    """A seed in [0, 2^63) for torch, as good as random, that is a function of numbers that are not negative."""
+    """Return a pseudorandom seed in [0, 2^63) for torch, as a function of non-negative numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,4 +1,4 @@
-"""Jobs of a SLURM cluster that save, queue again and go on: their script, and how it gets into the queue."""
+"""SLURM jobs that save a checkpoint, requeue themselves and resume."""
 
 import re
 import shlex
@@ -13,19 +13,19 @@ from owl.atomic import atomic_write
 from owl.errors import OwlError
 
 RUNNING_OUT = 138
-"""Exit status of what has saved because SIGUSR1 announced the end of its time."""
+"""Exit status after saving on SIGUSR1, which announces the time limit."""
 SCRIPT = """\
 #!/bin/bash
 {directives}
 
-{setup}# a preempted job gets SIGTERM: training answers it, and neither this script nor srun may end before that
+{setup}# a preempted job gets SIGTERM: training saves a checkpoint, and neither this script nor srun may end before that
 trap '' TERM
 
-# a process that fails takes the others with it, after the time that a save may take
+# if one process fails, end the others after the time that saving may take
 srun --wait=300 {command}
 status=$?
 
-# {running_out}: training was told that time runs out and has saved; queue again and go on from there
+# {running_out}: training has saved a checkpoint before the time limit; requeue the job to resume
 if [ "$status" -eq {running_out} ]; then scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$status"
 """
@@ -33,21 +33,21 @@ exit "$status"
 
 @dataclass(frozen=True)
 class Job:
-    """What a job runs, and what it needs.
+    """Command and resources of a job.
 
     Args:
-        name: As the queue lists it.
-        log: File that gets what it prints; in its name ``%j`` is its number, ``%A`` and ``%a`` those of an array.
-        command: Of owl, without ``python -m owl``; each task runs it.
-        copies: Jobs that do the same beside each other; None: one job that is not numbered.
-        nodes: Machines.
-        tasks_per_node: Processes on each.
-        gpus_per_node: GPUs of each.
-        cpus_per_task: Cores of each task.
-        time: Limit of one stay in the queue, as sbatch takes it.
-        notice: Seconds before the limit at which the job is told to save.
-        setup: Line of shell before the command.
-        sbatch: More options of sbatch, ``name=value`` or ``name``, which win.
+        name: Name in the queue.
+        log: File for the output; ``%j`` is replaced by the job's number, ``%A`` and ``%a`` by those of an array.
+        command: Arguments of ``python -m owl``; every task runs it.
+        copies: Number of identical jobs in an array; None: a single job.
+        nodes: Number of nodes.
+        tasks_per_node: Processes per node.
+        gpus_per_node: GPUs per node.
+        cpus_per_task: Cores per task.
+        time: Time limit, in sbatch's format.
+        notice: Seconds before the limit at which the job receives SIGUSR1.
+        setup: Shell command to run first.
+        sbatch: Additional options of sbatch, ``name=value`` or ``name``, which take precedence.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Job:
     sbatch: Sequence[str] = ()
 
     def script(self) -> str:
-        """The job as a readable script for sbatch, which comes back after its time limit and after preemption."""
+        """Return the job's script for sbatch, which requeues itself after its time limit and after preemption."""
         options = {
             "job-name": self.name,
             "array": self.copies and f"1-{self.copies}",
@@ -90,16 +90,16 @@ class Job:
 
 
 def quoted(option: str) -> str:
-    """Write ``name=value`` so that sbatch takes the value as it is.
+    """Quote the value of ``name=value`` for sbatch.
 
     Raises:
-        OwlError: It has more than one line, which sbatch has no way to write.
+        OwlError: The value has more than one line, which sbatch does not support.
     """
     name, equals, value = option.partition("=")
     if not option.isprintable():
         raise OwlError(
             "slurm.line",
-            f"sbatch's option {name} is {value!r}, one line of text was expected; leave out what cannot be printed",
+            f"sbatch's option {name} is {value!r}, expected one line of printable text; correct it",
         )
     if not re.fullmatch(r"[\w%@+:,./=-]*", value, re.ASCII):
         value = '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
@@ -107,19 +107,17 @@ def quoted(option: str) -> str:
 
 
 def queue(job: Job, path: Path) -> None:
-    """Write a job's script to ``path`` and hand it to sbatch.
+    """Write a job's script to ``path`` and submit it with sbatch.
 
     Raises:
-        OwlError: There is no sbatch, or it refuses the job.
+        OwlError: sbatch is not installed, or rejects the job.
     """
     if shutil.which("sbatch") is None:
-        raise OwlError(
-            "slurm.missing", "there is no sbatch here, a login node of a SLURM cluster was expected; submit from there"
-        )
+        raise OwlError("slurm.missing", "sbatch is not installed here; submit from a login node of a SLURM cluster")
     atomic_write(path, job.script())
     finished = subprocess.run(["sbatch", str(path)], capture_output=True, text=True)
     if finished.returncode:
         raise OwlError(
-            "slurm.refused", f"sbatch refused {path} ({' '.join(finished.stderr.split())}); correct it with --sbatch"
+            "slurm.refused", f"sbatch rejected {path} ({' '.join(finished.stderr.split())}); correct it with --sbatch"
         )
     print(f"{finished.stdout.strip()}: {path}")

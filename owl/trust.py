@@ -1,4 +1,4 @@
-"""Whose code a file may make this process import and run: the classes that checkpoints and exports name."""
+"""Trusted code: the classes that checkpoints and exports may name, which are imported and run."""
 
 import importlib.util
 import os
@@ -18,26 +18,25 @@ DOTTED = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+")
 
 
 def trust(package: str) -> None:
-    """Let files name classes of a package, in this process and in those that it starts."""
+    """Trust a package: allow files to name its classes, in this process and in those that it starts."""
     os.environ[VARIABLE] = ",".join(filter(None, [os.environ.get(VARIABLE), package]))
 
 
 def trusted(module: str) -> bool:
-    """Whether a file may name classes of a module: OWL's, one that is imported already, or one that the user trusts."""
+    """Return whether a file may name classes of a module: OWL's, an already imported one, or a trusted one."""
     named = [*OURS, *filter(None, os.environ.get(VARIABLE, "").split(","))]
     return module in sys.modules or any(f"{module}.".startswith(f"{package}.") for package in named)
 
 
 def check(content: Any, file: str | Path) -> None:
-    """Refuse a file that names code which nobody trusts, before any of it is imported.
+    """Check that a file names only trusted code, before any of it is imported.
 
     Args:
-        content: Of the file: plain values, in which any word may turn out to be the path of a class.
-        file: Its name.
+        content: Content of the file: plain values, in which any word can be the path of a class.
+        file: Name of the file.
 
     Raises:
-        OwlError: A word is the path of something in a module that is installed, or in the current folder, and not
-            `trusted`.
+        OwlError: A word is a path into a module that is installed, or in the current folder, and not `trusted`.
     """
     if isinstance(content, dict):
         for value in content.values():
@@ -50,6 +49,6 @@ def check(content: Any, file: str | Path) -> None:
         if not trusted(module) and (package in sys.modules or importlib.util.find_spec(package) is not None):
             raise OwlError(
                 "network.untrusted",
-                f"{file} names {content}, whose code is neither OWL's nor imported already; if you trust it, add "
+                f"{file} names {content}, which is neither part of OWL nor already imported; if you trust it, add "
                 f"--trust {package} (in Python: import {module} before you load the file)",
             )

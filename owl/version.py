@@ -1,4 +1,4 @@
-"""Which code made this: the version string that stands in every dataset, checkpoint and report."""
+"""Version string of the code, stored in every dataset, checkpoint and report."""
 
 import functools
 import subprocess

@@ -64,15 +64,15 @@ def gathered(network: nn.Module) -> nn.Module:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All of a tensor that may be spread over processes, each of which must call this."""
+    """Return the full tensor of one that may be sharded; all ranks must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def to_first(tensor: Tensor) -> Tensor | None:
-    """All of a tensor that may be spread over processes, each of which must call this.
+    """Return the full tensor of one that may be sharded, on rank 0 only; all ranks must call this.
 
-    Of a spread one only the first process keeps it, on the CPU, and the others get None: called for one weight after
-    another, no device ever holds more than one of them whole. A tensor that is not spread is returned as it is.
+    Rank 0 gets a sharded tensor on the CPU, the others None: when called for one weight after another, no device holds
+    more than one unsharded weight. A tensor that is not sharded is returned unchanged.
     """
     if not isinstance(tensor, DTensor):
         return tensor
@@ -81,8 +81,8 @@ def to_first(tensor: Tensor) -> Tensor | None:
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """Keep of a whole tensor what this process holds of one that may be spread; the opposite of `full_tensor`."""
+    """Shard a full tensor like another one, which may be unsharded; the inverse of `full_tensor`."""
     if not isinstance(like, DTensor):
         return tensor
-    # every process has the same: nothing needs to be sent
+    # all ranks have the same tensor: no communication is needed
     return distribute_tensor(tensor.to(like.device).contiguous(), like.device_mesh, like.placements, src_data_rank=None)

@@ -142,7 +142,7 @@ class ShiftTolerantAlexNet(nn.Module):
         self.conv5 = nn.Conv2d(256, 256, 3, padding=1)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Compute the features of a normalised image float[B, 3, H, W]: five maps with 64, 192, 384, 256, 256 channels."""
+        """Compute features of a normalised image float[B, 3, H, W]: five maps with 64, 192, 384, 256, 256 channels."""
         first = F.relu(self._first_blurred(image))
         second = F.relu(self.conv2(blur_down(F.max_pool2d(first, 3, stride=1))))
         third = F.relu(self.conv3(blur_down(F.max_pool2d(second, 3, stride=1))))

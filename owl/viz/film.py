@@ -1,4 +1,4 @@
-"""Films of rollouts: pictures with the controls below them, as H.264 that every browser plays."""
+"""Videos of rollouts with the controls below each frame, as H.264 that every browser supports."""
 
 from collections.abc import Iterable
 from fractions import Fraction
@@ -12,18 +12,18 @@ from PIL import Image, ImageDraw, ImageFont
 from owl.atomic import atomic_write
 from owl.viz.pictures import BACKGROUND, FAINT, GAP, TEXT
 
-SMALLEST_WIDTH = 480  # pixels: narrower frames are enlarged by a whole factor, so that controls beside them are read
+SMALLEST_WIDTH = 480  # pixels: narrower frames are enlarged by an integer factor, so that the controls are readable
 CAPTION = 26  # pixels
 ROW = 30  # of controls
 FONT_SIZE = 15
 PRESSED = (250, 204, 21)
 DARK = (24, 24, 27)
 IDLE = (63, 63, 70)
-QUALITY = "18"  # constant rate factor of x264; lower is better, 18 is hard to tell from the original
+QUALITY = "18"  # constant rate factor of x264; lower is better, 18 is visually almost lossless
 
 
 def write_film(path: str | Path, pictures: Iterable[np.ndarray], fps: float) -> None:
-    """Encode pictures as an .mp4, atomically, one by one: a long film does not fill the memory.
+    """Encode pictures as an .mp4, atomically and one at a time, so that memory is constant.
 
     Args:
         path: Destination.
@@ -53,13 +53,13 @@ def write_film(path: str | Path, pictures: Iterable[np.ndarray], fps: float) -> 
 
 
 class ControlsPanel:
-    """Draws the controls of a frame: a pill for each button, lit while it is down, a bar for each axis.
+    """Draw the controls of a frame: a pill for each button, highlighted while it is down, and a bar for each axis.
 
     Args:
         buttons: Names.
         axes: Names.
         scales: For each axis, the movement that fills its bar.
-        width: Of the panel in pixels.
+        width: Width of the panel in pixels.
     """
 
     def __init__(self, buttons: list[str], axes: list[str], scales: list[float], width: int) -> None:
@@ -101,13 +101,13 @@ class ControlsPanel:
 
 
 def enlarged(picture: np.ndarray) -> np.ndarray:
-    """Enlarge a small uint8[H, W, 3] by a whole factor, pixels staying sharp."""
+    """Enlarge a small uint8[H, W, 3] by an integer factor with nearest-neighbour interpolation."""
     factor = -(-SMALLEST_WIDTH // picture.shape[1])
     return picture.repeat(factor, 0).repeat(factor, 1)
 
 
 def captioned(picture: np.ndarray, caption: str, colour: tuple[int, int, int] = TEXT) -> np.ndarray:
-    """Put a line of text above uint8[H, W, 3]."""
+    """Add a line of text above uint8[H, W, 3]."""
     bar = Image.new("RGB", (picture.shape[1], CAPTION), BACKGROUND)
     font = ImageFont.load_default(FONT_SIZE)
     ImageDraw.Draw(bar).text((GAP, CAPTION / 2), caption, fill=colour, font=font, anchor="lm")
@@ -115,7 +115,7 @@ def captioned(picture: np.ndarray, caption: str, colour: tuple[int, int, int] = 
 
 
 def beside(pictures: list[np.ndarray], columns: int) -> np.ndarray:
-    """Set pictures of one size out in rows of ``columns``, with gaps."""
+    """Arrange pictures of one size in rows of ``columns``, with gaps."""
     height, width = pictures[0].shape[:2]
     rows = -(-len(pictures) // columns)
     canvas = np.empty((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), np.uint8)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from owl.pixels import to_uint8
 
-TILE_WIDTHS = (160, 320)  # pixels: smaller images are enlarged by a whole factor, larger ones reduced
+TILE_WIDTHS = (160, 320)  # pixels: smaller images are enlarged by an integer factor, larger ones reduced
 GAP = 6
 CAPTION_HEIGHT = 24
 FONT_SIZE = 13
@@ -19,16 +19,15 @@ FAINT = (161, 161, 170)
 ERROR_LEVELS = (8, 16, 32, 64, 128, 255)  # ends of the error scale, in steps of 8-bit images
 COLOUR_BAR_WIDTH = 120
 WRONG = (248, 113, 113)
-LINE_HEIGHT = 18  # of one control below a frame
-MOST_CONTROLS = 8  # below a clip; those that occur in it come first
+LINE_HEIGHT = 18  # height of the line of one control below a frame
+MOST_CONTROLS = 8  # controls below a clip; those that occur in it are preferred
 
 
 def reconstruction_grid(original: Tensor, reconstruction: Tensor, latent: Tensor) -> np.ndarray:
     """Draw frames side by side, in four labelled rows: original, reconstruction, error, latent.
 
-    The error is the mean absolute difference of the channels, on a perceptually uniform colour map whose scale is
-    written beside it. The latent is shown by its first three principal components as red, green and blue, fitted on
-    the frames of the picture.
+    The error is the mean absolute difference of the channels, on a perceptually uniform colour map with its scale. The
+    latent is shown as its first three principal components as red, green and blue, fitted on the frames of the picture.
 
     Args:
         original: float[B, 3, H, W] in [-1, 1].
@@ -85,16 +84,16 @@ def controls_strip(
     buttons: list[str],
     axes: list[str],
 ) -> np.ndarray:
-    """Draw clips as film strips, with two columns of controls below each frame: played, and read from the frames.
+    """Draw clips as film strips, with two columns of controls below each frame: true and predicted.
 
-    A line for each axis and for each button that occurs in the clip; where the two differ, that of what was read is
-    red: another button state, or an axis that is off by more than a quarter of the played value and by more than one.
-    The first frame of a clip has no controls, since nothing shows what led to it.
+    There is a line for each axis and for each button that occurs in the clip. A wrong prediction is red: another button
+    state, or an axis whose error exceeds both a quarter of the true value and one. The first frame of a clip has no
+    controls, since they cannot be inferred from a single frame.
 
     Args:
         video: float[B, T, 3, H, W] in [-1, 1].
-        played: Buttons float[B, T, len(buttons)], 0 or 1, and axes float[B, T, len(axes)] in their own unit.
-        read: The same, of a network.
+        played: Buttons float[B, T, len(buttons)], 0 or 1, and axes float[B, T, len(axes)] in their units.
+        read: The same, predicted by a network.
         buttons: Names.
         axes: Names.
 
@@ -144,15 +143,15 @@ def controls_strip(
 def principal_components(latent: Tensor, count: int) -> tuple[Tensor, float]:
     """Project the channels of latents on their first principal components, fitted on this batch.
 
-    Each component is scaled so that its 1st and 99th percentile become 0 and 1. Its sign, which the decomposition
-    leaves open, is the one that makes its largest weight positive, so that pictures of later steps keep their colours.
+    Each component is scaled so that its 1st and 99th percentile become 0 and 1. Its sign, which is ambiguous, is chosen
+    such that its largest weight is positive, so that the colours are consistent between training steps.
 
     Args:
         latent: float[B, c, h, w].
         count: Number of components; those beyond c are 0.5, as are components without any variance.
 
     Returns:
-        float[B, count, h, w] in [0, 1], and the fraction of the variance that they hold, 1 for a constant latent.
+        float[B, count, h, w] in [0, 1], and their fraction of the variance, 1 for a constant latent.
     """
     values = latent.detach().float().cpu().movedim(1, -1)
     samples = values.flatten(0, -2)
@@ -178,18 +177,18 @@ def _tile_size(height: int, width: int) -> tuple[int, int]:
 
 
 def _bytes(images: Tensor) -> np.ndarray:
-    """float[B, 3, H, W] in [-1, 1] to uint8[B, H, W, 3]."""
+    """Convert float[B, 3, H, W] in [-1, 1] to uint8[B, H, W, 3]."""
     return to_uint8(images).movedim(1, -1).numpy()
 
 
 def _coloured(values: Tensor) -> np.ndarray:
-    """float[B, H, W], clipped to [0, 1], to uint8[B, H, W, 3] on the colour map "inferno"."""
+    """Map float[B, H, W], clipped to [0, 1], to uint8[B, H, W, 3] with the colour map "inferno"."""
     levels = (values.clamp(0, 1) * 255).round().byte().numpy()
     return np.stack([cv2.applyColorMap(level, cv2.COLORMAP_INFERNO)[..., ::-1] for level in levels])
 
 
 def _row(tiles: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize uint8[B, h, w, 3] to tiles of one size, pixels staying sharp, and set them side by side."""
+    """Resize uint8[B, h, w, 3] to tiles with nearest-neighbour interpolation, and arrange them side by side."""
     height, width = size
     row = np.empty((height, len(tiles) * (width + GAP) - GAP, 3), np.uint8)
     row[:] = BACKGROUND

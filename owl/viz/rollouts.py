@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: curves, and what was generated beside what is true."""
+"""Pictures of an evaluation: curves, and generated frames next to true ones."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 HORIZONS = (1, 2, 4, 8, 16, 32, 64, 128)
 STRIP_CLIPS = 4
 FILM_CLIPS = 8
-STRIP_WIDTHS = (240, 320)  # pixels: narrower frames are enlarged by a whole factor, wider ones reduced
-STRIP_FONT, CAPTION = 22, 36  # pixels; a strip is wide and mostly seen scaled down
+STRIP_WIDTHS = (240, 320)  # pixels: narrower frames are enlarged by an integer factor, wider ones reduced
+STRIP_FONT, CAPTION = 22, 36  # pixels; a strip is wide and usually displayed scaled down
 MODEL_COLOUR, BASELINE_COLOUR = "#7c3aed", "#a1a1aa"
 GENERATED = (196, 181, 253)
 
 
 def horizon_chart(curves: dict[str, list[float]], lpips_name: str) -> bytes:
-    """Draw PSNR and LPIPS against the horizon, of the model and of repeating the last frame, as PNG."""
+    """Plot PSNR and LPIPS against the horizon, for the model and for repeating the last frame, as PNG."""
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     for axes, name, label, better in zip(
         figure.subplots(1, 2),
@@ -57,7 +57,7 @@ def horizon_chart(curves: dict[str, list[float]], lpips_name: str) -> bytes:
 
 
 def drift_chart(drift: Drift, metric: str) -> bytes:
-    """Draw the distance to true frames against how long the rollout has lasted, as PNG."""
+    """Plot the distance to true frames against the duration of the rollout, as PNG."""
     figure = Figure(figsize=(8, 3.8), layout="constrained")
     axes = figure.subplots()
     ends = [drift.segment * (number + 1) for number in range(len(drift.distances))]
@@ -89,7 +89,7 @@ def strip(clips: Clips, count: int = STRIP_CLIPS) -> np.ndarray:
 
     Args:
         clips: Rollouts.
-        count: How many of them at most, evenly spaced.
+        count: Maximum number of rollouts, evenly spaced.
 
     Returns:
         uint8[height, width, 3], RGB.
@@ -120,7 +120,7 @@ def strip(clips: Clips, count: int = STRIP_CLIPS) -> np.ndarray:
             pen.text((margin - GAP, top + tile[0] / 2), name, fill=colour, font=font, anchor="rm")
             for column, frame in enumerate(frames):
                 if row and not column:
-                    continue  # the context is given, not generated
+                    continue  # the context is not generated
                 image = Image.fromarray(_picture(frame))
                 method = Image.Resampling.BOX if factor < 1 else Image.Resampling.NEAREST
                 picture.paste(image.resize((tile[1], tile[0]), method), (margin + column * step[1], top))
@@ -128,7 +128,7 @@ def strip(clips: Clips, count: int = STRIP_CLIPS) -> np.ndarray:
 
 
 def comparison_film(clips: Clips, buttons: list[str], axes: list[str]) -> Iterator[np.ndarray]:
-    """Yield pictures of true beside generated clips, one clip after another, with the controls below."""
+    """Yield pictures of true and generated clips side by side, one clip after another, with the controls below."""
     scales = axis_scales(clips.axes)
     panel: ControlsPanel | None = None
     count = min(FILM_CLIPS, len(clips.true))
@@ -155,7 +155,7 @@ def rollout_film(
     """Yield pictures of rollouts side by side, with the controls below each.
 
     Args:
-        frames: What `owl.rollout.evaluation.long_rollout` yields.
+        frames: From `owl.rollout.evaluation.long_rollout`.
         buttons: Names.
         axes: Names.
         scales: For each axis, the movement that fills its bar.
@@ -174,10 +174,10 @@ def rollout_film(
 
 
 def axis_scales(axes: Tensor) -> list[float]:
-    """For each axis the movement that fills its bar: float[..., number of axes] to the largest one, never 0."""
+    """Return the movement that fills the bar of each axis: the largest in float[..., number of axes], never 0."""
     return axes.abs().flatten(0, -2).amax(0).clamp(min=1e-6).tolist()
 
 
 def _picture(frame: Tensor) -> np.ndarray:
-    """uint8[3, h, w] to uint8[h, w, 3]."""
+    """Convert uint8[3, h, w] to uint8[h, w, 3]."""
     return np.ascontiguousarray(frame.movedim(0, -1).numpy())
