@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from owl.hardware import fast_dtype
 from owl.models.world_model import Controls, WorldTransformer
-from owl.nn.rotary import rotation
+from owl.nn.rope import rope
 from owl.rollout.engine import Engine
 
 CONFIG = Path(__file__).parent.parent / "configs" / "models" / "world_model_44m.yaml"
@@ -53,7 +53,7 @@ class PlainEngine:
             network.level(levels) + network.controls(controls.buttons, controls.axes, controls.known)
         )
         rows, columns = network._positions(x.device)
-        turns = rotation(torch.tensor([[self.time]]), rows, columns, network.width // network.heads)
+        turns = rope(torch.tensor([[self.time]]), rows, columns, network.width // network.heads)
         tokens = network.embed({"video": x})
         for layer, block in enumerate(network.blocks):
             tokens = block(tokens, condition, turns, self.attend(layer, commit))
@@ -82,7 +82,7 @@ def matmul_rate(dtype: torch.dtype, rounds: int = 20) -> float:
 
 def flops_per_frame(network: WorldTransformer) -> int:
     """Operations of one frame: of the pass that commits one frame and denoises the next, with a full cache."""
-    engine = Engine(network, levels=(1.0,))
+    engine = Engine(network, noise_levels=(1.0,))
     engine.reset()
     buttons, axes = torch.zeros(1, len(network.buttons)), torch.zeros(1, len(network.axes))
     engine.step(buttons, axes)
@@ -113,7 +113,7 @@ def main() -> None:
     flops = flops_per_frame(network)
     dtype = fast_dtype("cpu")
     network = network.to(dtype)
-    engine = Engine(network, levels=(1.0,), compile=True)
+    engine = Engine(network, noise_levels=(1.0,), compile=True)
     engine.reset()
     engine.wait_compiled()
     plain = PlainEngine(network)
@@ -141,7 +141,7 @@ def main() -> None:
     if options.long:
         while engine.time < LONG[1]:
             engine.step(*controls)
-        young = Engine(network, levels=(1.0,), compile=True)
+        young = Engine(network, noise_levels=(1.0,), compile=True)
         young.reset()
         young.wait_compiled()
         while young.time < LONG[0]:

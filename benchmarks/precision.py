@@ -55,7 +55,7 @@ def world(mixed: bool) -> Callable[[], None]:
 def frame(half: bool) -> Callable[[], None]:
     """A frame of the engine, four steps each."""
     network = WorldTransformer(**yaml.safe_load(CONFIG.read_text())["init_args"])
-    engine = Engine(network, levels=noise_levels(4), dtype=torch.bfloat16 if half else torch.float32)
+    engine = Engine(network, noise_levels=noise_levels(4), dtype=torch.bfloat16 if half else torch.float32)
     engine.reset()
     controls = (torch.zeros(1, len(network.buttons)), torch.zeros(1, len(network.axes)))
     return lambda: engine.step(*controls) and None

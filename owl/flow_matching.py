@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 
-def add_noise(clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+def add_noise(clean: Tensor, noise: Tensor, noise_level: Tensor) -> Tensor:
     """x_t.
 
     Args:
         clean: float[B, F, ...], x0.
         noise: The same shape, eps ~ N(0, 1).
-        level: float[B, F], t in [0, 1].
+        noise_level: float[B, F], t in [0, 1].
     """
-    t = level.reshape(*level.shape, *[1] * (clean.ndim - level.ndim))
+    t = noise_level.reshape(*noise_level.shape, *[1] * (clean.ndim - noise_level.ndim))
     return (1 - t) * clean + t * noise
 
 
@@ -45,24 +45,24 @@ class Step(NamedTuple):
     Attributes:
         x: x_t.
         velocity: Predicted at t.
-        level: t.
-        following: The next level, 0 after the last step.
-        earlier: Velocity that the step before this one predicted; None at the first.
-        before: The level of that step.
+        t: Noise level.
+        next_t: That of the next step, 0 after the last one.
+        previous_velocity: Predicted by the step before this one; None at the first.
+        previous_t: Noise level of that step.
         noise: Fresh normal noise, shaped like ``x``.
     """
 
     x: Tensor
     velocity: Tensor
-    level: float
-    following: float
-    earlier: Tensor | None
-    before: float
+    t: float
+    next_t: float
+    previous_velocity: Tensor | None
+    previous_t: float
     noise: Tensor
 
 
 def noise_levels(steps: int, shift: float = 1.0) -> list[float]:
-    """Levels of the steps of a frame, for ``Engine(levels=...)``: from 1, evenly spaced, then shifted towards noise.
+    """Noise levels of the steps of a frame, for ``Engine(noise_levels=...)``: from 1, even, then shifted towards noise.
 
     Args:
         steps: Evaluations of the network per frame.
@@ -73,8 +73,8 @@ def noise_levels(steps: int, shift: float = 1.0) -> list[float]:
 
 
 def euler(step: Step) -> Tensor:
-    """Follow the flow along its tangent: x at the following level."""
-    return step.x + (step.following - step.level) * step.velocity
+    """Follow the flow along its tangent: x at the next noise level."""
+    return step.x + (step.next_t - step.t) * step.velocity
 
 
 def adams_bashforth(step: Step) -> Tensor:
@@ -83,14 +83,14 @@ def adams_bashforth(step: Step) -> Tensor:
     The explicit multistep method of two steps; in diffusion models that of PNDM (Liu et al. 2022) and DEIS (Zhang and
     Chen 2023). The first step is Euler's.
     """
-    if step.earlier is None:
+    if step.previous_velocity is None:
         return euler(step)
-    stride = step.following - step.level
-    turned = (step.velocity - step.earlier) / (step.level - step.before)
+    stride = step.next_t - step.t
+    turned = (step.velocity - step.previous_velocity) / (step.t - step.previous_t)
     return step.x + stride * (step.velocity + stride / 2 * turned)
 
 
 def consistency(step: Step) -> Tensor:
-    """Jump to the predicted x0 and add fresh noise of the following level, as few-step students are trained to."""
-    clean = step.x - step.level * step.velocity
-    return (1 - step.following) * clean + step.following * step.noise
+    """Jump to the predicted x0 and add fresh noise of the next noise level, as few-step students are trained to."""
+    clean = step.x - step.t * step.velocity
+    return (1 - step.next_t) * clean + step.next_t * step.noise

@@ -74,7 +74,7 @@ def measure_network(
     compile = compile and can_compile(device)
     if isinstance(network, WorldTransformer):
         decoders = {"video": load_decoder(decoder)} if decoder else {}
-        settings: dict[str, Any] = {"levels": noise_levels(denoising_steps), "dtype": DTYPES[precision]}
+        settings: dict[str, Any] = {"noise_levels": noise_levels(denoising_steps), "dtype": DTYPES[precision]}
         operators = count(play(Engine(network, decoders, device=device, **settings)))
         engine = Engine(network, decoders, compile=compile, device=device, **settings)
         kind, unit, run = "world model", "frame", play(engine)

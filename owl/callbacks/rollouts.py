@@ -131,7 +131,7 @@ class Rollouts(Callback):
             engine = Engine(
                 network,  # type: ignore[arg-type]
                 {"video": episodes.decoder},
-                levels=noise_levels(self.steps),
+                noise_levels=noise_levels(self.steps),
                 device=pl_module.device,
             )
             clips = roll_out(engine, episodes, self._windows, self.context)

@@ -29,9 +29,9 @@ from owl.rollout.checks import as_world_model
 from owl.rollout.engine import Engine
 from owl.rollout.episodes import Batch, Episodes, check_dataset, load_decoder, trained_stride
 from owl.rollout.evaluation import (
-    ControlsReader,
     Drift,
     DriftMeter,
+    InverseDynamicsReader,
     action_following,
     audio_latent_mse,
     flicker,
@@ -65,7 +65,7 @@ class Settings:
     context: int
     side_by_side: int
     steps: int
-    context_level: float
+    context_noise: float
     guidance: float
     stride: int
     precision: Precision
@@ -96,7 +96,7 @@ def main(
     context: int = 8,
     side_by_side: int = 4,
     steps: int = 4,
-    context_level: float = 0.0,
+    context_noise: float = 0.0,
     guidance: float = 1.0,
     stride: int | None = None,
     precision: Precision | None = None,
@@ -122,7 +122,7 @@ def main(
         context: Frames that a rollout is given before it begins.
         side_by_side: Long rollouts.
         steps: Evaluations of the network per frame.
-        context_level: Noise level at which generated frames become context.
+        context_noise: Noise level at which generated frames become context.
         guidance: Weight of classifier-free guidance on the controls; 1 is none.
         stride: Stored frames from one frame of the world model to the next; where left out, as it was trained, or 1
             for an export, which does not tell.
@@ -145,7 +145,7 @@ def main(
         **counts,
         side_by_side=side_by_side,
         steps=steps,
-        context_level=context_level,
+        context_noise=context_noise,
         guidance=guidance,
         stride=stride or trained,
         precision=precision or ("bf16" if multiplies_bfloat16(device) else "fp32"),
@@ -154,12 +154,12 @@ def main(
     )
     if precision == "bf16" and (cost := cost_of_bfloat16(device)) is not None:
         print(f"{cost}; --precision fp32 is faster", flush=True)
-    reader = ControlsReader.load(inverse_dynamics, network, settings.stride) if inverse_dynamics else None
+    reader = InverseDynamicsReader.load(inverse_dynamics, network, settings.stride) if inverse_dynamics else None
     engine = Engine(
         network,
         {"video": load_decoder(settings.decoder)},
-        levels=noise_levels(steps),
-        context_level=context_level,
+        noise_levels=noise_levels(steps),
+        context_noise=context_noise,
         guidance=guidance,
         dtype=DTYPES.get(settings.precision) or fast_dtype(device),
         quantization=settings.precision if settings.precision in ("fp8_weight_only", "fp8_dynamic") else None,
@@ -182,7 +182,7 @@ class Evaluation:
     """
 
     def __init__(
-        self, settings: Settings, engine: Engine, episodes: Episodes, reader: ControlsReader | None, out: Path
+        self, settings: Settings, engine: Engine, episodes: Episodes, reader: InverseDynamicsReader | None, out: Path
     ) -> None:
         self.settings, self.engine, self.episodes, self.reader, self.out = settings, engine, episodes, reader, out
         self.lpips = LPIPS().to(engine.device)
@@ -336,14 +336,14 @@ def drift_metrics(drift: Drift) -> dict[str, float]:
         f"{FrechetDistance.name}_{first}_{last}": distance
         for (first, last), distance in zip(ends, drift.distances, strict=True)
     }
-    return values | {f"{FrechetDistance.name}_true": drift.true, "drift_ratio": drift.ratio}
+    return values | {f"{FrechetDistance.name}_true": drift.true, "drift": drift.ratio}
 
 
 def headline(metrics: dict[str, float]) -> dict[str, float]:
     """The few numbers that the terminal shows."""
     last = max(int(name.removeprefix("psnr_")) for name in metrics if name.startswith("psnr_"))
     names = [f"{prefix}{kind}_{last}" for kind in ("psnr", "lpips") for prefix in ("", "repeat_")]
-    names += ["axis_accuracy_ratio", "button_accuracy_ratio", "drift_ratio", "flicker"]
+    names += ["action_accuracy_ratio", "drift", "flicker"]
     names += ["latency_total_p50", "latency_total_p95", "frames_per_second"]
     return {name: metrics[name] for name in names if name in metrics}
 
@@ -374,7 +374,7 @@ def following_table(metrics: dict[str, float], reader: str | None) -> str:
         return "Not measured: give a network that reads controls from frames with `--inverse_dynamics`."
     lines = ["| control | generated frames | true frames |", "| --- | ---: | ---: |"]
     for name, value in metrics.items():
-        if name.startswith(("axis_accuracy", "button_accuracy")) and f"{name}_true" in metrics:
+        if name.startswith(("action_accuracy", "axis_accuracy", "button_accuracy")) and f"{name}_true" in metrics:
             lines.append(f"| {name} | {format_number(value)} | {format_number(metrics[f'{name}_true'])} |")
     ratios = [f"{name} {format_number(metrics[name])}" for name in metrics if name.endswith("accuracy_ratio")]
     explanation = (

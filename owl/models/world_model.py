@@ -15,8 +15,8 @@ from owl.errors import OwlError
 from owl.models.streams import Stream, declared
 from owl.nn.attention import Attend, Frames, attention_among, clip_frames
 from owl.nn.cache import CachedAttention, LayerCache, Ring
-from owl.nn.rotary import rotation
-from owl.nn.transformer import Block, ControlEmbedding, Head, LevelEmbedding, zero_linear
+from owl.nn.rope import rope
+from owl.nn.transformer import Block, ControlEmbedding, Head, NoiseLevelEmbedding, zero_linear
 
 VIDEO = {"video": Stream((4, 12, 20), patch=2, modality="latent")}
 
@@ -168,7 +168,7 @@ class WorldTransformer(nn.Module):
             for layer in range(depth)
         ]
 
-        self.level = LevelEmbedding(width)
+        self.level = NoiseLevelEmbedding(width)
         self.controls = ControlEmbedding(len(buttons), len(axes), width)
         for name, stream in self.streams.items():
             extends = name in on_grid[1:]
@@ -215,7 +215,7 @@ class WorldTransformer(nn.Module):
     def forward(
         self,
         latents: Streams,
-        level: Tensor,
+        noise_level: Tensor,
         controls: Controls,
         frames: Frames | None = None,
         causal: bool = True,
@@ -229,7 +229,7 @@ class WorldTransformer(nn.Module):
         Args:
             latents: Standardised latents x_t of F frames, of any dtype, as everything else that is given: the network
                 computes in that of its weights.
-            level: float[B, F], the noise level t of each frame in [0, 1].
+            noise_level: float[B, F], t of each frame in [0, 1].
             controls: Of each frame.
             frames: Time, copy and document of each frame; None: F frames of one clip, in order.
             causal: Whether a frame sees earlier ones only.
@@ -257,13 +257,13 @@ class WorldTransformer(nn.Module):
                 "residuals or hidden",
             )
         if frames is None:
-            frames = clip_frames(level.shape[1], 1, level.device)
+            frames = clip_frames(noise_level.shape[1], 1, noise_level.device)
         condition = nn.functional.silu(
-            self.level(level) + self.controls(controls.buttons, controls.axes, controls.known)
+            self.level(noise_level) + self.controls(controls.buttons, controls.axes, controls.known)
         )
         x = self.embed(latents | controls.given)
-        rows, columns = self._positions(level.device)
-        turns = rotation(frames.time, rows, columns, self.width // self.heads)
+        rows, columns = self._positions(noise_level.device)
+        turns = rope(frames.time, rows, columns, self.width // self.heads)
         if cache is None:
             by_window: dict[int, Attend] = {
                 window: attention_among(frames, window, self.sink, causal, self.tokens)

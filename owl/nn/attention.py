@@ -227,15 +227,12 @@ class BlockAttention:
 
     def __init__(self, seen: Tensor, tokens: int) -> None:
         # a second's work: on GPUs alone
-        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+        from torch.nn.attention.flex_attention import create_block_mask
 
         def rule(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             return table[batch % len(table), query // tokens, key // tokens]
 
         self.seen, self.tokens = seen, tokens
-        self._run: Callable[..., Any] = flex_attention  # within what is compiled it needs no compiling of its own
-        if not torch.compiler.is_compiling():
-            self._run = compiled_flex_attention() if seen.is_cuda else uncompiled_flex_attention
         table, (batch, queries, keys) = seen, seen.shape
         self.mask = create_block_mask(
             rule, batch if batch > 1 else None, None, queries * tokens, keys * tokens, device=str(seen.device)
@@ -245,7 +242,17 @@ class BlockAttention:
         """Attend."""
         if is_in_torch_dispatch_mode():  # a counter of operators, to which FlexAttention is unknown
             return ChunkedAttention(self.seen, self.tokens)(query, key, value)
-        return self._run(query, key, value, block_mask=self.mask)
+        attended: Tensor = flex_kernel(query.is_cuda)(query, key, value, block_mask=self.mask)
+        return attended
+
+
+def flex_kernel(on_gpu: bool) -> Callable[..., Any]:
+    """FlexAttention as it is to run here: blocks built by eager code may be used by compiled code too."""
+    if torch.compiler.is_compiling():  # within what is compiled it needs no compiling of its own
+        from torch.nn.attention.flex_attention import flex_attention
+
+        return flex_attention
+    return compiled_flex_attention() if on_gpu else uncompiled_flex_attention
 
 
 def uncompiled_flex_attention(*given: Any, **more: Any) -> Any:

@@ -7,28 +7,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from owl.nn.attention import Attend
-from owl.nn.rotary import rotate
+from owl.nn.rope import apply_rope
 from owl.nn.symlog import symlog
 
 LEVEL_CHANNELS = 256  # sines and cosines of a noise level, as in DiT
 LEVEL_SCALE = 1000.0  # noise levels in [0, 1] become the timesteps that the frequencies were made for
 
 
-class LevelEmbedding(nn.Module):
+class NoiseLevelEmbedding(nn.Module):
     """Noise level -> vector: float[...] in [0, 1] -> float[..., width]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(LEVEL_CHANNELS, width), nn.Linear(width, width)
 
-    def forward(self, level: Tensor) -> Tensor:
+    def forward(self, noise_level: Tensor) -> Tensor:
         """Embed."""
         half = LEVEL_CHANNELS // 2
         # neither a buffer, which a network in bfloat16 would round, nor of the default type, which may be bfloat16:
         # angles of a thousand radians then mean nothing
-        exponents = torch.arange(half, dtype=torch.float32, device=level.device) / half
+        exponents = torch.arange(half, dtype=torch.float32, device=noise_level.device) / half
         frequencies = torch.exp(-math.log(10000) * exponents)
-        angles = level.float()[..., None] * LEVEL_SCALE * frequencies
+        angles = noise_level.float()[..., None] * LEVEL_SCALE * frequencies
         waves = torch.cat([angles.cos(), angles.sin()], -1).to(self.first.weight.dtype)
         return self.second(F.silu(self.first(waves)))
 
@@ -103,7 +103,7 @@ class Block(nn.Module):
         Args:
             x: float[B, F, n, width], n tokens of each frame.
             condition: float[B, F, width], after its nonlinearity.
-            turns: float[1 or B, F * n, head width / 2, 2], of `owl.nn.rotary.rotation`.
+            turns: float[1 or B, F * n, head width / 2, 2], of `owl.nn.rope.rope`.
             attend: The attention, under its mask, over these frames and whatever is cached.
 
         Returns:
@@ -120,8 +120,8 @@ class Block(nn.Module):
             self.qkv(x).view(batch, frames * tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         )
         # norm and rotation in float32, whatever the rest runs in; compiled, they are one loop over memory
-        query = rotate(self.query_norm(query.float()), turns).to(value.dtype)
-        key = rotate(self.key_norm(key.float()), turns).to(value.dtype)
+        query = apply_rope(self.query_norm(query.float()), turns).to(value.dtype)
+        key = apply_rope(self.key_norm(key.float()), turns).to(value.dtype)
         attended = attend(query, key, value)
         return self.out(attended.transpose(1, 2).reshape(batch, frames, tokens, width))
 

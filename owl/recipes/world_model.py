@@ -26,7 +26,7 @@ from owl.seeds import derived_seed, run_seed
 
 Forcing = Literal["teacher", "diffusion", "full"]
 
-LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
+NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Noise levels at which validation measures the loss."""
 
 
@@ -45,8 +45,8 @@ class WorldModel(LightningModule):
     Args:
         network: The world model.
         forcing: How clips are presented.
-        level_mean: Noise levels are sigmoid(N(level_mean, level_std)).
-        level_std: See above.
+        logit_mean: Noise levels are sigmoid(N(logit_mean, logit_std)).
+        logit_std: See above.
         context_noise: With ``teacher``: the context's noise levels are uniform between 0 and this, so that a rollout's
             own errors do not look strange to it.
         control_dropout: Share of the frames that see the null control instead of theirs, for guidance.
@@ -60,8 +60,8 @@ class WorldModel(LightningModule):
         self,
         network: WorldTransformer,
         forcing: Forcing = "teacher",
-        level_mean: float = 0.0,
-        level_std: float = 1.0,
+        logit_mean: float = 0.0,
+        logit_std: float = 1.0,
         context_noise: float = 0.15,
         control_dropout: float = 0.1,
         optimizer: Callable[[Iterable], Optimizer] = lambda p: AdamW(p, lr=3e-4, weight_decay=0.01),
@@ -79,7 +79,7 @@ class WorldModel(LightningModule):
         self.save_hyperparameters(logger=False)
         self.network = network
         self.forcing = forcing
-        self.level_mean, self.level_std = level_mean, level_std
+        self.logit_mean, self.logit_std = logit_mean, logit_std
         self.context_noise = context_noise
         self.control_dropout = control_dropout
         self.weights = {name: stream.weight for name, stream in network.generated.items()}
@@ -88,7 +88,7 @@ class WorldModel(LightningModule):
         self.final_lr = final_lr
         self.compile_network = compile
         # Lightning's own means are wrong where processes hold unequal numbers of samples: it rounds their mean number
-        self.means = {(name, t): MeanMetric(nan_strategy="disable") for name in network.generated for t in LEVELS}
+        self.means = {(name, t): MeanMetric(nan_strategy="disable") for name in network.generated for t in NOISE_LEVELS}
         self.metrics = nn.ModuleList(self.means.values())  # by which they move to the device
 
     def configure_model(self) -> None:
@@ -149,8 +149,8 @@ class WorldModel(LightningModule):
         latents: Streams,
         controls: Controls,
         document: Tensor | None,
-        level: Tensor,
-        context_level: Tensor,
+        noise_level: Tensor,
+        context_noise_level: Tensor,
         noise: Streams,
         context_noise: Streams,
     ) -> dict[str, Tensor]:
@@ -161,26 +161,26 @@ class WorldModel(LightningModule):
             controls: Of each frame; which of them are known, with teacher forcing of the context's frames first, then
                 of those that are to be predicted: bool[B, 2 F].
             document: int64[B, F] or None.
-            level: float[B, F], noise level of the frames that are to be predicted.
-            context_level: float[B, F], that of the context; read with teacher forcing alone.
+            noise_level: float[B, F], of the frames that are to be predicted.
+            context_noise_level: float[B, F], that of the context; read with teacher forcing alone.
             noise: eps of the frames that are to be predicted, shaped like ``latents``.
             context_noise: That of the context; read with teacher forcing alone.
 
         Returns:
             float[B, F] for each stream.
         """
-        noisy = {name: add_noise(x, noise[name], level) for name, x in latents.items()}
-        copies, clip = 2 if self.forcing == "teacher" else 1, level.shape[1]
-        frames = clip_frames(clip, copies, level.device) if document is None else packed_frames(document, copies)
+        noisy = {name: add_noise(x, noise[name], noise_level) for name, x in latents.items()}
+        copies, clip = 2 if self.forcing == "teacher" else 1, noise_level.shape[1]
+        frames = clip_frames(clip, copies, noise_level.device) if document is None else packed_frames(document, copies)
         if self.forcing == "teacher":
-            context = {name: add_noise(x, context_noise[name], context_level) for name, x in latents.items()}
+            context = {name: add_noise(x, context_noise[name], context_noise_level) for name, x in latents.items()}
             noisy = {name: torch.cat([context[name], x], 1) for name, x in noisy.items()}
             doubled = Controls.joined([replace(controls, known=None)] * 2)
             doubled.known = controls.known
-            velocity = self.network(noisy, torch.cat([context_level, level], 1), doubled, frames)
-            velocity = {name: v[:, level.shape[1] :] for name, v in velocity.items()}
+            velocity = self.network(noisy, torch.cat([context_noise_level, noise_level], 1), doubled, frames)
+            velocity = {name: v[:, noise_level.shape[1] :] for name, v in velocity.items()}
         else:
-            velocity = self.network(noisy, level, controls, frames, causal=self.forcing == "diffusion")
+            velocity = self.network(noisy, noise_level, controls, frames, causal=self.forcing == "diffusion")
         return {name: velocity_loss(v, latents[name], noise[name]) for name, v in velocity.items()}
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -189,16 +189,16 @@ class WorldModel(LightningModule):
         frames = controls.buttons.shape[1]
         # noise belongs to a clip and a step: how the clips are spread over processes does not change what is learnt
         generators = [step_generator(self.global_step, window, self.device) for window in batch["window"].tolist()]
-        level = logit_normal(each(torch.randn, generators, frames), self.level_mean, self.level_std)
+        noise_level = logit_normal(each(torch.randn, generators, frames), self.logit_mean, self.logit_std)
         if self.forcing == "full":
-            level = level[:, :1].expand(level.shape)
-        context_level = self.context_noise * each(torch.rand, generators, frames)
+            noise_level = noise_level[:, :1].expand(noise_level.shape)
+        context_noise_level = self.context_noise * each(torch.rand, generators, frames)
         copies = 2 if self.forcing == "teacher" else 1
         # also where none are dropped: DDP waits for the null control's gradient
         controls.known = each(torch.rand, generators, frames * copies) >= self.control_dropout
         noise = draw(generators, latents)
         context_noise = draw(generators, latents) if self.forcing == "teacher" else noise
-        losses = self.losses(latents, controls, document, level, context_level, noise, context_noise)
+        losses = self.losses(latents, controls, document, noise_level, context_noise_level, noise, context_noise)
         means = {name: masked_mean(loss, document) for name, loss in losses.items()}
         total = torch.stack([self.weights[name] * loss for name, loss in means.items()]).sum()
         log_losses(self, total, means)
@@ -213,17 +213,17 @@ class WorldModel(LightningModule):
         self.measure(batch)
 
     def measure(self, batch: dict[str, Tensor]) -> None:
-        """Measure every stream at each of `LEVELS`, the noise being the same at every validation."""
+        """Measure every stream at each of `NOISE_LEVELS`, the noise being the same at every validation."""
         latents, controls, document = self.inputs(batch)
         # a function of the window alone: neither the batch size nor the number of processes changes what is measured
         generators = [torch.Generator(self.device).manual_seed(window) for window in batch["window"].tolist()]
         noise = draw(generators, latents)
         context_noise = draw(generators, latents) if self.forcing == "teacher" else noise
-        context_level = torch.full(controls.buttons.shape[:2], self.context_noise / 2, device=self.device)
-        real = torch.ones_like(context_level) if document is None else (document != NEVER).to(context_level)
-        for t in LEVELS:
-            level = torch.full_like(context_level, t)
-            losses = self.losses(latents, controls, document, level, context_level, noise, context_noise)
+        context_noise_level = torch.full(controls.buttons.shape[:2], self.context_noise / 2, device=self.device)
+        real = torch.ones_like(context_noise_level) if document is None else (document != NEVER).to(context_noise_level)
+        for t in NOISE_LEVELS:
+            noise_level = torch.full_like(context_noise_level, t)
+            losses = self.losses(latents, controls, document, noise_level, context_noise_level, noise, context_noise)
             for name, loss in losses.items():
                 self.means[name, t].update(loss, real)
 
@@ -240,9 +240,9 @@ class WorldModel(LightningModule):
         values = {key: metric.compute() for key, metric in self.means.items()}
         for metric in self.means.values():
             metric.reset()
-        logged = {f"{split}/{name}_level_{t:.1f}": value for (name, t), value in values.items()}
+        logged = {f"{split}/{name}_t_{t:.1f}": value for (name, t), value in values.items()}
         for name in self.network.generated:
-            logged[f"{split}/{name}"] = torch.stack([values[name, t] for t in LEVELS]).mean()
+            logged[f"{split}/{name}"] = torch.stack([values[name, t] for t in NOISE_LEVELS]).mean()
         weighted = [self.weights[name] * logged[f"{split}/{name}"] for name in self.network.generated]
         logged[f"{split}/loss"] = torch.stack(weighted).sum()
         self.log_dict(logged, sync_dist=True)  # already the same in every process, which Lightning cannot know

@@ -35,7 +35,7 @@ from owl.precision.inference import Quantization, quantize
 Compiled = Callable[[Block, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 ROOT = Path(__file__).parent.parent
-SOURCES = ("nn/attention.py", "nn/cache.py", "nn/rotary.py", "nn/transformer.py", "rollout/compiled.py")
+SOURCES = ("nn/attention.py", "nn/cache.py", "nn/rope.py", "nn/transformer.py", "rollout/compiled.py")
 """The code that is compiled: what was made from other code is not used."""
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 """Relative error at which a compiled block is not used."""

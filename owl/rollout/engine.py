@@ -56,10 +56,10 @@ class Engine:
     Args:
         network: The world model.
         decoders: For any of its streams a network with ``decode(latent float[B, ...])``; others are not decoded.
-        levels: Noise levels of the steps of a frame, from 1 down; the last step ends at 0.
+        noise_levels: Noise levels of the steps of a frame, from 1 down; the last step ends at 0.
         sampler: "adams_bashforth" (of second order; a single step is Euler's), "euler", or "consistency" for few-step
             students.
-        context_level: Noise level at which frames are committed; the training's context noise covers it.
+        context_noise: Noise level at which frames are committed; the training's context noise covers it.
         guidance: Weight w of classifier-free guidance, null + w (conditional - null); 1 costs nothing. Both
             predictions are copies of the frame within one pass, over one cache.
         one_pass: Whether committing a frame waits for the next frame's first denoising step. False commits at once:
@@ -83,9 +83,9 @@ class Engine:
         network: WorldTransformer,
         decoders: dict[str, nn.Module] | None = None,
         *,
-        levels: Sequence[float] = (1.0, 0.75, 0.5, 0.25),
+        noise_levels: Sequence[float] = (1.0, 0.75, 0.5, 0.25),
         sampler: Sampler = "adams_bashforth",
-        context_level: float = 0.0,
+        context_noise: float = 0.0,
         guidance: float = 1.0,
         one_pass: bool = True,
         dtype: torch.dtype | None = None,
@@ -93,7 +93,7 @@ class Engine:
         compile: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.schedule = Schedule(tuple(map(float, levels)), sampler, guidance, context_level)
+        self.schedule = Schedule(tuple(map(float, noise_levels)), sampler, guidance, context_noise)
         for name, decoder in (decoders or {}).items():
             check_decoder(network, name, decoder)
         self.network = deepcopy(network).eval().requires_grad_(False).to(device=device, dtype=dtype)

@@ -149,11 +149,11 @@ def flicker(clips: Clips) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class ControlsReader:
-    """Reads controls from pictures, to tell whether a world model obeys.
+class InverseDynamicsReader:
+    """An inverse dynamics model that reads controls from pictures, to tell whether a world model obeys.
 
     Attributes:
-        network: The reader.
+        network: The inverse dynamics model.
         dead_zone: Axes nearer to 0 than this count as none.
     """
 
@@ -161,7 +161,7 @@ class ControlsReader:
     dead_zone: float
 
     @classmethod
-    def load(cls, checkpoint: str, world_model: WorldTransformer, stride: int) -> "ControlsReader":
+    def load(cls, checkpoint: str, world_model: WorldTransformer, stride: int) -> "InverseDynamicsReader":
         """Read a checkpoint of the recipe owl.recipes.inverse_dynamics.InverseDynamics.
 
         Raises:
@@ -214,29 +214,36 @@ class ControlsReader:
         return {name: float(value) for name, value in (axis.compute() | button.compute()).items()}
 
 
-def action_following(clips: Clips, reader: ControlsReader) -> dict[str, float]:
+def action_following(clips: Clips, reader: InverseDynamicsReader) -> dict[str, float]:
     """How often the controls that are read from generated frames are those that were given.
 
     A reader errs on true frames too, so both are measured, on the same windows.
 
     Returns:
-        Every accuracy of the generated frames, of the true ones as ``<name>_true``, and ``axis_accuracy_ratio`` and
-        ``button_accuracy_ratio``, the former over the latter: 1 obeys as well as can be seen.
+        Every accuracy of the generated frames, of the true ones as ``<name>_true``, and for ``axis_accuracy``,
+        ``button_accuracy`` and their mean, ``action_accuracy``, the former over the latter as ``<name>_ratio``: 1 obeys
+        as well as can be seen.
     """
     skip = min(BEFORE, clips.context)  # frames of the context, so that the first generated frame has neighbours
     begin = clips.context - skip
     played = (clips.buttons[:, begin:], clips.axes[:, begin:])
     continued = torch.cat([clips.true[:, begin : clips.context], clips.generated], 1)
-    generated = reader.accuracy(continued, *played, skip)
-    true = reader.accuracy(clips.true[:, begin:], *played, skip)
+    generated = with_mean(reader.accuracy(continued, *played, skip))
+    true = with_mean(reader.accuracy(clips.true[:, begin:], *played, skip))
     values = dict(generated)
     for name, value in true.items():
         if not name.startswith("axis_chance"):  # that depends on the controls alone
             values[f"{name}_true"] = value
-    for name in ("axis_accuracy", "button_accuracy"):
+    for name in ("action_accuracy", "axis_accuracy", "button_accuracy"):
         if true.get(name):
             values[f"{name}_ratio"] = generated[name] / true[name]
     return values
+
+
+def with_mean(values: dict[str, float]) -> dict[str, float]:
+    """Accuracies led by ``action_accuracy``, the mean of those of axes and buttons that there are."""
+    parts = [values[name] for name in ("axis_accuracy", "button_accuracy") if name in values]
+    return ({"action_accuracy": sum(parts) / len(parts)} if parts else {}) | values
 
 
 def long_rollout(

@@ -58,7 +58,7 @@ class Schedule:
         if not levels or levels[0] != 1 or any(a <= b for a, b in pairwise([*levels, 0.0])):
             raise OwlError(
                 "engine.levels",
-                f"levels are {list(levels)}, expected falling noise levels from 1 to above 0; correct them",
+                f"noise_levels are {list(levels)}, expected falling noise levels from 1 to above 0; correct them",
             )
         if self.sampler not in SAMPLERS:
             raise OwlError("engine.sampler", f'sampler is "{self.sampler}", expected {" or ".join(SAMPLERS)}')
@@ -154,12 +154,12 @@ def denoise(
         pending = None
     time = cache.length + (pending is not None)
     constant: Cache | None = None
-    x, before, earlier = noise[0], 1.0, Streams()
-    for step, (level, following) in enumerate(pairwise([*schedule.noise_levels, 0.0])):
-        parts = [_Part(x, level, controls, 1, time)]
+    x, previous_t, previous = noise[0], 1.0, Streams()
+    for step, (t, next_t) in enumerate(pairwise([*schedule.noise_levels, 0.0])):
+        parts = [_Part(x, t, controls, 1, time)]
         if schedule.guidance != 1:
             unknown = torch.zeros_like(controls.buttons[..., 0], dtype=torch.bool)
-            parts.append(_Part(x, level, replace(controls, known=unknown), 2, time))
+            parts.append(_Part(x, t, replace(controls, known=unknown), 2, time))
         if step in grad_steps:
             constant = constant or cache.read_only()
             velocity = _guided(_pass(network, constant, parts, None), schedule)
@@ -172,10 +172,10 @@ def denoise(
             cache.length, pending = cache.length + 1, None
         fresh = noise[step + 1] if schedule.sampler == "consistency" else velocity
         x = {
-            name: SAMPLERS[schedule.sampler](Step(x[name], v, level, following, earlier.get(name), before, fresh[name]))
+            name: SAMPLERS[schedule.sampler](Step(x[name], v, t, next_t, previous.get(name), previous_t, fresh[name]))
             for name, v in velocity.items()
         }
-        earlier, before = velocity, level
+        previous, previous_t = velocity, t
         yield x
 
 

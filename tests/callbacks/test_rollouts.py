@@ -64,7 +64,7 @@ def test_the_averaged_weights_are_rolled_out(lab: Path) -> None:
 def by_hand(lab: Path, network: WorldTransformer) -> dict[str, float]:
     """What the callback should log of these weights."""
     with chdir(lab):
-        engine = Engine(network, {"video": load_decoder(AUTOENCODER)}, levels=(1.0, 0.5))
+        engine = Engine(network, {"video": load_decoder(AUTOENCODER)}, noise_levels=(1.0, 0.5))
         length = CONTEXT + HORIZON
         episodes = Episodes(LATENTS, "validation", network, engine.decoders["video"], STRIDE, length)
         curves = horizon_curves(roll_out(engine, episodes, episodes.windows(2), CONTEXT), LPIPS())

@@ -49,7 +49,14 @@ def test_everything_is_measured_drawn_and_filmed(lab: Path, capsys: pytest.Captu
     metrics = json.loads((out / "metrics.json").read_text())
     assert all(isinstance(value, float | int) for value in metrics.values())
     expected = [f"{side}{name}_{h}" for h in (1, 2, 4) for name in ("psnr", "lpips") for side in ("", "repeat_")]
-    expected += ["axis_accuracy", "axis_accuracy_true", "flicker", "drift_ratio", "fd_efficientnet_lite0_true"]
+    expected += [
+        "action_accuracy",
+        "axis_accuracy",
+        "axis_accuracy_true",
+        "flicker",
+        "drift",
+        "fd_efficientnet_lite0_true",
+    ]
     expected += ["fd_efficientnet_lite0_1_2", "fd_efficientnet_lite0_3_4", "latency_total_p95", "frames_per_second"]
     assert set(expected) <= metrics.keys()
     report = (out / "report.md").read_text()

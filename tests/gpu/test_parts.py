@@ -151,7 +151,7 @@ def test_an_engine_makes_the_frames_that_it_makes_on_the_cpu(
     network = lively(sink=1, **streams("audio", "motion"))
     latents, _, controls = draw(network, 14, batch=2)
     context = {name: x[:, :4] for name, x in latents.items()}
-    options: dict[str, Any] = {"levels": (1.0, 0.6, 0.3), "guidance": guidance, "context_level": 0.1}
+    options: dict[str, Any] = {"noise_levels": (1.0, 0.6, 0.3), "guidance": guidance, "context_noise": 0.1}
     expected = roll(Engine(network, **options), controls, context, 10)
     found = roll(Engine(network, **options, compile=compiled, device=gpu), controls, context, 10)
     error = relative(found, expected)

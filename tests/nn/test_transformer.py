@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from owl.nn.attention import Frames, visible
-from owl.nn.rotary import rotation
-from owl.nn.transformer import Block, ControlEmbedding, Head, HeadNorm, LevelEmbedding, modulate
+from owl.nn.rope import rope
+from owl.nn.transformer import Block, ControlEmbedding, Head, HeadNorm, NoiseLevelEmbedding, modulate
 from tests.helpers.attention import DenseAttention
 
 
@@ -17,7 +17,7 @@ def test_a_block_begins_as_the_identity_and_its_gates_learn_first() -> None:
     x, condition = torch.randn(2, 3, 4, 32), torch.randn(2, 3, 32)
     frames = Frames(torch.arange(3)[None], torch.zeros(3, dtype=torch.int64))
     attend = DenseAttention(visible(frames, frames, 2), 4)
-    turns = rotation(frames.time, torch.zeros(4), torch.arange(4.0), 16)
+    turns = rope(frames.time, torch.zeros(4), torch.arange(4.0), 16)
     out = block(x, condition, turns, attend)
     assert torch.equal(out, x)
     out.square().sum().backward()
@@ -71,7 +71,7 @@ def test_large_movements_are_compressed_and_keep_their_sign() -> None:
 
 
 def test_noise_levels_are_told_apart_and_near_ones_are_alike() -> None:
-    embedding = LevelEmbedding(32)
+    embedding = NoiseLevelEmbedding(32)
     levels = torch.linspace(0, 1, 21)
     embedded = embedding(levels)
     assert embedded.shape == (21, 32)
@@ -81,7 +81,7 @@ def test_noise_levels_are_told_apart_and_near_ones_are_alike() -> None:
 
 
 def test_noise_levels_mean_the_same_in_less_precision() -> None:
-    embedding = LevelEmbedding(32)
+    embedding = NoiseLevelEmbedding(32)
     levels = torch.linspace(0, 1, 21)
     expected = embedding(levels)
     found = [embedding.bfloat16()(levels)]
@@ -94,9 +94,9 @@ def test_noise_levels_mean_the_same_in_less_precision() -> None:
 
 def test_positions_mean_the_same_in_less_precision() -> None:
     places = torch.arange(3), torch.arange(4.0), torch.arange(4.0), 32
-    expected = rotation(*places)
+    expected = rope(*places)
     with default_type(torch.bfloat16):
-        assert torch.equal(rotation(*places), expected)
+        assert torch.equal(rope(*places), expected)
 
 
 @contextmanager

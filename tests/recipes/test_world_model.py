@@ -20,7 +20,7 @@ from owl.latents import check_encoder, encoder_of, load_latent_stats
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn import attention
 from owl.nn.attention import NEVER, ChunkedAttention
-from owl.recipes.world_model import LEVELS, Forcing, WorldModel, document_time, masked_mean, step_generator
+from owl.recipes.world_model import NOISE_LEVELS, Forcing, WorldModel, document_time, masked_mean, step_generator
 from tests.helpers.errors import refused
 from tests.helpers.latents import FINGERPRINT, LATENT, TINY, dot_experiment, draw, lively, make_latents, streams
 from tests.helpers.tiny import owl_here, quiet_trainer, write_config
@@ -171,7 +171,7 @@ def test_each_forcing_presents_a_clip_in_its_own_way() -> None:
     assert not torch.equal(teacher["controls"].known[:, :400], teacher["controls"].known[:, 400:])
     assert torch.equal(teacher["frames"].copy, torch.tensor([0] * 400 + [1] * 400))
     assert torch.equal(teacher["controls"].axes, data["axes"].repeat(1, 2, 1))
-    diffusion = presented(recipe(forcing="diffusion", level_mean=1.0), data)
+    diffusion = presented(recipe(forcing="diffusion", logit_mean=1.0), data)
     assert diffusion["causal"]
     assert diffusion["level"].unique().numel() > 790
     assert torch.logit(diffusion["level"]).mean().item() == pytest.approx(1, abs=0.1)
@@ -267,7 +267,7 @@ def test_validation_measures_the_same_twice_and_draws_nothing_from_training(forc
     torch.manual_seed(123)
     assert measured(made, data) == first
     for name in network.streams:
-        levels = torch.stack([first[f"val/{name}_level_{t:.1f}"] for t in LEVELS])
+        levels = torch.stack([first[f"val/{name}_t_{t:.1f}"] for t in NOISE_LEVELS])
         torch.testing.assert_close(first[f"val/{name}"], levels.mean())
     torch.testing.assert_close(first["val/loss"], first["val/video"] + 2 * first["val/audio"] + first["val/motion"])
     divided = measured(made, data, (slice(0, 1), slice(1, 4)))
@@ -317,7 +317,7 @@ def test_a_scene_that_is_given_is_trained_on(tmp_path: Path) -> None:
 
 def test_a_run_keeps_the_statistics_and_the_encoder_of_its_latents(lab: Path) -> None:
     metrics = fit(lab, "plain")
-    assert {f"val/video_level_{t:.1f}" for t in LEVELS} | {"val/video", "val/loss"} <= metrics.keys()
+    assert {f"val/video_t_{t:.1f}" for t in NOISE_LEVELS} | {"val/video", "val/loss"} <= metrics.keys()
     network = models.load(lab / "runs/plain/checkpoints/last.ckpt")
     assert isinstance(network, WorldTransformer)
     description = DatasetInfo.load(lab / "data").modalities["latent"]
@@ -331,7 +331,7 @@ def test_a_run_keeps_the_statistics_and_the_encoder_of_its_latents(lab: Path) ->
         torch.testing.assert_close(exported(*given), network(*given), atol=0, rtol=0)
     assert owl_here("test", "--config", "tiny.yaml", "--name", "plain", "--ckpt_path", "last", cwd=lab) == 0
     tested = json.loads((lab / "runs/plain/test.json").read_text())
-    assert "test/video_level_0.5" in tested
+    assert "test/video_t_0.5" in tested
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test"])

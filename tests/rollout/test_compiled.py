@@ -17,7 +17,7 @@ from owl.rollout.engine import Engine
 from tests.helpers.latents import draw, lively
 from tests.helpers.tiny import REPOSITORY
 
-SETTINGS: dict[str, Any] = {"levels": (1.0, 0.5), "sampler": "consistency", "context_level": 0.1}
+SETTINGS: dict[str, Any] = {"noise_levels": (1.0, 0.5), "sampler": "consistency", "context_noise": 0.1}
 FRAMES = 8
 
 

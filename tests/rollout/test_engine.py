@@ -46,9 +46,9 @@ def same(found: list[Streams], expected: list[Streams]) -> bool:
 class Reference:
     """What an engine should do, from whole sequences: no cache, no ring, no joined passes."""
 
-    def __init__(self, network: WorldTransformer, sampler: str, context_level: float, guidance: float) -> None:
+    def __init__(self, network: WorldTransformer, sampler: str, context_noise: float, guidance: float) -> None:
         self.network, self.sampler = network, sampler
-        self.context_level, self.guidance = context_level, guidance
+        self.context_noise, self.guidance = context_noise, guidance
 
     @torch.no_grad()
     def roll(self, controls: Controls, context: Streams | None, seed: int) -> list[Streams]:
@@ -62,10 +62,10 @@ class Reference:
             }
 
         def spoiled(x: Streams) -> Streams:
-            if not self.context_level:
+            if not self.context_noise:
                 return x
             fresh = noise()
-            return {n: add_noise(x[n], fresh[n], torch.full((batch, 1), self.context_level)) for n in x}
+            return {n: add_noise(x[n], fresh[n], torch.full((batch, 1), self.context_noise)) for n in x}
 
         known = 0 if context is None else context["video"].shape[1]
         given = {} if context is None else self.network.standardize(context)
@@ -91,7 +91,7 @@ class Reference:
     def velocity(self, past: list[Streams], x: Streams, level: float, controls: Controls, now: int) -> Streams:
         """Of the frame ``now``, by one pass over all frames so far."""
         latents = {name: torch.cat([*(frame[name] for frame in past), x[name]], 1) for name in x}
-        levels = torch.tensor([self.context_level] * now + [level]).expand(len(controls.buttons), -1)
+        levels = torch.tensor([self.context_noise] * now + [level]).expand(len(controls.buttons), -1)
         frames = Frames(torch.arange(now + 1)[None], torch.tensor([0] * now + [1]))
         found = []
         for aware in (True, False):
@@ -109,8 +109,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "euler": {"sampler": "euler"},
     "consistency": {"sampler": "consistency"},
     "guidance": {"guidance": 2.5},
-    "context noise": {"context_level": 0.1},
-    "everything": {"sampler": "consistency", "guidance": 0.5, "context_level": 0.2},
+    "context noise": {"context_noise": 0.1},
+    "everything": {"sampler": "consistency", "guidance": 0.5, "context_noise": 0.2},
 }
 
 
@@ -118,14 +118,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("known", [0, 1, 9], ids=["from nothing", "from one frame", "context longer than any window"])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_streaming_equals_whole_sequences_without_a_cache(name: str, known: int, one_pass: bool) -> None:
-    settings: dict[str, Any] = {"sampler": "adams_bashforth", "context_level": 0.0, "guidance": 1.0} | SETTINGS[name]
+    settings: dict[str, Any] = {"sampler": "adams_bashforth", "context_noise": 0.0, "guidance": 1.0} | SETTINGS[name]
     network = lively(sink=1, **streams("audio", "motion"))
     network.video_mean.fill_(0.3)
     network.audio_std.fill_(2)
     latents, _, controls = draw(network, known + 10, batch=2)
     context = {stream: x[:, :known] for stream, x in latents.items()} if known else None
     expected = Reference(network, **settings).roll(controls, context, seed=3)
-    found = roll(Engine(network, levels=LEVELS, one_pass=one_pass, **settings), controls, context, seed=3)
+    found = roll(Engine(network, noise_levels=LEVELS, one_pass=one_pass, **settings), controls, context, seed=3)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)  # of ten frames, each on those before
 
 
@@ -134,7 +134,7 @@ def test_a_thousand_frames_equal_a_sliding_window_over_the_whole_sequence() -> N
     frames = 1100
     network = lively(**streams(video=(2, 4, 4)), sink=2, window=3, global_window=7)
     controls = draw(network, frames)[2]
-    engine = Engine(network, levels=(1.0,))
+    engine = Engine(network, noise_levels=(1.0,))
     generated = torch.stack([frame["video"] for frame in roll(engine, controls, seed=5)], 1)
     random = torch.Generator().manual_seed(5)
     noise = torch.cat([torch.randn(1, 1, 2, 4, 4, generator=random) for _ in range(frames)], 1)
@@ -150,10 +150,10 @@ def test_a_thousand_frames_equal_a_sliding_window_over_the_whole_sequence() -> N
 def test_an_action_changes_its_frame_and_no_earlier_one() -> None:
     network = lively()
     controls = draw(network, 12)[2]
-    before = roll(Engine(network, levels=LEVELS), controls)
+    before = roll(Engine(network, noise_levels=LEVELS), controls)
     other = Controls(controls.buttons.clone(), controls.axes.clone())
     other.buttons[:, 6] = 1 - other.buttons[:, 6]
-    after = roll(Engine(network, levels=LEVELS), other)
+    after = roll(Engine(network, noise_levels=LEVELS), other)
     assert [torch.equal(a["video"], b["video"]) for a, b in zip(after, before, strict=True)] == [True] * 6 + [False] * 6
 
 
@@ -161,7 +161,7 @@ def test_an_action_changes_its_frame_and_no_earlier_one() -> None:
 def test_a_snapshot_continues_bit_for_bit(one_pass: bool) -> None:
     network = lively(sink=1)
     controls = draw(network, 20)[2]
-    settings: dict[str, Any] = {"levels": LEVELS, "sampler": "consistency", "guidance": 2, "context_level": 0.1}
+    settings: dict[str, Any] = {"noise_levels": LEVELS, "sampler": "consistency", "guidance": 2, "context_noise": 0.1}
     engine = Engine(network, one_pass=one_pass, **settings)
     engine.reset(seed=1)
     for t in range(8):
@@ -181,7 +181,7 @@ def test_a_seed_decides_everything_and_a_reset_forgets_everything() -> None:
     network = lively()
     latents, _, controls = draw(network, 9)
     context = {"video": latents["video"][:, :4]}
-    engine = Engine(network, levels=LEVELS, sampler="consistency")
+    engine = Engine(network, noise_levels=LEVELS, sampler="consistency")
     first = roll(engine, controls, context, seed=4)
     torch.manual_seed(99)  # the global state plays no part
     assert same(roll(engine, controls, context, seed=4), first)
@@ -193,7 +193,7 @@ def test_rollouts_side_by_side_do_not_touch_each_other() -> None:
     network = lively(**streams("audio"))
     latents, _, controls = draw(network, 9, batch=2)
     context = {name: x[:, :3] for name, x in latents.items()}
-    engine = Engine(network, levels=LEVELS, guidance=2)
+    engine = Engine(network, noise_levels=LEVELS, guidance=2)
     before = roll(engine, controls, context)
     other = Controls(controls.buttons.clone(), controls.axes.clone())
     other.axes[1] += 1
@@ -209,7 +209,7 @@ def test_rollouts_side_by_side_do_not_touch_each_other() -> None:
 def test_nothing_grows_with_time(one_pass: bool) -> None:
     network = lively(sink=1)
     controls = draw(network, 300)[2]
-    engine = Engine(network, levels=(1.0, 0.5), guidance=2, one_pass=one_pass)
+    engine = Engine(network, noise_levels=(1.0, 0.5), guidance=2, one_pass=one_pass)
     engine.reset()
     places = [(tensor.data_ptr(), tensor.shape) for tensor in engine.cache.tensors()]
     sizes = []
@@ -237,19 +237,19 @@ def count_passes(engine: Engine, controls: Controls) -> list[int]:
 def test_one_pass_commits_along_with_the_first_denoising_step() -> None:
     network = lively()
     controls = draw(network, 3)[2]
-    assert count_passes(Engine(network, levels=LEVELS), controls) == [2, 1, 1]
-    assert count_passes(Engine(network, levels=LEVELS, one_pass=False), controls) == [1, 1, 1, 1]
-    assert count_passes(Engine(network, levels=LEVELS, guidance=3), controls) == [3, 2, 2]
+    assert count_passes(Engine(network, noise_levels=LEVELS), controls) == [2, 1, 1]
+    assert count_passes(Engine(network, noise_levels=LEVELS, one_pass=False), controls) == [1, 1, 1, 1]
+    assert count_passes(Engine(network, noise_levels=LEVELS, guidance=3), controls) == [3, 2, 2]
 
 
 def test_the_network_given_is_left_as_it_is() -> None:
     network = lively().train()
     controls = draw(network, 3)[2]
-    engine = Engine(network, levels=LEVELS, dtype=torch.bfloat16)
+    engine = Engine(network, noise_levels=LEVELS, dtype=torch.bfloat16)
     coarse = roll(engine, controls)
     assert network.training
     assert all(p.dtype == torch.float32 and p.requires_grad for p in network.parameters())
-    fine = roll(Engine(network, levels=LEVELS), controls)
+    fine = roll(Engine(network, noise_levels=LEVELS), controls)
     torch.testing.assert_close(coarse[0]["video"], fine[0]["video"], atol=0.3, rtol=0.05)
 
 
@@ -267,7 +267,7 @@ def test_frames_and_statistics_are_of_full_precision_in_an_engine_of_less() -> N
         getattr(network, f"{name}_std").fill_(0.3003)
     latents, _, controls = draw(network, 4)
     context = {name: x[:, :2] for name, x in latents.items()}
-    settings: dict[str, Any] = {"levels": LEVELS, "sampler": "euler", "context_level": 0.1}
+    settings: dict[str, Any] = {"noise_levels": LEVELS, "sampler": "euler", "context_noise": 0.1}
     expected = roll(Engine(network, **settings), controls, context)
     engine = Engine(network, dtype=torch.bfloat16, **settings)
     assert same(roll(engine, controls, context), expected)  # nothing but the network's own numbers is rounded
@@ -283,7 +283,7 @@ def test_a_context_is_committed_with_its_conditioning() -> None:
     network = lively(**streams("conditioning", channels=2))
     latents, _, controls = draw(network, 4)
     scene = torch.randn(1, 4, 2, 4, 6)
-    engine = Engine(network, levels=LEVELS, sampler="euler")
+    engine = Engine(network, noise_levels=LEVELS, sampler="euler")
     engine.reset(
         {"video": latents["video"][:, :3]},
         Controls(controls.buttons[:, :3], controls.axes[:, :3], given={"conditioning": scene[:, :3]}),
@@ -304,7 +304,7 @@ def test_a_context_is_committed_with_its_conditioning() -> None:
 def test_a_conditioning_is_seen_by_the_frame_that_it_is_given_for() -> None:
     network = lively(**streams("conditioning", channels=2))
     controls = draw(network, 3, batch=2)[2]
-    engine, conditioning = Engine(network, levels=LEVELS, guidance=2), torch.randn(2, 2, 4, 6)
+    engine, conditioning = Engine(network, noise_levels=LEVELS, guidance=2), torch.randn(2, 2, 4, 6)
 
     def second(given: Tensor | None) -> Tensor:
         engine.reset(batch=2)
@@ -313,7 +313,7 @@ def test_a_conditioning_is_seen_by_the_frame_that_it_is_given_for() -> None:
         return engine.step(*at(controls, 1), scene).latents["video"]
 
     network.conditioning_mean.fill_(0.5)
-    engine = Engine(network, levels=LEVELS, guidance=2)
+    engine = Engine(network, noise_levels=LEVELS, guidance=2)
     assert torch.equal(second(None), second(torch.full((2, 2, 4, 6), 0.5)))  # standardised: nothing is the mean
     assert not torch.equal(second(None), second(conditioning))
     with refused("engine.shape", "conditioning", "[2, 2, 4]", "[2, 2, 4, 6]"):
@@ -337,7 +337,7 @@ def test_frames_are_decoded_and_everything_comes_from_files(autoencoder: ImageAu
     network.video_std.fill_(0.1)
     models.save(network, tmp_path / "world_model")
     models.save(autoencoder, tmp_path / "autoencoder")
-    engine = Engine.load(tmp_path / "world_model", {"video": tmp_path / "autoencoder"}, levels=LEVELS)
+    engine = Engine.load(tmp_path / "world_model", {"video": tmp_path / "autoencoder"}, noise_levels=LEVELS)
     controls = draw(network, 3, batch=2)[2]
     expected = Reference(network, "adams_bashforth", 0.0, 1.0).roll(controls, None, seed=4)
     pictures = []
@@ -377,7 +377,7 @@ def test_settings_that_make_no_sense_are_told(autoencoder: ImageAutoencoder) -> 
     network = lively()
     for levels in ([], [0.9, 0.5], [1.0, 0.5, 0.5], [1.0, 0.0], [1.0, 0.5, -0.1]):
         with refused("engine.levels", str(levels)):
-            Engine(network, levels=levels)
+            Engine(network, noise_levels=levels)
     with refused("engine.sampler", "ddim", "adams_bashforth or euler or consistency"):
         Engine(network, sampler="ddim")  # type: ignore[arg-type]
     with refused("latents.encoder", "video decoder", models.fingerprint(autoencoder.encoder), "0000000000000000"):
@@ -390,7 +390,7 @@ def test_settings_that_make_no_sense_are_told(autoencoder: ImageAutoencoder) -> 
 
 def test_what_does_not_fit_is_told() -> None:
     network = lively(**streams("audio"))
-    engine = Engine(network, levels=LEVELS)
+    engine = Engine(network, noise_levels=LEVELS)
     latents, _, controls = draw(network, 4, batch=2)
     for call in (engine.snapshot, lambda: engine.step(*at(controls, 0))):
         with refused("engine.not-reset", "reset"):
@@ -423,7 +423,7 @@ def test_what_does_not_fit_is_told() -> None:
     engine.reset(batch=3)
     with refused("engine.snapshot", "2 rollouts", "3 run"):
         engine.restore(snapshot)
-    guided = Engine(network, levels=LEVELS, guidance=2)
+    guided = Engine(network, noise_levels=LEVELS, guidance=2)
     guided.reset(batch=2)
     with refused("engine.other-snapshot", "guidance"):
         guided.restore(snapshot)

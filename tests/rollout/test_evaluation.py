@@ -18,8 +18,8 @@ from owl.rollout.engine import Engine, Frame
 from owl.rollout.episodes import Episodes, load_decoder
 from owl.rollout.evaluation import (
     Clips,
-    ControlsReader,
     DriftMeter,
+    InverseDynamicsReader,
     action_following,
     audio_latent_mse,
     flicker,
@@ -47,7 +47,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return Engine.load(WORLD_MODEL, {"video": AUTOENCODER}, levels=(1.0, 0.5))
+    return Engine.load(WORLD_MODEL, {"video": AUTOENCODER}, noise_levels=(1.0, 0.5))
 
 
 def episodes(engine: Engine, data: str = LATENTS, split: str = "test", length: int = CONTEXT + HORIZON) -> Episodes:
@@ -75,7 +75,7 @@ class Perfect(Engine):
 
 @pytest.fixture
 def perfect(engine: Engine) -> Clips:
-    made = Perfect(engine.network, engine.decoders, levels=(1.0,))
+    made = Perfect(engine.network, engine.decoders, noise_levels=(1.0,))
     known = episodes(engine, split="train")
     windows = known.windows(3)
     made.future = known.latents(windows, slice(CONTEXT, None))
@@ -159,7 +159,7 @@ def test_rollouts_hand_the_dataset_s_conditioning_on(tmp_path: Path) -> None:
     root = make_latents(tmp_path / "scenes", modalities=("latent", "conditioning_latent", "controls"), fingerprint=mark)
     known = Episodes(root, "train", network, decoder, 1, CONTEXT + HORIZON)
     windows = known.windows(2)
-    engine = Watched(network, {"video": decoder}, levels=(1.0,))
+    engine = Watched(network, {"video": decoder}, noise_levels=(1.0,))
     roll_out(engine, known, windows, CONTEXT)
     assert torch.equal(torch.stack(engine.given, 1), windows["conditioning_latent"])
     rows = [given["conditioning_latent"] for _, given in long_rollout(engine, known, 4, 2, CONTEXT)]
@@ -233,13 +233,14 @@ def test_a_single_frame_has_no_distribution(engine: Engine) -> None:
 
 
 def test_true_frames_obey_and_other_frames_are_measured_apart(engine: Engine, perfect: Clips) -> None:
-    reader = ControlsReader.load(INVERSE_DYNAMICS, engine.network, STRIDE)
+    reader = InverseDynamicsReader.load(INVERSE_DYNAMICS, engine.network, STRIDE)
     with torch.no_grad():
         reader.network.reader[-1].weight.mul_(100)  # after two steps it would read nothing from anything
     values = action_following(perfect, reader)
     assert values["axis_accuracy"] == values["axis_accuracy_true"]
     assert values["axis_accuracy_ratio"] == 1
-    assert values["button_accuracy_ratio"] == 1
+    assert values["button_accuracy_ratio"] == values["action_accuracy_ratio"] == 1
+    assert values["action_accuracy"] == (values["axis_accuracy"] + values["button_accuracy"]) / 2
     others = replace(perfect, generated=perfect.generated.flip(1, -1))
     changed = action_following(others, reader)
     assert changed["axis_accuracy_true"] == values["axis_accuracy_true"]
@@ -304,13 +305,13 @@ def test_readers_that_do_not_fit_are_refused(
     engine: Engine, checkpoint: str, stride: int, code: str, tokens: list[str]
 ) -> None:
     with refused(code, checkpoint, *tokens):
-        ControlsReader.load(checkpoint, engine.network, stride)
+        InverseDynamicsReader.load(checkpoint, engine.network, stride)
 
 
 def test_a_reader_of_other_controls_is_refused() -> None:
     other = WorldTransformer(**streams(video=(4, 4, 6)), width=32, heads=2, depth=1, buttons=["JUMP"])
     with refused("dataset.controls", INVERSE_DYNAMICS, "buttons", "ATTACK, MOVE_LEFT, MOVE_RIGHT", "JUMP"):
-        ControlsReader.load(INVERSE_DYNAMICS, other, STRIDE)
+        InverseDynamicsReader.load(INVERSE_DYNAMICS, other, STRIDE)
 
 
 def test_datasets_that_do_not_fit_are_refused(engine: Engine) -> None:

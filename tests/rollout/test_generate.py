@@ -203,10 +203,10 @@ def test_without_gradients_it_makes_the_engine_s_frames_bit_for_bit(name: str, j
     controls = draw(network, 8, batch=2)[2]
     engine = Engine(
         network,
-        levels=LEVELS,
+        noise_levels=LEVELS,
         sampler=schedule.sampler,
         guidance=schedule.guidance,
-        context_level=schedule.context_noise,
+        context_noise=schedule.context_noise,
         one_pass=joined,
     )
     engine.reset(batch=2, seed=3)

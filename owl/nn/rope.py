@@ -31,7 +31,7 @@ def time_frequencies(channels: int, device: torch.device | None = None) -> Tenso
     return (fastest * (slowest / fastest) ** steps).round().long()
 
 
-def rotation(time: Tensor, row: Tensor, column: Tensor, head_width: int) -> Tensor:
+def rope(time: Tensor, row: Tensor, column: Tensor, head_width: int) -> Tensor:
     """Angles of every token, as complex turns (RoFormer, Su et al. 2021, in three axes).
 
     Args:
@@ -60,12 +60,12 @@ def rotation(time: Tensor, row: Tensor, column: Tensor, head_width: int) -> Tens
     return torch.stack([angles.cos(), angles.sin()], -1)
 
 
-def rotate(x: Tensor, turns: Tensor) -> Tensor:
+def apply_rope(x: Tensor, turns: Tensor) -> Tensor:
     """Rotate pairs of channels.
 
     Args:
         x: float[B, heads, S, head_width]; channel i is paired with i + head_width / 2.
-        turns: float[1 or B, S, head_width / 2, 2] of `rotation`.
+        turns: float[1 or B, S, head_width / 2, 2] of `rope`.
 
     Returns:
         Like ``x``; scalar products of two rotated vectors depend on the difference of their positions alone.

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from owl.nn.rotary import PERIOD, rotate, rotation, split_channels, time_frequencies
+from owl.nn.rope import PERIOD, apply_rope, rope, split_channels, time_frequencies
 
 times = st.one_of(st.integers(0, 4 * PERIOD), st.integers(10**11, 10**11 + PERIOD))
 
@@ -15,7 +15,7 @@ def score(asking: tuple[int, float, float], asked: tuple[int, float, float], hea
     """The scalar product of two fixed vectors that stand at (time, row, column)."""
     vectors = torch.randn(2, 1, 1, 1, head_width, generator=torch.Generator().manual_seed(1))
     query, key = (
-        rotate(x, rotation(torch.tensor([[t]]), torch.tensor([row]), torch.tensor([column]), head_width))
+        apply_rope(x, rope(torch.tensor([[t]]), torch.tensor([row]), torch.tensor([column]), head_width))
         for x, (t, row, column) in zip(vectors, (asking, asked), strict=True)
     )
     return float((query * key).sum())
@@ -37,8 +37,8 @@ def test_every_difference_counts() -> None:
 @pytest.mark.parametrize("start", [PERIOD - 3, 1000 * PERIOD - 2, 10**15])
 def test_the_turns_go_on_smoothly_where_the_period_begins_anew(start: int) -> None:
     row = column = torch.zeros(1)
-    near = rotation(torch.arange(8)[None], row, column, 64)
-    far = rotation(start + torch.arange(8)[None], row, column, 64)
+    near = rope(torch.arange(8)[None], row, column, 64)
+    far = rope(start + torch.arange(8)[None], row, column, 64)
 
     def advance(turns: Tensor) -> Tensor:
         return torch.view_as_complex(turns)[:, 1:] * torch.view_as_complex(turns)[:, :-1].conj()
@@ -57,19 +57,17 @@ def test_frequencies_are_whole_and_distinct_and_fill_the_head(head_width: int) -
     radians = frequencies * 2 * torch.pi / PERIOD
     assert radians[0].item() == pytest.approx(1, rel=1e-4)
     assert radians[-1].item() == pytest.approx(1 / 64, rel=1e-2)
-    turns = rotation(torch.arange(3)[None], torch.zeros(5), torch.zeros(5), head_width)
+    turns = rope(torch.arange(3)[None], torch.zeros(5), torch.zeros(5), head_width)
     assert turns.shape == (1, 15, head_width // 2, 2)
     torch.testing.assert_close(turns.square().sum(-1), torch.ones(1, 15, head_width // 2))
 
 
 def test_each_item_of_a_batch_has_its_own_times() -> None:
     time = torch.tensor([[0, 1], [7, 8]])
-    turns = rotation(time, torch.arange(3.0), torch.zeros(3), 16)
+    turns = rope(time, torch.arange(3.0), torch.zeros(3), 16)
     assert turns.shape == (2, 6, 8, 2)
     for item in range(2):
-        assert torch.equal(
-            turns[item : item + 1], rotation(time[item : item + 1], torch.arange(3.0), torch.zeros(3), 16)
-        )
+        assert torch.equal(turns[item : item + 1], rope(time[item : item + 1], torch.arange(3.0), torch.zeros(3), 16))
 
 
 def test_a_head_that_cannot_be_divided_is_told() -> None:
