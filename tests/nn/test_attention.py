@@ -200,3 +200,11 @@ def test_other_packings_compile_nothing_anew(monkeypatch: pytest.MonkeyPatch) ->
         if window == 1:
             first = len(graphs)
     assert len(graphs) == first > 0
+
+
+def test_blocks_that_eager_code_built_run_within_compiled_code() -> None:
+    query, key, value = torch.randn(3, 1, 2, 8, 16, generator=torch.Generator().manual_seed(0))
+    block = BlockAttention(torch.ones(1, 4, 4, dtype=torch.bool).tril(), 2)
+    expected = block(query, key, value)
+    compiled = torch.compile(lambda *given: block(*given), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(query, key, value), expected)
