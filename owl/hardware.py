@@ -36,8 +36,8 @@ class Rates:
 def cpu_rates() -> Rates:
     """Measure both once per process, which takes a few hundredths of a second.
 
-    Other load only adds time, so the best of several short rounds is used, with one thread, since several threads wait
-    for each other and each of them can be preempted. The ratio is therefore the same on a busy machine.
+    The best of several short rounds is used, in CPU time of one thread, which does not run while other processes do.
+    The ratio is therefore the same on a busy machine.
     """
     best = {torch.bfloat16: math.inf, torch.float32: math.inf}
     threads = torch.get_num_threads()
@@ -48,10 +48,10 @@ def cpu_rates() -> Rates:
             start = time.perf_counter()
             for number in range(ROUNDS + 1):
                 for dtype, work in works.items():
-                    before = time.perf_counter()
+                    before = time.thread_time()
                     work()
                     if number:  # the first call selects kernels
-                        best[dtype] = min(best[dtype], time.perf_counter() - before)
+                        best[dtype] = min(best[dtype], time.thread_time() - before)
                 if number >= SHORTEST and time.perf_counter() - start > PATIENCE:
                     break
     finally:
