@@ -1,8 +1,8 @@
-"""Who sees whom among the frames of a sequence, and attention under that rule by the fastest means at hand.
+"""Attention masks between the frames of a sequence, and attention implementations for CPUs and GPUs.
 
 One rule serves training, packing and streaming. A frame has a time within its document and a copy: copy 0 is the
-context that later frames see, copies 1, 2, ... are noisy versions that only they themselves see (teacher forcing;
-the frame that is being denoised; both branches of classifier-free guidance).
+context, which later frames attend to; copies 1, 2, ... are noisy versions, which only they themselves attend to
+(teacher forcing; the frame that is being denoised; both branches of classifier-free guidance).
 """
 
 import warnings
@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-NEVER = -1  # the time of an empty place: nothing sees it
-CHUNK_TOKENS = 256  # queries of a chunk on CPUs: shorter ones lose time in launching, longer ones in masked keys
+NEVER = -1  # the time of an empty slot, which is always masked
+CHUNK_TOKENS = 256  # queries per chunk on CPUs: shorter chunks have more overhead, longer ones more masked keys
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(query float[B, H, Q, e], key float[B, H, K, e], value float[B, H, K, e]) -> float[B, H, Q, e]."""
@@ -26,13 +26,13 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Frames:
-    """What the attention rule must know of each frame of a sequence.
+    """Metadata of the frames of a sequence for the attention rule.
 
     Attributes:
-        time: int64[1 or B, F], number of the frame within its document, `NEVER` where there is none.
+        time: int64[1 or B, F], number of the frame within its document, `NEVER` for padding.
         copy: int64[F], 0 for context, above for noisy copies.
-        document: int64[1 or B, F], which document a frame belongs to; None where all belong to one.
-        attends: What `attention_among` has built for them.
+        document: int64[1 or B, F], document of each frame; None if all belong to one.
+        attends: Attention built by `attention_among` for these frames.
     """
 
     time: Tensor
@@ -42,13 +42,13 @@ class Frames:
 
 
 def clip_frames(length: int, copies: int, device: torch.device) -> Frames:
-    """Frames of one clip in order, then the same as copy 1, and so on.
+    """Return the frames of one clip in order, followed by the same frames as copy 1, and so on.
 
-    The same ones at every call, so that attention among them is built once and not at every step.
+    Cached, so that attention is built once and not at every step.
     """
-    if torch.compiler.is_compiling():  # which looks through caches
+    if torch.compiler.is_compiling():  # tracing bypasses caches
         return _clip_frames(length, copies, device)
-    with torch.inference_mode(False):  # those of a validation serve training too
+    with torch.inference_mode(False):  # frames created in validation are also used in training
         return _cached_clip_frames(length, copies, device)
 
 
@@ -61,10 +61,10 @@ _cached_clip_frames = lru_cache(maxsize=32)(_clip_frames)
 
 
 def visible(query: Frames, key: Frames, window: int, sink: int = 0, causal: bool = True) -> Tensor:
-    """Which frames see which.
+    """Return which frames attend to which.
 
-    A frame sees itself, and of its document the context of the ``window`` frames before it and of the first ``sink``
-    frames. Without ``causal`` it sees all frames of its own copy and document.
+    A frame attends to itself, to the context of the previous ``window`` frames of its document, and to the first
+    ``sink`` frames of its document. Without ``causal`` it attends to all frames of its copy and document.
 
     Returns:
         bool[1 or B, Q, K].
@@ -90,21 +90,21 @@ def tokens_of(frames: Tensor, tokens: int) -> Tensor:
 
 
 def masked(dtype: torch.dtype) -> float:
-    """What is added to a score, or takes its place, where nothing is seen: after the softmax the weight is 0.
+    """Return the value of masked scores, added or assigned, for which the softmax is 0.
 
-    Minus infinity would make padding's rows NaN. Half of the smallest number leaves room for the score itself.
+    Minus infinity would make the rows of padding NaN. Half of the smallest number leaves a margin to add the score.
     """
     return torch.finfo(dtype).min / 2
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some queries with the keys that any of them sees, in tokens.
+    """A chunk of queries with all keys that any of them attends to, in tokens.
 
     Attributes:
-        queries: Where they begin and end.
-        keys: The same of every run of neighbouring keys.
-        seen: bool[1 or B, 1, queries, keys], which query sees which key; None where all see all.
+        queries: Range of the queries.
+        keys: Ranges of consecutive keys.
+        seen: bool[1 or B, 1, queries, keys], which query attends to which key; None if all attend to all.
     """
 
     queries: slice
@@ -112,7 +112,7 @@ class Chunk:
     seen: Tensor | None
 
     def mask(self, dtype: torch.dtype) -> Tensor | None:
-        """What is added to scores of a dtype, in that dtype: to fill them in place takes CPUs sixty times as long."""
+        """Return the additive mask in a dtype; filling scores in place takes sixty times as long on CPUs."""
         if self.seen is None:
             return None
         return torch.zeros(self.seen.shape, dtype=dtype, device=self.seen.device).masked_fill_(
@@ -121,13 +121,13 @@ class Chunk:
 
 
 class ChunkedAttention:
-    """Attention in chunks of queries, each with only the keys that some of them sees: for CPUs.
+    """Attention on CPUs in chunks of queries, each with only the keys that at least one of them attends to.
 
-    PyTorch's CPU kernel computes masked scores too; this leaves most of them out. Within a chunk, two matrix products
+    PyTorch's CPU kernel also computes masked scores; this class skips most of them. Within a chunk, two matrix products
     and a softmax take a third of the time of that kernel, forward and backward, with heads of 64 channels in bfloat16.
 
     Args:
-        seen: bool[1 or B, Q, K], which frames see which.
+        seen: bool[1 or B, Q, K], which frames attend to which.
         tokens: Tokens per frame.
     """
 
@@ -139,7 +139,7 @@ class ChunkedAttention:
         for start in range(0, seen.shape[1], step):
             stop = min(start + step, seen.shape[1])
             needed = union[start:stop].any(0).nonzero().flatten()
-            if not len(needed):  # padding: its outputs are never read
+            if not len(needed):  # padding: its outputs are not used
                 needed = needed.new_zeros(1)
             part = seen[:, start:stop, needed]
             which = None if part.all() else tokens_of(part, tokens)
@@ -158,21 +158,22 @@ class ChunkedAttention:
 
 @cache
 def uncompiled() -> Callable[..., Tensor]:
-    """Attention in chunks, left out of what is compiled: the chunks are Python numbers, and every other packing would
-    compile anew. Made when it is first needed, since it imports the compiler, which takes a second.
+    """Return attention in chunks, excluded from compilation, since each packing has other chunks and would recompile.
+
+    Created on first use, since it imports the compiler, which takes a second.
     """
     attend: Callable[..., Tensor] = torch.compiler.disable(ChunkedAttention._attend)
     return attend
 
 
 class AttendInChunks(torch.autograd.Function):
-    """Its own backward pass adds each chunk's gradients in place; autograd would fill a whole tensor per slice."""
+    """Attention in chunks whose backward pass adds gradients in place; autograd would fill a full tensor per slice."""
 
     @staticmethod
     def forward(
         context: Any, query: Tensor, key: Tensor, value: Tensor, chunks: list[Chunk], masks: list[Tensor | None]
     ) -> Tensor:
-        """float[B, H, Q, e], float[B, H, K, e], float[B, H, K, e] -> float[B, H, Q, e]; queries are scaled already."""
+        """float[B, H, Q, e], float[B, H, K, e], float[B, H, K, e] -> float[B, H, Q, e]; queries are already scaled."""
         batch, heads = query.shape[:2]
         q, k, v = (x.flatten(0, 1) for x in (query, key, value))
         attended = torch.empty_like(q)
@@ -190,7 +191,7 @@ class AttendInChunks(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of queries, keys and values."""
+        """Return the gradients of queries, keys and values."""
         q, k, v, *weights = context.saved_tensors
         batch, heads = gradient.shape[:2]
         gradient = gradient.flatten(0, 1)
@@ -207,26 +208,26 @@ class AttendInChunks(torch.autograd.Function):
 
 
 def gather(x: Tensor, slices: list[slice]) -> Tensor:
-    """Rows of float[B, S, e], joined; a view where there is one slice."""
+    """Concatenate slices of rows of float[B, S, e]; a view if there is one slice."""
     return x[:, slices[0]] if len(slices) == 1 else torch.cat([x[:, part] for part in slices], 1)
 
 
 def scatter(x: Tensor, slices: list[slice], rows: Tensor) -> None:
-    """Add rows to those that `gather` took."""
+    """Add rows to the positions read by `gather`."""
     for part, own in zip(slices, rows.split([part.stop - part.start for part in slices], 1), strict=True):
         x[:, part] += own
 
 
 class BlockAttention:
-    """FlexAttention with a block mask, which skips what is masked: for GPUs, compiled there.
+    """FlexAttention with a block mask, which skips masked blocks, for GPUs, where it is compiled.
 
     Args:
-        seen: bool[1 or B, Q, K], which frames see which.
+        seen: bool[1 or B, Q, K], which frames attend to which.
         tokens: Tokens per frame.
     """
 
     def __init__(self, seen: Tensor, tokens: int) -> None:
-        # a second's work: on GPUs alone
+        # takes a second; on GPUs only
         from torch.nn.attention.flex_attention import create_block_mask
 
         def rule(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -240,7 +241,7 @@ class BlockAttention:
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend."""
-        if is_in_torch_dispatch_mode():  # a counter of operators, to which FlexAttention is unknown
+        if is_in_torch_dispatch_mode():  # operator counters do not support FlexAttention
             return ChunkedAttention(self.seen, self.tokens)(query, key, value)
         attended: Tensor = flex_kernel(query.is_cuda)(query, key, value, block_mask=self.mask)
         return attended
@@ -248,7 +249,7 @@ class BlockAttention:
 
 def flex_kernel(on_gpu: bool) -> Callable[..., Any]:
     """FlexAttention as it is to run here: blocks built by eager code may be used by compiled code too."""
-    if torch.compiler.is_compiling():  # within what is compiled it needs no compiling of its own
+    if torch.compiler.is_compiling():  # not compiled separately within compiled code
         from torch.nn.attention.flex_attention import flex_attention
 
         return flex_attention
@@ -256,7 +257,7 @@ def flex_kernel(on_gpu: bool) -> Callable[..., Any]:
 
 
 def uncompiled_flex_attention(*given: Any, **more: Any) -> Any:
-    """On a CPU it is slow, as it says itself, and only tests do it."""
+    """Run FlexAttention on a CPU for tests, without its warning about speed."""
     from torch.nn.attention.flex_attention import flex_attention
 
     with warnings.catch_warnings():
@@ -266,19 +267,19 @@ def uncompiled_flex_attention(*given: Any, **more: Any) -> Any:
 
 @cache
 def compiled_flex_attention() -> Callable[..., Any]:
-    """The kernel, made at its first call."""
+    """Return the kernel, compiled on the first call."""
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=False)
 
 
 def training_attention(seen: Tensor, tokens: int) -> Attend:
-    """Choose for whole sequences: blocks on GPUs, chunks on CPUs."""
+    """Return attention for whole sequences: in blocks on GPUs, in chunks on CPUs."""
     return BlockAttention(seen, tokens) if seen.is_cuda else ChunkedAttention(seen, tokens)
 
 
 def attention_among(frames: Frames, window: int, sink: int, causal: bool, tokens: int) -> Attend:
-    """Attention of a whole sequence under the rule of `visible`, ``tokens`` a frame; built once for the same frames."""
+    """Return attention of a whole sequence by `visible`, with ``tokens`` per frame; built once for the same frames."""
     if torch.compiler.is_compiling():
         return training_attention(visible(frames, frames, window, sink, causal), tokens)
     key = (window, sink, causal, tokens)
@@ -289,6 +290,6 @@ def attention_among(frames: Frames, window: int, sink: int, causal: bool, tokens
 
 
 def runs(numbers: list[int], scale: int) -> list[slice]:
-    """Join ascending numbers into ranges, times ``scale``: [0, 1, 4] -> [slice(0, 2), slice(4, 5)]."""
+    """Merge ascending numbers into ranges, multiplied by ``scale``: [0, 1, 4] -> [slice(0, 2), slice(4, 5)]."""
     breaks = [0, *(i for i, (a, b) in enumerate(pairwise(numbers), 1) if b != a + 1), len(numbers)]
     return [slice(numbers[a] * scale, (numbers[b - 1] + 1) * scale) for a, b in pairwise(breaks)]

@@ -1,4 +1,4 @@
-"""What stands between encoder and decoder: the latents, and what they cost."""
+"""Interface of the bottleneck between encoder and decoder: latents and loss terms."""
 
 from typing import Protocol
 
@@ -7,19 +7,19 @@ from torch import Tensor
 
 
 class Encoding(Protocol):
-    """What an autoencoder's ``encode`` returns, whatever its bottleneck: a Gaussian, a quantiser, or none.
+    """Return type of an autoencoder's ``encode`` for any bottleneck: a Gaussian, a quantiser, or none.
 
     The loss terms of the bottleneck are methods without arguments that return a scalar. The network names them in its
-    attribute ``losses``, a tuple of strings: recipes weigh and log them, and validation measures them.
+    attribute ``losses``, a tuple of strings: recipes weight and log them, and validation measures them.
     """
 
     @property
     def mean(self) -> Tensor:
-        """The latents without noise, float[B, c, h, w]: those that later stages are trained on."""
+        """Latents without noise, float[B, c, h, w], on which later stages are trained."""
 
     @property
     def variance(self) -> Tensor:
-        """That of the noise which `sample` adds, broadcastable to the latents; zero where it adds none."""
+        """Variance of the noise that `sample` adds, broadcastable to the latents; zero if it adds none."""
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """The latents that the decoder is trained on, float[B, c, h, w], with gradients to the encoder."""
+        """Return the latents for training the decoder, float[B, c, h, w], with gradients to the encoder."""

@@ -1,4 +1,4 @@
-"""A ring buffer of keys and values: bounded memory, rollouts of any length."""
+"""Ring-buffer KV cache with constant memory for rollouts of any length."""
 
 from dataclasses import dataclass
 
@@ -10,18 +10,18 @@ from owl.nn.attention import NEVER, Frames, masked, tokens_of, visible
 
 
 class Ring:
-    """Which frame lies where: ``sink`` fixed places, a ring of ``window + 1``, and some for noisy copies.
+    """Assignment of frames to slots: ``sink`` fixed slots, a ring of ``window + 1``, and slots for noisy copies.
 
     All layers with the same window share one.
 
     Args:
-        window: Frames before itself that a frame sees.
-        sink: First frames that are kept for ever.
-        copies: Noisy copies that may be in a pass.
-        device: Of the tables.
+        window: Previous frames that a frame attends to.
+        sink: First frames, which are never evicted.
+        copies: Maximum number of noisy copies in a pass.
+        device: Device of the tables.
 
     Attributes:
-        time: int64[places], frame whose context lies in each place, ``NEVER`` where there is none.
+        time: int64[places], frame whose context is in each slot, ``NEVER`` for empty slots.
     """
 
     def __init__(self, window: int, sink: int, copies: int, device: torch.device | str = "cpu") -> None:
@@ -31,15 +31,15 @@ class Ring:
         self._copy = torch.cat([torch.zeros(self.committed), torch.arange(1, copies + 1)]).long().to(device)
 
     def enter(self, time: Tensor, copy: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the frames of a pass their places.
+        """Assign slots to the frames of a pass.
 
         Args:
-            time: int64[Q], number of each frame since the rollout began; frames of copy 0 must lie less than
-                ``window + 1`` apart, or they would take each other's place.
-            copy: int64[Q]: 0 commits a frame, above takes a place of its own and leaves all committed ones untouched.
+            time: int64[Q], number of each frame since the start of the rollout; frames of copy 0 must be less than
+                ``window + 1`` apart, otherwise they would share a slot.
+            copy: int64[Q]: 0 commits a frame; higher copies use separate slots and do not change committed ones.
 
         Returns:
-            int64[Q], the place of each frame; bool[1, Q, places], what each frame sees.
+            int64[Q], the slot of each frame; bool[1, Q, places], the slots that each frame attends to.
         """
         in_ring = torch.where(time < self.sink, time, self.sink + (time - self.sink) % (self.window + 1))
         places = torch.where(copy == 0, in_ring, self.committed + copy - 1)
@@ -56,7 +56,8 @@ class LayerCache:
     Attributes:
         key: float[B, heads, places, tokens per frame, channels of a head].
         value: The same.
-        writable: Whether a pass writes its frames into it; else it sees a copy with them, and gradients pass.
+        writable: Whether a pass writes its frames to the cache; otherwise it uses a copy with them, which carries
+            gradients.
     """
 
     key: Tensor
@@ -65,11 +66,11 @@ class LayerCache:
 
 
 class CachedAttention:
-    """Attention over what is cached and over the frames of a pass, which take their places in the cache first.
+    """Attention over cached frames and the frames of a pass, which are written to the cache first.
 
     Args:
-        cache: Of this layer.
-        places: int64[Q], where the pass's frames go.
+        cache: Cache of the layer.
+        places: int64[Q], slots of the pass's frames.
         seen: bool[1, Q, places].
     """
 

@@ -1,4 +1,4 @@
-"""Whether torch.compile can work here."""
+"""Check whether torch.compile is available."""
 
 import os
 import shutil
@@ -6,9 +6,9 @@ import warnings
 
 
 def can_compile(device: str) -> bool:
-    """Tell whether there is what ``torch.compile`` needs: for CPUs a C++ compiler, which a bare machine lacks.
+    """Return whether ``torch.compile`` can be used: for CPUs it needs a C++ compiler.
 
-    Warns where it is missing: everything runs then, more slowly.
+    Warns if it is missing; code then runs eagerly and more slowly.
 
     Args:
         device: "cpu" or another type of device.
@@ -16,8 +16,7 @@ def can_compile(device: str) -> bool:
     if device != "cpu" or any(map(shutil.which, (os.environ.get("CXX") or "g++", "clang++"))):
         return True
     warnings.warn(
-        "no C++ compiler was found, so nothing is compiled and everything takes longer; install g++, or set compile to "
-        "false",
+        "no C++ compiler was found, so nothing is compiled and networks are slow; install g++ or set compile to false",
         stacklevel=2,
     )
     return False

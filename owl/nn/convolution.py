@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations, parametrize
 NEGATIVE_SLOPE = 0.2
 ACTIVATION_GAIN = math.sqrt(
     2 / (1 + NEGATIVE_SLOPE**2)
-)  # keeps the second moment through a leaky ReLU (He et al. 2015)
+)  # preserves the second moment through a leaky ReLU (He et al. 2015)
 NORM_GROUPS = 32  # Wu & He 2018
 
 
@@ -27,7 +27,7 @@ def convolution(
 ) -> nn.Conv2d:
     """Build a "same" convolution whose filters all have the norm ``gain`` at initialisation.
 
-    White input of unit variance therefore gives output of standard deviation ``gain``, whatever the fan-in.
+    White input of unit variance therefore gives output of standard deviation ``gain`` for any fan-in.
 
     Args:
         in_channels: Channels of the input.
@@ -36,7 +36,7 @@ def convolution(
         gain: Euclidean norm of every filter; 0 makes the layer output its bias (zero).
         groups: Channel groups, as in ``nn.Conv2d``.
         bias: Whether to learn a bias, initially zero.
-        weight_norm: Whether to learn length and direction of every filter apart (Salimans & Kingma 2016).
+        weight_norm: Whether to learn length and direction of every filter separately (Salimans & Kingma 2016).
 
     Returns:
         The layer, float[B, in_channels, H, W] -> float[B, out_channels, H, W].
@@ -48,8 +48,8 @@ def convolution(
         direction = torch.randn_like(layer.weight)
         direction /= direction.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
         if weight_norm:
-            # The direction must never be zero (0 / |0| is NaN), so a zero layer is a random direction of length 0.
-            # Assigning `.weight` after the parametrisation is in place would be the way to lose the gain.
+            # The direction must not be zero (0 / |0| is NaN), so a zero layer has a random direction of length 0.
+            # Assigning `.weight` after the parametrisation is registered would discard the gain.
             layer.weight.copy_(direction)
             parametrizations.weight_norm(layer)
             layer.parametrizations.weight.original0.fill_(gain)  # type: ignore[union-attr,operator]
@@ -59,10 +59,9 @@ def convolution(
 
 
 def fold_weight_norm(module: nn.Module) -> None:
-    """Replace every weight-normalised weight below ``module`` by its present value, in place.
+    """Replace every weight-normalised weight in ``module`` by its current value, in place.
 
-    The outputs stay the same but for rounding; the per-call cost of the normalisation and the split into length and
-    direction go.
+    The outputs stay the same up to rounding, without the cost of the normalisation per call.
     """
     for layer in module.modules():
         if is_weight_normed(layer):
@@ -73,16 +72,16 @@ def fold_weight_norm(module: nn.Module) -> None:
 
 
 def is_weight_normed(layer: nn.Module) -> bool:
-    """Whether a layer's weight is weight-normalised and not folded yet."""
-    # other parametrisations have one original only
+    """Return whether a layer's weight is weight-normalised and not yet folded."""
+    # other parametrisations have only one original
     return parametrize.is_parametrized(layer, "weight") and hasattr(layer.parametrizations.weight, "original1")  # type: ignore[union-attr]
 
 
 def folded_weight(layer: nn.Module) -> Tensor:
-    """The value of a weight-normalised weight, bit for bit the same on every machine.
+    """Return the value of a weight-normalised weight, bit for bit the same on every machine.
 
-    torch adds up a filter's norm in an order that depends on the processor's vectors, so the last bit of its own value
-    does too, and with it every fingerprint.
+    In torch, the summation order of a filter's norm depends on the vector width of the processor, and so would the last
+    bit of the weight and every fingerprint.
 
     Args:
         layer: A layer for which `is_weight_normed` is true.
@@ -94,7 +93,7 @@ def folded_weight(layer: nn.Module) -> Tensor:
         getattr(layer.parametrizations.weight, name).detach().to("cpu", torch.float64).numpy()  # type: ignore[union-attr]
         for name in ("original0", "original1")
     )
-    # a running sum has one order only; squares of float32 are exact in float64
+    # a running sum has a fixed order; squares of float32 are exact in float64
     norm = np.sqrt(np.cumsum(np.square(direction.reshape(len(direction), -1)), axis=1)[:, -1])
     return torch.from_numpy(direction * (length / norm.reshape(length.shape))).float()
 
@@ -161,7 +160,7 @@ class NormResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Residual single-head self-attention over all positions, the centre of the classic autoencoder.
+    """Residual single-head self-attention over all positions, as in the middle block of common autoencoders.
 
     Args:
         width: Channels in and out.

@@ -1,4 +1,4 @@
-"""Frozen parts: parameters without gradients, which nothing trains, averages or saves by accident."""
+"""Frozen parts: parameters without gradients that are not trained, averaged or saved."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,15 +14,15 @@ _WHOLE: ContextVar[bool] = ContextVar("whole", default=False)
 
 
 def freeze(module: ModuleT) -> ModuleT:
-    """Turn a network into a constant, in place: gradients reach its inputs, never its weights.
+    """Freeze a network in place: gradients reach its inputs, but not its weights.
 
-    Its parameters stay parameters, with ``requires_grad=False``: they follow ``.to()``, FSDP2 shards them, DDP does not
-    reduce them, and `trained` leaves them out. The module is in eval mode and stays there when a parent calls
+    Its parameters remain parameters with ``requires_grad=False``: they follow ``.to()``, FSDP2 shards them, DDP does
+    not reduce them, and `trained` excludes them. The module is in eval mode and stays there when a parent calls
     ``train()``.
 
-    State dicts, and with them checkpoints, leave it out: what is pretrained elsewhere does not bloat them. A state dict
-    without it loads strictly and leaves it as it is; so whoever freezes a part gives it its weights, at every start.
-    One that holds it, such as an export, is loaded as usual.
+    State dicts, and therefore checkpoints, exclude the module. A state dict without it can be loaded strictly and
+    leaves it unchanged, so the caller must load its weights at every start. A state dict with it, such as that of an
+    export, is loaded as usual.
 
     Args:
         module: Any network. Its outputs (in eval mode) do not change.
@@ -39,13 +39,13 @@ def freeze(module: ModuleT) -> ModuleT:
 
 
 def trained(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that training changes, by name: the one filter of optimisers, averages, checks and reports."""
+    """Return the trained parameters by name, for optimisers, EMA, checks and reports."""
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
 @contextmanager
 def whole_state_dicts() -> Iterator[None]:
-    """Let state dicts hold frozen parts too: those of exports and copies, which must stand alone."""
+    """Include frozen parts in state dicts, for self-contained exports and copies."""
     token = _WHOLE.set(True)
     try:
         yield
@@ -61,12 +61,12 @@ def _leave_out(module: nn.Module, state_dict: dict[str, Any], prefix: str, local
 
 
 def _keep(module: nn.Module, state_dict: dict[str, Any], prefix: str, *unused: Any) -> None:
-    """Complete a state dict that lacks a frozen module by what the module holds."""
+    """Complete a state dict that lacks a frozen module with the module's weights."""
     if not any(name.startswith(prefix) for name in state_dict):
         with whole_state_dicts():
             state_dict.update(module.state_dict(prefix=prefix, keep_vars=True))
 
 
 def _stay_in_eval(module: nn.Module, mode: bool = True) -> Any:
-    """What ``train(mode)`` does on a frozen module: nothing."""
+    """Replace ``train(mode)`` of a frozen module by a no-op."""
     return module

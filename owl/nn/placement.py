@@ -1,4 +1,4 @@
-"""Where a network lives."""
+"""Device and dtype of a network."""
 
 from typing import NamedTuple
 
@@ -7,18 +7,18 @@ from torch import nn
 
 
 class Placement(NamedTuple):
-    """Device of a network, and the dtype that it computes in."""
+    """Device and computation dtype of a network."""
 
     device: torch.device
     dtype: torch.dtype
 
 
 def placement(network: nn.Module) -> Placement:
-    """Tell the device and dtype of a network.
+    """Return the device and dtype of a network.
 
     Returns:
-        Those of its largest floating-point tensor: small buffers, such as statistics, may be kept in another dtype. The
-        CPU and torch's default dtype where it has none.
+        Those of its largest floating-point tensor, since small buffers such as statistics can have another dtype; the
+        CPU and torch's default dtype if it has none.
     """
     tensors = (*network.parameters(), *network.buffers())
     largest = max((x for x in tensors if x.is_floating_point()), key=lambda x: x.numel(), default=None)

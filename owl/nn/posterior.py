@@ -25,14 +25,14 @@ class Posterior:
 
     @property
     def variance(self) -> Tensor:
-        """float[B, 1, h, w], of what `sample` adds to the mean, in float32."""
+        """Variance of the noise that `sample` adds to the mean, float32[B, 1, h, w]."""
         return self.logvar.float().exp()
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """Draw a latent with the reparameterisation trick.
 
         Args:
-            generator: Source of the noise, on the device of ``mean``; the global one when absent.
+            generator: Generator of the noise, on the device of ``mean``; default: the global one.
 
         Returns:
             float[B, c, h, w], the dtype of ``mean``.
@@ -41,7 +41,7 @@ class Posterior:
         return self.mean + torch.exp(0.5 * self.logvar) * noise
 
     def kl(self) -> Tensor:
-        """Kullback-Leibler divergence from the standard normal.
+        """Compute the Kullback-Leibler divergence from the standard normal distribution.
 
         Returns:
             Scalar >= 0 in nats per latent element, mean over the batch, in float32 or wider.

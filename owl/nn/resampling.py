@@ -1,4 +1,4 @@
-"""Changing the grid: DC-AE down- and upsampling with shortcuts, and a learned resize of any aspect ratio."""
+"""Resampling: DC-AE down- and upsampling with shortcuts, and a learned resize between aspect ratios."""
 
 import torch
 import torch.nn.functional as F
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from owl.errors import OwlError
 from owl.nn.convolution import convolution
 
-# Beside a shortcut of variance about 1, this keeps the variance of the sum about constant over the stages.
+# With a shortcut of variance about 1, this keeps the variance of the sum about constant over the stages.
 SHORTCUT_CONVOLUTION_GAIN = 0.5
 
 
@@ -22,8 +22,8 @@ def down_skip(x: Tensor, out_channels: int, factor: int) -> Tensor:
     Returns:
         float[B, out_channels, H / factor, W / factor].
     """
-    # Channels are reduced as the last dimension: as the second one, the gradient leaves channels_last, and every
-    # convolution before this one pays for a copy.
+    # Channels are reduced as the last dimension: with the second one, the gradient would lose channels_last, and every
+    # preceding convolution would need a copy.
     unshuffled = F.pixel_unshuffle(x, factor).movedim(1, -1)
     return unshuffled.unflatten(-1, (out_channels, -1)).mean(-1).movedim(-1, 1)
 
@@ -43,7 +43,7 @@ def up_skip(x: Tensor, out_channels: int, factor: int) -> Tensor:
 
 
 class Down(nn.Module):
-    """Convolution then pixel_unshuffle, beside the averaging shortcut.
+    """Convolution and pixel_unshuffle, with an averaging shortcut.
 
     Args:
         in_channels: Channels in; ``in_channels * factor^2`` is a multiple of ``out_channels``.
@@ -72,7 +72,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Convolution then pixel_shuffle, beside the repeating shortcut.
+    """Convolution and pixel_shuffle, with a repeating shortcut.
 
     Args:
         in_channels: Channels in, a divisor of ``out_channels * factor^2``.
@@ -97,8 +97,8 @@ class Up(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """float[B, in_channels, H, W] -> float[B, out_channels, H * factor, W * factor]."""
-        # Both paths end in the same shuffle, so one serves the sum; the broadcast saves the repeated copy of x, and
-        # has the channels last for the reason given in down_skip.
+        # Both paths end in the same shuffle, so it is applied to the sum; the broadcast avoids the repeated copy of x,
+        # and has the channels last for the reason given in down_skip.
         y = self.conv(x).movedim(1, -1).unflatten(-1, (x.shape[1], -1)) + x.movedim(1, -1).unsqueeze(-1)
         return F.pixel_shuffle(y.flatten(-2).movedim(-1, 1), self.factor)
 
@@ -107,14 +107,14 @@ class Resize(nn.Module):
     """Learned linear resampling of rows and columns, e.g. landscape 360x640 to square 512x512 and back.
 
     Each axis has a banded matrix, one row of learned taps per output position, that starts as exactly the
-    antialiased bicubic interpolation of ``F.interpolate``. An axis that keeps its length is left alone.
+    antialiased bicubic interpolation of ``F.interpolate``. An axis with the same length is not changed.
 
     Args:
         size: (rows, columns) of the input.
         out_size: (rows, columns) of the output.
 
     Raises:
-        OwlError: ``forward`` is given another size than the one it learns for.
+        OwlError: The input of ``forward`` has another size.
     """
 
     def __init__(self, size: tuple[int, int], out_size: tuple[int, int]) -> None:
@@ -122,7 +122,7 @@ class Resize(nn.Module):
         self.rows = None if size[0] == out_size[0] else BandedMatrix(size[0], out_size[0])
         self.columns = None if size[1] == out_size[1] else BandedMatrix(size[1], out_size[1])
         self.size = (size[0], size[1])
-        # The axis that shrinks goes first: the other then has less to do.
+        # The axis that shrinks is first, which reduces the work for the other.
         self.rows_first = out_size[0] * size[1] <= size[0] * out_size[1]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class Resize(nn.Module):
             raise OwlError(
                 "network.input",
                 f"the learned resize got {x.shape[2]}x{x.shape[3]} pixels, expected {self.size[0]}x{self.size[1]}; "
-                "scaled or rotated latents need an autoencoder whose latent has the aspect ratio of the image",
+                "scaled or rotated latents require an autoencoder whose latent has the aspect ratio of the image",
             )
         if self.rows is not None and self.rows_first:
             x = self.rows() @ x
@@ -155,7 +155,7 @@ class BandedMatrix(nn.Module):
     def __init__(self, length: int, out_length: int) -> None:
         super().__init__()
         self.length = length
-        # Resampling the identity reads the operator off F.interpolate; on the CPU also where the module is on "meta".
+        # Resampling the identity gives the operator of F.interpolate; on the CPU, also if the module is on "meta".
         identity = torch.eye(length, dtype=torch.float64, device="cpu")[None, None]
         matrix = F.interpolate(identity, (out_length, length), mode="bicubic", antialias=True)[0, 0]
         support = matrix != 0

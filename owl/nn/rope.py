@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-PERIOD = 65536  # frames after which the turns in time repeat, an hour at 18 frames/s
-SPATIAL_BASE = 100.0  # grids have tens of rows: slower turns than this would tell no position from another
+PERIOD = 65536  # period of the temporal rotation in frames, an hour at 18 frames/s
+SPATIAL_BASE = 100.0  # grids have tens of rows: slower rotations could not distinguish positions
 
 
 def split_channels(head_width: int) -> tuple[int, int]:
@@ -19,12 +19,11 @@ def split_channels(head_width: int) -> tuple[int, int]:
 
 
 def time_frequencies(channels: int, device: torch.device | None = None) -> Tensor:
-    """Turns in time per `PERIOD`, whole numbers: int64[channels / 2],
-    geometric from one radian a frame down to a 64th of that.
+    """Return the number of turns per `PERIOD` in time, as integers: int64[channels / 2].
 
-    Since every pair of channels turns a whole number of times in a period, ``time % PERIOD`` gives the same angles as
-    ``time``: keys that were rotated once stay valid however long the rollout, without the loss of precision of a
-    large angle and without rotating the cache again at every frame.
+    They are geometric from one radian per frame down to a 64th of that. Since every pair of channels makes an integer
+    number of turns in a period, ``time % PERIOD`` gives the same angles as ``time``: cached rotated keys stay valid in
+    rollouts of any length, without the loss of precision of large angles and without rotating the cache again.
     """
     slowest, fastest = PERIOD / (2 * torch.pi * 64), PERIOD / (2 * torch.pi)
     steps = torch.linspace(0, 1, max(2, channels // 2), dtype=torch.float64, device=device)[: channels // 2]
@@ -32,12 +31,12 @@ def time_frequencies(channels: int, device: torch.device | None = None) -> Tenso
 
 
 def rope(time: Tensor, row: Tensor, column: Tensor, head_width: int) -> Tensor:
-    """Angles of every token, as complex turns (RoFormer, Su et al. 2021, in three axes).
+    """Compute the rotation of every token as cosine and sine (RoFormer, Su et al. 2021, in three axes).
 
     Args:
-        time: int64[..., F], number of each frame, any size.
+        time: int64[..., F], number of each frame, of any magnitude.
         row: float[n], row of each token of a frame.
-        column: float[n], its column.
+        column: float[n], column of each token of a frame.
         head_width: Channels of a head, a multiple of 16.
 
     Returns:
@@ -45,7 +44,7 @@ def rope(time: Tensor, row: Tensor, column: Tensor, head_width: int) -> Tensor:
     """
     for_time, for_space = split_channels(head_width)
     frequencies = time_frequencies(for_time, time.device)
-    # whole numbers up to here: the product is reduced to one period before it becomes a float
+    # integers up to here: the product is reduced to one period before the conversion to float
     phase = (time[..., None] % PERIOD * frequencies) % PERIOD
     in_time = phase.float() * (2 * torch.pi / PERIOD)  # [..., F, time / 2]
     exponents = torch.arange(0, for_space, 2, dtype=torch.float32, device=row.device) / for_space
@@ -68,7 +67,7 @@ def apply_rope(x: Tensor, turns: Tensor) -> Tensor:
         turns: float[1 or B, S, head_width / 2, 2] of `rope`.
 
     Returns:
-        Like ``x``; scalar products of two rotated vectors depend on the difference of their positions alone.
+        Like ``x``; inner products of two rotated vectors depend only on the difference of their positions.
     """
     cos, sin = turns[..., None, :, :, :].unbind(-1)
     first, second = x.chunk(2, -1)

@@ -1,4 +1,4 @@
-"""Layers of a diffusion transformer whose noise level and controls belong to frames, not to samples (DiT, adaLN)."""
+"""Layers of a diffusion transformer with noise level and controls per frame (DiT, adaLN)."""
 
 import math
 
@@ -11,21 +11,21 @@ from owl.nn.rope import apply_rope
 from owl.nn.symlog import symlog
 
 LEVEL_CHANNELS = 256  # sines and cosines of a noise level, as in DiT
-LEVEL_SCALE = 1000.0  # noise levels in [0, 1] become the timesteps that the frequencies were made for
+LEVEL_SCALE = 1000.0  # scales noise levels in [0, 1] to the range of timesteps of the frequencies
 
 
 class NoiseLevelEmbedding(nn.Module):
-    """Noise level -> vector: float[...] in [0, 1] -> float[..., width]."""
+    """Embedding of noise levels: float[...] in [0, 1] -> float[..., width]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(LEVEL_CHANNELS, width), nn.Linear(width, width)
 
     def forward(self, noise_level: Tensor) -> Tensor:
-        """Embed."""
+        """Embed the controls."""
         half = LEVEL_CHANNELS // 2
-        # neither a buffer, which a network in bfloat16 would round, nor of the default type, which may be bfloat16:
-        # angles of a thousand radians then mean nothing
+        # Neither a buffer, which a bfloat16 network would round, nor the default dtype, which can be bfloat16: angles
+        # of a thousand radians need float32.
         exponents = torch.arange(half, dtype=torch.float32, device=noise_level.device) / half
         frequencies = torch.exp(-math.log(10000) * exponents)
         angles = noise_level.float()[..., None] * LEVEL_SCALE * frequencies
@@ -34,12 +34,12 @@ class NoiseLevelEmbedding(nn.Module):
 
 
 class ControlEmbedding(nn.Module):
-    """Buttons and axes -> vector, with a learned vector for "not known", which is not that of "nothing pressed".
+    """Embedding of buttons and axes, with a learned vector for unknown controls, distinct from "nothing pressed".
 
     Args:
         buttons: Number of buttons.
         axes: Number of axes.
-        width: Of the vector.
+        width: Width of the vector.
     """
 
     def __init__(self, buttons: int, axes: int, width: int) -> None:
@@ -48,12 +48,12 @@ class ControlEmbedding(nn.Module):
         self.unknown = nn.Parameter(torch.randn(width) * 0.02)
 
     def forward(self, buttons: Tensor, axes: Tensor, known: Tensor | None = None) -> Tensor:
-        """Embed.
+        """Embed the controls.
 
         Args:
             buttons: float[..., B], 1 where a button is down.
-            axes: float[..., A], movement of each axis in its own unit.
-            known: bool[...]; None where all controls are known.
+            axes: float[..., A], movement of each axis in its unit.
+            known: bool[...]; None if all controls are known.
         """
         given = torch.cat([buttons, symlog(axes)], -1).to(self.first.weight.dtype)
         embedded = self.second(F.silu(self.first(given)))
@@ -63,7 +63,7 @@ class ControlEmbedding(nn.Module):
 
 
 class Modulation(nn.Module):
-    """One linear map from a frame's condition to ``count`` shifts, scales or gates of its tokens; zero at first."""
+    """Linear map from a frame's condition to ``count`` shifts, scales or gates of its tokens, initialised to zero."""
 
     def __init__(self, width: int, count: int) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class Block(nn.Module):
 
     Args:
         width: Channels.
-        heads: Heads, each of a multiple of 16 channels.
+        heads: Number of heads, each with a multiple of 16 channels.
         hidden: Channels within the MLP.
     """
 
@@ -104,7 +104,7 @@ class Block(nn.Module):
             x: float[B, F, n, width], n tokens of each frame.
             condition: float[B, F, width], after its nonlinearity.
             turns: float[1 or B, F * n, head width / 2, 2], of `owl.nn.rope.rope`.
-            attend: The attention, under its mask, over these frames and whatever is cached.
+            attend: Masked attention over these frames and cached ones.
 
         Returns:
             Like ``x``.
@@ -114,12 +114,12 @@ class Block(nn.Module):
         return x + gate2 * self.down(F.relu(self.up(modulate(x, shift2, scale2))).square())
 
     def attention(self, x: Tensor, turns: Tensor, attend: Attend) -> Tensor:
-        """Self-attention over all tokens of all frames that the mask lets through."""
+        """Compute self-attention over all tokens of all frames allowed by the mask."""
         batch, frames, tokens, width = x.shape
         query, key, value = (
             self.qkv(x).view(batch, frames * tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         )
-        # norm and rotation in float32, whatever the rest runs in; compiled, they are one loop over memory
+        # norm and rotation always in float32; when compiled, they are fused
         query = apply_rope(self.query_norm(query.float()), turns).to(value.dtype)
         key = apply_rope(self.key_norm(key.float()), turns).to(value.dtype)
         attended = attend(query, key, value)
@@ -127,24 +127,24 @@ class Block(nn.Module):
 
 
 class HeadNorm(nn.Module):
-    """RMS norm of each head's queries or keys, which bounds attention's logits (QK norm, Dehghani et al. 2023)."""
+    """RMS norm of each head's queries or keys, which bounds the attention logits (QK norm, Dehghani et al. 2023)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """float32[..., channels] -> the same, also where the weights are of less precision."""
+        """float32[..., channels] -> the same, also for weights of lower precision."""
         return F.rms_norm(x, x.shape[-1:], self.weight.float(), eps=1e-6)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Layer norm without weights of its own, then the frame's shift and scale."""
+    """Apply layer norm without weights, then the frame's shift and scale."""
     return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
 
 
 class Head(nn.Module):
-    """Last layer of one stream: modulated norm and a linear map that begins as zero."""
+    """Last layer of one stream: modulated norm and a linear map initialised to zero."""
 
     def __init__(self, width: int, channels: int) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class Head(nn.Module):
 
 
 def zero_linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
-    """A linear layer that gives zeros until it has learnt something."""
+    """Return a linear layer initialised to zero."""
     linear = nn.Linear(inputs, outputs, bias)
     nn.init.zeros_(linear.weight)
     if linear.bias is not None:

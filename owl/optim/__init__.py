@@ -1,4 +1,4 @@
-"""Optimisers, the learning rate's schedule, and how a recipe steps several optimisers."""
+"""Optimisers, the learning rate schedule, and stepping of several optimisers."""
 
 from owl.optim.muon import MuonAdamW
 

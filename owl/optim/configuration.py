@@ -1,4 +1,4 @@
-"""What recipes have in common around their optimisers."""
+"""Configuration of optimisers with a learning rate schedule, shared by recipes."""
 
 import math
 
@@ -14,22 +14,21 @@ from owl.optim.schedule import WarmupCosine
 def with_schedule(
     recipe: LightningModule, optimizer: Optimizer, warmup_steps: int, final_lr: float, accumulate: int = 1
 ) -> OptimizerLRSchedulerConfig:
-    """What ``configure_optimizers`` returns: an optimiser with linear warm-up and a cosine until the last step.
+    """Return an optimiser with linear warm-up and a cosine until the last step, for ``configure_optimizers``.
 
-    Where time ends training before its last step, or there is none, the callback `owl.callbacks.budget.Budget` moves
-    the end of the cosine. A recipe with several optimisers returns a list with one of these for each; every schedule
-    counts the steps of training (the trainer's ``global_step``), also that of an optimiser which takes fewer.
+    If a time limit ends training earlier, or there is no limit of steps, the callback `owl.callbacks.budget.Budget`
+    moves the end of the cosine. A recipe with several optimisers returns a list with one result per optimiser; every
+    schedule follows the trainer's ``global_step``, also for an optimiser that is stepped less often.
 
     Args:
-        recipe: Attached to its trainer.
-        optimizer: Of all its weights.
+        recipe: Recipe attached to a trainer.
+        optimizer: Optimiser of its weights.
         warmup_steps: Steps until the peak.
         final_lr: Learning rate at the end, as a fraction of its peak.
-        accumulate: Batches that make one step where the recipe itself accumulates, as `owl.optim.stepping.manual_step`
-            is told.
+        accumulate: Batches per step if the recipe itself accumulates, as in `owl.optim.stepping.manual_step`.
 
     Raises:
-        OwlError: Training ends neither at a step nor at a time.
+        OwlError: Training has neither a limit of steps nor a time limit.
     """
     total = last_step(recipe.trainer, accumulate)
     callbacks = recipe.trainer.callbacks  # type: ignore[attr-defined]
@@ -37,7 +36,7 @@ def with_schedule(
     if total is None and all(timer.time_remaining() is None for timer in timers):
         raise OwlError(
             "schedule.no-end",
-            "training has no end, at which the cosine of the learning rate ends; set trainer.max_steps, "
+            "training has no limit at which the cosine of the learning rate can end; set trainer.max_steps, "
             "trainer.max_epochs or trainer.max_time",
         )
     schedule = WarmupCosine(optimizer, warmup_steps, total, final_lr)
@@ -45,13 +44,13 @@ def with_schedule(
 
 
 def last_step(trainer: Trainer, accumulate: int = 1) -> int | None:
-    """The optimiser step at which the trainer's limits on steps and epochs end training; None where there is none.
+    """Return the optimiser step at which the trainer's limits on steps and epochs end training; None without a limit.
 
     Args:
-        trainer: With its limits.
-        accumulate: Batches that make one step where the recipe itself accumulates.
+        trainer: Trainer with its limits.
+        accumulate: Batches per step if the recipe itself accumulates.
     """
-    total = trainer.estimated_stepping_batches  # of what the recipe accumulates the trainer knows nothing
+    total = trainer.estimated_stepping_batches  # does not include the recipe's accumulation
     if accumulate > 1 and trainer.max_epochs != -1 and math.isfinite(trainer.num_training_batches):
         assert trainer.max_epochs is not None
         total = math.ceil(trainer.num_training_batches / accumulate) * max(trainer.max_epochs, 1)

@@ -1,4 +1,4 @@
-"""Muon for the matrices with AdamW for the rest."""
+"""Muon for matrices and AdamW for all other parameters."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -13,28 +13,28 @@ from owl.distributed.sharding import full_tensor, shard_like
 from owl.hardware import fast_dtype
 
 # Newton-Schulz iteration of degree 5, coefficients of Keller Jordan, https://kellerjordan.github.io/posts/muon:
-# five steps bring every singular value above 0.002 of the Frobenius norm into about [0.7, 1.2].
+# five steps map every singular value above 0.002 of the Frobenius norm to about [0.7, 1.2].
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NEWTON_SCHULZ_STEPS = 5
 # Liu et al. 2025, "Muon is Scalable for LLM Training", section 2.2: with this factor the root mean square of an
-# update is about that of AdamW, so that both can share one learning rate.
+# update is about that of AdamW, so both can use one learning rate.
 RMS_OF_ADAMW = 0.2
 
 
 class MuonAdamW(Optimizer):
-    """Muon on every weight that is a matrix, convolution kernels read as [out, in * kh * kw]; AdamW on the rest.
+    """Muon for every matrix, with convolution kernels reshaped to [out, in * kh * kw], and AdamW for other parameters.
 
-    "Matrix" is more than one row and more than one column: biases, gains of norms and of weight normalisation
-    (float[out, 1, 1, 1]) go to AdamW, and are not decayed.
+    A matrix has more than one row and more than one column: biases, gains of norms and of weight normalisation
+    (float[out, 1, 1, 1]) are updated by AdamW without weight decay.
 
     Args:
-        params: Parameters, or parameter groups with their own ``lr``, ``weight_decay``, ...; each group is split in
-            a Muon and an AdamW part, which LR schedulers see as two groups.
+        params: Parameters, or parameter groups with their own ``lr``, ``weight_decay``, ...; each group is split into a
+            Muon and an AdamW group.
         lr: Learning rate of AdamW.
         muon_ratio: Learning rate of Muon relative to ``lr``.
         betas: AdamW's decay rates of the first and second moment.
         eps: AdamW's addition to the denominator.
-        weight_decay: Decoupled decay of the matrices, per step times the learning rate.
+        weight_decay: Decoupled weight decay of matrices, multiplied by the learning rate.
         momentum: Muon's Nesterov momentum.
     """
 
@@ -73,10 +73,10 @@ class MuonAdamW(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take one step; parameters without a gradient are left alone.
+        """Perform one step; parameters without a gradient are not changed.
 
         Returns:
-            What the closure returned, if there is one.
+            The closure's result, if there is one.
         """
         loss = None
         if closure is not None:
@@ -130,24 +130,24 @@ class MuonAdamW(Optimizer):
 
 
 def is_matrix(parameter: Tensor) -> bool:
-    """Whether a weight has more than one row and more than one column once its axes after the first are merged."""
+    """Return whether a weight has more than one row and more than one column after merging all axes but the first."""
     return parameter.ndim >= 2 and parameter.shape[0] > 1 and parameter[0].numel() > 1
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """Bring all singular values near 1: approximately U V^T of the singular value decomposition.
+    """Orthogonalise a matrix: approximate U V^T of its singular value decomposition.
 
-    Runs in bfloat16 where the device multiplies that fast, as its author does: every step corrects the rounding of the
-    one before, and the result only has to point the right way. Elsewhere it runs in float32.
+    Runs in bfloat16 where that is fast, as in the original implementation: every step corrects the rounding errors of
+    the previous one, and only the direction of the result matters. Elsewhere it runs in float32.
 
     Args:
         matrix: float[rows, columns].
 
     Returns:
-        Of the same shape and type; zero for a zero matrix. Singular values of nearly zero stay small.
+        The same shape and dtype; zero for a zero matrix. Singular values near zero stay small.
     """
     tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix  # the products below are of the shorter side
+    x = matrix.T if tall else matrix  # the products below have the size of the shorter side
     x = (x / x.norm().clamp(min=1e-30)).to(fast_dtype(x.device))
     a, b, c = NEWTON_SCHULZ
     for _ in range(NEWTON_SCHULZ_STEPS):

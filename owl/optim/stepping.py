@@ -1,4 +1,4 @@
-"""Training with several optimisers at their own cadence: what Lightning's trainer does by itself where there is one.
+"""Training with several optimisers at different cadences.
 
 A recipe sets ``automatic_optimization = False`` and steps its optimisers in ``training_step``:
 
@@ -25,11 +25,11 @@ from owl.distributed.sharding import reshard
 
 
 class ManualStep:
-    """One step of a training with several optimisers, as `manual_step` yields it.
+    """One training step with several optimisers, yielded by `manual_step`.
 
     Attributes:
-        number: The steps before this one, as the trainer's ``global_step`` counts them.
-        complete: Whether this batch is the last one of its step; always, unless batches are accumulated.
+        number: Number of previous steps, the trainer's ``global_step``.
+        complete: Whether this batch is the last one of its step; always true without accumulation.
     """
 
     def __init__(self, recipe: LightningModule, accumulate: int) -> None:
@@ -40,22 +40,22 @@ class ManualStep:
         self.complete = (trainer.fit_loop.batch_idx + 1) % accumulate == 0 or trainer.is_last_batch
 
     def due(self, every: int) -> bool:
-        """Whether this is a step of what happens in every n-th one: the n-th, the 2 n-th, and so on.
+        """Return whether this is every n-th step: the n-th, the 2 n-th, and so on.
 
-        A function of the step's number alone, so a run that is interrupted amid a cycle continues there, and all
-        processes and all batches of an accumulation agree.
+        Depends only on the step's number, so a run that is interrupted within a cycle continues there, and all ranks
+        and all batches of an accumulation agree.
         """
         return (self.number + 1) % every == 0
 
     def __call__(self, optimizer: Optimizer | LightningOptimizer, loss: Tensor, clip: float | None = None) -> None:
-        """Run a loss backward, which frees its graph, and step an optimiser when the block is left.
+        """Run the backward pass of a loss, which frees its graph, and step an optimiser at the end of the block.
 
-        The loss teaches the weights of this optimiser and no others. Several losses of one optimiser add up.
+        Gradients are computed only for the weights of this optimiser. Several losses of one optimiser are summed.
 
         Args:
             optimizer: One of ``configure_optimizers``.
             loss: A scalar.
-            clip: Largest norm of the gradients, in the place of ``trainer.gradient_clip_val``.
+            clip: Maximum norm of the gradients, instead of ``trainer.gradient_clip_val``.
         """
         optimizer = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         trainer, strategy = self._recipe.trainer, self._recipe.trainer.strategy
@@ -63,7 +63,7 @@ class ManualStep:
         gradients = [p.grad for p in others]
         for parameter in others:
             parameter.grad = None
-        # DDP itself would wait, at every backward, for the gradients of all networks
+        # DDP would wait, in every backward pass, for the gradients of all networks
         silent = strategy.block_backward_sync() if isinstance(strategy, DDPStrategy) else nullcontext()
         with silent:
             self._recipe.manual_backward(loss / self._accumulate)
@@ -72,7 +72,7 @@ class ManualStep:
         self._clips[optimizer] = clip
 
     def _finish(self) -> None:
-        """Step every optimiser that was called for, all schedules, and the trainer's count."""
+        """Step every requested optimiser and all schedules, and increment the trainer's global step."""
         recipe, trainer = self._recipe, self._recipe.trainer
         if recipe.device_mesh is not None:
             reshard(recipe)
@@ -83,11 +83,11 @@ class ManualStep:
                 recipe.clip_gradients(optimizer, clip, "norm")
             trainer.strategy.optimizer_step(optimizer, lambda: None)
             optimizer.zero_grad()
-        # torch warns of a schedule that begins before its optimiser does
+        # torch warns if a schedule is stepped before its optimiser
         with nullcontext() if self.number else catch_warnings(action="ignore", category=UserWarning):
             for schedule in trainer.lr_scheduler_configs:
-                schedule.scheduler.step()  # type: ignore[call-arg]  # one that waits for a metric has no place here
-        # what Lightning takes for the global step; its own wrappers would count every optimiser
+                schedule.scheduler.step()  # type: ignore[call-arg]  # schedules that need a metric are not supported
+        # Lightning's counter of the global step; its wrappers would count every optimiser
         progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
         progress.increment_ready()
         progress.increment_completed()
@@ -95,21 +95,21 @@ class ManualStep:
 
 @contextmanager
 def manual_step(recipe: LightningModule, accumulate: int = 1) -> Iterator[ManualStep]:
-    """Take one step of training, in which those optimisers are stepped that the block calls for.
+    """Perform one training step, in which the optimisers requested in the block are stepped.
 
-    They are stepped together when the block is left: every loss is one of the same weights, in whatever order, and
-    accumulated batches teach what one large batch would. However many they are, the trainer's ``global_step`` grows by
-    one, so that its limits, checkpoints, averages and `ManualStep.due` count the same steps. All schedules count them
-    too, whichever optimiser was stepped: the learning rate of one that is stepped in every fifth step is that of the
-    fifth step.
+    They are stepped together at the end of the block: all losses are computed with the same weights, in any order, and
+    accumulated batches equal one large batch. The trainer's ``global_step`` increases by one for any number of
+    optimisers, so that its limits, checkpoints, EMA and `ManualStep.due` count the same steps. All schedules follow it,
+    whichever optimiser was stepped: an optimiser that is stepped in every fifth step uses the learning rate of that
+    step.
 
     Args:
-        recipe: With ``automatic_optimization = False``, in its ``training_step``.
-        accumulate: Batches that make one step, as the last ones of an epoch do however many they are; in the place of
-            ``trainer.accumulate_grad_batches``. Give `owl.optim.configuration.with_schedule` the same number.
+        recipe: Recipe with ``automatic_optimization = False``, in its ``training_step``.
+        accumulate: Batches per step, instead of ``trainer.accumulate_grad_batches``; the remaining batches at the end
+            of an epoch form one step. Pass the same number to `owl.optim.configuration.with_schedule`.
 
     Yields:
-        What teaches one optimiser's weights: ``step(optimizer, loss, clip)``.
+        Function that steps one optimiser: ``step(optimizer, loss, clip)``.
     """
     step = ManualStep(recipe, accumulate)
     yield step
@@ -118,27 +118,25 @@ def manual_step(recipe: LightningModule, accumulate: int = 1) -> Iterator[Manual
 
 
 def weights(optimizer: Optimizer) -> list[Tensor]:
-    """What an optimiser trains."""
+    """Return the parameters of an optimiser."""
     return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
 
 
 def only_towards(x: Tensor, loss_of: Callable[[Tensor], Tensor]) -> Tensor:
-    """A loss that teaches what made ``x``, and none of the networks that judge it.
+    """Return a loss with a gradient towards ``x`` only, and not towards the networks in ``loss_of``.
 
-    Unlike ``requires_grad_(False)`` around the judgement this also holds for weights that FSDP2 spreads, and their
-    gradients are never computed.
+    Unlike ``requires_grad_(False)`` around the call, this also works for weights sharded by FSDP2, and their gradients
+    are never computed.
 
     Args:
-        x: Any shape; made by the network that is to learn.
-        loss_of: Maps it to a scalar, through networks that are not to learn.
+        x: Any shape; output of the network to be trained.
+        loss_of: Maps ``x`` to a scalar, through networks that are not to be trained.
 
     Returns:
-        A scalar of the same value and, towards ``x``, the same gradient.
+        A scalar with the same value and the same gradient towards ``x``.
     """
     leaf = x.detach().requires_grad_()
-    loss = loss_of(
-        leaf.view_as(leaf)
-    )  # networks that are given a leaf cannot be watched by torch's counter of operators
+    loss = loss_of(leaf.view_as(leaf))  # torch's operator counter does not support networks whose input is a leaf
     (gradient,) = torch.autograd.grad(loss, leaf)
-    # the second term is zero and has the gradient
+    # the second term is zero and carries the gradient
     return loss.detach() + ((x - x.detach()) * gradient).sum()

@@ -1,4 +1,4 @@
-"""Running the networks of a recipe through torch.compile."""
+"""Compile the networks of a recipe with torch.compile."""
 
 from lightning.pytorch import LightningModule
 from torch import nn
@@ -7,9 +7,9 @@ from owl.nn.compilation import can_compile
 
 
 def compile_for_training(recipe: LightningModule, *parts: nn.Module) -> None:
-    """Compile parts of a recipe in place, which keeps the names in checkpoints; each by itself, where that can work.
+    """Compile parts of a recipe separately and in place, which keeps names in checkpoints, if a compiler is available.
 
-    Nothing is compiled where there is no trainer: a checkpoint is loaded for something else then.
+    Without a trainer, nothing is compiled, since the checkpoint is not loaded for training.
     """
     if recipe._trainer is not None and can_compile(recipe.trainer.strategy.root_device.type):
         for part in parts:

@@ -1,4 +1,4 @@
-"""Learns to read controls from frames, from footage whose controls are known."""
+"""Train an inverse dynamics model, which predicts controls from frames."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -26,17 +26,17 @@ from owl.recipes.compilation import compile_for_training
 from owl.recipes.logging import log_losses
 from owl.viz.pictures import controls_strip
 
-SOFTENING = 0.05  # of the frames of a batch: bounds the weight of a button that is down in one frame of it, or in none
+SOFTENING = 0.05  # share of the frames of a batch: bounds the weight of a button that is down in at most one of them
 
 
 @dataclass
 class Augmentation:
-    """How training clips are spoiled, each by its own draw, so that nothing is read from texture that a decoder loses.
+    """Random augmentation of each training clip, so that the model does not depend on texture that a decoder loses.
 
     Args:
-        blur: Largest standard deviation of a Gaussian blur, in pixels as the frames are delivered.
-        noise: Largest standard deviation of white noise, frames being in [-1, 1].
-        brightness: Largest change of brightness and, as a fraction, of contrast.
+        blur: Maximum standard deviation of a Gaussian blur, in pixels of the frames in a batch.
+        noise: Maximum standard deviation of white noise, for frames in [-1, 1].
+        brightness: Maximum change of brightness and, as a fraction, of contrast.
     """
 
     blur: float = 1.5
@@ -45,15 +45,15 @@ class Augmentation:
 
 
 class InverseDynamics(LightningModule):
-    """Trains `InverseDynamicsModel` on batches of rgb and controls.
+    """Train `InverseDynamicsModel` on batches of rgb and controls.
 
-    loss = binary cross-entropy of the buttons, pressed and released frames counting alike + smooth L1 of symlog(axes).
-    The first frame of a window, whose controls nothing shows, is left out of loss and metrics.
+    loss = balanced binary cross-entropy of the buttons + smooth L1 of symlog(axes).
+    The first frame of a window is excluded from loss and metrics, since its controls cannot be inferred.
 
     Args:
-        network: Reads frames; its buttons and axes are those of the dataset, in the dataset's order.
-        augmentation: How training clips are spoiled.
-        dead_zone: Axes nearer to 0 than this, in their own unit and summed over the stride, count as none.
+        network: Inverse dynamics model with the buttons and axes of the dataset, in the same order.
+        augmentation: Augmentation of training clips.
+        dead_zone: Axes closer to 0 than this, in their unit and summed over the stride, count as none.
         optimizer: Called with the parameters; e.g. ``owl.optim.MuonAdamW``.
         warmup_steps: Steps of linear warm-up; a cosine follows until training ends.
         final_lr: Learning rate at the end, as a fraction of its peak.
@@ -82,14 +82,14 @@ class InverseDynamics(LightningModule):
         self.button_accuracy = ButtonAccuracy(network.buttons)
 
     def setup(self, stage: str) -> None:
-        """Refuse a dataset whose controls are not those of the network; other data modules' are not looked into."""
+        """Check that the dataset has the network's controls; datasets of other data modules are not checked."""
         for split in ("train_dataset", "validation_dataset", "test_dataset"):
             dataset = getattr(self.trainer.datamodule, split, None)  # type: ignore[attr-defined]
             if isinstance(dataset, WindowDataset):
                 check_dataset(self.network, dataset)
 
     def configure_model(self) -> None:
-        """Lay the weights out as convolutions like them; compile in place, which keeps the names in checkpoints."""
+        """Set the memory format of convolutions; compile in place, which keeps the names in checkpoints."""
         self.network.to(memory_format=torch.channels_last)
         if self.compile_network:
             compile_for_training(self, self.network)
@@ -97,7 +97,7 @@ class InverseDynamics(LightningModule):
             shard(self.network, self.device_mesh["data_parallel"])
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """One step on spoiled clips."""
+        """Compute the loss on augmented clips."""
         check_batch(self.network, batch)
         logits, axes = self.network(augment(video(batch), self.augmentation))
         terms = {}
@@ -135,21 +135,21 @@ class InverseDynamics(LightningModule):
         self.log_metrics("test")
 
     def log_metrics(self, split: str) -> None:
-        """Log every metric and begin anew."""
+        """Log and reset every metric."""
         for metric in (self.axis_accuracy, self.button_accuracy):
             values = metric.compute()
             metric.reset()
-            # already the same in every process, which Lightning cannot know
+            # already the same on every rank, which Lightning cannot know
             self.log_dict({f"{split}/{name}": value for name, value in values.items()}, sync_dist=True)
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Return what `InverseDynamicsModel.label` reads."""
+        """Return the controls predicted by `InverseDynamicsModel.label`."""
         buttons, axes = self.network.label(video(batch))
         return {"buttons": buttons, "axes": axes}
 
     @torch.no_grad()
     def media(self, batch: dict[str, Tensor]) -> dict[str, np.ndarray]:
-        """Draw up to 4 clips with true and read controls below each frame, uint8[H, W, 3]."""
+        """Draw up to 4 clips with true and predicted controls below each frame, uint8[H, W, 3]."""
         chosen = slice(0, None, -(-len(batch["rgb"]) // 4))
         clips = video(batch)[chosen]
         read = self.network.label(clips)
@@ -157,22 +157,22 @@ class InverseDynamics(LightningModule):
         return {"controls": controls_strip(clips, played, read, self.network.buttons, self.network.axes)}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimiser with warm-up and cosine over the trainer's steps."""
+        """Return the optimiser with warm-up and cosine over the trainer's steps."""
         optimizer = self.optimizer(trained(self.network).values())
         return with_schedule(self, optimizer, self.warmup_steps, self.final_lr)
 
 
 def check_dataset(network: InverseDynamicsModel, dataset: WindowDataset) -> None:
-    """Compare what a dataset delivers with what a network reads.
+    """Check that a dataset matches a network.
 
     Raises:
-        OwlError: The dataset delivers no pictures or controls, others than the network's, or windows of one frame.
+        OwlError: The dataset lacks pictures or controls, has other controls than the network, or windows of one frame.
     """
     if not {"rgb", "controls"} <= set(dataset.modalities) or dataset.length < 2:
         raise OwlError(
             "recipe.dataset",
-            f"windows of {dataset.path} hold {dataset.length} frames of {', '.join(dataset.modalities)}, at least 2 of "
-            "rgb and controls were expected; set data.init_args.modalities to [rgb, controls] and length to 8",
+            f"windows of {dataset.path} hold {dataset.length} frames of {', '.join(dataset.modalities)}, expected at "
+            "least 2 of rgb and controls; set data.init_args.modalities to [rgb, controls] and length to 8",
         )
     check_controls(
         dataset.info.modalities,
@@ -184,10 +184,10 @@ def check_dataset(network: InverseDynamicsModel, dataset: WindowDataset) -> None
 
 
 def check_batch(network: InverseDynamicsModel, batch: dict[str, Tensor]) -> None:
-    """Compare a batch, of whatever data module, with what a network reads.
+    """Check that a batch of any data module matches a network.
 
     Raises:
-        OwlError: It lacks something, or holds other numbers of buttons or axes.
+        OwlError: A tensor is missing, or has another number of buttons or axes.
     """
     rgb = tuple(batch["rgb"].shape) if "rgb" in batch else ()
     shown = rgb[:2] or ("B", "T")
@@ -201,23 +201,23 @@ def check_batch(network: InverseDynamicsModel, batch: dict[str, Tensor]) -> None
         if found != shape:
             raise OwlError(
                 "recipe.dataset",
-                f"{name} of a batch is {found}, {shape} was expected; change the data module, or the network's buttons "
+                f"{name} of a batch is {found}, expected {shape}; change the data module, or the network's buttons "
                 "and axes",
             )
 
 
 def video(batch: dict[str, Tensor]) -> Tensor:
-    """``rgb`` of a batch, uint8[B, T, 3, H, W], as float[B, T, 3, H, W] in [-1, 1]."""
+    """Convert ``rgb`` of a batch, uint8[B, T, 3, H, W], to float[B, T, 3, H, W] in [-1, 1]."""
     return to_float(batch["rgb"])
 
 
 def balanced_cross_entropy(logits: Tensor, buttons: Tensor, pressed: Tensor) -> Tensor:
-    """Binary cross-entropy in which the pressed frames of a button weigh about as much as its released ones.
+    """Compute binary cross-entropy in which pressed and released frames of a button have about the same total weight.
 
     Args:
         logits: float[B, T, buttons].
         buttons: The same shape, 0 or 1.
-        pressed: float[buttons], in what share of the frames each is 1.
+        pressed: float[buttons], share of the frames in which each is 1.
 
     Returns:
         A scalar: mean over frames and buttons.
@@ -228,11 +228,11 @@ def balanced_cross_entropy(logits: Tensor, buttons: Tensor, pressed: Tensor) -> 
 
 
 def augment(clips: Tensor, augmentation: Augmentation) -> Tensor:
-    """Blur each clip, change its brightness and contrast, and add noise, by amounts drawn evenly up to the largest.
+    """Blur each clip, change its brightness and contrast, and add noise, with uniformly distributed magnitudes.
 
     Args:
         clips: float[B, T, 3, H, W] in [-1, 1].
-        augmentation: The largest amounts.
+        augmentation: Maximum magnitudes.
 
     Returns:
         The same shape, in [-1, 1].
@@ -249,12 +249,12 @@ def augment(clips: Tensor, augmentation: Augmentation) -> Tensor:
 
 
 def blur(clips: Tensor, sigma: Tensor, largest: float) -> Tensor:
-    """Blur each clip by a Gaussian of its own.
+    """Blur each clip with a separate Gaussian.
 
     Args:
         clips: float[B, T, 3, H, W].
         sigma: float[B], standard deviations in pixels.
-        largest: The largest that they may be, which decides the kernel's size without waiting for the GPU.
+        largest: Maximum of ``sigma``, which determines the kernel size without synchronising the GPU.
 
     Returns:
         The same shape.
@@ -263,7 +263,7 @@ def blur(clips: Tensor, sigma: Tensor, largest: float) -> Tensor:
     offset = torch.arange(-radius, radius + 1, device=clips.device)
     kernel = torch.exp(-0.5 * (offset / sigma.clamp(min=1e-3)[:, None]).square())
     kernel = kernel / kernel.sum(1, keepdim=True)  # [B, taps]
-    rows = clips.flatten(1, 2).transpose(0, 1)  # [T * 3, B, H, W]: a group of the convolution is a clip
+    rows = clips.flatten(1, 2).transpose(0, 1)  # [T * 3, B, H, W]: one group of the convolution per clip
     across, down = kernel[:, None, None, :], kernel[:, None, :, None]
     rows = F.conv2d(F.pad(rows, (radius, radius, 0, 0), mode="replicate"), across, groups=len(clips))
     rows = F.conv2d(F.pad(rows, (0, 0, radius, radius), mode="replicate"), down, groups=len(clips))

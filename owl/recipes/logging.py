@@ -1,21 +1,21 @@
-"""What a training step tells the loggers and the progress bar."""
+"""Log losses to the loggers and the progress bar."""
 
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
 
 def log_losses(recipe: LightningModule, loss: Tensor, terms: dict[str, Tensor]) -> None:
-    """Log ``train/loss``, which the progress bar shows, and each of its terms as ``train/<name>``.
+    """Log ``train/loss``, also to the progress bar, and each of its terms as ``train/<name>``.
 
-    They are logged every ``trainer.log_every_n_steps`` steps, when they reach the loggers, and at the last one. At
-    every other step Lightning would take half a millisecond for each of them, and then drop it.
+    They are logged every ``trainer.log_every_n_steps`` steps and at the last step. At other steps Lightning would spend
+    half a millisecond on each of them and then discard it.
 
     Args:
-        recipe: In its ``training_step``.
+        recipe: Recipe, called from its ``training_step``.
         loss: A scalar.
         terms: Scalars, unweighted.
     """
-    trainer = recipe._trainer  # none where a step is taken without one
+    trainer = recipe._trainer  # None for a step without a trainer
     last = trainer is not None and trainer.global_step + 1 == trainer.max_steps
     if trainer is None or last or trainer._logger_connector.should_update_logs:
         recipe.log("train/loss", loss, prog_bar=True)
