@@ -1,7 +1,7 @@
 """Muon for matrices and AdamW for all other parameters."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 import torch
@@ -19,6 +19,7 @@ NEWTON_SCHULZ_STEPS = 5
 # Liu et al. 2025, "Muon is Scalable for LLM Training", section 2.2: with this factor the root mean square of an
 # update is about that of AdamW, so both can use one learning rate.
 RMS_OF_ADAMW = 0.2
+TOGETHER = 1 << 22  # elements in a batch of matrices of one shape; larger matrices fill a device by themselves
 
 
 class MuonAdamW(Optimizer):
@@ -91,17 +92,21 @@ class MuonAdamW(Optimizer):
         return loss
 
     def _muon(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        for parameter in params:
-            gradient = cast(Tensor, parameter.grad)
-            state = self.state[parameter]
-            if not state:
-                state["momentum"] = torch.zeros_like(parameter)
-            state["momentum"].lerp_(gradient, 1 - group["momentum"])
-            nesterov = gradient.lerp(state["momentum"], group["momentum"])
-            update = orthogonalise(full_tensor(nesterov).flatten(1))
-            scale = RMS_OF_ADAMW * math.sqrt(max(update.shape))
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.add_(shard_like(update.view(parameter.shape), parameter), alpha=-group["lr"] * scale)
+        for batch in alike(params):
+            gradients = []
+            for parameter in batch:
+                gradient = cast(Tensor, parameter.grad)
+                state = self.state[parameter]
+                if not state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                state["momentum"].lerp_(gradient, 1 - group["momentum"])
+                nesterov = gradient.lerp(state["momentum"], group["momentum"])
+                gradients.append(full_tensor(nesterov).flatten(1))
+            updates = orthogonalise(torch.stack(gradients))
+            scale = RMS_OF_ADAMW * math.sqrt(max(updates.shape[1:]))
+            for parameter, update in zip(batch, updates, strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(shard_like(update.view(parameter.shape), parameter), alpha=-group["lr"] * scale)
 
     def _adamw(self, group: dict[str, Any], params: list[Tensor]) -> None:
         for parameter in params:
@@ -134,6 +139,16 @@ def is_matrix(parameter: Tensor) -> bool:
     return parameter.ndim >= 2 and parameter.shape[0] > 1 and parameter[0].numel() > 1
 
 
+def alike(params: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Group weights by the shape of their matrix, at most `TOGETHER` elements in a group."""
+    by_shape: dict[tuple[int, int], list[Tensor]] = {}
+    for parameter in params:
+        by_shape.setdefault((parameter.shape[0], parameter[0].numel()), []).append(parameter)
+    for (rows, columns), same in by_shape.items():
+        count = max(1, TOGETHER // (rows * columns))
+        yield from (same[first : first + count] for first in range(0, len(same), count))
+
+
 def orthogonalise(matrix: Tensor) -> Tensor:
     """Orthogonalise a matrix: approximate U V^T of its singular value decomposition.
 
@@ -141,16 +156,18 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     the previous one, and only the direction of the result matters. Elsewhere it runs in float32.
 
     Args:
-        matrix: float[rows, columns].
+        matrix: float[rows, columns], or float[B, rows, columns]: each by itself, with the same result.
 
     Returns:
         The same shape and dtype; zero for a zero matrix. Singular values near zero stay small.
     """
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix  # the products below have the size of the shorter side
-    x = (x / x.norm().clamp(min=1e-30)).to(fast_dtype(x.device))
+    x = matrix if matrix.ndim == 3 else matrix[None]
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x  # the products below are of the shorter side
+    norm = x.flatten(1).norm(dim=1).clamp(min=1e-30)
+    x = (x / norm[:, None, None]).to(fast_dtype(x.device))
     a, b, c = NEWTON_SCHULZ
     for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.T if tall else x).to(matrix.dtype)
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrix.dtype).view(matrix.shape)

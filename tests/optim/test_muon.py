@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from owl.optim.muon import NEWTON_SCHULZ, MuonAdamW, is_matrix, orthogonalise
+from owl.optim import muon
+from owl.optim.muon import NEWTON_SCHULZ, MuonAdamW, alike, is_matrix, orthogonalise
 from owl.optim.schedule import WarmupCosine
 
 
@@ -56,6 +57,23 @@ def in_double(matrix: torch.Tensor) -> torch.Tensor:
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x.float()
+
+
+@pytest.mark.parametrize("shape", [(5, 16, 16), (5, 8, 72), (5, 72, 8)])
+def test_a_batch_is_orthogonalised_as_each_by_itself(shape):
+    batch = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * torch.arange(5).view(5, 1, 1)
+    assert torch.equal(orthogonalise(batch), torch.stack([orthogonalise(matrix) for matrix in batch]))
+
+
+def test_matrices_of_one_shape_are_multiplied_together_up_to_a_size(monkeypatch):
+    monkeypatch.setattr(muon, "TOGETHER", 100)
+    weights = [torch.zeros(4, 2, 3, 3), torch.zeros(6, 8), torch.zeros(4, 18), torch.zeros(6, 8), torch.zeros(6, 8)]
+    assert [[id(w) for w in batch] for batch in alike(weights)] == [
+        [id(weights[0])],
+        [id(weights[2])],
+        [id(weights[1]), id(weights[3])],
+        [id(weights[4])],
+    ]
 
 
 def test_orthogonalise_nothing():
