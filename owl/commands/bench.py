@@ -1,4 +1,4 @@
-"""``python -m owl bench``: how fast experiments train and networks run, here and, predicted, elsewhere."""
+"""``python -m owl bench``: measure the speed of experiments and networks, and predict it for other devices."""
 
 import json
 import time
@@ -21,8 +21,8 @@ from owl.errors import OwlError, at_least
 from owl.hardware import multiplies_bfloat16
 from owl.version import code_version
 
-PREDICTION = "prediction_"  # how the names of metrics begin that were not measured
-LONGEST_NAME = 60  # characters of a kernel's name that the terminal shows
+PREDICTION = "prediction_"  # prefix of metrics that were not measured
+LONGEST_NAME = 60  # characters of a kernel's name in the terminal
 
 
 def main(
@@ -43,18 +43,18 @@ def main(
 ) -> None:
     """Measure the speed of training an experiment or of running a trained network.
 
-    An experiment trains for some steps with its own recipe, data and trainer, in a temporary run folder, without
-    validation, checkpoints, logger and callbacks of its own. A network runs at batch 1 on made-up inputs: an
-    autoencoder encodes and decodes, a world model plays. A GPU is used where there is one.
+    An experiment trains for some steps with its recipe, data and trainer, in a temporary run folder, without
+    validation, checkpoints, loggers and its callbacks. A network runs with batch size 1 on synthetic inputs: an
+    autoencoder encodes and decodes, a world model generates frames. A GPU is used if there is one.
 
     Args:
-        targets: Experiments (YAML), checkpoints (.ckpt) or folders that export wrote; with --compare two results.
-        steps: Training steps, or frames, that are measured.
-        warm_up: Steps before those that are measured.
-        options: For experiments: of fit. Written as fit takes them, without this name: --trainer.precision bf16-mixed.
-        precision: For networks: bf16 or fp32; where left out, bf16 if the device multiplies that fast, else fp32. An
-            experiment says it itself.
-        compile: For networks: run through torch.compile. An experiment says it itself.
+        targets: Experiments (YAML), checkpoints (.ckpt) or exported folders; with --compare two files of results.
+        steps: Number of measured training steps or frames.
+        warm_up: Number of steps before the measured ones.
+        options: For experiments: options of fit, given without this name: --trainer.precision bf16-mixed.
+        precision: For networks: bf16 or fp32; default: bf16 if it is fast on the device, else fp32. Experiments set
+            it in their YAML.
+        compile: For networks: use torch.compile. Experiments set it in their YAML.
         decoder: For world models: checkpoint or export of the autoencoder that decodes its latents.
         denoising_steps: For world models: evaluations of the network per frame.
         predict: Devices to predict the speed of from counted operations and bytes: rtx5090, h100, h200, cpu (here).
@@ -71,12 +71,10 @@ def main(
     if unknown:
         raise OwlError(
             "bench.device",
-            f"there is no data sheet of {unknown[0]}, expected {', '.join(roofline.DATA_SHEETS)} or cpu; correct it",
+            f"there is no data sheet for {unknown[0]}, expected {', '.join(roofline.DATA_SHEETS)} or cpu; correct it",
         )
     if trace is not None and len(targets) != 1:
-        raise OwlError(
-            "bench.one-trace", f"a trace is of one target, {len(targets)} were given; give one, or leave --trace out"
-        )
+        raise OwlError("bench.one-trace", f"--trace supports one target, got {len(targets)}; give one, or omit --trace")
     for target in targets:
         check_target(target)
     refuse_what_is_ignored(targets, options, {"precision": precision, "compile": compile, "decoder": decoder})
@@ -107,51 +105,51 @@ def main(
 
 
 def is_experiment(target: str) -> bool:
-    """Whether a target is the YAML of an experiment."""
+    """Return whether a target is the YAML of an experiment."""
     return target.endswith((".yaml", ".yml"))
 
 
 def refuse_what_is_ignored(targets: list[str], of_fit: list[str], of_networks: dict[str, Any]) -> None:
-    """Let nobody take for measured what was not.
+    """Check that no given option would be ignored.
 
     Args:
-        targets: Of which experiments take options of fit alone, and networks none.
-        of_fit: Options of fit that were given.
-        of_networks: Options of networks, with what was given.
+        targets: Experiments, which take only options of fit, and networks, which take none of them.
+        of_fit: Given options of fit.
+        of_networks: Options of networks with their given values.
 
     Raises:
-        OwlError: An option is of no target.
+        OwlError: An option applies to none of the targets.
     """
     experiments = [target for target in targets if is_experiment(target)]
     given = [f"--{name}" for name, value in of_networks.items() if value]
     if given and len(experiments) == len(targets):
         raise OwlError(
             "bench.network-option",
-            f"{given[0]} is for networks, and {experiments[0]} is an experiment, which says it itself; give an option "
-            "of fit, such as --trainer.precision",
+            f"{given[0]} is for networks, and {experiments[0]} is an experiment, which sets it in its YAML; give an "
+            "option of fit, such as --trainer.precision",
         )
     if of_fit and not experiments:
         raise OwlError(
-            "bench.experiment-option", f"{of_fit[0]} is for experiments, and {targets[0]} is a network; leave it out"
+            "bench.experiment-option", f"{of_fit[0]} is for experiments, and {targets[0]} is a network; omit it"
         )
 
 
 def check_target(target: str) -> None:
-    """Refuse what is neither an experiment nor a network.
+    """Check that a target is an experiment or a network.
 
     Raises:
-        OwlError: It is not.
+        OwlError: It is neither.
     """
-    kinds = "an experiment (.yaml), a checkpoint (.ckpt) or a folder that export wrote"
+    kinds = "an experiment (.yaml), a checkpoint (.ckpt) or a folder written by export"
     if not Path(target).exists():
-        raise OwlError("bench.missing", f"there is no {target}, expected {kinds}; correct the path")
+        raise OwlError("bench.missing", f"{target} does not exist, expected {kinds}; correct the path")
     file = is_experiment(target) or target.endswith(models.CHECKPOINT_SUFFIX)
     if not file and not (Path(target) / models.WEIGHTS).is_file():
         raise OwlError("bench.target", f"{target} is not {kinds}; give one of these")
 
 
 def predicted(measured: Measurement, devices: list[str]) -> dict[str, float]:
-    """Milliseconds that devices would take by `owl.bench.roofline.predict`, named as what they are."""
+    """Predict the milliseconds on devices by `owl.bench.roofline.predict`, with names that mark predictions."""
     calls = measured.operators
     values: dict[str, float] = {}
     for name in devices:
@@ -165,7 +163,7 @@ def predicted(measured: Measurement, devices: list[str]) -> dict[str, float]:
 
 
 def print_measurement(target: str, measured: Measurement) -> None:
-    """Print the metrics, predictions apart from what was measured."""
+    """Print the metrics, with predictions in a separate table."""
     device = torch.cuda.get_device_name() if measured.device == "cuda" else "CPU"
     how = f"{measured.precision}, {'compiled' if measured.compiled else 'eager'}, {device}"
     table = Table("measured", how, title=f"{target} ({measured.kind})", title_justify="left")
@@ -192,15 +190,13 @@ def print_kernels(measured: Measurement) -> None:
 
 
 def print_comparison(files: list[str]) -> None:
-    """Print the metrics of two results and their ratios, target by target.
+    """Print the metrics of two results and their ratios, for each target.
 
     Raises:
-        OwlError: They are not two results with a common target; two results of one target each need no common name.
+        OwlError: There are not two results with a common target; results of one target each need no common name.
     """
     if len(files) != 2:
-        raise OwlError(
-            "bench.compare", f"{len(files)} files were given to --compare, expected two that --out wrote; give two"
-        )
+        raise OwlError("bench.compare", f"--compare got {len(files)} files, expected two written by --out; give two")
     before, after = (load_results(file) for file in files)
     pairs = [(name, name) for name in before if name in after]
     if not pairs and len(before) == len(after) == 1:
@@ -223,10 +219,10 @@ def print_comparison(files: list[str]) -> None:
 
 
 def load_results(file: str) -> dict[str, Any]:
-    """The results of a file that --out wrote, by target.
+    """Load the results from a file written by --out, by target.
 
     Raises:
-        OwlError: It is missing or something else.
+        OwlError: The file is missing or contains no results.
     """
     try:
         results: dict[str, Any] = json.loads(Path(file).read_bytes())["results"]
@@ -234,8 +230,8 @@ def load_results(file: str) -> dict[str, Any]:
             return results
     except FileNotFoundError as error:
         raise OwlError(
-            "bench.missing", f"there is no {file}, expected a file that `bench --out` wrote; correct the path"
+            "bench.missing", f"{file} does not exist, expected a file written by `bench --out`; correct the path"
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
-    raise OwlError("bench.results", f"{file} holds no results, expected a file that `bench --out` wrote; give one")
+    raise OwlError("bench.results", f"{file} contains no results, expected a file written by `bench --out`; give one")

@@ -1,4 +1,4 @@
-"""``python -m owl data annotate``: footage without controls becomes footage with controls read from its frames."""
+"""``python -m owl data annotate``: label a dataset with controls predicted from its frames."""
 
 import shlex
 import sys
@@ -22,23 +22,23 @@ from owl.nn.placement import placement
 from owl.pixels import to_float
 
 EXTENSION = "controls.npy"
-FRAMES = 64  # read by the network together
+FRAMES = 64  # frames per batch of the network
 
 
 def main(source: str, directory: str, *, controls: str, workers: int = 0) -> None:
-    """Read the player's controls from a dataset's frames and write a copy of the dataset that has them.
+    """Predict the player's controls from the frames of a dataset and write a copy of the dataset with them.
 
-    All other members are copied byte for byte, and the splits stay. Train the network first, on footage of the same
-    game and rate whose controls are known, frame by frame: experiments/inverse_dynamics_quickstart.yaml with
-    --data.init_args.stride 1. A GPU is used where there is one.
+    All other members are copied byte for byte, and the splits are unchanged. Train the network first, on footage of the
+    same game and frame rate with known controls, with stride 1: experiments/inverse_dynamics_quickstart.yaml with
+    --data.init_args.stride 1. A GPU is used if there is one.
 
-    Killed or out of disk space? Run the same command again: it keeps the shards that are complete.
+    After an interruption or a full disk, run the same command again: complete shards are kept.
 
     Args:
         source: The dataset to label: a folder, or any fsspec URL.
-        directory: Local folder for the copy; made where needed.
+        directory: Local folder for the copy; created if missing.
         controls: A .ckpt file of the recipe owl.recipes.inverse_dynamics.InverseDynamics.
-        workers: Processes, each with the network; 0 labels in this one.
+        workers: Processes, each with a copy of the network; 0 labels in this process.
     """
     at_least(0, workers=workers)
     is_complete = (Path(directory) / INDEX_NAME).exists()
@@ -54,7 +54,7 @@ def main(source: str, directory: str, *, controls: str, workers: int = 0) -> Non
 
 @dataclass(frozen=True)
 class Labeller:
-    """A network that reads controls, and where it comes from."""
+    """An inverse dynamics model and its checkpoint."""
 
     network: InverseDynamicsModel
     checkpoint: str
@@ -62,33 +62,33 @@ class Labeller:
 
     @classmethod
     def load(cls, checkpoint: str) -> "Labeller":
-        """Rebuild the network of a checkpoint.
+        """Load the network from a checkpoint.
 
         Raises:
-            OwlError: It is no checkpoint, of another network, or of one that was trained with a stride.
+            OwlError: It is not a checkpoint, contains another network, or one trained with a stride above 1.
         """
         network, content = models.rebuild(checkpoint)
         if not isinstance(network, InverseDynamicsModel):
             raise OwlError(
                 "network.kind",
-                f"the network of {checkpoint} is {type(network).__qualname__}, which does not read controls; give a "
+                f"the network of {checkpoint} is {type(network).__qualname__}, which does not predict controls; give a "
                 "checkpoint of the recipe owl.recipes.inverse_dynamics.InverseDynamics",
             )
         stride = content["owl"]["config"]["data"]["init_args"].get("stride", 1)
         if stride != 1:
             raise OwlError(
                 "network.stride",
-                f"the network of {checkpoint} was trained with stride {stride}, a stride of 1 was expected, since "
-                "every frame is to be labelled; train one with --data.init_args.stride 1",
+                f"the network of {checkpoint} was trained with stride {stride}, expected a stride of 1, since every "
+                "frame is labelled; train one with --data.init_args.stride 1",
             )
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(network.to(device), checkpoint, models.fingerprint(network))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return self.load, (self.checkpoint,)  # in another process: not every network can be pickled
+        return self.load, (self.checkpoint,)  # reload in another process, since not every network can be pickled
 
     def label(self, frames: np.ndarray) -> np.ndarray:
-        """Controls of a whole episode.
+        """Predict the controls of an episode.
 
         Args:
             frames: uint8[T, h, w, 3], at the network's size.
@@ -99,7 +99,7 @@ class Labeller:
         device = placement(self.network).device
         parts = []
         for first in range(0, len(frames), FRAMES):
-            begin = max(0, first - BEFORE)  # with the neighbours that the network looks at
+            begin = max(0, first - BEFORE)  # with the neighbouring frames that the network uses
             video = torch.from_numpy(frames[begin : first + FRAMES + AFTER]).to(device).movedim(-1, 1)
             buttons, axes = self.network.label(to_float(video[None]))
             parts.append(torch.cat([buttons, axes], -1)[0, first - begin :][:FRAMES].cpu().numpy())
@@ -114,7 +114,7 @@ def annotate(source: str, directory: str | Path, labeller: Labeller, workers: in
     Args:
         source: The dataset to label, any fsspec URL.
         directory: Local folder for the copy.
-        labeller: Reads the controls.
+        labeller: Predicts the controls.
         workers: Processes, each with the network; 0 labels in this one.
 
     Returns:
@@ -127,7 +127,7 @@ def annotate(source: str, directory: str | Path, labeller: Labeller, workers: in
 
 
 class _AnnotateJob(ShardJob):
-    """A copy whose shards are divided as those of its source."""
+    """A copy with the same division into shards as its source."""
 
     doing, kinds = "annotating", ("annotated",)
 
@@ -136,8 +136,8 @@ class _AnnotateJob(ShardJob):
         if "controls" in stored or "rgb" not in stored:
             raise OwlError(
                 "dataset.modalities",
-                f"{source} holds {', '.join(stored)}, a dataset with rgb and without controls was expected; give "
-                "footage that has none",
+                f"{source} holds {', '.join(stored)}, expected a dataset with rgb and without controls; give "
+                "footage without controls",
             )
         self._original, self._labeller = Source.open(source, ["rgb"], stored, labeller.network.size), labeller
         self.shards = self._original.index.frames_of_shards()

@@ -1,4 +1,4 @@
-"""``python -m owl data encode``: from pictures to the latents that world models train on."""
+"""``python -m owl data encode``: encode a dataset into latents for training world models."""
 
 import shlex
 import sys
@@ -26,23 +26,23 @@ def main(
 ) -> None:
     """Encode every frame of a dataset, or its sound, with a trained autoencoder into a new dataset of latents.
 
-    The network says which modalities it encodes: an image autoencoder rgb, others depth, flow, audio, or several
-    together. The new dataset has the same episodes, splits and shards, and says in dataset.json which encoder made it
-    and what mean and standard deviation each channel has. Pictures must have the size that the autoencoder was trained
-    on, sound its rate. A GPU is used where there is one.
+    The network declares the modalities that it encodes: rgb for an image autoencoder, others depth, flow, audio, or
+    several together. The new dataset has the same episodes, splits and shards, and dataset.json contains the encoder
+    and the mean and standard deviation of each channel. Pictures must have the size that the autoencoder was trained
+    on, and sound its sample rate. A GPU is used if there is one.
 
-    Killed or out of disk space? Run the same command again: it keeps the shards that are complete.
+    After an interruption or a full disk, run the same command again: complete shards are kept.
 
     Args:
-        checkpoint: A .ckpt file that fit wrote, or a folder that export wrote.
+        checkpoint: A .ckpt file written by fit, or a folder written by export.
         source: The dataset to encode: a folder, or any fsspec URL.
-        directory: Local folder for the new dataset; made where needed.
-        name: What the latents are called; where left out by what they are of: rgb (alone or before others) gives
-            latent, flow motion_latent, depth depth_latent, audio audio_latent.
-        keep: Modalities to copy as they are, e.g. controls,rgb; controls where left out, if there are any.
-        sample: Store a draw of each posterior rather than its mean.
-        batch_size: Frames that are encoded together; sound is encoded an episode at a time.
-        workers: Processes, each with the network; 0 encodes in this one.
+        directory: Local folder for the new dataset; created if missing.
+        name: Name of the latents; default: latent for rgb (alone or before others), motion_latent for flow,
+            depth_latent for depth, audio_latent for audio.
+        keep: Modalities to copy unchanged, e.g. controls,rgb; default: controls, if there are any.
+        sample: Store a sample of each posterior instead of its mean.
+        batch_size: Frames per batch; sound is encoded one episode at a time.
+        workers: Processes, each with a copy of the network; 0 encodes in this process.
     """
     at_least(0, workers=workers)
     is_complete = (Path(directory) / INDEX_NAME).exists()

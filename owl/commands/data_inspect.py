@@ -1,4 +1,4 @@
-"""``python -m owl data inspect``: what a dataset holds, as tables and as a picture."""
+"""``python -m owl data inspect``: summarise a dataset in tables and a picture."""
 
 import io
 from pathlib import Path

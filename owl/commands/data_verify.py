@@ -7,9 +7,9 @@ from owl.data.verification import index_is_current, missing_episodes, repair_ind
 
 
 def main(directory: str, *, repair: bool = False) -> int:
-    """Decode every member of a dataset and name those that are damaged; the exit status is 1 if there are any.
+    """Decode every member of a dataset and list damaged ones; the exit status is 1 if there are any.
 
-    Training needs no repair of damaged members: it warns and uses other windows in their place.
+    Training does not require repair: it warns about damaged members and uses other windows instead.
 
     Args:
         directory: The dataset's folder, or any fsspec URL.

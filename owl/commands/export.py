@@ -1,4 +1,4 @@
-"""``python -m owl export``: from a training checkpoint to a network that others can load."""
+"""``python -m owl export``: convert a checkpoint to a network for use elsewhere."""
 
 from pathlib import Path
 
@@ -10,15 +10,15 @@ from owl.errors import OwlError
 
 
 def main(checkpoint: str, directory: str, fold: bool = False) -> None:
-    """Turn a checkpoint into model.safetensors + config.yaml, ready for owl.models.load(DIRECTORY).
+    """Convert a checkpoint to model.safetensors + config.yaml, for owl.models.load(DIRECTORY).
 
-    The exported weights are the averaged ones (EMA) where the run kept an average: those that validation measured.
-    A file provenance.yaml says which recipe, code version and dataset made them. Where the recipe exports several
-    networks, each gets a folder of its name in DIRECTORY.
+    With EMA, the averaged weights are exported, which validation measured. provenance.yaml names the recipe, the code
+    version and the dataset. If the recipe exports several networks, each is written to a folder of its name in
+    DIRECTORY.
 
     Args:
-        checkpoint: A .ckpt file that fit wrote, e.g. runs/quickstart/checkpoints/last.ckpt.
-        directory: Where to write; existing files of an earlier export are replaced.
+        checkpoint: A .ckpt file written by fit, e.g. runs/quickstart/checkpoints/last.ckpt.
+        directory: Output folder; files of an earlier export are replaced.
         fold: Fold weight normalisation into the weights: the same outputs, faster, for inference only.
     """
     networks, content = models.rebuild_all(checkpoint)
@@ -26,7 +26,7 @@ def main(checkpoint: str, directory: str, fold: bool = False) -> None:
         for network in networks.values():
             if not hasattr(network, "fold_weight_norm"):
                 raise OwlError(
-                    "export.fold", f"{type(network).__name__} has no weight normalisation to fold; leave --fold out"
+                    "export.fold", f"{type(network).__name__} has no weight normalisation to fold; omit --fold"
                 )
             network.fold_weight_norm()  # type: ignore[operator]
     provenance = {

@@ -1,1 +1,1 @@
-"""Numbers of eight bits: training as a Lightning plugin, inference as a conversion of weights."""
+"""Float8: a Lightning plugin for training, and quantisation of weights for inference."""

@@ -1,4 +1,4 @@
-"""torchao is imported here alone, and only where float8 was asked for: it takes two seconds."""
+"""Import torchao, which takes two seconds, only where float8 is used."""
 
 import importlib
 import importlib.util
@@ -9,17 +9,19 @@ from owl.errors import OwlError
 
 
 def require() -> None:
-    """Refuse to go on without torchao.
+    """Check that torchao is installed.
 
     Raises:
         OwlError: It is not installed.
     """
     if importlib.util.find_spec("torchao") is None:
-        raise OwlError("fp8.package", "float8 needs torchao, which is not installed; pip install 'owl-platform[fp8]'")
+        raise OwlError(
+            "fp8.package", "float8 needs torchao, which is not installed; run pip install 'owl-platform[fp8]'"
+        )
 
 
 def load(module: str) -> Any:
-    """Import one of its modules, without what that makes torch say to torchao's developers.
+    """Import a module of torchao, without warnings that are meant for its developers.
 
     Raises:
         OwlError: torchao is not installed.

@@ -1,4 +1,4 @@
-"""Networks that only run: their linear layers' weights in float8 (torchao)."""
+"""Quantisation of linear layers to float8 for inference (torchao)."""
 
 from typing import Any, Literal, get_args
 
@@ -14,22 +14,22 @@ Quantization = Literal["fp8_weight_only", "fp8_dynamic"]
 
 
 def quantize(network: nn.Module, quantization: Quantization) -> int:
-    """Store the weights of linear layers whose channels are multiples of 16 in eight bits, in place.
+    """Quantise the weights of linear layers whose channels are multiples of 16 to eight bits, in place.
 
-    With ``fp8_weight_only`` (one scale a row) the products stay in the network's dtype: less memory to read, which is
-    what a small batch waits for. With ``fp8_dynamic`` (one scale a tensor) activations are rounded too and the products
-    are those of float8, for which a GPU must have kernels. Convolutions stay as they are. Both pay under
-    ``torch.compile`` alone, and on GPUs alone.
+    With ``fp8_weight_only`` (one scale per row) the products stay in the network's dtype: this reduces memory traffic,
+    which limits small batches. With ``fp8_dynamic`` (one scale per tensor) activations are also quantised and products
+    are in float8, for which the GPU must have kernels. Convolutions are unchanged. Both are faster only with
+    ``torch.compile`` and on GPUs.
 
     Args:
-        network: In eval mode on the device that it will run on. Its ``state_dict`` is no longer one to save.
+        network: In eval mode, on its final device. Do not save its ``state_dict`` afterwards.
         quantization: See above.
 
     Returns:
-        How many layers were converted; none in a network of convolutions.
+        Number of converted layers; 0 for a network of convolutions.
 
     Raises:
-        OwlError: torchao is missing, or the device does not run it.
+        OwlError: torchao is missing, or the device does not support the quantisation.
     """
     if quantization not in get_args(Quantization):
         raise OwlError(
@@ -52,7 +52,7 @@ def quantize(network: nn.Module, quantization: Quantization) -> int:
 
 
 def configuration(quantization: Quantization) -> Any:
-    """torchao's settings, without those that it would change in the compiler for everyone."""
+    """Return torchao's configuration, without its changes of global compiler settings."""
     library = backend.load("torchao.quantization")
     if quantization == "fp8_weight_only":
         return library.Float8WeightOnlyConfig(set_inductor_config=False)
@@ -60,7 +60,7 @@ def configuration(quantization: Quantization) -> Any:
 
 
 def probe(quantization: Quantization, device: torch.device) -> str | None:
-    """Run a small layer; return what went wrong, None if nothing did."""
+    """Run a small layer; return a description of the failure, or None."""
 
     def convert(layer: nn.Linear) -> nn.Module:
         network = nn.Sequential(layer)

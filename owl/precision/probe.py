@@ -1,4 +1,4 @@
-"""What a device really runs in float8; tables tell wrongly: torchao's admits the RTX 5090 (sm_120) to too much."""
+"""Test float8 support of a device, since torchao's table of capabilities is wrong for the RTX 5090 (sm_120)."""
 
 from collections.abc import Callable
 
@@ -6,23 +6,22 @@ import torch
 from torch import nn
 
 MULTIPLE = 16
-"""Kernels of GPUs take factors whose sides are multiples of this. Those of CPUs take any, but what runs there must run
-on GPUs."""
+"""GPU kernels need matrix sizes that are multiples of this. CPU kernels do not, but layers must also run on GPUs."""
 UNITS = {"cuda": (MULTIPLE, 1024)}
-"""What the sides of the layers that are tried are multiples of: cuBLAS takes some sizes and refuses others. The CPU's
-kernels do not care, and are slow."""
+"""Units of the sizes of the tested layers: cuBLAS supports some sizes and rejects others. CPU kernels support all sizes
+and are slow."""
 TOLERANCE = 0.15
-"""Relative error above which a product is broken; that of random numbers in eight bits is at most 0.06."""
+"""Relative error above which a product is wrong; the error of random numbers in eight bits is at most 0.06."""
 
 
 def fits(layer: nn.Module) -> bool:
-    """Whether a module is a linear layer of a shape that float8 kernels take."""
-    # subclasses may use their weights in ways of their own, as nn.MultiheadAttention's output does
+    """Return whether a module is a linear layer with a shape that float8 kernels support."""
+    # subclasses may use their weights differently, such as the output projection of nn.MultiheadAttention
     return type(layer) is nn.Linear and not layer.in_features % MULTIPLE and not layer.out_features % MULTIPLE
 
 
 def describe(device: torch.device) -> str:
-    """Name a device as messages do."""
+    """Return the name of a device for messages."""
     if device.type != "cuda":
         return f"the {device.type.upper()}"
     major, minor = torch.cuda.get_device_capability(device)
@@ -30,29 +29,29 @@ def describe(device: torch.device) -> str:
 
 
 def fault(convert: Callable[[nn.Linear], nn.Module], device: torch.device, train: bool) -> str | None:
-    """Convert layers in bfloat16, run them and compare them with float32.
+    """Convert layers in bfloat16, run them and compare the results with float32.
 
     Args:
-        convert: Makes a layer one of float8.
-        device: Where to run it.
-        train: Whether to run it backward too.
+        convert: Converts a layer to float8.
+        device: Device to run on.
+        train: Whether to run the backward pass too.
 
     Returns:
-        What went wrong, None if nothing did.
+        Description of the failure, or None.
     """
     try:
         for unit in UNITS.get(device.type, (MULTIPLE,)):
             for name, error in errors(convert, device, train, unit).items():
-                if not error < TOLERANCE:  # nor NaN
+                if not error < TOLERANCE:  # or NaN
                     return f"its {name} is wrong by {error:.0%}"
-    except Exception as error:  # whatever a driver, a library or torchao may raise
+    except Exception as error:  # drivers, libraries and torchao raise different types
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(".: ")
     return None
 
 
 def errors(convert: Callable[[nn.Linear], nn.Module], device: torch.device, train: bool, unit: int) -> dict[str, float]:
-    """Relative errors of a layer's output and gradients, by name; see `fault`."""
-    generator = torch.Generator().manual_seed(0)  # the run's own random numbers stay what they are
+    """Return the relative errors of a layer's output and gradients, by name; see `fault`."""
+    generator = torch.Generator().manual_seed(0)  # do not change the run's generator state
     x, weight, gradient = (
         torch.randn(shape, generator=generator).to(device, torch.bfloat16)
         for shape in ((3 * unit, 4 * unit), (2 * unit, 4 * unit), (3 * unit, 2 * unit))
