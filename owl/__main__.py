@@ -1,4 +1,4 @@
-"""``python -m owl``: help and dispatch, answered before anything heavy is imported."""
+"""``python -m owl``: help and dispatch, without importing heavy packages."""
 
 import difflib
 import importlib
@@ -18,27 +18,27 @@ COMMANDS = {
     "fit": "train a recipe: python -m owl fit --config experiments/quickstart.yaml",
     "validate": "measure a checkpoint on the validation split",
     "test": "measure a checkpoint on the test split",
-    "predict": "run a checkpoint over the test split and write what it makes",
+    "predict": "run a checkpoint on the test split and write its output",
     "sweep": "try settings of an experiment in parallel, find the best one and what mattered",
     "rollout": "play a world model under recorded controls: quality, obedience, drift and speed, with films",
     "submit": "run an experiment as a job of a SLURM cluster: --nodes 2 --gpus_per_node 8",
     "bench": "measure how fast an experiment trains or a network runs; predict it for other devices",
-    "rerun": "repeat a run from its folder and say whether it came out the same",
+    "rerun": "repeat a run from its folder and check that the result is the same",
     "data record": "record a real game (ViZDoom): frames, depth, flow, sound and controls",
     "data import": "import your own footage: a folder of videos or of OWL Control recordings",
-    "data encode": "turn a dataset's pictures, depth, flow or sound into latents of a trained autoencoder",
-    "data annotate": "label footage that has no controls, with a network that reads them from frames",
+    "data encode": "encode a dataset's pictures, depth, flow or sound into latents of a trained autoencoder",
+    "data annotate": "label footage without controls, with a network that predicts them from frames",
     "data inspect": "summarise a dataset and draw its contact sheet",
     "data verify": "check every member of a dataset, rebuild a missing index",
-    "export": "turn a checkpoint into safetensors + config.yaml, ready for owl.models.load",
+    "export": "convert a checkpoint to safetensors + config.yaml, for owl.models.load",
 }
-"""Every command with its one line. A command of two words is a subcommand of a group."""
+"""Every command with its description. A command of two words is a subcommand of a group."""
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 
 
 def overview(prefix: str = "") -> str:
-    """Return the help text that lists every command beginning with ``prefix``, one line each."""
+    """Return the help text that lists every command starting with ``prefix``, one line each."""
     commands = {name: line for name, line in COMMANDS.items() if name.startswith(prefix)}
     width = max(map(len, commands))
     lines = [f"usage: python -m owl {prefix}COMMAND [options]", ""]
@@ -55,7 +55,7 @@ def find_command(arguments: list[str]) -> tuple[str, list[str]]:
     """Split a command line into the command's full name and the arguments that follow it.
 
     Raises:
-        OwlError: No such command; the sentence names the nearest one.
+        OwlError: The command does not exist; the message suggests the nearest one.
     """
     groups = {name.split()[0] for name in COMMANDS if " " in name}
     words = 2 if arguments[0] in groups else 1
@@ -70,12 +70,12 @@ def find_command(arguments: list[str]) -> tuple[str, list[str]]:
 
 
 def join_lists(function: Callable[..., Any], arguments: list[str]) -> list[str]:
-    """Make one YAML list of the words given to each ``list[str]`` of a function: ``a.yaml b.ckpt --trials x y``."""
+    """Join the words given to each ``list[str]`` of a function into one YAML list: ``a.yaml b.ckpt --trials x y``."""
     parameters = {f"--{name}": parameter for name, parameter in inspect.signature(function).parameters.items()}
     lists = [option for option, parameter in parameters.items() if parameter.annotation == list[str]]
     if not lists:
         return arguments
-    words, joined, rest = [], [], list(arguments)  # words of no option are those of the list that has no default
+    words, joined, rest = [], [], list(arguments)  # words without an option belong to the list without a default
     while rest:
         argument = rest.pop(0)
         if argument in lists:
@@ -83,7 +83,7 @@ def join_lists(function: Callable[..., Any], arguments: list[str]) -> list[str]:
             rest = rest[len(values) :]
             joined.append(f"{argument}={json.dumps(values)}")
         elif argument in parameters and rest:
-            joined.append(f"{argument}={rest.pop(0)}")  # in one word, so that the value may begin with a dash
+            joined.append(f"{argument}={rest.pop(0)}")  # in one word, so that the value can start with a dash
         elif argument.startswith("-"):
             joined.append(argument)
         else:
@@ -92,7 +92,7 @@ def join_lists(function: Callable[..., Any], arguments: list[str]) -> list[str]:
 
 
 def underscored(function: Callable[..., Any], arguments: list[str]) -> list[str]:
-    """Spell a function's options with underscores, as its parameters are: ``--dry-run`` becomes ``--dry_run``."""
+    """Replace dashes in a function's options by underscores: ``--dry-run`` becomes ``--dry_run``."""
     known = inspect.signature(function).parameters
     spelled = []
     for argument in arguments:
@@ -103,7 +103,7 @@ def underscored(function: Callable[..., Any], arguments: list[str]) -> list[str]
 
 
 def shorten_help(parser: Any, function: Callable[..., Any]) -> None:
-    """Say lists as they are written here, ``X ...``, and hide what a command of functions has no use for."""
+    """Show lists as ``X ...`` in the help, and hide options that do not apply."""
     from argparse import SUPPRESS
 
     parameters = inspect.signature(function).parameters
@@ -123,7 +123,7 @@ def run_function(function: Callable[..., Any], arguments: list[str], command: st
     arguments = underscored(function, arguments)
     if "options" in inspect.signature(function).parameters:
         arguments = gather_options(arguments)
-    # `--depth` alone means true, as people type it; jsonargparse wants a value after every boolean option.
+    # `--depth` alone means true; jsonargparse requires a value after every boolean option.
     switches = {
         f"--{name}"
         for name, parameter in inspect.signature(function).parameters.items()
@@ -142,7 +142,7 @@ def run_function(function: Callable[..., Any], arguments: list[str], command: st
     except ArgumentError as error:
         raise explain(str(error), arguments, list(inspect.signature(function).parameters)) from error
     if "config" not in inspect.signature(function).parameters:
-        given.pop("config", None)  # jsonargparse's own, a file with all arguments
+        given.pop("config", None)  # added by jsonargparse, for a file with all arguments
     result = function(**given)
     return result if isinstance(result, int) else 0
 
@@ -167,7 +167,7 @@ def run(arguments: list[str]) -> int:
 
 
 def take_trust(arguments: list[str]) -> None:
-    """Take every ``--trust PACKAGE`` out of a command line: files may name classes of these packages.
+    """Remove every ``--trust PACKAGE`` from a command line and trust these packages.
 
     Raises:
         OwlError: No package follows.
@@ -187,7 +187,7 @@ def main() -> None:
     if debug:
         sys.argv.remove("--debug")
     prepare_process()
-    sys.path.insert(0, os.getcwd())  # so that a class_path may name the user's own module beside their YAML
+    sys.path.insert(0, os.getcwd())  # so that a class_path can name a module in the current folder
     try:
         take_trust(sys.argv)
         status = run(sys.argv[1:])
@@ -196,7 +196,7 @@ def main() -> None:
             raise
         print(f"owl: error: {' '.join(str(error).split())} [{error.code}]", file=sys.stderr)
         status = 2
-    except OSError as error:  # a full disk, a folder that cannot be written, a file that is a folder
+    except OSError as error:  # a full disk, an unwritable folder, a folder instead of a file
         if debug or error.filename is None:
             raise
         print(f"owl: error: {error.filename}: {error.strerror}", file=sys.stderr)

@@ -44,50 +44,50 @@ from owl.hardware import cost_of_bfloat16, trainer_precision
 from owl.run_folder import SaveConfig, run_files, training_in
 
 CHATTER = (
-    ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning calling a deprecated function of torch
-    ".*module\\(s\\) in eval mode.*",  # frozen parts are meant to be
+    ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning calls a deprecated function of torch
+    ".*module\\(s\\) in eval mode.*",  # intended for frozen parts
     ".*does not have many workers.*",  # small machines have few cores
     ".*Checkpoint directory .* exists and is not empty.*",
-    ".*overridden `transfer_batch_to_device` in both.*",  # which do the same; the recipe's is for other data modules
-    ".*`srun` command is available on your system but is not used.*",  # on a login node that is as it should be
+    ".*overridden `transfer_batch_to_device` in both.*",  # both do the same; the recipe's is for other data modules
+    ".*`srun` command is available on your system but is not used.*",  # intended on a login node
 )
 DESCRIPTIONS = {
     "fit": "Train a recipe. All settings come from YAML (--config, repeatable: later files win) and from options.",
     "validate": "Measure a checkpoint (--ckpt_path last|best|FILE) on the validation split.",
     "test": "Measure a checkpoint (--ckpt_path last|best|FILE) on the test split.",
-    "predict": "Run a checkpoint (--ckpt_path last|best|FILE) over the test split and write what it makes.",
+    "predict": "Run a checkpoint (--ckpt_path last|best|FILE) on the test split and write its output.",
 }
 REFUSED = {
     "barebones": (
         True,
-        "checkpoints, logs and the report, which it forbids, belong to every run; leave it out, and measure the speed "
-        "alone with python -m owl bench",
+        "it disables checkpoints, logs and the report, which every run needs; omit it, and measure the speed with "
+        "python -m owl bench",
     ),
     "enable_checkpointing": (
         False,
-        "every run keeps checkpoints/last.ckpt; leave it out (checkpoint.every_n_steps says how often)",
+        "every run keeps checkpoints/last.ckpt; omit it (set the interval with checkpoint.every_n_steps)",
     ),
 }
-"""Values that Lightning's trainer takes and no run can have, with the reason."""
+"""Values that Lightning's trainer accepts but OWL does not support, with the reason."""
 CKPT_PATH_HELP = {
-    "fit": "last: continue this run, or begin it where there is none; best; or a file to start from.",
+    "fit": "last: resume this run, or start it if there is none; best; or a file to start from.",
     "others": "The checkpoint: last, best or a file.",
 }
 
 
 class Parser(LightningArgumentParser):
-    """A parser that raises its errors, so that `main` can tell them in one line."""
+    """A parser that raises its errors, so that `main` can print them in one line."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "exit_on_error": False, "allow_abbrev": False})
 
 
 class OwlTrainer(Trainer):
-    """Lightning's trainer, whose ``precision`` may be ``auto`` on the command line and in YAML.
+    """Lightning's trainer, with ``precision: auto`` on the command line and in YAML.
 
     Args:
-        precision: Double precision (64-true), full (32-true), mixed (bf16-mixed, 16-mixed), or auto: what this
-            machine multiplies fast when a run begins, bf16-mixed or 32-true. A run that is continued keeps it.
+        precision: Double precision (64-true), full (32-true), mixed (bf16-mixed, 16-mixed), or auto: bf16-mixed or
+            32-true, whichever is faster on this machine when a run begins. A resumed run keeps it.
     """
 
     def __init__(self, *args: Any, precision: _PRECISION_INPUT | Literal["auto"] | None = None, **kwargs: Any) -> None:
@@ -95,16 +95,19 @@ class OwlTrainer(Trainer):
 
 
 class OwlCLI(LightningCLI):
-    """LightningCLI whose runs live in ``<runs>/<name>`` and always carry the callbacks that make them trustworthy."""
+    """LightningCLI with run folders ``<runs>/<name>`` and OWL's default callbacks."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the run's name and the callbacks that every run has, each configurable under its own key."""
+        """Add the run's name and the default callbacks, each configurable under a top-level key."""
         parser.add_argument(
-            "--name", type=str, default="", help="Name of the run; default: the last config's file name."
+            "--name", type=str, default="", help="Name of the run; default: the file name of the last config."
         )
-        parser.add_argument("--runs", type=str, default="runs", help="Folder that holds the run folders.")
+        parser.add_argument("--runs", type=str, default="runs", help="Folder of the run folders.")
         parser.add_argument(
-            "--overwrite", type=bool, default=False, help="Start anew although the run folder holds a checkpoint."
+            "--overwrite",
+            type=bool,
+            default=False,
+            help="Start from scratch even if the run folder contains a checkpoint.",
         )
         parser.add_lightning_class_args(StepSeed, "step_seed")
         parser.add_lightning_class_args(NonFiniteGuard, "nonfinite")
@@ -122,7 +125,7 @@ class OwlCLI(LightningCLI):
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         options = parser._option_string_actions
         options["--ckpt_path"].help = CKPT_PATH_HELP["fit" if subcommand == "fit" else "others"]
-        options["--weights_only"].help = argparse.SUPPRESS  # checkpoints always load with it
+        options["--weights_only"].help = argparse.SUPPRESS  # always used for checkpoints
         if subcommand in ("validate", "test"):
             parser.set_defaults(verbose=False)  # the report prints the metrics
         return parser
@@ -137,7 +140,7 @@ class OwlCLI(LightningCLI):
         """Do nothing: LightningCLI would let hyperparameters inside the checkpoint override the command line."""
 
     def before_instantiate_classes(self) -> None:
-        """Resolve the run folder and the checkpoint to continue from."""
+        """Resolve the run folder and the checkpoint to resume from."""
         config = self.config[self.subcommand]
         config.name = config.name or run_name(sys.argv[1:])
         self.run_folder = Path(config.runs) / config.name
@@ -147,7 +150,7 @@ class OwlCLI(LightningCLI):
             config.trainer.precision = self._precision(config.trainer.accelerator, config.ckpt_path)
 
     def _precision(self, accelerator: Any, checkpoint: str | None) -> str | int:
-        """What ``auto`` stands for: what a run that is continued was begun in, else what the device multiplies fast."""
+        """Resolve ``auto``: the precision of a resumed run, otherwise the one that is fast on the device."""
         if self.subcommand == "fit" and checkpoint is not None:
             begun = load_checkpoint(checkpoint)["owl"]["config"].get("trainer", {}).get("precision")
             if begun is not None:
@@ -156,7 +159,7 @@ class OwlCLI(LightningCLI):
         return trainer_precision(device or "cpu")
 
     def _checkpoint(self, path: str | None, overwrite: bool) -> str | None:
-        """Turn ``last`` and ``best`` into a file; a fit that finds no ``last`` starts from scratch."""
+        """Resolve ``last`` and ``best`` to a file; a fit without ``last`` starts from scratch."""
         folder = self.run_folder / "checkpoints"
         last = folder / "last.ckpt"
         if path in ("last", "best"):
@@ -165,7 +168,7 @@ class OwlCLI(LightningCLI):
                 return None
             if not file.exists():
                 advice = (
-                    "best.ckpt is kept by runs that set checkpoint.monitor to a metric, last.ckpt by all"
+                    "set checkpoint.monitor to a metric to keep best.ckpt, or use last.ckpt, which every run keeps"
                     if path == "best" and last.exists()
                     else "train first (python -m owl fit) or give --ckpt_path a file"
                 )
@@ -185,22 +188,22 @@ class OwlCLI(LightningCLI):
         if is_own and overwrite:
             raise OwlError(
                 "run.overwrites-its-start",
-                f"--overwrite true removes {path}, from which the run is to start; leave one of the two out, or choose "
+                f"--overwrite true removes {path}, from which the run starts; omit one of the two, or choose "
                 "another --name",
             )
-        rehearsal = self.config[self.subcommand].trainer.fast_dev_run  # which writes nothing
+        rehearsal = self.config[self.subcommand].trainer.fast_dev_run  # writes nothing
         if not is_own and not overwrite and not rehearsal and last.exists() and is_main_process():
             raise OwlError(
                 "run.exists",
                 f"{self.run_folder} already holds a run; continue it with --ckpt_path last, "
-                f"choose another --name, or start anew with --overwrite true",
+                f"choose another --name, or start from scratch with --overwrite true",
             )
         return path
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Point the trainer at the run folder; give it the atomic checkpoint writer and the progress bar.
+        """Configure the trainer with the run folder, the atomic checkpoint writer and the progress bar.
 
-        The report says in one line what Lightning's summary of the model says in thirty.
+        Lightning's summary of the model is disabled; the report prints one line instead.
         """
         chosen = self._get(self.config_init, "trainer")
         for key, (value, advice) in REFUSED.items():
@@ -210,14 +213,14 @@ class OwlCLI(LightningCLI):
         if chosen.get("max_time") is not None and any(isinstance(callback, Timer) for callback in callbacks):
             raise OwlError(
                 "trainer.two-limits",
-                "trainer.max_time does not count beside the Timer in trainer.callbacks, which Lightning takes instead; "
-                "leave one of the two out (both end training after a time)",
+                "trainer.max_time has no effect with a Timer in trainer.callbacks, which Lightning uses instead; "
+                "omit one of the two (both end training after a time)",
             )
         kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         kwargs["callbacks"] = [*callbacks, HomogeneousDevices()]
         if chosen.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             kwargs["callbacks"].append(Progress())
-        if SLURMEnvironment.detect():  # its own answer to SIGUSR1 does not resume exactly
+        if SLURMEnvironment.detect():  # its handling of SIGUSR1 does not resume exactly
             kwargs["plugins"].append(SLURMEnvironment(auto_requeue=False))
         kwargs["enable_model_summary"] = bool(chosen.get("enable_model_summary"))
         kwargs["default_root_dir"] = str(self.run_folder)
@@ -225,26 +228,26 @@ class OwlCLI(LightningCLI):
             kwargs["logger"] = TensorBoardLogger(self.run_folder, name="", version="")
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except (ValueError, MisconfigurationException) as error:  # devices, precisions, strategies there are not
+        except (ValueError, MisconfigurationException) as error:  # unsupported devices, precisions or strategies
             raise refused_by_trainer(error) from error
         if trainer.precision in ("16-true", "bf16-true"):
             raise OwlError(
                 "trainer.precision",
-                f"trainer.precision is {trainer.precision}, in which small changes of the weights and of their average "
-                f"are rounded away; use {str(trainer.precision).replace('true', 'mixed')}",
+                f"trainer.precision is {trainer.precision}, in which small updates of the weights and of their average "
+                f"are lost in rounding; use {str(trainer.precision).replace('true', 'mixed')}",
             )
-        own = chosen.get("precision") is not None  # not a plugin's
+        own = chosen.get("precision") is not None  # not set by a plugin
         cost = cost_of_bfloat16(trainer.strategy.root_device) if own and trainer.precision == "bf16-mixed" else None
         if cost is not None and is_main_process():
             print(f"{cost}; trainer.precision is {trainer.precision}, use --trainer.precision 32-true", flush=True)
         if isinstance(trainer.strategy, DDPStrategy):
-            # Buffers are frozen networks and statistics, the same everywhere: not worth sending at every step
+            # Buffers are constants and statistics that are equal on all ranks: no broadcast needed at every step
             trainer.strategy._ddp_kwargs.setdefault("broadcast_buffers", False)
         return trainer
 
     def fit(self, **arguments: Any) -> None:
-        """Train, alone in the run folder."""
-        # a million objects stay to the end; each look through them all would stop training for a third of a second
+        """Train with a lock on the run folder."""
+        # a million objects exist until the end; each full garbage collection would take a third of a second
         gc.collect()
         gc.freeze()
         if is_main_process() and not self.trainer.fast_dev_run:
@@ -254,14 +257,14 @@ class OwlCLI(LightningCLI):
             self.trainer.fit(**arguments)
 
     def after_instantiate_classes(self) -> None:
-        """Hand the resolved configuration to the report, which stores it in every checkpoint."""
+        """Pass the resolved configuration to the report, which stores it in every checkpoint."""
         self._dump_config()
         report = next(c for c in self.trainer.callbacks if isinstance(c, Report))
         report.configuration = self.config_dump
 
 
 def as_list(value: Any) -> list[Any]:
-    """What YAML gives for a key that takes one or several: a list of them, empty for none."""
+    """Convert a YAML value that is None, one item or a list to a list."""
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
@@ -272,7 +275,7 @@ def run_name(arguments: list[str]) -> str:
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an exception and whatever it was raised from or after."""
+    """Yield an exception and the exceptions that it was raised from or during."""
     following: BaseException | None = error
     while following is not None:
         yield following
@@ -280,21 +283,21 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def raised_by_lightning(error: BaseException) -> bool:
-    """Whether an error comes from Lightning's own code, as its complaints about settings do."""
+    """Return whether an error comes from Lightning's code, such as those about settings."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return str(frame.f_globals.get("__name__")).startswith("lightning.")
 
 
 def refused_by_trainer(error: Exception, trainer: Trainer | None = None) -> OwlError:
-    """Wrap what Lightning says of a configuration, in as many sentences as it likes."""
+    """Wrap Lightning's error about a configuration."""
     reason = " ".join(str(error).split())
-    if trainer is not None and trainer.overfit_batches > 0:  # which Lightning turns into the others
+    if trainer is not None and trainer.overfit_batches > 0:  # sets the other limits
         reason = re.sub("limit_(train|val)_batches", "overfit_batches", reason)
-    return OwlError("trainer.refused", f"the trainer refuses this configuration ({reason}); correct its settings")
+    return OwlError("trainer.refused", f"the trainer rejects this configuration ({reason}); correct its settings")
 
 
 def other_network(checkpoint: str, recipe: LightningModule, message: str) -> str:
-    """Say why a checkpoint's weights are not those of the configured network; ``message`` is PyTorch's."""
+    """Describe why a checkpoint's weights do not match the configured network; ``message`` is PyTorch's."""
     found, expected = load_checkpoint(checkpoint)["owl"]["recipe"], f"{type(recipe).__module__}.{type(recipe).__name__}"
     if found != expected:
         return f"{checkpoint} was trained by {found}, this configuration is of {expected}; give the checkpoint of one"
@@ -302,21 +305,21 @@ def other_network(checkpoint: str, recipe: LightningModule, message: str) -> str
     for line in map(str.strip, message.splitlines()[1:]):
         if line.startswith("size mismatch"):
             differences.append(line.removesuffix("."))
-        else:  # a list of those that are missing or unexpected
+        else:  # a list of missing or unexpected weights
             differences += [f"{line.split()[0].lower()} {name}" for name in re.findall(r'"([^"]+)"', line)]
     return (
         f"the network in {checkpoint} differs from the configured one in {len(differences)} weights, such as: "
-        f"{differences[0]}; keep model.network as it was trained, or train anew under another --name"
+        f"{differences[0]}; use the model.network of the checkpoint, or train from scratch with another --name"
     )
 
 
 def is_main_process() -> bool:
-    """Whether this process decides: ranks launched later must not mistake the first one's files for an older run."""
+    """Return whether this is rank 0; ranks launched later must not mistake its files for those of an older run."""
     return all(os.environ.get(variable, "0") == "0" for variable in ("LOCAL_RANK", "SLURM_PROCID", "RANK"))
 
 
 def silence_chatter() -> None:
-    """Keep what the libraries say to their own developers out of the user's terminal; real warnings stay."""
+    """Suppress library messages that are meant for developers; relevant warnings are shown."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
     for message in CHATTER:
@@ -327,16 +330,15 @@ def main(arguments: list[str]) -> int:
     """Run a trainer command with ``sys.argv`` as its arguments.
 
     Returns:
-        The exit status: 0, or after a signal that was answered with a checkpoint 143 (SIGTERM), 138
-        (SIGUSR1) or 130 (Ctrl-C).
+        The exit status: 0, or after a signal and a saved checkpoint 143 (SIGTERM), 138 (SIGUSR1) or 130 (Ctrl-C).
 
     Raises:
-        OwlError: A wrong key, type, class or file in the configuration, told in one sentence.
+        OwlError: The configuration has a wrong key, type, class or file.
     """
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     set_dumper("yaml", dump)
     silence_chatter()
-    cli = OwlCLI.__new__(OwlCLI)  # kept, so that its parser can name the valid options when parsing fails
+    cli = OwlCLI.__new__(OwlCLI)  # created first, so that its parser is available for suggestions when parsing fails
     try:
         cli.__init__(  # type: ignore[misc]
             LightningModule,
@@ -356,15 +358,15 @@ def main(arguments: list[str]) -> int:
         options = [n[2:] for action in parser._actions for n in action.option_strings if n.startswith("--")]
         raise explain(str(error), arguments, options) from error
     except SIGTERMException:
-        # Only the process that the user started reports it: Lightning kills all others when a launched one fails.
+        # Only the process started by the user prints this: Lightning kills all others when a launched one fails.
         checkpoint = next(c for c in cli.trainer.callbacks if isinstance(c, Checkpoint))
         if not is_main_process():
             return 0
         last, step = checkpoint.folder(cli.trainer) / "last.ckpt", cli.trainer.global_step
-        print(f"Stopped after step {step}, saved {last}; the same command with --ckpt_path last goes on")
+        print(f"Stopped after step {step}, saved {last}; resume with the same command and --ckpt_path last")
         return checkpoint.exit_status
     except SystemExit as exit_:
-        if isinstance(exit_.__context__, KeyboardInterrupt):  # Lightning turns one into a silent exit(1)
+        if isinstance(exit_.__context__, KeyboardInterrupt):  # Lightning converts it to a silent exit(1)
             raise KeyboardInterrupt from exit_
         raise
     except MisconfigurationException as error:

@@ -1,4 +1,4 @@
-"""``python -m owl data import``: from your own footage to a dataset."""
+"""``python -m owl data import``: convert your own footage to a dataset."""
 
 import re
 import shlex
@@ -14,7 +14,7 @@ from owl.data.importer import Imported, import_footage
 from owl.errors import OwlError
 
 MOST_ROWS = 20
-"""Recordings are listed up to this many; remarks are all shown."""
+"""Maximum number of listed recordings; all remarks are shown."""
 
 
 def main(
@@ -26,29 +26,29 @@ def main(
     flow: bool = False,
     audio: bool = True,
 ) -> None:
-    """Make a dataset of your own footage: a folder of videos, or of OWL Control recordings with their inputs.
+    """Convert your own footage to a dataset: a folder of videos, or of OWL Control recordings with their inputs.
 
-    The folder tells which: where it holds an inputs.csv, each folder with recording.mp4 and inputs.csv becomes a
-    recording with controls; otherwise every video that FFmpeg can read is taken, with its sound, from all subfolders.
-    Recordings that are empty, broken or cut short are left out by name or kept as far as they go. Long ones are cut
-    into episodes. With three recordings or more, whole recordings are held out for validation and test (5 per cent
-    each); with fewer, their last episodes are.
+    If the folder contains an inputs.csv, each subfolder with recording.mp4 and inputs.csv becomes a recording with
+    controls; otherwise every video that FFmpeg can read is imported, with its sound, from all subfolders. Empty or
+    broken recordings are skipped, truncated ones are imported as far as they can be read, and both are listed. Long
+    recordings are split into episodes. With three recordings or more, whole recordings are held out for validation and
+    test (5 per cent each); with fewer, their last episodes.
 
-    Killed or out of disk space? Run the same command again: it keeps the shards that are complete.
+    After an interruption or a full disk, run the same command again: complete shards are kept.
 
     Args:
         source: Folder of videos or of OWL Control recordings, or one video file.
-        directory: Local folder for the dataset; made where needed.
-        size: Height x width of the pictures, e.g. 96x160; the default is the first video's. Videos of another shape
-            are scaled to cover it and cut about the centre, never squeezed.
-        fps: Frames per second; the default is the first video's. Videos of another or a varying rate have frames
-            repeated or left out.
-        flow: Compute optical flow too (OpenCV's DIS, on a grid of half or a quarter of the resolution).
-        audio: Keep the sound, as stereo at 44.1 kHz; videos without a sound track are silent.
+        directory: Local folder for the dataset; created if missing.
+        size: Height x width of the pictures, e.g. 96x160; default: that of the first video. Videos with another aspect
+            ratio are scaled to cover it and cropped around the centre.
+        fps: Frames per second; default: that of the first video. Frames of videos with another or a variable rate are
+            repeated or dropped.
+        flow: Also compute optical flow (OpenCV's DIS, on a grid of half or a quarter of the resolution).
+        audio: Import the sound, as stereo at 44.1 kHz; videos without an audio track are silent.
     """
     height_width = _parse_size(size) if size is not None else None
     if fps is not None and not 0 < fps <= 1000:
-        raise OwlError("arguments.fps", f"--fps is {fps:g}, a number above 0 and up to 1000 was expected; correct it")
+        raise OwlError("arguments.fps", f"--fps is {fps:g}, expected a number above 0 and up to 1000; correct it")
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = lambda message, *_: tqdm.write(f"warning: {message}", file=sys.stderr)
@@ -69,13 +69,13 @@ def _parse_size(size: str) -> tuple[int, int]:
     if not match or not all(8 <= int(side) <= 2**14 for side in match.groups()):
         raise OwlError(
             "arguments.size",
-            f"--size is {size}, height x width such as 96x160 was expected (8 to 16384 each); correct it",
+            f"--size is {size}, expected height x width such as 96x160 (8 to 16384 each); correct it",
         )
     return int(match[1]), int(match[2])
 
 
 def _summary(imported: Imported) -> list[Table]:
-    """What became of each recording, and a remark on each that did not come through whole."""
+    """Return tables of the results for each recording, with remarks on incomplete ones."""
     table = Table(title="recordings", title_justify="left")
     table.add_column("recording", overflow="fold")
     table.add_column("video", style="dim")

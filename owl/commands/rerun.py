@@ -18,25 +18,25 @@ from owl.callbacks.report import ENVIRONMENT, format_number
 from owl.checkpoint import load_checkpoint
 from owl.errors import OwlError, at_least
 
-UNREPEATABLE = ("seconds", "data_wait", "speed/")  # beginnings of what only the clock knows
-MARKS = ("epoch", "hp_metric")  # curves that measure nothing
+UNREPEATABLE = ("seconds", "data_wait", "speed/")  # prefixes of metrics that depend on the clock
+MARKS = ("epoch", "hp_metric")  # curves that are not measurements
 TIMERS = ("lightning.pytorch.callbacks.Timer", "lightning.pytorch.callbacks.timer.Timer")
-NEVER = "36500:00:00:00"  # where there is a limit on time, training needs no last step
+NEVER = "36500:00:00:00"  # with a time limit, training needs no last step
 
 
 def main(run: str, *, name: str | None = None, steps: int | None = None) -> int:
-    """Repeat a run from its folder, under another name and in a new process, and say whether it came out the same.
+    """Repeat a run from its folder, under another name and in a new process, and check that the result is the same.
 
-    Metrics and weights must be equal bit for bit, but for what depends on the clock. With --steps only the beginning
-    is repeated, and what both logged until then is compared instead.
+    Metrics and weights must be equal bit for bit, except for those that depend on the clock. With --steps only the
+    first steps are repeated, and the values logged up to there are compared instead.
 
     Args:
-        run: The run's folder, such as runs/quickstart. It needs the same data at the same place.
-        name: Name of the repetition, beside the run; where left out, the run's with "-again".
-        steps: Repeat only so many steps, under the same learning rates.
+        run: The run's folder, such as runs/quickstart. It needs the same data at the same path.
+        name: Name of the repetition; default: the name of the run with "-again".
+        steps: Repeat only this number of steps, with the same learning rates.
 
     Returns:
-        0 if it is the same, 1 if not.
+        0 if the result is the same, 1 if not.
     """
     folder = Path(run)
     again = folder.parent / (name or f"{folder.resolve().name}-again")
@@ -58,15 +58,15 @@ def main(run: str, *, name: str | None = None, steps: int | None = None) -> int:
 
 
 def steps_to_repeat(folder: Path, steps: int | None) -> int:
-    """The step to stop after: the run's own last one, or ``steps`` if that is less.
+    """Return the step to stop after: the run's last one, or ``steps`` if that is less.
 
     Raises:
-        OwlError: The folder lacks what a repetition needs, or ``steps`` is below 1.
+        OwlError: The folder lacks files for a repetition, or ``steps`` is below 1.
     """
     for file in ("config.yaml", "metrics.json", "checkpoints/last.ckpt"):
         if not (folder / file).is_file():
             raise OwlError(
-                "rerun.folder", f"there is no {folder / file}, expected the folder of a run that is finished; give one"
+                "rerun.folder", f"{folder / file} does not exist, expected the folder of a finished run; give one"
             )
     last = int(recorded_metrics(folder)["steps"])
     if steps is None:
@@ -75,13 +75,13 @@ def steps_to_repeat(folder: Path, steps: int | None) -> int:
     if steps < last and not list(folder.glob("events.out.tfevents.*")):
         raise OwlError(
             "rerun.curves",
-            f"{folder} holds no TensorBoard curves, with which --steps compares; repeat the run as a whole",
+            f"{folder} contains no TensorBoard curves, which --steps needs; repeat the whole run",
         )
     return min(steps, last)
 
 
 def recorded_metrics(folder: Path) -> dict[str, float]:
-    """What a run's metrics.json holds.
+    """Read a run's metrics.json.
 
     Raises:
         OwlError: It is damaged.
@@ -92,22 +92,20 @@ def recorded_metrics(folder: Path) -> dict[str, float]:
             return metrics
     except (ValueError, KeyError, TypeError):
         pass
-    raise OwlError(
-        "rerun.folder", f"{folder / 'metrics.json'} holds no metrics of a run with its steps; repeat another run"
-    )
+    raise OwlError("rerun.folder", f"{folder / 'metrics.json'} contains no metrics of a run; repeat another run")
 
 
 def repeat(folder: Path, again: Path, last: int) -> None:
-    """Fit a run's configuration under another name, up to a step.
+    """Run fit with a run's configuration under another name, up to a step.
 
     Raises:
-        OwlError: It failed; what it said stands in the terminal.
+        OwlError: It failed; its error is in the terminal.
     """
     config = folder / "config.yaml"
     configuration = yaml.safe_load(config.read_bytes()) or {}
     start = configuration.get("ckpt_path")
     if start and Path(start).resolve().parent == (folder / "checkpoints").resolve():
-        start = None  # it was interrupted and continued, which changes nothing
+        start = None  # it was interrupted and resumed, which does not change the result
     alone = without_pruning(configuration)
     trainer = alone.get("trainer") or {}
     callbacks = trainer.get("callbacks") or []
@@ -118,7 +116,7 @@ def repeat(folder: Path, again: Path, last: int) -> None:
         *(sys.executable, "-m", "owl", "fit", "--config", str(config), "--name", again.name),
         *("--runs", str(again.parent), "--overwrite", "false", "--ckpt_path", start or "null"),
         *(("--trainer.callbacks", json.dumps(others)) if alone != configuration or others != callbacks else ()),
-        # where a time limit ended the run, its plan sets the learning rates, on a machine of whatever speed
+        # if a time limit ended the run, its plan determines the learning rates, regardless of the machine's speed
         *("--trainer.max_time", NEVER if limited else "null", "--budget.plan", json.dumps(plan or None)),
         *("--trainer.callbacks+", "owl.callbacks.stop_at.StopAt", "--trainer.callbacks.step", str(last)),
     ]
@@ -126,16 +124,16 @@ def repeat(folder: Path, again: Path, last: int) -> None:
     if status:
         raise OwlError(
             "rerun.failed",
-            f"the repetition of {folder} ended with status {status}, as told above; mend that and try again",
+            f"the repetition of {folder} ended with status {status} and the error above; fix it and try again",
         )
 
 
 Row = tuple[str, str, str]
-"""What is compared, its value in the run and in the repetition, exactly."""
+"""Name of a compared value, and its exact value in the run and in the repetition."""
 
 
 def compare_results(folder: Path, again: Path) -> Iterator[Row]:
-    """All metrics but the clock's, then the largest difference of the weights."""
+    """Yield all metrics that do not depend on the clock, then the largest difference of the weights."""
     before, after = recorded_metrics(folder), recorded_metrics(again)
     for key in [*before, *(key for key in after if key not in before)]:
         if not key.startswith(UNREPEATABLE):
@@ -145,7 +143,7 @@ def compare_results(folder: Path, again: Path) -> Iterator[Row]:
 
 
 def weight_difference(folder: Path, again: Path) -> float:
-    """Largest absolute difference of the weights in ``last.ckpt``; infinite where they have other names or shapes."""
+    """Return the largest absolute difference of the weights in ``last.ckpt``; infinite if names or shapes differ."""
     before, after = (load_checkpoint(f / "checkpoints" / "last.ckpt")["state_dict"] for f in (folder, again))
     if {k: v.shape for k, v in before.items()} != {k: v.shape for k, v in after.items()}:
         return float("inf")
@@ -158,10 +156,10 @@ def weight_difference(folder: Path, again: Path) -> float:
 
 
 def compare_curves(folder: Path, again: Path, last: int) -> Iterator[Row]:
-    """Every curve that both logged up to a step: at how many points, and the first one that differs.
+    """Yield every curve that both runs logged up to a step: the number of points, and the first one that differs.
 
     Raises:
-        OwlError: They have no point in common.
+        OwlError: The runs have no point in common.
     """
     before, after = curves(folder), curves(again)
     common = sorted(point for point in before.keys() & after.keys() if point[1] <= last)
@@ -174,7 +172,7 @@ def compare_curves(folder: Path, again: Path, last: int) -> Iterator[Row]:
 
 
 def curves(folder: Path) -> dict[tuple[str, int], float]:
-    """Scalars in a run's TensorBoard files by name and step (counted from 0), but for those of the clock."""
+    """Read scalars from a run's TensorBoard files by name and step (from 0), without those that depend on the clock."""
     found: dict[tuple[str, int], float] = {}
     for file in sorted(folder.glob("events.out.tfevents.*")):
         events = EventAccumulator(str(file), {"scalars": 0})
@@ -186,7 +184,7 @@ def curves(folder: Path) -> dict[tuple[str, int], float]:
 
 
 def compare_environments(folder: Path, again: Path) -> Iterator[Row]:
-    """Entries of the two environments that differ, but for those that tell where and how each was started."""
+    """Yield entries of the two environments that differ, except for those about how each run was started."""
     try:
         before = flat(json.loads((folder / ENVIRONMENT).read_bytes()))
     except (OSError, ValueError):
@@ -199,12 +197,12 @@ def compare_environments(folder: Path, again: Path) -> Iterator[Row]:
 
 
 def told(key: str, value: Any) -> str:
-    """An entry of an environment; of the changes to tracked files only how long they are."""
+    """Format an entry of an environment; for changes of tracked files, only their length."""
     return f"{len(str(value))} characters" if key.endswith(".diff") else str(value)
 
 
 def flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings and lists as one, by dotted path."""
+    """Flatten nested mappings and lists to one mapping by dotted path."""
     if not isinstance(values, dict | list):
         return {prefix: values}
     below = values.items() if isinstance(values, dict) else enumerate(values)
@@ -215,12 +213,12 @@ def flat(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def exact(value: float | None) -> str:
-    """A number so that different ones look different; "-" where there is none."""
+    """Format a number such that different numbers look different; "-" for None."""
     return "-" if value is None else repr(value)
 
 
 def print_rows(rows: list[Row], environments: list[Row]) -> None:
-    """Print what was compared, exactly where it differs, and below a line what differs in the environments."""
+    """Print the compared values, exactly where they differ, and the differences of the environments below a line."""
     table = Table(title="The run and its repetition", title_justify="left")
     for column in ("", "run", "again", ""):
         table.add_column(column, overflow="fold")

@@ -1,4 +1,4 @@
-"""``python -m owl submit``: the same experiment as a job of a SLURM cluster that saves, requeues and goes on."""
+"""``python -m owl submit``: run an experiment as a SLURM job that saves, requeues itself and resumes."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ from owl.errors import OwlError, at_least
 from owl.slurm import Job, queue
 
 TIME = r"(\d+-)?\d{1,3}(:\d{2}){0,2}"
-"""What sbatch takes: minutes, minutes:seconds, hours:minutes:seconds, or days- before any of these."""
+"""Formats of sbatch: minutes, minutes:seconds, hours:minutes:seconds, or days- before any of these."""
 
 
 def main(
@@ -26,24 +26,24 @@ def main(
     dry_run: bool = False,
     options: list[str] = [],  # noqa: B006
 ) -> None:
-    """Submit an experiment to SLURM, as a job that survives its time limit and preemption.
+    """Submit an experiment to SLURM, as a job that is resumed after its time limit and after preemption.
 
-    A readable sbatch script is written to runs/<name>/submit.sh and submitted. Some time before the limit fit saves
-    and the job queues itself again; a preempted job is queued again by SLURM. Either goes on exactly where it stopped.
+    An sbatch script is written to runs/<name>/submit.sh and submitted. Before the time limit fit saves a checkpoint and
+    the job requeues itself; a preempted job is requeued by SLURM. Both resume exactly.
 
     Args:
-        config: The experiment's YAML, as for fit; repeatable, later files win.
-        nodes: Machines.
-        gpus_per_node: GPUs of each, with a process for each GPU; 0: one process per node, on its CPU.
-        cpus_per_task: Cores of each process, for its threads and its loader's workers.
-        time: Limit of one stay in the queue, as sbatch takes it; a longer training comes back until it is done.
-        notice: Seconds before the limit at which to save; more than the longest step and validation batch take.
-        name: Name of the run; default: the last config's file name.
-        runs: Folder that holds the run folders; all nodes must share it.
-        setup: Line of shell before the training, e.g. "module load cuda".
-        sbatch: Further options of sbatch: --sbatch partition=gpu account=lab.
+        config: The experiment's YAML, as for fit; repeatable, later files take precedence.
+        nodes: Number of nodes.
+        gpus_per_node: GPUs per node, with one process per GPU; 0: one process per node, on its CPU.
+        cpus_per_task: Cores per process, for its threads and its dataloader workers.
+        time: Time limit of the job, in sbatch's format; a longer training is requeued until it is complete.
+        notice: Seconds before the limit at which to save; more than the longest step or validation batch takes.
+        name: Name of the run; default: the file name of the last config.
+        runs: Folder of the run folders; all nodes must share it.
+        setup: Shell command to run before training, e.g. "module load cuda".
+        sbatch: Additional options of sbatch: --sbatch partition=gpu account=lab.
         dry_run: Print the script; write and submit nothing.
-        options: Of fit. Written as fit takes them, without this name: --trainer.max_steps 500.
+        options: Options of fit, given without this name: --trainer.max_steps 500.
     """
     at_least(1, nodes=nodes, cpus_per_task=cpus_per_task, notice=notice)
     at_least(0, gpus_per_node=gpus_per_node)
@@ -53,7 +53,9 @@ def main(
         )
     missing = [file for file in config if not Path(file).is_file()]
     if missing:
-        raise OwlError("submit.config", f"there is no file {missing[0]}; give the experiment's YAML with --config")
+        raise OwlError(
+            "submit.config", f"the file {missing[0]} does not exist; give the experiment's YAML with --config"
+        )
     name = name or Path(config[-1]).stem
     folder = Path(runs) / name
     fit = [

@@ -97,7 +97,7 @@ class Float8Precision(MixedPrecision):
         layers = convert(module, self.recipe, self.emulate, self.skip, self.float8_all_gather)
         if trainer.is_global_zero:
             others = str(fast_dtype(device)).removeprefix("torch.")
-            print(f"float8: {reason}; everything else in {others}\nfloat8: {layers}", flush=True)
+            print(f"float8: {reason}; all else in {others}\nfloat8: {layers}", flush=True)
         return module
 
     def autocast_context_manager(self) -> torch.autocast:
@@ -202,7 +202,7 @@ def convert(module: nn.Module, recipe: Recipe, emulate: bool, skip: list[str], a
     ]
     return (
         f"{len(chosen)} of {len(linear)} linear layers: {', '.join(shorten(chosen))}; not converted: "
-        f"{''.join(f'{text}; ' for text in kept)}everything except linear layers"
+        f"{''.join(f'{text}; ' for text in kept)}everything that is no linear layer"
     )
 
 
@@ -238,7 +238,7 @@ def why(recipe: Recipe, emulate: bool, device: torch.device) -> str:
     """
     here = describe(device)
     if emulate:
-        return f"{recipe}, emulated on {here}: the same values, but slow"
+        return f"{recipe}, emulated on {here}: right numbers, slowly"
     faults = {name: probe(name, device) for name in get_args(Recipe)}
     running = [name for name, told in faults.items() if told is None]
     if faults[recipe] is not None:
