@@ -38,7 +38,7 @@ from owl.checkpoint import AtomicCheckpointIO, load_checkpoint
 from owl.cli.arguments import config_files, explain
 from owl.configuration import check_file, dump
 from owl.data.failures import worker_failure
-from owl.distributed.fsdp2 import FullySharded  # noqa: F401 (makes its name known to the trainer)
+from owl.distributed.fsdp2 import FullySharded  # noqa: F401 (registers its name with the trainer)
 from owl.errors import OwlError
 from owl.hardware import cost_of_bfloat16, trainer_precision
 from owl.run_folder import SaveConfig, run_files, training_in

@@ -74,7 +74,9 @@ def main(
             f"there is no data sheet for {unknown[0]}, expected {', '.join(roofline.DATA_SHEETS)} or cpu; correct it",
         )
     if trace is not None and len(targets) != 1:
-        raise OwlError("bench.one-trace", f"--trace supports one target, got {len(targets)}; give one, or omit --trace")
+        raise OwlError(
+            "bench.one-trace", f"--trace supports one target, {len(targets)} were given; give one, or omit --trace"
+        )
     for target in targets:
         check_target(target)
     refuse_what_is_ignored(targets, options, {"precision": precision, "compile": compile, "decoder": decoder})
