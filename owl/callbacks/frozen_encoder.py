@@ -1,4 +1,4 @@
-"""A trained encoder beside a recipe that trains on its latents, so that pictures need not be encoded beforehand."""
+"""Encode pictures during training with a frozen encoder, instead of encoding the dataset beforehand."""
 
 from typing import Any, Literal
 
@@ -19,33 +19,33 @@ from owl.pixels import to_float
 
 SOURCE, LATENT = "rgb", "latent"
 MEASURED = 2048
-"""Frames of the training split, evenly spaced, of which the latents' mean and standard deviation are taken."""
+"""Evenly spaced frames of the training split, from which mean and standard deviation of the latents are computed."""
 
 Precision = Literal["auto", "fp32", "bf16"]
 
 
 class FrozenEncoder(Callback):
-    """Encodes the pictures of every batch: ``rgb`` stays and ``latent`` joins it, as if `data encode` had made it.
+    """Encode the pictures of every batch, adding ``latent`` to ``rgb`` as in a dataset written by `data encode`.
 
-    ``latent`` is the posterior's mean, float[B, T, c, h, w], not standardised; the recipe finds the encoder's
-    fingerprint and each channel's mean and standard deviation where a dataset of latents describes them. They are
-    measured on up to 2,048 frames of the training split when a run begins; a run that is continued keeps its own.
+    ``latent`` is the posterior's mean, float[B, T, c, h, w], not standardised. The encoder's fingerprint and the mean
+    and standard deviation of each channel are described as in a dataset of latents. They are measured on up to 2,048
+    frames of the training split when a run begins; a resumed run keeps them.
 
-    With a dataset whose samples hold ``latent`` already it checks that they are of this encoder and does nothing more,
-    so that one configuration serves both.
+    With a dataset that already contains ``latent``, the callback only checks that it comes from this encoder, so that
+    one configuration works for both.
 
-    The encoder is no part of the recipe: optimisers, averages, checkpoints and DDP never see it, and each process holds
-    all of it.
+    The encoder is not part of the recipe: it is not trained, averaged, saved or wrapped by DDP, and each rank has a
+    full copy.
 
     Args:
         path: Checkpoint or export of an image autoencoder.
-        precision: ``fp32``, as `data encode` computes, ``bf16`` (autocast), or ``auto``: bf16 where the device
-            multiplies that fast. A run that is continued keeps what ``auto`` was.
-        compile: Whether the encoder runs through ``torch.compile``.
-        batch_size: Frames that are encoded together, which bounds memory.
+        precision: ``fp32``, as `data encode` computes, ``bf16`` (autocast), or ``auto``: bf16 if it is fast on the
+            device. A resumed run keeps the resolved precision.
+        compile: Whether to use ``torch.compile`` for the encoder.
+        batch_size: Frames per batch, which limits memory.
 
     Raises:
-        OwlError: ``path`` holds no image autoencoder, or ``batch_size`` is below 1.
+        OwlError: ``path`` contains no image autoencoder, or ``batch_size`` is below 1.
     """
 
     def __init__(self, path: str, precision: Precision = "fp32", compile: bool = False, batch_size: int = 64) -> None:
@@ -58,10 +58,10 @@ class FrozenEncoder(Callback):
         self._statistics: tuple[list[float], list[float]] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Load the encoder and describe its latents to the recipe, or compare it with that of the dataset's latents.
+        """Load the encoder and describe its latents to the recipe, or check it against the dataset's latents.
 
         Raises:
-            OwlError: Samples hold neither pictures of the encoder's size nor latents, or latents of another encoder.
+            OwlError: Samples have neither pictures of the encoder's size nor latents, or latents of another encoder.
         """
         if self.encoder is None:
             self.encoder = load_encoder(self.path)
@@ -82,7 +82,7 @@ class FrozenEncoder(Callback):
                 self._join(trainer, dataset)
 
     def _join(self, trainer: Trainer, dataset: Any) -> None:
-        """Make a dataset's samples ones with latents of this encoder."""
+        """Add latents of this encoder to the samples of a dataset."""
         assert self.encoder is not None
         modalities, url = dataset.info.modalities, getattr(dataset, "path", type(dataset).__qualname__)
         holds = getattr(dataset, "modalities", modalities)
@@ -92,7 +92,7 @@ class FrozenEncoder(Callback):
             if found != self.encoder.fingerprint:
                 raise OwlError(
                     "latents.encoder",
-                    f"{LATENT} of {url} is of encoder {found}, FrozenEncoder got {self.path} of encoder "
+                    f"{LATENT} of {url} comes from encoder {found}, FrozenEncoder got {self.path} with encoder "
                     f"{self.encoder.fingerprint}; encode the footage with that, or give the path of the other",
                 )
             return
@@ -120,7 +120,7 @@ class FrozenEncoder(Callback):
         }
 
     def _measure(self, trainer: Trainer) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of each channel: the first process measures, all use its numbers."""
+        """Measure mean and standard deviation of each channel on rank 0, and broadcast them."""
         if self._statistics is None:
             statistics: tuple[list[float], list[float]] = ([], [])
             if trainer.is_global_zero:
@@ -182,7 +182,7 @@ class FrozenEncoder(Callback):
         self.on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     def state_dict(self) -> dict[str, Any]:
-        """Keep across resumes what ``auto`` was."""
+        """Store the resolved precision."""
         return {"bf16": self._chosen_dtype() == torch.bfloat16}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The named, weighted terms of a loss that compares images with what they should equal."""
+"""Named, weighted terms of a reconstruction loss."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -31,14 +31,14 @@ class ReconstructionWeights:
 
 
 class ReconstructionLoss(nn.Module):
-    """Computes those terms whose weights are not 0.
+    """Compute all terms with a non-zero weight.
 
     Args:
-        weights: Weight of every term; a recipe's own terms may stand among them.
+        weights: Weight of every term; can include terms of the recipe.
         lpips: The perceptual distance.
-        crop: Side in pixels of random squares on which LPIPS is computed: an unbiased estimate of the whole at less
-            cost. None: whole images.
-        samples: With ``crop``: how many samples of a batch are cropped. None: all.
+        crop: Side in pixels of random squares on which LPIPS is computed, an unbiased estimate at a lower cost. None:
+            whole images.
+        samples: With ``crop``: number of samples of a batch that are cropped. None: all.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class ReconstructionLoss(nn.Module):
         self.samples = samples
 
     def forward(self, reconstruction: Tensor, image: Tensor) -> dict[str, Tensor]:
-        """Compare float[B, C, H, W] with what it should equal, of the same shape in [-1, 1].
+        """Compare float[B, C, H, W] with the target image of the same shape in [-1, 1].
 
         Returns:
             A scalar for each term, unweighted.
@@ -66,13 +66,13 @@ class ReconstructionLoss(nn.Module):
         return {name: term() for name, term in terms.items() if getattr(self.weights, name)}
 
     def perceptual(self, reconstruction: Tensor, image: Tensor) -> Tensor:
-        """Mean LPIPS, over random crops of some of the batch where wanted."""
+        """Compute the mean LPIPS, on random crops of some samples if configured."""
         if self.crop is not None:
             reconstruction, image = random_crops(reconstruction, image, self.crop, self.samples)
         return self.lpips(reconstruction, image).mean()
 
 
 def weighted_sum(terms: dict[str, Tensor], weights: ReconstructionWeights) -> Tensor:
-    """Add up terms, each a scalar, by the weights of the same names; one without a weight counts as it is."""
+    """Sum scalar terms with the weights of the same names; terms without a weight have weight 1."""
     by_name = asdict(weights)
     return torch.stack([by_name.get(name, 1.0) * term for name, term in terms.items()]).sum()

@@ -1,4 +1,4 @@
-"""What a latent space looks like: its scale, which of its channels live, how much it says."""
+"""Statistics of a latent space: scale, dead channels and bottleneck losses."""
 
 import torch
 from torch import Tensor
@@ -8,14 +8,14 @@ from torchmetrics.utilities import dim_zero_cat
 from owl.nn.bottleneck import Encoding
 
 DEAD_STD = 1e-2  # of the most varied channel
-DEAD_SIGNAL = 1e-2  # variance of the mean over variance of the noise: half a log of 1.01, 0.005 nats at most
+DEAD_SIGNAL = 1e-2  # variance of the mean divided by that of the noise: at most log(1.01) / 2 = 0.005 nats
 
 
 class LatentStatistics(Metric):
-    """Statistics of the latents without noise over a dataset; keeps 8 c bytes per image until ``reset``.
+    """Statistics of the latents without noise over a dataset; stores 8 c bytes per image until ``reset``.
 
     A channel is dead if its standard deviation is below 1% of that of the most varied channel, or its variance
-    below 1% of the variance of their noise: then nothing of it survives sampling.
+    below 1% of the variance of their noise, so that sampling removes its information.
 
     Args:
         channels: c, the number of latent channels.
@@ -34,8 +34,8 @@ class LatentStatistics(Metric):
         super().__init__()
         self.channels = channels
         self.losses = losses
-        # Moments of each image, not sums over all of them: no difference of large numbers even in float32.
-        # Flat, because a process without images contributes an empty vector, which has one axis.
+        # Moments per image instead of sums over all images avoid differences of large numbers in float32.
+        # Flat, because a rank without images contributes an empty vector, which has one axis.
         self.add_state("means", [], dist_reduce_fx="cat")
         self.add_state("variances", [], dist_reduce_fx="cat")
         for name in ("noise", "images", *(f"sum_{loss}" for loss in losses)):
@@ -53,12 +53,12 @@ class LatentStatistics(Metric):
         self.images += len(mean)
 
     def compute(self) -> dict[str, Tensor]:
-        """Statistics of everything so far.
+        """Compute the statistics of all latents so far.
 
         Returns:
-            ``mean`` and ``std``: float[c], per channel, what later stages standardise latents with. And scalars:
+            ``mean`` and ``std``: float[c], per channel, with which later stages standardise latents. Scalars:
             ``overall_mean``, ``overall_std``: of all elements. ``dead_channels``: their number.
-            And each of the bottleneck's losses by its name, such as ``kl``: nats per latent element.
+            Each of the bottleneck's losses by its name, such as ``kl``: nats per latent element.
         """
         means = dim_zero_cat(self.means).view(-1, self.channels)
         within = dim_zero_cat(self.variances).view(-1, self.channels).mean(dim=0)

@@ -1,4 +1,4 @@
-"""How near reconstructions are to their images, by the measures that are reported together."""
+"""Metrics of reconstructions that are reported together."""
 
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -11,10 +11,10 @@ from owl.metrics.psnr import MeanPSNR
 
 
 class ReconstructionMetrics(nn.Module):
-    """PSNR, SSIM, LPIPS and the Frechet distance of reconstructions as they are shown: clipped, in float32.
+    """PSNR, SSIM, LPIPS and the Fréchet distance of clipped reconstructions in float32.
 
     Args:
-        lpips: The perceptual distance; may be the one that the loss uses.
+        lpips: The perceptual distance; can be shared with the loss.
     """
 
     def __init__(self, lpips: LPIPS) -> None:
@@ -34,7 +34,7 @@ class ReconstructionMetrics(nn.Module):
         self.frechet.update(original, shown)
 
     def named(self, split: str) -> dict[str, Metric]:
-        """Each metric by the name to log it under, such as ``val/psnr``."""
+        """Return each metric by its name in logs, such as ``val/psnr``."""
         names = {"psnr": self.psnr, "ssim": self.ssim}
         names |= {self.perceptual.name: self.perceptual, self.frechet.name: self.frechet}
         return {f"{split}/{name}": metric for name, metric in names.items()}

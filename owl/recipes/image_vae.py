@@ -29,7 +29,7 @@ from owl.viz.pictures import reconstruction_grid
 
 @dataclass
 class Weights(ReconstructionWeights):
-    """Those of the reconstruction, and that of the bottleneck.
+    """Weights of the reconstruction terms and of the bottleneck's loss.
 
     Args:
         kl: Kullback-Leibler divergence of the posterior from N(0, 1), nats per latent element.
@@ -39,20 +39,20 @@ class Weights(ReconstructionWeights):
 
 
 class ImageVAE(LightningModule):
-    """Trains encoder and decoder end to end on reconstruction, without a discriminator.
+    """Train encoder and decoder end to end on reconstruction, without a discriminator.
 
-    loss = sum of weight * term over `Weights`, the terms comparing decode(sample of encode(x)) with x. Losses of the
-    network's own bottleneck that have no weight there are added as they are.
+    loss = sum of weight * term over `Weights`, where the terms compare decode(sample of encode(x)) with x. Losses of
+    the network's bottleneck without a weight are added with weight 1.
 
     Args:
         network: The autoencoder.
         weights: Weight of every term.
         lpips: The perceptual distance, as a loss and as a metric.
-        lpips_crop: Side in pixels of random squares on which LPIPS is computed in training, which costs less and
-            estimates the same. None: whole frames.
-        lpips_samples: With ``lpips_crop``: how many samples of a batch are cropped. None: all.
-        equivariance: Probability with which a step fits decode(T z) to T x for a random scaling and rotation T
-            (EQ-VAE, Kouzelis et al. 2025); 0 costs nothing.
+        lpips_crop: Side in pixels of random squares on which LPIPS is estimated in training, at a lower cost. None:
+            whole frames.
+        lpips_samples: With ``lpips_crop``: number of samples of a batch that are cropped. None: all.
+        equivariance: Probability that a step fits decode(T z) to T x for a random scaling and rotation T (EQ-VAE,
+            Kouzelis et al. 2025).
         sample: Whether to decode a sample of the posterior in training, or its mean.
         optimizer: Called with the parameters; e.g. ``owl.optim.MuonAdamW``.
         warmup_steps: Steps of linear warm-up; a cosine follows until training ends.
@@ -77,7 +77,8 @@ class ImageVAE(LightningModule):
         super().__init__()
         if not any(asdict(weights).values()):
             raise OwlError(
-                "recipe.weights", "every weight of the loss is 0, expected at least one above; set one in model.weights"
+                "recipe.weights",
+                "every weight of the loss is 0, expected at least one above 0; set one in model.weights",
             )
         if weights.kl and "kl" not in network.losses:
             raise OwlError(
@@ -92,7 +93,7 @@ class ImageVAE(LightningModule):
         self.reconstruction_loss = ReconstructionLoss(weights, lpips, lpips_crop, lpips_samples)
         self.equivariance = equivariance
         self.sample = sample
-        if not (sample or weights.kl):  # it has no gradient, which DDP would wait for
+        if not (sample or weights.kl):  # it has no gradient, for which DDP would wait
             network.encoder.logvar.requires_grad_(False)
         self.optimizer = optimizer
         self.warmup_steps = warmup_steps
@@ -102,7 +103,7 @@ class ImageVAE(LightningModule):
         self.latents = LatentStatistics(network.latent_channels, network.losses)
 
     def configure_model(self) -> None:
-        """Lay the weights out as convolutions like them; compile in place, which keeps the names in checkpoints."""
+        """Set the memory format of convolutions; compile in place, which keeps the names in checkpoints."""
         self.network.to(memory_format=torch.channels_last)
         if self.compile_network:
             compile_for_training(self, self.network.encoder, self.network.decoder)
@@ -113,15 +114,14 @@ class ImageVAE(LightningModule):
         """Reconstruct for training.
 
         Returns:
-            The reconstruction, the image it should equal (transformed alike where equivariance is drawn), and the
-            encoding.
+            The reconstruction, the target image (with the same transform if equivariance is drawn), and the encoding.
         """
         encoding = self.network.encode(image)
         latent = encoding.sample() if self.sample else encoding.mean
         if self.equivariance and torch.rand(()).item() < self.equivariance:
             fixed_size = not isinstance(self.network.encoder.resize, nn.Identity)
             transform = draw(image, latent, fixed_size, smallest=SMALLEST)
-            # in one layout, whatever the turn: compiled code is made for each layout, and for sizes once
+            # in one memory format for every rotation, since each format is compiled separately
             transformed = transform(latent).contiguous(memory_format=torch.channels_last)
             return self.network.decoder(transformed).float(), transform(image), encoding
         return self.network.decode(latent), image, encoding
@@ -133,7 +133,7 @@ class ImageVAE(LightningModule):
         return terms | {name: getattr(encoding, name)() for name in wanted}
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """One step: reconstruct, weigh the terms, log each of them unweighted."""
+        """Reconstruct, return the weighted sum of the terms, and log each of them unweighted."""
         terms = self.terms(*self.reconstruct(images(batch)))
         loss = weighted_sum(terms, self.weights)
         log_losses(self, loss, terms)
@@ -156,7 +156,7 @@ class ImageVAE(LightningModule):
         self.log_dict(self.metrics.named(split), on_epoch=True, batch_size=len(image))
 
     def on_validation_epoch_end(self) -> None:
-        """Keep the latent's statistics in the network, for whoever has no dataset of latents with better ones."""
+        """Store the latent statistics in the network, for uses without a dataset of latents."""
         statistics = self.log_latents("val")
         self.network.latent_mean.copy_(statistics["mean"])
         self.network.latent_std.copy_(statistics["std"])
@@ -166,11 +166,11 @@ class ImageVAE(LightningModule):
         self.log_latents("test")
 
     def log_latents(self, split: str) -> dict[str, Tensor]:
-        """Log the statistics of all latents of a pass, return them, and begin anew."""
+        """Log and return the statistics of all latents of a pass, and reset them."""
         statistics = self.latents.compute()
         self.latents.reset()
         scalars = {f"{split}/latent_{name}": value for name, value in statistics.items() if value.ndim == 0}
-        # already the same in every process, which Lightning cannot know
+        # already the same on every rank, which Lightning cannot know
         self.log_dict({**scalars, f"{split}/tsr": self.network.tsr}, sync_dist=True)
         return statistics
 
@@ -188,6 +188,6 @@ class ImageVAE(LightningModule):
         return {"reconstruction": reconstruction_grid(image, reconstruction, encoding.mean)}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimiser with warm-up and cosine."""
+        """Return the optimiser with warm-up and cosine."""
         optimizer = self.optimizer(trained(self.network).values())
         return with_schedule(self, optimizer, self.warmup_steps, self.final_lr)
