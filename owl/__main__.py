@@ -118,10 +118,13 @@ def run_function(function: Callable[..., Any], arguments: list[str], command: st
     """Call a command's function with its signature as the command line; an int it returns is the exit status."""
     from jsonargparse import ArgumentError, auto_parser
 
-    from owl.cli.arguments import explain, gather_options
+    from owl.cli.arguments import config_files, gather_options
+    from owl.cli.mistakes import explain
 
     arguments = underscored(function, arguments)
     if "options" in inspect.signature(function).parameters:
+        if "config" not in inspect.signature(function).parameters and (files := config_files(arguments)):
+            raise OwlError("arguments.no-config", f"--config is no option of this command; give {files[0]} without it")
         arguments = gather_options(arguments)
     # `--depth` alone means true; jsonargparse requires a value after every boolean option.
     switches = {
@@ -140,7 +143,7 @@ def run_function(function: Callable[..., Any], arguments: list[str], command: st
     try:
         given = parser.instantiate(parser.parse_args(arguments))
     except ArgumentError as error:
-        raise explain(str(error), arguments, list(inspect.signature(function).parameters)) from error
+        raise explain(error, arguments, parser) from error
     if "config" not in inspect.signature(function).parameters:
         given.pop("config", None)  # added by jsonargparse, for a file with all arguments
     result = function(**given)

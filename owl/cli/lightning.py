@@ -35,7 +35,8 @@ from owl.callbacks.report import Report
 from owl.callbacks.step_seed import StepSeed
 from owl.callbacks.throughput import Throughput
 from owl.checkpoint import AtomicCheckpointIO, load_checkpoint
-from owl.cli.arguments import config_files, explain
+from owl.cli.arguments import config_files
+from owl.cli.mistakes import explain
 from owl.configuration import check_file, dump
 from owl.data.failures import worker_failure
 from owl.distributed.fsdp2 import FullySharded  # noqa: F401 (registers its name with the trainer)
@@ -354,9 +355,7 @@ def main(arguments: list[str]) -> int:
             seed_everything_default=0,
         )
     except (ArgumentError, OmegaConfBaseException) as error:
-        parser = cli._subcommand_parsers[arguments[0]]
-        options = [n[2:] for action in parser._actions for n in action.option_strings if n.startswith("--")]
-        raise explain(str(error), arguments, options) from error
+        raise explain(error, arguments[1:], cli._subcommand_parsers[arguments[0]]) from error
     except SIGTERMException:
         # Only the process started by the user prints this: Lightning kills all others when a launched one fails.
         checkpoint = next(c for c in cli.trainer.callbacks if isinstance(c, Checkpoint))

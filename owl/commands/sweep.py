@@ -10,7 +10,6 @@ from io import StringIO
 from pathlib import Path
 from typing import Literal
 
-from owl.cli.arguments import spoken
 from owl.errors import OwlError, at_least
 from owl.slurm import Job, queue
 from owl.sweep.plan import Plan, load_plan
@@ -178,3 +177,8 @@ def check(plan: Plan, path: str, arguments: list[str]) -> None:
             raise OwlError("sweep.setting", told) from error
         finally:
             sys.argv = before
+
+
+def spoken(path: str) -> str:
+    """Return a path as options say it: ``model.network.size``."""
+    return ".".join(part for part in path.split(".") if part != "init_args" and not part.isdigit())

@@ -34,7 +34,7 @@ def test_a_queue_hands_over_what_it_could_not_send(monkeypatch: pytest.MonkeyPat
 
 @contract(
     *("_actions", "_option_string_actions"),
-    needed_by="owl/cli/lightning.py and owl/__main__.py: the options that help and suggestions name",
+    needed_by="owl/cli and owl/__main__.py: the options that help and suggestions name",
 )
 def test_a_parser_knows_its_options() -> None:
     parser = ArgumentParser()

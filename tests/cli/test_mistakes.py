@@ -1,114 +1,20 @@
-"""Configuration: files that merge, references between them, and one line for every mistake, with the nearest name."""
+"""One line for every mistake in files and options, with the place, the code and the nearest name."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from owl.__main__ import main
-from owl.cli.arguments import config_files
+from owl.models.image_autoencoder import ImageAutoencoder
+from tests.cli.conftest import Tell
 from tests.helpers.errors import check_line, refused
-from tests.helpers.shards import make_dataset
 from tests.helpers.tiny import owl_here, tiny_experiment, write_config
 
-Tell = Callable[..., str]
 
-
-@pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with base.yaml; its dataset is never opened."""
-    write_config(tmp_path / "base.yaml", tiny_experiment(Path("data")))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def tell(lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tell:
-    """Run a mistaken ``fit`` as users do; it must end with status 2 and one line, which is returned."""
-
-    def run(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["owl", "fit", *arguments])
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        lines = capsys.readouterr().err.strip().splitlines()
-        assert exit_.value.code == 2
-        assert len(lines) == 1, lines
-        assert not (lab / "runs").exists()
-        return lines[0]
-
-    return run
-
-
-def printed(lab: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
-    """The resolved configuration."""
-    with pytest.raises(SystemExit) as exit_:
-        owl_here("fit", *arguments, "--print_config", cwd=lab)
-    assert exit_.value.code == 0
-    return yaml.safe_load(capsys.readouterr().out)
-
-
-def test_later_files_and_then_options_win(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_config(lab / "longer.yaml", {"trainer": {"max_steps": 50}, "data": {"init_args": {"batch_size": 2}}})
-    files = ("--config", "base.yaml", "--config", "longer.yaml")
-    config = printed(lab, capsys, *files, "--data.batch_size", "3", "--model.weights.kl", "0.5")
-    assert config["trainer"]["max_steps"] == 50
-    assert config["trainer"]["log_every_n_steps"] == 1  # the first file's, kept
-    assert config["data"]["init_args"]["batch_size"] == 3
-    assert config["data"]["init_args"]["size"] == [32, 48]
-    assert config["model"]["init_args"]["weights"] == {
-        "l1": 1.0,
-        "l2": 0.0,
-        "logit_laplace": 0.0,
-        "lpips": 0.0,
-        "dwt": 0.0,
-        "kl": 0.5,
-    }
-
-
-def test_references_reach_across_files_and_follow_overrides(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shared = {"model": {"init_args": {"network": {"init_args": {"size": "${data.init_args.size}"}}}}}
-    write_config(lab / "shared.yaml", shared)
-    files = ("--config", "base.yaml", "--config", "shared.yaml")
-
-    def size(*options: str) -> list[int]:
-        return printed(lab, capsys, *files, *options)["model"]["init_args"]["network"]["init_args"]["size"]
-
-    assert size() == [32, 48]
-    assert size("--data.size", "[48, 32]") == [48, 32]
-    write_config(lab / "larger.yaml", {"data": {"init_args": {"size": [64, 96]}}})
-    assert size("--config", "larger.yaml") == [64, 96]
-
-
-def test_a_network_may_be_a_file_of_its_own(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    experiment = tiny_experiment(Path("data"))
-    (lab / "networks").mkdir()
-    write_config(lab / "networks" / "small.yaml", experiment["model"]["init_args"]["network"])
-    experiment["model"]["init_args"]["network"] = "networks/small.yaml"
-    write_config(lab / "split.yaml", experiment)
-    config = printed(lab, capsys, "--config", "split.yaml")
-    assert config["model"]["init_args"]["network"]["init_args"]["widths"] == [8, 16, 16]
-
-
-def test_a_printed_configuration_gives_itself(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = printed(lab, capsys, "--config", "base.yaml", "--trainer.max_steps", "9", "--ema.decay", "0.5")
-    assert config["ema"]["decay"] == 0.5
-    write_config(lab / "whole.yaml", config)
-    assert printed(lab, capsys, "--config", "whole.yaml") == config
-
-
-def test_callbacks_are_appended(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lightning = "lightning.pytorch.callbacks"
-    first = {"class_path": f"{lightning}.LearningRateMonitor", "init_args": {"logging_interval": "step"}}
-    write_config(lab / "more.yaml", {"trainer": {"callbacks": [first]}})
-    options = ("--trainer.callbacks+", f"{lightning}.RichModelSummary", "--trainer.callbacks.max_depth", "3")
-    config = printed(lab, capsys, "--config", "base.yaml", "--config", "more.yaml", *options)
-    found = [callback["class_path"] for callback in config["trainer"]["callbacks"]]
-    assert found == [f"{lightning}.LearningRateMonitor", f"{lightning}.RichModelSummary"]
-    assert config["trainer"]["callbacks"][1]["init_args"]["max_depth"] == 3
+class OtherAutoencoder(ImageAutoencoder):
+    """A network with the arguments of another."""
 
 
 def at(path: str, value: Any) -> dict[str, Any]:
@@ -248,12 +154,74 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, list[str]]] = {
     ),
     "no recipe": (at("model", 3), "arguments.no-mapping", ["wrong.yaml: key 'model'", "'3'"]),
     "weights in bfloat16": (at("trainer.precision", "bf16-true"), "trainer.precision", ["bf16-true", "bf16-mixed"]),
+    "a number in the place of arguments": (
+        at("model.init_args", 3),
+        "arguments.no-mapping",
+        ["wrong.yaml: key 'model.init_args'", "'3'"],
+    ),
+    "a word in the place of a section": (
+        at("trainer", "foo"),
+        "arguments.missing-file",
+        ["wrong.yaml: key 'trainer'", "'foo'"],
+    ),
+    "a word in the place of the recipe": (at("model", "foo"), "arguments.unknown-class", ["wrong.yaml: key 'model'"]),
+    "type within a list": (
+        at("data.init_args.size", ["tall", 48]),
+        "arguments.wrong-value",
+        ["wrong.yaml: key 'data.init_args.size'", "tall", "tuple[int, int]"],
+    ),
+    "key of the default optimizer": (
+        at("model.init_args.optimizer.init_args.lrr", 0.1),
+        "arguments.unknown-key",
+        ["wrong.yaml: key 'model.init_args.optimizer.init_args.lrr'", "torch.optim.AdamW", "'lr'"],
+    ),
+    "type of the default optimizer": (  # which may be a number or an object
+        at("model.init_args.optimizer.init_args.lr", "fast"),
+        "arguments.wrong-value",
+        ["wrong.yaml: key 'model.init_args.optimizer.init_args.lr'", "'fast'", "float"],
+    ),
+    "key of a callback by its name alone": (
+        at("trainer.callbacks", [{"class_path": "EarlyStopping", "init_args": {"monitor": "val/psnr", "patince": 3}}]),
+        "arguments.unknown-key",
+        ["wrong.yaml: key 'trainer.callbacks.0.init_args.patince'", "'patience'"],
+    ),
+    "an argument that a callback needs": (
+        at("trainer.callbacks", [{"class_path": EARLY_STOPPING}]),
+        "arguments.missing-key",
+        ["wrong.yaml: key 'trainer.callbacks.0.init_args'", EARLY_STOPPING, "monitor"],
+    ),
+    "another recipe": (  # whose network is not the first one's
+        at("model", {"class_path": "owl.recipes.inverse_dynamics.InverseDynamics", "init_args": {"final_lr": 0.1}}),
+        "arguments.missing-key",
+        ["wrong.yaml: key 'model.init_args'", "owl.recipes.inverse_dynamics.InverseDynamics", "network"],
+    ),
+    "another network, with a wrong key elsewhere": (  # it keeps the first one's arguments
+        {
+            "model": at("init_args.network.class_path", "tests.cli.test_mistakes.OtherAutoencoder"),
+            "trainer": {"max_step": 3},
+        },
+        "arguments.unknown-key",
+        ["wrong.yaml: key 'trainer.max_step'", "'max_steps'"],
+    ),
+    "a section in a file of its own": (
+        at("trainer", "trainer.yaml"),
+        "arguments.unknown-key",
+        ["trainer.yaml: key 'max_step'", "'max_steps'"],
+    ),
+    "a network in a file of its own": (
+        at(NETWORK, "network.yaml"),
+        "arguments.unknown-key",
+        ["network.yaml: key 'init_args.widhts'", "'widths'"],
+    ),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_wrong_configuration_is_told_in_one_line(lab: Path, tell: Tell, mistake: str) -> None:
     content, code, named = MISTAKES[mistake]
+    network = {"class_path": "owl.models.image_autoencoder.ImageAutoencoder", "init_args": {"widhts": [8, 16, 16]}}
+    write_config(lab / "network.yaml", network)
+    write_config(lab / "trainer.yaml", {"max_step": 3})
     write_config(lab / "wrong.yaml", content)
     line = tell("--config", "base.yaml", "--config", "wrong.yaml")
     check_line(line, code, *named)
@@ -273,14 +241,28 @@ MISTAKEN_OPTIONS = {
         "arguments.unknown-key",
         ["--model.network.latent_chanels", "'latent_channels'"],
     ),
+    ("--trainer.max_steps",): ("arguments.missing-value", ["--trainer.max_steps"]),
+    ("--trainer.max_steps=${nmae}",): ("arguments.unknown-reference", ["--trainer.max_steps", "${nmae}", "'name'"]),
+    ("--data.size", "[tall, 48]"): ("arguments.wrong-value", ["--data.size", "tall"]),
+    ("--model.optimizer", "Adam", "--model.optimizer.lrr", "3"): ("arguments.unknown-key", ["optimizer.lrr", "'lr'"]),
+    ("--trainer.callbacks+", EARLY_STOPPING, "--trainer.callbacks.monitor", "x", "--trainer.callbacks.patience", "z"): (
+        "arguments.wrong-value",
+        ["--trainer.callbacks.patience", "'z'", "int"],
+    ),
+    ("--model.network=network.yaml", "--model.network.widhts", "3"): (
+        "arguments.unknown-key",
+        ["--model.network.widhts", "'widths'"],
+    ),
+    ("--print_confg",): ("arguments.unknown-key", ["--print_confg", "'--print_config'"]),
     ("more",): ("arguments.no-option", ["'more'", "--help"]),
     ("more.yaml",): ("arguments.no-option", ["'more.yaml'", "--config"]),
 }
 
 
 @pytest.mark.parametrize("words", MISTAKEN_OPTIONS)
-def test_a_wrong_option_is_told_the_nearest_one(tell: Tell, words: tuple[str, ...]) -> None:
+def test_a_wrong_option_is_told_the_nearest_one(lab: Path, tell: Tell, words: tuple[str, ...]) -> None:
     code, named = MISTAKEN_OPTIONS[words]
+    write_config(lab / "network.yaml", tiny_experiment(Path("data"))["model"]["init_args"]["network"])
     line = tell("--config", "base.yaml", *words)
     check_line(line, code, *named)
 
@@ -294,19 +276,20 @@ def test_a_file_that_is_missing_or_broken_is_named(lab: Path, tell: Tell) -> Non
     write_config(lab / "absent.yaml", at(NETWORK, "networks/none.yaml"))
     line = tell("--config", "base.yaml", "--config", "absent.yaml")
     check_line(line, "arguments.missing-file", f"absent.yaml: key '{NETWORK}'", "'networks/none.yaml'")
+    write_config(lab / "absent.yaml", at(NETWORK, "broken.yaml"))
+    line = tell("--config", "base.yaml", "--config", "absent.yaml")
+    check_line(line, "arguments.not-yaml", "broken.yaml", "line 3")
 
 
 def test_files_in_the_wrong_place_are_told(lab: Path, tell: Tell) -> None:
+    with refused("arguments.unknown-key", "base.yaml: key 'seed_everything'"):
+        owl_here("export", "--config", "base.yaml", cwd=lab)
     line = tell("base.yaml")
     check_line(line, "arguments.no-option", "'base.yaml'")
     line = tell("--config", str(lab))
     check_line(line, "arguments.folder", str(lab))
     with refused("arguments.no-config", "base.yaml"):
         owl_here("bench", "--config", "base.yaml", cwd=lab)
-
-
-def test_configurations_are_read_in_order_however_they_are_spelled() -> None:
-    assert config_files(["--config=a", "--config", "b", "-c", "c", "--x", "d", "-c=e"]) == ["a", "b", "c", "e"]
 
 
 def test_a_missing_part_is_named(lab: Path, tell: Tell) -> None:
@@ -330,38 +313,6 @@ def test_a_missing_dataset_is_told(tell: Tell, lab: Path) -> None:
     check_line(line, "dataset.missing", "data")
 
 
-def test_what_the_trainer_refuses_once_it_knows_the_data_is_told(
-    lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    make_dataset(lab / "data", episodes=3, frames=6, size=(32, 48), modalities=("rgb",))
-    monkeypatch.setattr(sys, "argv", ["owl", "fit", "--config", "base.yaml", "--trainer.val_check_interval", "100"])
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    with pytest.raises(SystemExit) as exit_:
-        main()
-    assert exit_.value.code == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    check_line(line, "trainer.refused", "`val_check_interval` (100)")
-
-
-def test_training_without_an_end_is_told(lab: Path) -> None:
-    make_dataset(lab / "data", episodes=3, frames=6, size=(32, 48), modalities=("rgb",))
-    endless = ("--trainer.max_steps", "-1", "--trainer.max_epochs", "-1")
-    with refused("schedule.no-end", "trainer.max_steps"):
-        owl_here("fit", "--config", "base.yaml", *endless, cwd=lab)
-
-
-def test_a_timer_among_the_callbacks_is_taken_as_it_is(lab: Path) -> None:
-    """Its default is a string of Lightning's own kind, which YAML refused to write."""
-    make_dataset(lab / "data", episodes=3, frames=6, size=(32, 48), modalities=("rgb",))
-    timer = "--trainer.callbacks+=lightning.pytorch.callbacks.Timer"
-    assert owl_here("fit", "--config", "base.yaml", timer, cwd=lab) == 0
-    (written,) = yaml.safe_load((lab / "runs/base/config.yaml").read_text())["trainer"]["callbacks"]
-    assert written["init_args"] == {"duration": None, "interval": "step", "verbose": True}
-    assert owl_here("fit", "--config", "runs/base/config.yaml", "--name", "again", cwd=lab) == 0
-    with refused("trainer.two-limits", "trainer.max_time", "Timer"):
-        owl_here("fit", "--config", "base.yaml", timer, "--trainer.max_time", "00:00:01:00", "--name", "two", cwd=lab)
-
-
 def test_a_folder_that_cannot_be_written_is_told(tell: Tell) -> None:
     assert "/proc/runs" in tell("--config", "base.yaml", "--runs", "/proc/runs")
 
@@ -372,3 +323,10 @@ def test_debug_shows_where_it_happened(lab: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sys, "path", list(sys.path))
     with refused("arguments.unknown-key", "'trainer.max_step'", "'max_steps'"):
         main()
+
+
+def test_a_refusal_without_a_reason_is_told_in_the_parsers_words(lab: Path) -> None:
+    """What is compared here knows references only where they stand, not what they give."""
+    write_config(lab / "wrong.yaml", {"trainer": {"max_steps": "${name}"}, "name": "many"})
+    with refused("arguments.invalid", "trainer.max_steps", "many"):
+        owl_here("fit", "--config", "base.yaml", "--config", "wrong.yaml", cwd=lab)

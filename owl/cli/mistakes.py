@@ -1,0 +1,374 @@
+"""What is wrong with settings that the parser refuses, in one sentence: the file, the key, the nearest valid name.
+
+The parser's messages are prose, with a paragraph for each member of a Union. Nothing is read from them: the files and
+options are merged once more and compared, key by key, with the arguments of the parser and of the classes that they
+name; the first that does not fit is told.
+"""
+
+import argparse
+import collections.abc
+import difflib
+import importlib
+import inspect
+import os
+import pkgutil
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+
+from owl.cli.arguments import CONFIG, config_files, split
+from owl.errors import OwlError
+
+LONGEST_LIST = 20
+"""Valid names are listed in full up to this many; the nearest one is always named."""
+UNKNOWN = (ImportError, AttributeError, TypeError, ValueError)
+"""What importing a class that is not there raises."""
+
+
+class Setting(NamedTuple):
+    """A value, which may be a dict or a list of settings, and the key or option that gave it."""
+
+    where: str
+    value: Any
+    folder: Path | None = None
+    """Of the file that it stands in."""
+
+
+def explain(error: Exception, arguments: list[str], parser: ArgumentParser) -> OwlError:
+    """Find what is wrong with the settings that a parser refused.
+
+    Args:
+        error: What it raised.
+        arguments: The command line, without the command.
+        parser: The command's own.
+
+    Returns:
+        What to raise; where no mistake is found, the parser's own message as ``arguments.invalid``.
+    """
+    cause = error.__cause__
+    while cause is not None:
+        if isinstance(cause, argparse.ArgumentError) and cause.argument_name:  # too few values
+            option = cause.argument_name.rpartition("/")[2]
+            return OwlError("arguments.missing-value", f"{option} has no value; give it one, or leave it out")
+        cause = cause.__cause__
+    try:
+        settings = gather_settings(arguments, parser)
+        if isinstance(error, OmegaConfBaseException):
+            return bad_reference(error, settings, parser)
+        found = mistake_in(settings.value, parser) or missing_argument(settings.value, parser)
+    except OwlError as mistake:
+        return mistake
+    reason = " ".join(str(error).split())
+    return found or OwlError("arguments.invalid", f"the settings are refused ({reason}); see --help")
+
+
+def gather_settings(arguments: list[str], parser: ArgumentParser) -> Setting:
+    """Merge files and options, the later over the earlier.
+
+    Raises:
+        OwlError: A file is not there, or a word belongs to no option.
+    """
+    settings = Setting("", {})
+    takes_files = any(isinstance(action, ActionConfigFile) for action in parser._actions)
+    for file in map(Path, config_files(arguments) if takes_files else []):
+        if file.is_dir():
+            raise OwlError("arguments.folder", f"'{file}' is a folder, a YAML file was expected; give one of its files")
+        if not file.is_file():
+            raise OwlError("arguments.missing-file", f"there is no file '{file.absolute()}'; give an existing one")
+        given = read(file)
+        settings = merged(settings, given) if isinstance(given.value, dict) else settings
+    positions = [action.dest for action in parser._actions if not action.option_strings]
+    for name, text in split(arguments):
+        if not name and not positions:
+            advice = "give YAML files with --config" if str(text).endswith((".yaml", ".yml")) else "see --help"
+            raise OwlError("arguments.no-option", f"{text!r} belongs to no option; {advice}")
+        if not (takes_files and name in CONFIG):
+            name = name or positions.pop(0)
+            setting = Setting(f"option {name}", text)
+            with suppress(yaml.YAMLError):
+                setting = placed(yaml.safe_load(text), setting.where) if text and text[0] in "[{" else setting
+            for key in reversed(name.lstrip("-").split(".")):
+                setting = Setting(f"option {name}", {key: setting})
+            settings = merged(settings, setting)
+    return settings
+
+
+def read(file: Path) -> Setting:
+    """Read the settings of a YAML file."""
+    try:
+        content = yaml.safe_load(file.read_bytes())
+    except yaml.YAMLError as error:
+        raise OwlError("arguments.not-yaml", f"{file} is not valid YAML ({error}); correct it there") from error
+    return placed(content, str(file), file.parent)
+
+
+def placed(value: Any, source: str, folder: Path | None = None, path: str = "") -> Setting:
+    """Say where a value and all that is in it stands: in an option, or in a file of ``folder``."""
+    if isinstance(value, dict):
+        value = {str(key): placed(part, source, folder, f"{path}.{key}".lstrip(".")) for key, part in value.items()}
+    elif isinstance(value, list):
+        value = [placed(part, source, folder, f"{path}.{position}") for position, part in enumerate(value)]
+    return Setting(f"{source}: key '{path}'" if folder else source, value, folder)
+
+
+def loaded(setting: Setting) -> Setting:
+    """Return the settings of the YAML file that stands in the place of keys, or a setting that is none as it is."""
+    if not isinstance(setting.value, str) or not setting.value.endswith((".yaml", ".yml")):
+        return setting
+    file = (setting.folder or Path()) / setting.value
+    return read(file) if file.is_file() else setting
+
+
+def merged(old: Setting | None, new: Setting) -> Setting:
+    """Put a setting over an earlier one: keys over keys, and keys of options over the last object of a list."""
+    old = loaded(old or Setting("", None))
+    before, after = old.value, new.value
+    if isinstance(after, str) and isinstance(before, dict) and "class_path" in before:
+        content = loaded(new).value
+        after = content if isinstance(content, dict) else {"class_path": new}
+    if not isinstance(after, dict):
+        return new
+    if isinstance(before, list) and before:
+        return Setting(new.where, [*before[:-1], merged(before[-1], new)])
+    both: dict[str, Setting]
+    both = dict(before) if isinstance(before, dict) else {"class_path": old} if isinstance(before, str) else {}
+    if "class_path" in both and "class_path" in after and both["class_path"].value != after["class_path"].value:
+        with suppress(*UNKNOWN):  # the other class keeps what it takes too
+            parser, former = parser_of(imported(after["class_path"].value)), object_arguments(both)
+            kept = {name: part for name, part in former.items() if fits(part, name, parser)}
+            both = {"init_args": Setting(new.where, kept)}
+    for key, setting in after.items():
+        if key.endswith("+"):
+            more = setting.value if isinstance(setting.value, list) else [setting]
+            both[key[:-1]] = Setting(setting.where, [*both.get(key[:-1], Setting("", [])).value, *more])
+        else:
+            both[key] = merged(both.get(key), setting)
+    return Setting(new.where, both)
+
+
+def object_arguments(settings: dict[str, Setting]) -> dict[str, Setting]:
+    """Return an object's arguments, also those that options gave without ``init_args``."""
+    inner = settings.get("init_args", Setting("", {}))
+    rest = {key: s for key, s in settings.items() if key not in ("class_path", "init_args", "dict_kwargs")}
+    return merged(inner, Setting(inner.where, rest)).value
+
+
+def plain(setting: Setting) -> Any:
+    """Return a value without its places."""
+    if isinstance(setting.value, dict):
+        return {key: plain(part) for key, part in setting.value.items()}
+    return [plain(part) for part in setting.value] if isinstance(setting.value, list) else setting.value
+
+
+def below(setting: Setting, path: str = "") -> Iterator[tuple[str, Setting]]:
+    """Yield the dotted path of every key and position below a setting, with what stands there."""
+    value = setting.value
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in parts:
+        yield f"{path}{key}", part
+        yield from below(part, f"{path}{key}.")
+
+
+def parser_of(kind: Any, skip: int = 0) -> ArgumentParser:
+    """Return a parser of the arguments of a class, or of a function that makes an object, but the first ``skip``."""
+    parser = ArgumentParser(exit_on_error=False)
+    add = parser.add_class_arguments if inspect.isclass(kind) else parser.add_function_arguments
+    add(kind, skip={skip} if skip else None, fail_untyped=False)
+    return parser
+
+
+def names_below(parser: ArgumentParser, prefix: str = "") -> list[str]:
+    """Return the names that a parser takes below ``prefix``, which is empty or ends in a dot."""
+    names = (action.dest.removeprefix(prefix) for action in parser._actions if action.dest.startswith(prefix))
+    return list(dict.fromkeys(name.partition(".")[0] for name in names if not name.endswith("help")))
+
+
+def fits(setting: Setting, key: str, parser: ArgumentParser) -> bool:
+    """Whether a parser takes a value under this key."""
+    try:
+        parser.validate(Namespace({key: plain(setting)}), skip_required=True)
+    except (TypeError, ValueError, KeyError, argparse.ArgumentError):
+        return False
+    return True
+
+
+def mistake_in(
+    settings: dict[str, Setting], parser: ArgumentParser, prefix: str = "", owner: str = ""
+) -> OwlError | None:
+    """Find the first setting that a parser does not take; ``owner`` is the class whose arguments it has, if any."""
+    valid = names_below(parser, prefix)
+    for name, setting in settings.items():
+        key, found = prefix + name, None
+        if name not in valid:
+            found = unknown_key(setting, name, valid, prefix, owner)
+        elif names_below(parser, f"{key}."):  # a section
+            setting = loaded(setting)
+            if isinstance(setting.value, dict):
+                inner = object_arguments(setting.value) if owner else setting.value
+                found = mistake_in(inner, parser, f"{key}.", owner)
+            elif setting.value is not None:
+                found = no_keys(setting)
+        elif not fits(setting, key, parser):
+            action = next(action for action in parser._actions if action.dest == key)
+            found = misfit(setting, getattr(action, "_typehint", action.type), action.default)
+        if found:
+            return found
+    return None
+
+
+def misfit(setting: Setting, hint: Any, default: Any = None) -> OwlError | None:
+    """Say why a value does not fit a type; None where all of it does, or where a reference hides what it is."""
+    value, members = setting.value, [hint]
+    for member in members:  # which grows by those of Unions
+        members += get_args(member) if get_origin(member) in (Union, UnionType) else ()
+    members = [member for member in members if get_origin(member) not in (Union, UnionType)]
+    bases = {base: skip for member in members for base, skip in bases_in(member).items()}
+    simple = any(not bases_in(member) and member is not NoneType for member in members)
+    if isinstance(value, list) and (inner := [m for m in members if bases_in(m) and get_args(m)]):
+        return next(filter(None, (misfit(part, get_args(inner[0])[0]) for part in value)), None)
+    if bases and (isinstance(value, dict) or (isinstance(value, str) and ("." in value or not simple))):
+        return object_mistake(setting, bases, default)
+    return None if "${" in str(value) else wrong_value(setting, members)
+
+
+def bases_in(hint: Any) -> dict[type, int]:
+    """Return the classes whose objects a type takes, with how many of their arguments a Callable gives later."""
+    members = get_args(hint)
+    if get_origin(hint) is collections.abc.Callable:
+        return dict.fromkeys(bases_in(members[-1]), len(members[0]) if isinstance(members[0], list) else 0)
+    if inspect.isclass(hint) and not members and hint.__module__ != "builtins":
+        return {hint: 0}
+    return {base: skip for member in members for base, skip in bases_in(member).items()}
+
+
+def object_mistake(setting: Setting, bases: dict[type, int], default: Any) -> OwlError | None:
+    """Find what is wrong with keys that describe an object, or with the path of its class alone."""
+    setting = loaded(setting)
+    settings = setting.value if isinstance(setting.value, dict) else {"class_path": setting}
+    base, skip = next(iter(bases.items()))
+    implied = default.get("class_path") if isinstance(default, dict | Namespace) else None
+    named = settings.get("class_path", Setting(setting.where, implied or f"{base.__module__}.{base.__qualname__}"))
+    if str(named.value).endswith((".yaml", ".yml")):
+        return no_keys(named)
+    try:
+        kind = imported(str(named.value), list(bases))
+    except UNKNOWN as error:
+        return unknown_class(named, str(error))
+    if not callable(kind) or (inspect.isclass(kind) and not issubclass(kind, tuple(bases))):
+        return unknown_class(named, f"not a subclass of {base.__name__}")
+    inner = settings.get("init_args")
+    if inner and not isinstance(inner.value, dict | NoneType):
+        return no_keys(inner)
+    parser, arguments = parser_of(kind, skip), object_arguments(settings)
+    return mistake_in(arguments, parser, owner=named.value) or missing_argument(arguments, parser, named)
+
+
+def imported(class_path: str, bases: list[type] | None = None) -> Any:
+    """Import a class; of a subclass of ``bases`` the name is enough.
+
+    Raises:
+        Exception: One of UNKNOWN; there is none.
+    """
+    module, _, name = class_path.rpartition(".")
+    known = [] if module else list(bases or ())
+    for base in known:  # which grows
+        if base.__name__ == name:
+            return base
+        known += base.__subclasses__()
+    if not module:
+        raise ImportError("no class of that name is known")
+    return getattr(importlib.import_module(module), name)
+
+
+def missing_argument(
+    settings: dict[str, Setting], parser: ArgumentParser, named: Setting | None = None
+) -> OwlError | None:
+    """Say which arguments without a default were not given: to the class that is named, or else to the command."""
+    required = {action.dest for action in parser._actions if action.required} | parser._extra_required_keys
+    missing = " and ".join(sorted({key.partition(".")[0] for key in required} - settings.keys()))
+    if not missing:
+        return None
+    if named is None:
+        return OwlError("arguments.missing-key", f"{missing} must be given; see --help")
+    where = named.where.replace("class_path'", "init_args'")
+    return OwlError("arguments.missing-key", f"{where} gives {named.value} no {missing}, which it needs; add it there")
+
+
+def unknown_key(setting: Setting, name: str, valid: list[str], prefix: str, owner: str) -> OwlError:
+    """Say that nothing accepts a key, with those that are accepted beside it."""
+    by = f" by {owner}" if owner else ""
+    near = suggestion(name, valid, f"--{prefix}" if setting.where.startswith("option") and not owner else "")
+    listed = sorted(name for name in valid if not name.startswith("print_"))
+    advice = near + f" (accepted: {', '.join(listed)})" if len(listed) <= LONGEST_LIST else near or "; see --help"
+    return OwlError("arguments.unknown-key", f"{setting.where} is not accepted{by}{advice}")
+
+
+def unknown_class(named: Setting, reason: str) -> OwlError:
+    """Say that a class cannot be imported or is of another kind, with the nearest one."""
+    near, module = "", None
+    for part in str(named.value).split("."):
+        modules = [info.name for info in pkgutil.iter_modules(getattr(module, "__path__", []))]
+        classes = [name for name, value in getattr(module, "__dict__", {}).items() if inspect.isclass(value)]
+        nearest = difflib.get_close_matches(part, [*modules, *classes] if module else [part], n=1, cutoff=0.5)
+        near = f"{near}.{nearest[0]}".lstrip(".") if nearest else ""
+        if not near:
+            break
+        with suppress(ImportError):
+            module = importlib.import_module(near)
+    advice = f"did you mean '{near}'?" if near not in ("", named.value) else "name another class"
+    return OwlError("arguments.unknown-class", f"{named.where} names the class '{named.value}' ({reason}); {advice}")
+
+
+def no_keys(setting: Setting) -> OwlError:
+    """Say that a value stands where keys belong; a string is the name of a file that has them."""
+    found = str(plain(setting))
+    if isinstance(setting.value, str):
+        advice = "which is not there; paths are relative to the naming file"
+        return OwlError("arguments.missing-file", f"{setting.where} names the file {found!r}, {advice}")
+    return OwlError("arguments.no-mapping", f"{setting.where} holds {found!r}, expected keys with values below it")
+
+
+def wrong_value(setting: Setting, accepted: list[Any]) -> OwlError:
+    """Say that a value is of none of the types that are accepted, or none of those that can be chosen."""
+    choices = [str(choice) for hint in accepted if get_origin(hint) is Literal for choice in get_args(hint)]
+    types = [hint for hint in accepted if get_origin(hint) is not Literal]
+    expected = [f"one of {', '.join(choices)}"] if choices else []
+    for hint in reversed(types):
+        name = hint.__name__ if inspect.isclass(hint) and not get_args(hint) else str(hint)
+        expected.insert(0, "null" if hint is NoneType else f"an {name}" if name[0] in "aeiou" else f"a {name}")
+    value = str(plain(setting))
+    told = f"{setting.where} is {value!r}, but expects {' or '.join(expected)}{suggestion(value, choices)}"
+    return OwlError("arguments.wrong-value", told)
+
+
+def bad_reference(error: OmegaConfBaseException, settings: Setting, parser: ArgumentParser) -> OwlError:
+    """Say of a ``${}`` that cannot be resolved where it stands, and why."""
+    key = (error.full_key or "").partition(".")[2].replace("[", ".").replace("]", "")  # without the command
+    known, short = dict(below(settings)), key.replace(".init_args", "")  # as options say it
+    where, value, _ = known.get(key) or known.get(short) or Setting(f"option --{short}", "")
+    references = re.findall(r"\$\{\.*([^{}]+)\}", str(value))
+    for name in (reference.removeprefix("oc.env:") for reference in references if reference.startswith("oc.env:")):
+        if "," not in name and name not in os.environ:
+            told = f"refers to the variable {name}, which is not set; set it, or write ${{oc.env:{name},VALUE}}"
+            return OwlError("arguments.unset-variable", f"{where} {told}")
+    names = [*known, *(action.dest for action in parser._actions)]
+    unknown = [reference for reference in references if reference not in names]
+    if unknown and isinstance(error, InterpolationKeyError):
+        told = f"refers to ${{{unknown[0]}}}, which is not set anywhere{suggestion(unknown[0], names) or '; set it'}"
+        return OwlError("arguments.unknown-reference", f"{where} {told}")
+    reason = str(error.msg).partition("\n")[0]
+    told = f"holds a reference that cannot be resolved ({reason}); write ${{KEY}} or ${{oc.env:VARIABLE}}"
+    return OwlError("arguments.bad-reference", f"{where} {told}")
+
+
+def suggestion(name: str, valid: list[str], prefix: str = "") -> str:
+    """Return ``; did you mean '...'?`` for the nearest valid name, or an empty string."""
+    nearest = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f"; did you mean '{prefix}{nearest[0]}'?" if nearest else ""

@@ -1,0 +1,15 @@
+"""Command lines taken apart."""
+
+from owl.cli.arguments import config_files, gather_options
+
+
+def test_configurations_are_read_in_order_however_they_are_spelled() -> None:
+    assert config_files(["--config=a", "--config", "b", "-c", "c", "--x", "d", "-c=e"]) == ["a", "b", "c", "e"]
+
+
+def test_a_switch_takes_no_option_for_its_value() -> None:
+    assert gather_options(["--dry_run", "-c", "a", "--fold", "b", "--trainer.x", "-1", "--name="]) == [
+        *("--dry_run", "--fold", "b", "--name", ""),
+        '--config=["a"]',
+        '--options=["--trainer.x=-1"]',
+    ]
