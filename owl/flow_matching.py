@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def add_noise(clean: Tensor, noise: Tensor, noise_level: Tensor) -> Tensor:
-    """x_t.
+    """Compute x_t.
 
     Args:
         clean: float[B, F, ...], x0.
@@ -24,18 +24,19 @@ def add_noise(clean: Tensor, noise: Tensor, noise_level: Tensor) -> Tensor:
 def logit_normal(normal: Tensor, mean: float, std: float) -> Tensor:
     """Noise levels sigmoid(N(mean, std)) in (0, 1) (Stable Diffusion 3, Esser et al. 2024, eq. 19).
 
-    A higher mean trains more at high noise, where motion is decided; a lower one at low noise, where detail is.
+    A higher mean trains more at high noise levels, which determine motion; a lower one at low levels, which determine
+    detail.
 
     Args:
         normal: float[...], drawn from N(0, 1).
-        mean: Of the logit.
-        std: Of the logit.
+        mean: Mean of the logit.
+        std: Standard deviation of the logit.
     """
     return torch.sigmoid(mean + std * normal)
 
 
 def velocity_loss(velocity: Tensor, clean: Tensor, noise: Tensor) -> Tensor:
-    """Mean squared error of the velocity, for each frame: float[B, F]."""
+    """Compute the mean squared error of the velocity for each frame: float[B, F]."""
     return (velocity.float() - (noise - clean).float()).square().flatten(2).mean(-1)
 
 
@@ -44,11 +45,11 @@ class Step(NamedTuple):
 
     Attributes:
         x: x_t.
-        velocity: Predicted at t.
+        velocity: Prediction at t.
         t: Noise level.
-        next_t: That of the next step, 0 after the last one.
-        previous_velocity: Predicted by the step before this one; None at the first.
-        previous_t: Noise level of that step.
+        next_t: Noise level of the next step, 0 after the last one.
+        previous_velocity: Prediction of the previous step; None at the first.
+        previous_t: Noise level of the previous step.
         noise: Fresh normal noise, shaped like ``x``.
     """
 
@@ -62,25 +63,26 @@ class Step(NamedTuple):
 
 
 def noise_levels(steps: int, shift: float = 1.0) -> list[float]:
-    """Noise levels of the steps of a frame, for ``Engine(noise_levels=...)``: from 1, even, then shifted towards noise.
+    """Noise levels of the steps of a frame, for ``Engine(noise_levels=...)``: uniform from 1, then shifted towards
+    noise.
 
     Args:
         steps: Evaluations of the network per frame.
-        shift: s in s u / (1 + (s - 1) u) (Stable Diffusion 3, Esser et al. 2024, section 5.3.2); 1 keeps them even.
+        shift: s in s u / (1 + (s - 1) u) (Stable Diffusion 3, Esser et al. 2024, section 5.3.2); 1: no shift.
     """
     even = [1 - step / steps for step in range(steps)]
     return [shift * u / (1 + (shift - 1) * u) for u in even]
 
 
 def euler(step: Step) -> Tensor:
-    """Follow the flow along its tangent: x at the next noise level."""
+    """Take an Euler step to the next noise level."""
     return step.x + (step.next_t - step.t) * step.velocity
 
 
 def adams_bashforth(step: Step) -> Tensor:
-    """Follow the flow along a parabola through this step's velocity and the one before: of second order, and for free.
+    """Take a second-order Adams-Bashforth step from the velocities of this and the previous step, at no extra cost.
 
-    The explicit multistep method of two steps; in diffusion models that of PNDM (Liu et al. 2022) and DEIS (Zhang and
+    The explicit two-step multistep method; in diffusion models that of PNDM (Liu et al. 2022) and DEIS (Zhang and
     Chen 2023). The first step is Euler's.
     """
     if step.previous_velocity is None:

@@ -1,15 +1,15 @@
-"""Which latents a network takes or decodes: where datasets keep them, their statistics, the encoder they must be of.
+"""Latents of a network: their modalities in datasets, their statistics, and the encoder they must come from.
 
-A network that is trained on latents of a frozen encoder says of which in its attributes:
+A network that is trained on latents of a frozen encoder declares them in its attributes:
 
 - ``inputs``, a dictionary: the shape of one frame's latent by the name of the input;
-- ``latent_modalities``, a dictionary: where datasets keep the latents of an input whose name is not that of the
-  modality, such as "latent" for "video";
+- ``latent_modalities``, a dictionary: the modality in datasets for inputs with another name, such as "latent" for
+  "video";
 - for each of them the buffers ``<name>_mean`` and ``<name>_std``, float[channels], and ``<name>_encoder``, uint8[8]:
   the encoder's fingerprint, zeros until `load_latent_stats` has set them.
 
-Buffers go into checkpoints and exports: a decoder proves by them which latents it decodes, without its encoder. An
-autoencoder, which carries its encoder, proves it by that.
+Buffers are stored in checkpoints and exports: they identify the latents that a decoder takes, without its encoder. An
+autoencoder is identified by its encoder.
 """
 
 from typing import Any
@@ -24,21 +24,22 @@ from owl.errors import OwlError
 
 INTERFACE = ("encode", "encoder", "modalities", "latent_channels")
 OF_FRAMES, OF_SOUND = ("size", "latent_size"), ("sample_rate", "hop")
-"""What a network has that encodes datasets (`owl.data.encoder.FrameEncoder`)."""
+"""Attributes of a network that can encode datasets (`owl.data.encoder.FrameEncoder`)."""
 
 UNKNOWN = bytes(8).hex()
-"""The fingerprint in a network that no dataset of latents was shown to."""
+"""The fingerprint before `load_latent_stats` was called."""
 
 
 def described(data: Any) -> tuple[dict[str, dict[str, Any]], str]:
-    """What a data module's dataset says of its modalities, and its path.
+    """Return the description of the modalities of a data module's dataset, and its path.
 
     Args:
-        data: `owl.data.datamodule.ShardDataModule` or one of yours, whose ``train_dataset``, ``validation_dataset`` or
-            ``test_dataset`` has ``info.modalities`` (as in dataset.json) and ``path``; None where there is none.
+        data: `owl.data.datamodule.ShardDataModule` or another data module whose ``train_dataset``,
+            ``validation_dataset`` or ``test_dataset`` has ``info.modalities`` (as in dataset.json) and ``path``; None
+            where there is none.
 
     Raises:
-        OwlError: There is none, or it says nothing.
+        OwlError: There is no data module, or its dataset has no description.
     """
     for name in ("train_dataset", "validation_dataset", "test_dataset"):
         dataset = getattr(data, name, None)
@@ -48,26 +49,26 @@ def described(data: Any) -> tuple[dict[str, dict[str, Any]], str]:
     found = "loaders without a data module" if data is None else f"the data module {type(data).__qualname__}"
     raise OwlError(
         "recipe.data-module",
-        f"a recipe that trains on latents got {found}, from which it cannot learn their mean, std and encoder; use "
+        f"a recipe that trains on latents got {found}, without a description of mean, std and encoder; use "
         "owl.data.datamodule.ShardDataModule, or give yours a train_dataset with info.modalities as in dataset.json",
     )
 
 
 class LoadedEncoder(FrameEncoder):
-    """An encoder that other processes load again, since not every network can be pickled."""
+    """An encoder that is reloaded in other processes, since not every network can be pickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return load_encoder, (self.checkpoint,)
 
 
 def load_encoder(path: str) -> LoadedEncoder:
-    """Load an autoencoder that is to encode.
+    """Load an autoencoder for encoding.
 
     Args:
-        path: A .ckpt file that fit wrote, or a folder that export wrote.
+        path: A .ckpt file written by fit, or a folder written by export.
 
     Raises:
-        OwlError: The file is missing or damaged, or holds a network of another kind.
+        OwlError: The file is missing or damaged, or contains another kind of network.
     """
     network = models.load(path)
     name = type(network).__qualname__
@@ -75,8 +76,8 @@ def load_encoder(path: str) -> LoadedEncoder:
         if not hasattr(network, attribute):
             raise OwlError(
                 "network.kind",
-                f"the network of {path} is {name}, which has no {attribute}, an autoencoder that declares what it "
-                "encodes was expected; give the checkpoint of one",
+                f"the network of {path} is {name}, which has no {attribute}, expected an autoencoder that declares "
+                "what it encodes; give the checkpoint of one",
             )
     return LoadedEncoder(
         network=network,
@@ -87,10 +88,10 @@ def load_encoder(path: str) -> LoadedEncoder:
 
 
 def load_latent_stats(network: nn.Module, modalities: dict[str, dict[str, Any]], url: str) -> None:
-    """Give the network a dataset's latent statistics and encoders.
+    """Copy a dataset's latent statistics and encoder fingerprints to the network.
 
     Raises:
-        OwlError: The dataset's latents have another shape, or its controls other names.
+        OwlError: The shape of the latents or the names of the controls differ.
     """
     for name, shape in _inputs(network).items():
         modality = modality_of(network, name)
@@ -112,7 +113,7 @@ def load_latent_stats(network: nn.Module, modalities: dict[str, dict[str, Any]],
             raise OwlError(
                 "latents.statistics",
                 f"{modality} of {url} has a standard deviation of {float(std.min()):g} in channel "
-                f"{int(std.argmin())}, one above 0 was expected: an encoder's channels must say something; use another "
+                f"{int(std.argmin())}, expected more than 0 in every channel; use another "
                 "encoder",
             )
         getattr(network, f"{name}_mean").copy_(torch.tensor(description["mean"]))
@@ -125,10 +126,10 @@ def load_latent_stats(network: nn.Module, modalities: dict[str, dict[str, Any]],
 
 
 def check_encoder(network: nn.Module, modalities: dict[str, dict[str, Any]], url: str) -> None:
-    """Refuse latents of another encoder than the one the network was trained on.
+    """Check that latents come from the encoder that the network was trained with.
 
     Raises:
-        OwlError: They are.
+        OwlError: They come from another encoder.
     """
     for name in _inputs(network):
         modality = modality_of(network, name)
@@ -142,22 +143,23 @@ def check_encoder(network: nn.Module, modalities: dict[str, dict[str, Any]], url
 
 
 def check_decoder(network: nn.Module, name: str, decoder: nn.Module) -> None:
-    """Refuse a decoder of other latents than a network generates.
+    """Check that a decoder decodes the latents that a network generates.
 
     Args:
-        network: Trained on latents, such as a world model.
-        name: Of its input whose latents are to be decoded.
-        decoder: With ``decode`` and either its ``encoder`` or the buffer that names it, such as ``latent_encoder``.
+        network: Network trained on latents, such as a world model.
+        name: Name of the input whose latents are decoded.
+        decoder: Network with ``decode`` and either its ``encoder`` or the fingerprint buffer, such as
+            ``latent_encoder``.
 
     Raises:
-        OwlError: It is one, or does not say what it decodes.
+        OwlError: It decodes other latents, or does not identify them.
     """
     modality = modality_of(network, name)
     if not (hasattr(decoder, "decode") and tells_encoder(decoder, modality)):
         raise OwlError(
             "decoder.kind",
-            f"the {name} decoder is a {type(decoder).__name__}, a network with decode that tells which latents it "
-            f"decodes was expected, by its encoder or by a buffer {modality}_encoder; give the autoencoder of the "
+            f"the {name} decoder is a {type(decoder).__name__}, expected a network with decode that identifies "
+            f"its latents by its encoder or by a buffer {modality}_encoder; give the autoencoder of the "
             "latents, or a decoder that was trained on them",
         )
     found, expected = encoder_of(decoder, modality), encoder_of(network, name)
@@ -170,16 +172,16 @@ def check_decoder(network: nn.Module, name: str, decoder: nn.Module) -> None:
 
 
 def tells_encoder(network: nn.Module, name: str = "latent") -> bool:
-    """Whether a network says of which encoder the latents of an input are."""
+    """Return whether a network identifies the encoder of the latents of an input."""
     return any(hasattr(network, attribute) for attribute in (f"{name}_encoder", "encoder"))
 
 
 def encoder_of(network: nn.Module, name: str = "latent") -> str:
-    """Fingerprint of the encoder whose latents a network takes, generates or decodes.
+    """Return the fingerprint of the encoder whose latents a network takes, generates or decodes.
 
     Args:
-        network: One that `tells_encoder`.
-        name: Of the network's input.
+        network: Network for which `tells_encoder` is true.
+        name: Name of the network's input.
     """
     if hasattr(network, f"{name}_encoder"):
         return bytes(getattr(network, f"{name}_encoder").tolist()).hex()
@@ -187,7 +189,7 @@ def encoder_of(network: nn.Module, name: str = "latent") -> str:
 
 
 def modality_of(network: nn.Module, name: str) -> str:
-    """Where datasets keep the latents of one of a network's inputs."""
+    """Return the modality in datasets for one of a network's inputs."""
     names: dict[str, str] = getattr(network, "latent_modalities", {})
     return names.get(name, name)
 

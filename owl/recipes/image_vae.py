@@ -83,8 +83,8 @@ class ImageVAE(LightningModule):
         if weights.kl and "kl" not in network.losses:
             raise OwlError(
                 "recipe.weights",
-                f"weights.kl is {weights.kl}, but the bottleneck of {type(network).__name__} has no posterior, whose "
-                "divergence that would weigh; set model.weights.kl to 0",
+                f"weights.kl is {weights.kl}, but the bottleneck of {type(network).__name__} has no posterior with "
+                "a divergence; set model.weights.kl to 0",
             )
         self.save_hyperparameters()
         self.network = network

@@ -1,4 +1,4 @@
-"""What is refused before a rollout begins or goes on, in one sentence each."""
+"""Checks of the inputs of a rollout."""
 
 from pathlib import Path
 
@@ -10,25 +10,25 @@ from owl.models.world_model import Controls, Streams, WorldTransformer
 
 
 def as_world_model(network: nn.Module, path: str | Path) -> WorldTransformer:
-    """What was loaded from a file, where it is a world model.
+    """Return a loaded network if it is a world model.
 
     Raises:
-        OwlError: It is something else.
+        OwlError: It is another network.
     """
     if not isinstance(network, WorldTransformer):
         raise OwlError(
             "network.kind",
-            f"{path} holds a {type(network).__qualname__}, a world model was expected; give a checkpoint of the recipe "
+            f"{path} holds a {type(network).__qualname__}, expected a world model; give a checkpoint of the recipe "
             "owl.recipes.world_model.WorldModel or its export",
         )
     return network
 
 
 def check_decoder(network: WorldTransformer, name: str, decoder: nn.Module) -> None:
-    """Refuse a decoder of what a world model does not generate (`owl.latents.check_decoder`).
+    """Check that a decoder decodes a stream of a world model (`owl.latents.check_decoder`).
 
     Raises:
-        OwlError: It is one, or does not say what it decodes.
+        OwlError: It does not, or does not identify its latents.
     """
     if name not in network.generated:
         raise OwlError(
@@ -39,16 +39,16 @@ def check_decoder(network: WorldTransformer, name: str, decoder: nn.Module) -> N
 
 
 def check_context(network: WorldTransformer, context: Streams, controls: Controls) -> int:
-    """Return the batch size of a valid context.
+    """Check a context and return its batch size.
 
     Raises:
-        OwlError: Context and controls do not fit each other or the world model, or hold no frame or no numbers.
+        OwlError: Context and controls do not match each other or the world model, or contain no frame, NaN or infinity.
     """
     batch, length = controls.buttons.shape[:2]
     if length == 0:
         raise OwlError(
             "context.empty",
-            "the context holds 0 frames, at least one was expected; give some, or None to begin from nothing",
+            "the context has 0 frames, expected at least one; give some, or None for no context",
         )
     for name, stream in network.streams.items():
         latents, shape = context if name in network.generated else controls.given, [batch, length, *stream.shape]
@@ -62,7 +62,7 @@ def check_context(network: WorldTransformer, context: Streams, controls: Control
         if not latents[name].isfinite().all():
             raise OwlError(
                 "context.non-finite",
-                f"the context's {name} holds NaN or infinite numbers, latents were expected; encode it anew",
+                f"the context's {name} contains NaN or infinite values, expected finite latents; encode it again",
             )
     for kind, values, names in (
         ("buttons", controls.buttons, network.buttons),
@@ -78,10 +78,10 @@ def check_context(network: WorldTransformer, context: Streams, controls: Control
 
 
 def check_step(network: WorldTransformer, batch: int, buttons: Tensor, axes: Tensor, given: Streams) -> None:
-    """Refuse what is given for a frame where it is of another batch or another world model.
+    """Check that the inputs of a frame match the batch size and the world model.
 
     Raises:
-        OwlError: It is.
+        OwlError: They do not.
     """
     for kind, values, names in (("buttons", buttons, network.buttons), ("axes", axes, network.axes)):
         if tuple(values.shape) != (batch, len(names)):

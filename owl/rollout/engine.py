@@ -1,7 +1,7 @@
-"""The streaming engine: plays a world model one frame at a time, in bounded memory.
+"""Streaming engine: generates rollouts of a world model one frame at a time, with constant memory.
 
-It owns what `owl.rollout.generate` computes with: a copy of the network, quantised and compiled if wanted, the cache,
-the random numbers and the decoders.
+It holds the state for `owl.rollout.generate`: a copy of the network, optionally quantised and compiled, the cache, the
+generators and the decoders.
 """
 
 import time
@@ -29,9 +29,9 @@ class Frame:
     """One generated frame.
 
     Attributes:
-        latents: Of every stream, as the encoder makes them: "video" float[B, c, h, w], "audio" float[B, k, c], ...
-        decoded: What the decoders made of them: "video" float[B, 3, H, W] in [-1, 1], ...
-        seconds: Time spent: "commit" (of the frame before, with this one's first denoising step), "denoise" (the
+        latents: Latents of every stream, not standardised: "video" float[B, c, h, w], "audio" float[B, k, c], ...
+        decoded: Decoded latents: "video" float[B, 3, H, W] in [-1, 1], ...
+        seconds: Time spent: "commit" (of the previous frame, with this one's first denoising step), "denoise" (the
             other steps), "decode".
     """
 
@@ -42,7 +42,7 @@ class Frame:
 
 @dataclass
 class Snapshot:
-    """A rollout's whole state: what is cached, of how many frames, the frame yet to be committed, random numbers."""
+    """State of a rollout: the cache, the number of frames, the pending frame and the generator."""
 
     cache: list[Tensor]
     length: int
@@ -51,31 +51,31 @@ class Snapshot:
 
 
 class Engine:
-    """Rolls a world model out, frame by frame.
+    """Generate rollouts of a world model, frame by frame.
 
     Args:
         network: The world model.
-        decoders: For any of its streams a network with ``decode(latent float[B, ...])``; others are not decoded.
+        decoders: By stream, networks with ``decode(latent float[B, ...])``; other streams are not decoded.
         noise_levels: Noise levels of the steps of a frame, from 1 down; the last step ends at 0.
         sampler: "adams_bashforth" (of second order; a single step is Euler's), "euler", or "consistency" for few-step
             students.
         context_noise: Noise level at which frames are committed; the training's context noise covers it.
-        guidance: Weight w of classifier-free guidance, null + w (conditional - null); 1 costs nothing. Both
-            predictions are copies of the frame within one pass, over one cache.
-        one_pass: Whether committing a frame waits for the next frame's first denoising step. False commits at once:
-            more work per frame, less between the controls and their frame.
-        dtype: Of weights and cache, e.g. torch.bfloat16; None keeps the network's. The network given is not changed.
-            Frames, noise and the latents' statistics are float32 all the same: their errors would add up.
-        quantization: Stores the weights of linear layers in eight bits, the decoders' too; see
+        guidance: Weight w of classifier-free guidance, null + w (conditional - null); 1: no guidance. Both predictions
+            are copies of the frame within one pass, over one cache.
+        one_pass: Whether a frame is committed together with the next frame's first denoising step. False commits it
+            immediately: more work per frame, but less latency from controls to their frame.
+        dtype: Dtype of weights and cache, e.g. torch.bfloat16; None: that of the network. The given network is not
+            changed. Frames, noise and latent statistics stay in float32, since their errors would accumulate.
+        quantization: Quantise the weights of linear layers, also of the decoders, to eight bits; see
             `owl.precision.inference.quantize`.
-        compile: Whether blocks run through ``torch.compile``. That happens in the background: frames are made eagerly
-            until what is compiled was compared with the eager block, or for ever, with a warning, where compiling
-            fails. The code is kept for the next start, see `owl.rollout.compiled.cache_folder`.
-        device: Where to run.
+        compile: Whether to compile blocks with ``torch.compile``, in the background: frames are generated eagerly until
+            a compiled block was compared with the eager one. If compilation fails, the engine warns and stays eager.
+            The code is cached for the next start, see `owl.rollout.compiled.cache_folder`.
+        device: Device to run on.
 
     Raises:
-        OwlError: The settings make no sense, the device does not run the quantisation, or a decoder is of another
-            encoder than the world model was trained with.
+        OwlError: The settings are invalid, the device does not support the quantisation, or a decoder belongs to
+            another encoder than the world model.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Engine:
         self.dtype = placement(self.network).dtype
         self.device = torch.device(device)
         self.one_pass = one_pass
-        self.batch = 0  # no rollout yet
+        self.batch = 0  # before `reset`
         self.compile = compile and can_compile(self.device.type)
         self._blocks = CompiledBlocks(self.network, quantization) if self.compile else None
 
@@ -123,7 +123,7 @@ class Engine:
             settings: See `Engine`.
 
         Raises:
-            OwlError: A file is missing or holds something else.
+            OwlError: A file is missing or contains another kind of network.
         """
         network = as_world_model(models.load(world_model), world_model)
         loaded = {name: models.load(path) for name, path in (decoders or {}).items()}
@@ -133,23 +133,24 @@ class Engine:
     def reset(
         self, context: Streams | None = None, controls: Controls | None = None, batch: int = 1, seed: int = 0
     ) -> None:
-        """Begin a rollout.
+        """Start a rollout.
 
         Args:
-            context: Latents of the frames that came before, as the encoder makes them ("video" float[B, T, c, h, w],
-                ...), any number of them; None begins from nothing.
-            controls: Of each of these frames, with what is given for them as its encoder makes it.
-            batch: Rollouts side by side, where there is no context to tell.
-            seed: Of all noise; equal seeds give equal rollouts.
+            context: Latents of any number of previous frames, not standardised ("video" float[B, T, c, h, w], ...);
+                None: no context.
+            controls: Controls of these frames, with the latents of given streams, not standardised.
+            batch: Batch size, without a context.
+            seed: Seed of all noise; equal seeds give equal rollouts.
 
         Raises:
-            OwlError: Context and controls do not fit each other or the world model, or hold no frame or no numbers.
+            OwlError: Context and controls do not match each other or the world model, or contain no frame, NaN or
+                infinity.
         """
         if context is not None:
             if controls is None:
                 raise OwlError(
                     "context.controls",
-                    "the context has no controls, those of each of its frames were expected; give them",
+                    "the context has no controls, expected those of each of its frames; give them",
                 )
             batch = check_context(self.network, context, controls)
         self.batch = batch
@@ -169,13 +170,13 @@ class Engine:
             self._commit()
 
     def wait_compiled(self, batch: int | None = None) -> bool:
-        """Wait until everything is compiled, so that equal seeds give equal frames and times are those of later.
+        """Wait until all code is compiled, for reproducible frames and representative timings.
 
         Args:
-            batch: Of the rollouts to come, before ``reset``; None for those at hand.
+            batch: Batch size of the next rollouts, before ``reset``; None: that of the current ones.
 
         Returns:
-            Whether the code that runs is compiled. False at once where it is not to be, and where compiling fails.
+            Whether compiled code is used. False immediately without ``compile``, or if compilation fails.
 
         Raises:
             OwlError: Without a batch, ``reset`` was not called.
@@ -192,15 +193,14 @@ class Engine:
 
         Args:
             buttons: float[B, number of buttons], 1 where one is down.
-            axes: float[B, number of axes], movement in the axis's own unit.
-            given: Latents of the streams that are given, float[B, ...], as their encoders make them; what is left out
-                is its mean.
+            axes: float[B, number of axes], movement in the unit of each axis.
+            given: Latents of given streams, float[B, ...], not standardised; missing ones are replaced by their mean.
 
         Returns:
             The frame that these controls lead to.
 
         Raises:
-            OwlError: ``reset`` was not called, or what is given is of another batch or another world model.
+            OwlError: ``reset`` was not called, or the inputs do not match the batch size or the world model.
         """
         self._check_begun()
         check_step(self.network, self.batch, buttons, axes, given or {})
@@ -238,20 +238,20 @@ class Engine:
         """Return to a state of this rollout.
 
         Raises:
-            OwlError: ``reset`` was not called, or the snapshot is of another batch size, network or cache.
+            OwlError: ``reset`` was not called, or the snapshot has another batch size, network or cache.
         """
         self._check_begun()
         found = snapshot.cache[-1].shape[0]
         if found != self.batch:
             raise OwlError(
                 "engine.snapshot",
-                f"the snapshot holds {found} rollouts, {self.batch} run now; reset with that batch first",
+                f"the snapshot has {found} rollouts, the engine {self.batch}; reset with that batch first",
             )
         if [t.shape for t in snapshot.cache] != [t.shape for t in self.cache.tensors()]:
             raise OwlError(
                 "engine.other-snapshot",
-                "the snapshot is of another world model or of an engine with other guidance, one of this engine was "
-                "expected; restore it there",
+                "the snapshot comes from another world model or an engine with other guidance, expected one of this "
+                "engine; restore it there",
             )
         for tensor, stored in zip(self.cache.tensors(), snapshot.cache, strict=True):
             tensor.copy_(stored)
@@ -260,38 +260,38 @@ class Engine:
 
     @property
     def time(self) -> int:
-        """Frames since the rollout began, those of the context among them."""
+        """Frames since the start of the rollout, including the context."""
         return self.cache.length + (self._pending is not None)
 
     def _prepare(self, batch: int) -> None:
-        """Begin to compile what rollouts of this batch run."""
+        """Start to compile the code for rollouts of this batch size."""
         if self._blocks is not None:
             copies = self.schedule.copies
             joined = [copies + 1] if self.one_pass else []
             self._blocks.prepare(batch, list(dict.fromkeys([copies, *joined, 1])), copies)
 
     def _await_commit(self, latents: Streams, controls: Controls) -> None:
-        """Have a frame committed by the next pass, with its context noise: drawn now, however many passes there are."""
+        """Let the next pass commit a frame; draw its context noise now, independent of the number of passes."""
         level = self.schedule.context_noise
         self._pending = as_context(latents, controls, self._noise(), level) if level else Context(latents, controls)
 
     def _commit(self) -> None:
-        """Write the frame that waits into the cache by a pass of its own."""
+        """Write the pending frame to the cache in a separate pass."""
         if self._pending is not None:
             commit_frame(self.network, self.cache, self._pending, self.schedule.context_noise, self._blocks)
             self._pending = None
 
     def _controls(self, buttons: Tensor, axes: Tensor, given: Streams) -> Controls:
-        """What is given for one frame, as the network takes it."""
+        """Return the controls and given streams of one frame as inputs of the network."""
         latents = self.network.standardize({name: x.to(self.device) for name, x in given.items()})
         for name, stream in self.network.given.items():
-            if name not in latents:  # standardised, nothing is the mean
+            if name not in latents:  # zero is the standardised mean
                 latents[name] = torch.zeros(self.batch, *stream.shape, device=self.device)
         pressed, moved = (x[:, None].to(self.device, torch.float32) for x in (buttons, axes))
         return Controls(pressed, moved, given={name: x[:, None] for name, x in latents.items()})
 
     def _noise(self) -> Streams:
-        # drawn on the CPU, so that a seed means the same everywhere
+        # drawn on the CPU, so that a seed gives the same noise on every device
         return {
             name: torch.randn(self.batch, 1, *stream.shape, generator=self._random).to(self.device)
             for name, stream in self.network.generated.items()

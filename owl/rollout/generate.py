@@ -1,14 +1,14 @@
-"""One frame of a rollout as plain functions of a network, a cache and inputs, with or without gradients.
+"""Generation of one frame as plain functions of a network, a cache and inputs, with or without gradients.
 
-Play, evaluation and training on a model's own frames (self forcing, Huang et al. 2025) share them:
+They are shared by play, evaluation and training on generated frames (self forcing, Huang et al. 2025):
 
     cache = network.new_cache(batch, schedule.copies)
     for controls, noise in ...:
         x = generate_frame(network, cache, controls, schedule, noise)
         commit_frame(network, cache, Context(x, controls), schedule.context_noise)
 
-Two passes per frame, one to denoise it and one to write its clean version into the cache, can be made one: given the
-frame before as ``pending``, the first denoising step commits it too. It is exact, and reads the weights once.
+The pass that writes a clean frame to the cache can be combined with the first denoising step of the next frame: pass
+the previous frame as ``pending``. The result is the same, and the weights are read once.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -29,23 +29,23 @@ Sampler = Literal["adams_bashforth", "euler", "consistency"]
 SAMPLERS = {"adams_bashforth": adams_bashforth, "euler": euler, "consistency": consistency}
 
 Apply = Callable[[Block, Tensor, Tensor, Tensor, Attend], Tensor]
-"""Applies a block to what `Block.forward` takes, such as compiled code."""
+"""Applies a block to the arguments of `Block.forward`, for example by compiled code."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How frames are denoised, and how they become context.
+    """Settings for denoising frames and committing them.
 
     Attributes:
         noise_levels: Noise levels of the steps of a frame, from 1 down; the last step ends at 0.
         sampler: "adams_bashforth" (of second order; a single step is Euler's), "euler", or "consistency" for few-step
             students.
-        guidance: Weight w of classifier-free guidance (Ho and Salimans 2022), null + w (conditional - null); 1 costs
-            nothing. Both predictions are copies of the frame within one pass, over one cache.
+        guidance: Weight w of classifier-free guidance (Ho and Salimans 2022), null + w (conditional - null); 1: no
+            guidance. Both predictions are copies of the frame within one pass, over one cache.
         context_noise: Noise level at which frames are committed; the training's context noise covers it.
 
     Raises:
-        OwlError: The settings make no sense.
+        OwlError: The settings are invalid.
     """
 
     noise_levels: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
@@ -65,25 +65,25 @@ class Schedule:
 
     @property
     def copies(self) -> int:
-        """Noisy copies of a frame in one pass, for which `WorldTransformer.new_cache` makes room."""
+        """Noisy copies of a frame in one pass, an argument of `WorldTransformer.new_cache`."""
         return 1 if self.guidance == 1 else 2
 
     @property
     def draws(self) -> int:
-        """How often normal noise is drawn for a frame: to begin with, and for "consistency" after each step."""
+        """Number of noise samples per frame: one initially, and for "consistency" one after each step."""
         return 1 + len(self.noise_levels) if self.sampler == "consistency" else 1
 
     def until(self, step: int) -> "Schedule":
-        """The schedule that ends with this step's prediction of the clean frame: self forcing's exit step."""
+        """Return the schedule that ends with this step's prediction of the clean frame: self forcing's exit step."""
         return replace(self, noise_levels=self.noise_levels[: step + 1])
 
 
 class Context(NamedTuple):
-    """A frame as later ones see it.
+    """A frame as context of later ones.
 
     Attributes:
         latents: Standardised, with the schedule's context noise: "video" float[B, 1, c, h, w], ...
-        controls: Of this one frame.
+        controls: Controls of the frame.
     """
 
     latents: Streams
@@ -111,24 +111,24 @@ def generate_frame(
     grad_steps: Collection[int] = (),
     apply: Apply | None = None,
 ) -> Streams:
-    """Generate the frame after those that are committed.
+    """Generate the frame after the committed ones.
 
-    Without gradients the cache's places for noisy copies are written in place: shapes and addresses never change.
-    With gradients nothing is written. They reach the weights by this frame alone: what is cached is constant, also
-    where later frames are committed before the backward pass recomputes activations.
+    Without gradients the cache's slots for noisy copies are written in place: shapes and addresses never change. With
+    gradients nothing is written. Gradients reach the weights through this frame only: the cache is constant, also if
+    later frames are committed before the backward pass recomputes activations.
 
     Args:
         network: The world model.
-        cache: Of the frames before, made with ``schedule.copies``.
-        controls: Of this one frame, [B, 1, ...].
-        schedule: How it is denoised.
-        noise: ``schedule.draws`` times normal noise of one frame, "video" float[B, 1, c, h, w], ...: the first is
-            where it begins, the others are for the sampler "consistency", one after each step.
-        pending: The frame before where it is not committed yet: the first step's pass does that too. A pass of its own
-            does where the first step carries gradients, which the past has none of.
-        grad_steps: Denoising steps, counted from 0, whose evaluation of the network carries gradients; the other
-            steps' velocities are constants.
-        apply: What applies a block in steps without gradients; None: the block itself.
+        cache: Cache of the previous frames, created with ``schedule.copies``.
+        controls: Controls of this frame, [B, 1, ...].
+        schedule: Denoising schedule.
+        noise: ``schedule.draws`` samples of normal noise of one frame, "video" float[B, 1, c, h, w], ...: the first is
+            the initial value, the others are used by the sampler "consistency", one after each step.
+        pending: The previous frame if it is not yet committed: the first step's pass commits it. If the first step
+            carries gradients, it is committed by a separate pass without gradients.
+        grad_steps: Denoising steps, from 0, whose evaluation of the network carries gradients; the velocities of other
+            steps are constants.
+        apply: Function that applies a block in steps without gradients; None: the block itself.
 
     Returns:
         The clean frame, standardised, float32, shaped like the noise.
@@ -148,7 +148,7 @@ def denoise(
     grad_steps: Collection[int] = (),
     apply: Apply | None = None,
 ) -> Iterator[Streams]:
-    """Yield the frame after each step of `generate_frame`, which see."""
+    """Yield the frame after each step; see `generate_frame`."""
     if pending is not None and 0 in grad_steps:
         commit_frame(network, cache, pending, schedule.context_noise, apply)
         pending = None
@@ -183,25 +183,25 @@ def denoise(
 def commit_frame(
     network: WorldTransformer, cache: Cache, frame: Context, context_noise: float = 0.0, apply: Apply | None = None
 ) -> None:
-    """Write a frame into the cache, in place and without gradients, by a pass of its own.
+    """Write a frame to the cache in place, in a separate pass without gradients.
 
     Args:
         network: The world model.
-        cache: Of the frames before it.
-        frame: The frame that follows them.
+        cache: Cache of the previous frames.
+        frame: The next frame.
         context_noise: Noise level of its latents.
-        apply: What applies a block; None: the block itself.
+        apply: Function that applies a block; None: the block itself.
     """
     _pass(network, cache, [_Part(frame.latents, context_noise, frame.controls, 0, cache.length)], apply)
     cache.length += 1
 
 
 def as_context(latents: Streams, controls: Controls, noise: Streams, context_noise: float) -> Context:
-    """A clean frame with context noise, ready to be committed.
+    """Add context noise to a clean frame, for `commit_frame`.
 
     Args:
         latents: Standardised, float[B, 1, ...].
-        controls: Of this one frame.
+        controls: Controls of the frame.
         noise: Normal noise shaped like the latents.
         context_noise: Noise level.
     """
@@ -210,7 +210,7 @@ def as_context(latents: Streams, controls: Controls, noise: Streams, context_noi
 
 
 def _pass(network: WorldTransformer, cache: Cache, parts: list[_Part], apply: Apply | None) -> Streams:
-    """Run the network on frames one after another; returns the velocities of all."""
+    """Run the network on a sequence of frames and return the velocities of all."""
     batch, device = len(parts[0].controls.buttons), parts[0].controls.buttons.device
     velocity: Streams = network(
         {name: torch.cat([part.latents[name] for part in parts], 1) for name in network.generated},
@@ -227,7 +227,7 @@ def _pass(network: WorldTransformer, cache: Cache, parts: list[_Part], apply: Ap
 
 
 def _guided(velocity: Streams, schedule: Schedule) -> Streams:
-    """Of the velocities of a pass, that of the frame at hand, in float32."""
+    """Return the velocity of the current frame from those of a pass, in float32."""
     if schedule.guidance == 1:
         return {name: v[:, -1:].float() for name, v in velocity.items()}
     velocity = {name: v.float() for name, v in velocity.items()}
