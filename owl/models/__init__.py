@@ -20,14 +20,14 @@ CHECKPOINT_SUFFIX = ".ckpt"
 def save(network: nn.Module, directory: str | Path) -> None:
     """Write a network's weights, buffers and constructor arguments, each file atomically.
 
-    Its frozen parts are written too, which checkpoints leave out: what is exported stands alone.
+    Frozen parts, which checkpoints exclude, are also written, so that the export is self-contained.
 
     Args:
-        network: A network that keeps its constructor arguments, plain values only, as ``network.config``.
+        network: A network that stores its constructor arguments, as plain values, in ``network.config``.
         directory: Local folder; created, files of an earlier export are replaced.
 
     Raises:
-        OwlError: The network keeps no ``config``.
+        OwlError: The network has no ``config``.
     """
     import yaml
     from safetensors.torch import save as to_bytes
@@ -46,15 +46,15 @@ def save(network: nn.Module, directory: str | Path) -> None:
 
 
 def load(path: str | Path, name: str | None = None) -> nn.Module:
-    """Rebuild a network from a training checkpoint or from what ``save`` or ``python -m owl export`` wrote.
+    """Load a network from a training checkpoint, or from a folder written by ``save`` or ``python -m owl export``.
 
     Args:
-        path: A ``.ckpt`` file that fit wrote, or a folder with ``model.safetensors`` and ``config.yaml``.
-        name: Which of the networks that the recipe of a checkpoint exports; needed where there are several.
+        path: A ``.ckpt`` file written by fit, or a folder with ``model.safetensors`` and ``config.yaml``.
+        name: Name of one of the networks that the checkpoint's recipe exports; required if there are several.
 
     Returns:
-        The network on the CPU in eval mode, in the dtype it was saved in, with outputs equal to the saved one's; of a
-        checkpoint with the averaged weights (EMA) where the run kept an average.
+        The network on the CPU in eval mode, in the dtype in which it was saved, with the same outputs; from a
+        checkpoint with EMA, the averaged weights.
 
     Raises:
         OwlError: A file is missing or damaged, it names a class that is not trusted (see `owl.trust`) or cannot be
@@ -64,14 +64,14 @@ def load(path: str | Path, name: str | None = None) -> nn.Module:
 
 
 def exported(recipe: nn.Module) -> dict[str, nn.Module]:
-    """The networks that a recipe trains for others to use, by name.
+    """Return the networks that a recipe exports, by name.
 
-    A recipe says which in its attribute ``exports``, names of its submodules such as ``("encoder", "decoder")``: these
-    are exported and averaged (`owl.callbacks.ema.EMA`), what only serves their training, such as a critic, is not. One
-    without the attribute exports its ``network``, and everything it trains is averaged.
+    A recipe lists the names of submodules in its attribute ``exports``, such as ``("encoder", "decoder")``. These are
+    exported and averaged (`owl.callbacks.ema.EMA`); others, such as a critic, are not. A recipe without the attribute
+    exports its ``network``, and everything it trains is averaged.
 
     Raises:
-        OwlError: It has no submodule of such a name.
+        OwlError: It has no submodule with such a name.
     """
     networks = {}
     for name in getattr(recipe, "exports", ("network",)):
@@ -80,7 +80,7 @@ def exported(recipe: nn.Module) -> dict[str, nn.Module]:
         except AttributeError as error:
             raise OwlError(
                 "recipe.exports",
-                f"the recipe {type(recipe).__qualname__} has no {name}, the name of a submodule was expected; name the "
+                f"the recipe {type(recipe).__qualname__} has no {name}, expected the name of a submodule; list the "
                 "networks that it exports in its attribute exports",
             ) from error
     return networks
@@ -90,8 +90,8 @@ def rebuild(checkpoint: str | Path, name: str | None = None) -> tuple[nn.Module,
     """Rebuild a network of a training checkpoint, with the code of the recipe that trained it.
 
     Args:
-        checkpoint: A ``.ckpt`` file that fit wrote.
-        name: Which of the networks that the recipe exports; needed where there are several.
+        checkpoint: A ``.ckpt`` file written by fit.
+        name: Name of one of the networks that the recipe exports; required if there are several.
 
     Returns:
         The network on the CPU in eval mode, and the content of the checkpoint.
@@ -115,7 +115,7 @@ def rebuild_all(checkpoint: str | Path) -> tuple[dict[str, nn.Module], dict[str,
     """Rebuild all networks that the recipe of a training checkpoint exports, with its code.
 
     Args:
-        checkpoint: A ``.ckpt`` file that fit wrote.
+        checkpoint: A ``.ckpt`` file written by fit.
 
     Returns:
         The networks by name on the CPU in eval mode, and the content of the checkpoint.
@@ -139,7 +139,7 @@ def rebuild_all(checkpoint: str | Path) -> tuple[dict[str, nn.Module], dict[str,
         recipe_class = getattr(importlib.import_module(module), name)
         if not (isinstance(recipe_class, type) and issubclass(recipe_class, LightningModule)):
             raise TypeError(f"{class_path} is no LightningModule")
-        with warnings.catch_warnings():  # recipes keep networks as hyperparameters on purpose
+        with warnings.catch_warnings():  # recipes intentionally store networks as hyperparameters
             warnings.filterwarnings("ignore", message="Attribute .* is an instance of `nn.Module`")
             recipe = recipe_class.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
     except (ArgumentError, ImportError, AttributeError, RuntimeError, TypeError, ValueError) as error:
@@ -153,13 +153,13 @@ def rebuild_all(checkpoint: str | Path) -> tuple[dict[str, nn.Module], dict[str,
 
 
 def fingerprint(module: nn.Module) -> str:
-    """Sixteen hexadecimal digits that tell networks apart by their weights.
+    """Return sixteen hexadecimal digits that identify a network by its weights.
 
     They are the same for a checkpoint and its export, on every machine, and do not change when weight normalisation is
-    folded (in float32) or the module is frozen: a weight-normalised weight enters as the one that folding would leave.
+    folded (in float32) or the module is frozen: weight-normalised weights are folded first.
 
     Args:
-        module: Any network, or the part of it that matters: the encoder, where latents are to be recognised.
+        module: Any network or part of one, such as the encoder to identify latents.
 
     Returns:
         The beginning of the SHA-256 of names, shapes and float32 values of all parameters and buffers.
@@ -189,7 +189,7 @@ def fingerprint(module: nn.Module) -> str:
 
 
 def _whole_state(network: nn.Module) -> dict[str, Any]:
-    """A network's state dict with its frozen parts."""
+    """Return a network's state dict with its frozen parts."""
     from owl.nn.frozen import whole_state_dicts
 
     with whole_state_dicts():
@@ -238,7 +238,7 @@ def _load_export(directory: Path) -> nn.Module:
                     f"{weights} has {len(names)} {kind} tensors such as {min(names)}, expected the tensors of the "
                     f"{class_path} that {config} describes; export the checkpoint again",
                 )
-        # assign: the network takes the dtype of the file instead of casting the file to its own.
+        # assign: the network takes the dtype of the file.
         network.load_state_dict(tensors, strict=True, assign=True)
     except (SafetensorError, RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())

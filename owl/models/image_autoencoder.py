@@ -1,4 +1,4 @@
-"""A convolutional KL autoencoder of single images: the first half of every latent world model."""
+"""Convolutional KL autoencoder of single images, the first stage of latent world models."""
 
 from collections.abc import Iterable
 from itertools import pairwise
@@ -24,21 +24,21 @@ from owl.nn.resampling import Down, Resize, Up
 
 Norm = Literal["weight", "group", "none"]
 
-LOGVAR_BOUND = 15.0  # exp(15 / 2) = 1,808 standard deviations: far beyond use, far from overflow
-HEAD_GAIN = 0.25  # brings the decoder's activations, of variance 2 to 4, to about the variance of pictures
-INITIAL_LOGVAR = -4.0  # a standard deviation of 0.14, so that the first steps are not spent reading through noise
+LOGVAR_BOUND = 15.0  # exp(15 / 2) = 1,808 standard deviations: far above useful values, far below overflow
+HEAD_GAIN = 0.25  # scales the decoder's activations, of variance 2 to 4, to about the variance of pictures
+INITIAL_LOGVAR = -4.0  # a standard deviation of 0.14, so that noise does not dominate the first steps
 
 
 class ImageAutoencoder(nn.Module):
     """Image -> Gaussian latent on a coarse grid -> image.
 
-    From the outside in: a learned resize where the image does not have the latent's aspect ratio, a patch of pixels
-    per position (so that no convolution runs at full resolution), then one stage per entry of ``widths``, each half
-    the grid of the one before, joined by the shortcuts of DC-AE (Chen et al. 2024). By default the blocks have
-    neither norms nor a middle block, only weight normalisation, which folds away for inference.
+    From the image to the latent: a learned resize if the image does not have the latent's aspect ratio, a patch of
+    pixels per position (so that no convolution runs at full resolution), then one stage per entry of ``widths``, each
+    with half the grid of the previous one, connected by the shortcuts of DC-AE (Chen et al. 2024). By default the
+    blocks have neither norms nor a middle block, only weight normalisation, which folds away for inference.
 
-    The grid of the finest stage times ``patch`` is ``latent_size * 2^(len(widths) - 1) * patch``. Where that equals
-    ``size`` no resize is built; otherwise both ends get one (360x640 <-> 512x512 for an 8x8 latent).
+    The grid of the finest stage times ``patch`` is ``latent_size * 2^(len(widths) - 1) * patch``. If that equals
+    ``size`` there is no resize; otherwise encoder and decoder have one (360x640 <-> 512x512 for an 8x8 latent).
 
     Args:
         channels: Channels of the image.
@@ -47,21 +47,22 @@ class ImageAutoencoder(nn.Module):
         latent_channels: Channels of the latent, a divisor of the last width.
         widths: Channels of each stage, finest first; four times each is a multiple of the next.
         blocks: Residual blocks of each stage of the encoder, finest first.
-        decoder_blocks: The same for the decoder, also finest first; as the encoder when absent.
-        patch: Side in pixels of the patch that enters and leaves as one position.
-        group_size: Channels per group of the 3x3 convolutions in the blocks; dense when absent.
-        norm: "weight" (weight normalisation only), "group" (group norms instead), or "none" (plain convolutions:
-            what remains after folding).
-        middle_block: Whether both halves have residual block, self-attention, residual block on the latent's grid.
+        decoder_blocks: The same for the decoder, also finest first; default: as in the encoder.
+        patch: Side in pixels of the patch of one position.
+        group_size: Channels per group of the 3x3 convolutions in the blocks; None: dense.
+        norm: "weight" (weight normalisation only), "group" (group norms instead), or "none" (plain convolutions, as
+            after folding).
+        middle_block: Whether encoder and decoder have a residual block, self-attention and a residual block on the
+            latent's grid.
         checkpoint: Whether training recomputes the blocks' activations in the backward pass to save memory.
 
     Attributes:
         encoder: float[B, channels, H, W] -> (mean float[B, c, h, w], logvar float[B, 1, h, w]).
         decoder: float[B, c, h, w] -> float[B, channels, H, W].
-        losses: Names of the bottleneck's own losses, each a method of what `encode` returns.
+        losses: Names of the bottleneck's losses, each a method of the result of `encode`.
         latent_mean: float[c], buffer: mean of each latent channel in the last validation; zeros until measured.
-        latent_std: float[c], buffer: its standard deviation; ones until measured. What later stages standardise with
-            is measured on the training split by `owl.data.encoder`, and stands in the dataset of latents.
+        latent_std: float[c], buffer: its standard deviation; ones until measured. The statistics for later stages are
+            measured on the training split by `owl.data.encoder` and stored in the dataset of latents.
         config: The arguments above as plain values; building from them gives a network of the same shape.
 
     Raises:
@@ -148,7 +149,7 @@ class ImageAutoencoder(nn.Module):
         return Posterior(mean.to(image.dtype), logvar.to(image.dtype))
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Decode latents, on the scale the encoder gives them (not standardised).
+        """Decode latents (not standardised).
 
         Args:
             latent: float[B, latent_channels, h, w].
@@ -169,11 +170,11 @@ class ImageAutoencoder(nn.Module):
         return image.to(latent.dtype)
 
     def forward(self, image: Tensor, sample: bool) -> tuple[Tensor, Posterior]:
-        """Reconstruct.
+        """Reconstruct images.
 
         Args:
             image: float[B, channels, H, W] in [-1, 1].
-            sample: Whether to decode a draw from the posterior (training) rather than its mean.
+            sample: Whether to decode a sample of the posterior (training) instead of its mean.
 
         Returns:
             The reconstruction, float[B, channels, H, W], and the posterior.
@@ -185,7 +186,7 @@ class ImageAutoencoder(nn.Module):
         """Turn the weight-normalised convolutions into plain ones, in place: same outputs, faster, for inference.
 
         Returns:
-            This network, now with ``config["norm"] == "none"`` where it was "weight".
+            This network, now with ``config["norm"] == "none"`` if it was "weight".
         """
         fold_weight_norm(self)
         if self.config["norm"] == "weight":
@@ -233,7 +234,7 @@ class Encoder(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """float[B, channels, *size] -> mean float[B, c, h, w], logvar float[B, 1, h, w]."""
         x = self.norm(self.stages(self.stem(F.pixel_unshuffle(self.resize(image), self.patch))))
-        # Bounded smoothly: a hard clamp has no gradient outside, so a log-variance that left would never return.
+        # Bounded smoothly: a hard clamp has no gradient outside, so the log-variance could not recover.
         return self.mean(x), LOGVAR_BOUND * torch.tanh(self.logvar(x) / LOGVAR_BOUND)
 
 
@@ -279,7 +280,7 @@ class Decoder(nn.Module):
 
 
 class Stages(nn.Sequential):
-    """A sequence of which each part, in training with ``checkpoint``, is computed again in the backward pass."""
+    """A sequence whose parts are recomputed in the backward pass in training with ``checkpoint``."""
 
     def __init__(self, modules: Iterable[nn.Module], checkpoint: bool) -> None:
         super().__init__(*modules)
@@ -330,7 +331,7 @@ def _check(
     group_size: int | None,
     norm: str,
 ) -> None:
-    """Refuse geometry that cannot be built, naming the value at fault."""
+    """Check that the geometry is valid; the error names the invalid value."""
     if norm not in ("weight", "group", "none"):
         raise OwlError("network.arguments", f'norm is "{norm}", expected "weight", "group" or "none"')
     for name, values in (

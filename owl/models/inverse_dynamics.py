@@ -1,4 +1,4 @@
-"""Reads the player's controls from frames: what was pressed, how far the view turned."""
+"""Inverse dynamics model: predicts buttons and axes from frames."""
 
 from typing import Any
 
@@ -11,27 +11,27 @@ from owl.nn.convolution import ACTIVATION_GAIN, ResidualBlock, convolution, leak
 from owl.nn.resampling import Down
 from owl.nn.symlog import symexp
 
-PATCH = 2  # pixels: side of the patch that enters as one position
+PATCH = 2  # pixels: side of the patch of one position
 CELL = 4  # pixels: side of a cell, the grid on which frames are compared
-SIDE = 8  # pixels: each side of the picture is a multiple, so that cells halve once more
-SHARPNESS = 4.0  # factor on similarities in [-1, 1], which brings them to about the scale of the other inputs
+SIDE = 8  # pixels: each side of the picture is a multiple, so that cells can be halved once more
+SHARPNESS = 4.0  # scales similarities in [-1, 1] to about the scale of the other inputs
 PAIRS = 3  # (t-2, t-1), (t-1, t) and (t, t+1)
-BEFORE, AFTER = 2, 1  # frames around one that its controls are read from
+BEFORE, AFTER = 2, 1  # frames before and after one from which its controls are predicted
 
 
 class InverseDynamicsModel(nn.Module):
-    """Controls of every frame from the two before it, itself and the one after.
+    """Predict the controls of every frame from the two frames before it, itself and the one after.
 
-    Frame t's controls are those that led from frame t-1 to frame t. Every frame is encoded once, to a vector for each
-    cell of 4x4 pixels. Cells of neighbouring frames are compared with all cells within ``reach`` (a cost volume, as in
-    PWC-Net, Sun et al. 2018), so that how the picture moved is given rather than to be discovered; three such
-    comparisons and the vectors of three frames are then read by a small convolutional network. At the ends of a clip
-    the first and the last frame are repeated. The first frame's own controls cannot be seen: skip its prediction.
+    The controls of frame t are those that lead from frame t-1 to frame t. Every frame is encoded once, to a vector for
+    each cell of 4x4 pixels. Cells of neighbouring frames are compared with all cells within ``reach`` (a cost volume,
+    as in PWC-Net, Sun et al. 2018), so that motion is an explicit input; a small convolutional network processes three
+    such comparisons and the vectors of three frames. At the ends of a clip the first and the last frame are repeated.
+    The first frame's own controls cannot be seen: skip its prediction.
 
     Args:
         buttons: Names of the buttons, as the dataset has them.
         axes: Names of the axes.
-        size: (height, width) in pixels at which frames are read, multiples of 8; others are scaled to it.
+        size: (height, width) of the input in pixels, multiples of 8; other sizes are rescaled.
         width: Channels of a cell's vector, a multiple of 16.
         reach: Cells up and down, and left and right, that a cell is compared with; (1, 5) follows a picture that moves
             by 4 rows and 20 columns a frame.
@@ -82,14 +82,14 @@ class InverseDynamicsModel(nn.Module):
             ResidualBlock(2 * width, 2, None, weight_norm=True),
             convolution(2 * width, width // 2, 1),
             nn.LeakyReLU(0.2),
-            nn.Flatten(),  # where in the picture something moves tells walking from turning
+            nn.Flatten(),  # the position of motion distinguishes walking from turning
             nn.Linear(width // 2 * (size[0] // SIDE) * (size[1] // SIDE), hidden),
             nn.LeakyReLU(0.2),
             nn.Linear(hidden, len(buttons) + len(axes)),
         )
 
     def forward(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        """Read the controls of every frame.
+        """Predict the controls of every frame.
 
         Args:
             video: float[B, T, 3, H, W] in [-1, 1].
@@ -104,12 +104,12 @@ class InverseDynamicsModel(nn.Module):
         if video.ndim != 5 or video.shape[2] != 3:
             raise OwlError(
                 "network.input",
-                f"the video is {list(video.shape)}, expected [batch, time, 3, height, width]; stack frames so",
+                f"the video is {list(video.shape)}, expected [batch, time, 3, height, width]; reshape it",
             )
         batch, time = video.shape[:2]
         frames = resized(video.flatten(0, 1), self.size).contiguous(memory_format=torch.channels_last)
         cells = self.encoder(F.pixel_unshuffle(frames, PATCH))
-        # the first and the last frame once more, so that every frame has neighbours
+        # repeat the first and the last frame, so that every frame has neighbours
         seen = cells.unflatten(0, (batch, time))
         seen = torch.cat([seen[:, :1], seen, seen[:, -1:]], 1)
         motion = similarity(seen[:, :-1].flatten(0, 1), seen[:, 1:].flatten(0, 1), self.reach)
@@ -123,14 +123,14 @@ class InverseDynamicsModel(nn.Module):
 
     @torch.no_grad()
     def label(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        """Controls as a dataset holds them.
+        """Predict controls in the format of datasets.
 
         Args:
             video: float[B, T, 3, H, W] in [-1, 1].
 
         Returns:
-            Buttons, float[B, T, len(buttons)], 0 or 1, and axes, float[B, T, len(axes)] in the axis's own unit. Those
-            of frame 0, which nothing is known about, are 0.
+            Buttons, float[B, T, len(buttons)], 0 or 1, and axes, float[B, T, len(axes)] in the unit of each axis. Those
+            of frame 0 are 0, since they cannot be inferred.
         """
         logits, axes = self(video)
         buttons, axes = (logits > 0).float(), symexp(axes)
@@ -139,7 +139,7 @@ class InverseDynamicsModel(nn.Module):
 
 
 def resized(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """Scale float[B, 3, H, W] to ``size``: area average when shrinking, bilinear when enlarging, as the data's own."""
+    """Scale float[B, 3, H, W] to ``size``: area average when shrinking, bilinear when enlarging, as in data loading."""
     if frames.shape[-2:] == size:
         return frames
     shrinking = size[0] <= frames.shape[-2] and size[1] <= frames.shape[-1]
@@ -147,7 +147,7 @@ def resized(frames: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def similarity(before: Tensor, now: Tensor, reach: tuple[int, int]) -> Tensor:
-    """Compare each cell of one frame with the cells around its place in the frame before.
+    """Compare each cell of one frame with the cells around the same position in the previous frame.
 
     Args:
         before: float[B, C, h, w].
@@ -156,7 +156,7 @@ def similarity(before: Tensor, now: Tensor, reach: tuple[int, int]) -> Tensor:
 
     Returns:
         float[B, (2 rows + 1) * (2 columns + 1), h, w]: cosine of the two vectors times a constant, row by row of shifts
-        from (-rows, -columns); 0 where the other cell lies outside.
+        from (-rows, -columns); 0 if the other cell is outside.
     """
     rows, columns = reach
     height, width = now.shape[-2:]
@@ -166,7 +166,8 @@ def similarity(before: Tensor, now: Tensor, reach: tuple[int, int]) -> Tensor:
     column = torch.arange(width, device=now.device)[:, None] + shift  # [w, shifts]: of the padded row
     found = []
     for row in range(2 * rows + 1):
-        # all pairs of a row in one product, of which the diagonals are kept: several times faster than shift by shift
+        # all pairs of a row in one product, of which the diagonals are used: several times faster than one shift at a
+        # time
         products = now @ before[:, row : row + height].transpose(-1, -2)  # [B, h, w, w + 2 columns]
         found.append(products.gather(-1, column.expand(*products.shape[:2], -1, -1)))
     return SHARPNESS * torch.cat(found, -1).permute(0, 3, 1, 2)
@@ -175,7 +176,7 @@ def similarity(before: Tensor, now: Tensor, reach: tuple[int, int]) -> Tensor:
 def _check(
     buttons: list[str], axes: list[str], size: tuple[int, int], width: int, reach: tuple[int, int], hidden: int
 ) -> None:
-    """Refuse what cannot be built, naming the value at fault."""
+    """Check the arguments; the error names the invalid value."""
     if not [*buttons, *axes] or len({*buttons, *axes}) < len(buttons) + len(axes):
         raise OwlError(
             "network.arguments",

@@ -1,4 +1,4 @@
-"""The latents that a world model generates or is given, each declared once."""
+"""Streams of latents that a world model generates or receives."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ class Stream:
     """One latent of every frame of a world model.
 
     Attributes:
-        shape: (channels, height, width) of a frame's latent on the picture's grid, or (tokens, channels) where it has
-            tokens of its own, such as sound. Streams on the grid share its tokens.
-        patch: Side of the squares of latent positions that become one token; on the grid alone.
-        role: "generated", or "given" for every frame, such as its encoded depth.
-        weight: Of its loss, where it is generated.
-        modality: Its name in datasets; None: the stream's name and ``_latent``, such as ``audio_latent``.
+        shape: (channels, height, width) of a frame's latent on the grid of the picture, or (tokens, channels) of a
+            stream with separate tokens, such as sound. Streams on the grid share tokens.
+        patch: Side of the square of latent positions per token, for streams on the grid.
+        role: "generated", or "given" for every frame, such as encoded depth.
+        weight: Weight of its loss, if it is generated.
+        modality: Its name in datasets; None: the stream's name with ``_latent``, such as ``audio_latent``.
 
     Raises:
-        OwlError: The values do not describe a latent.
+        OwlError: The values are invalid.
     """
 
     shape: tuple[int, ...]
@@ -52,22 +52,22 @@ class Stream:
 
     @property
     def on_grid(self) -> bool:
-        """Whether it lies on the picture's grid."""
+        """Whether the stream is on the grid of the picture."""
         return len(self.shape) == 3
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of its tokens."""
+        """Rows and columns of the tokens."""
         return (self.shape[1] // self.patch, self.shape[2] // self.patch) if self.on_grid else (1, self.shape[0])
 
     @property
     def channels(self) -> int:
-        """Channels, each with a mean and a standard deviation of its own."""
+        """Number of channels, each with a mean and a standard deviation."""
         return self.shape[0] if self.on_grid else self.shape[1]
 
     @property
     def features(self) -> int:
-        """Numbers in a token."""
+        """Values per token."""
         return self.channels * self.patch**2
 
     def tokens(self, latent: Tensor) -> Tensor:
@@ -83,15 +83,15 @@ class Stream:
         return rearrange(tokens, "b f (h w) (c p q) -> b f c (h p) (w q)", h=self.grid[0], p=self.patch, q=self.patch)
 
     def by_channel(self, values: Tensor) -> Tensor:
-        """float[channels], shaped to meet the channels of latents."""
+        """Reshape float[channels] to broadcast to latents."""
         return values[:, None, None] if self.on_grid else values
 
 
 def declared(streams: Mapping[str, Stream | Mapping]) -> dict[str, Stream]:
-    """The streams of a network from its arguments, which may be plain values.
+    """Return the streams of a network from its arguments, which can be plain values.
 
     Raises:
-        OwlError: Together they make no network.
+        OwlError: The streams are inconsistent.
     """
     found = {name: s if isinstance(s, Stream) else Stream(**s) for name, s in streams.items()}
     for name in found:

@@ -1,4 +1,4 @@
-"""A frame-causal diffusion transformer over streams of latents, conditioned on controls: the world model."""
+"""World model: a frame-causal diffusion transformer over streams of latents, conditioned on controls."""
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -21,19 +21,18 @@ from owl.nn.transformer import Block, ControlEmbedding, Head, NoiseLevelEmbeddin
 VIDEO = {"video": Stream((4, 12, 20), patch=2, modality="latent")}
 
 Streams = dict[str, Tensor]
-"""Latents by stream: "video" float[B, F, c, h, w], and where the model has them "audio" float[B, F, k, c], ..."""
+"""Latents by stream: "video" float[B, F, c, h, w], "audio" float[B, F, k, c], ..."""
 
 
 @dataclass
 class Controls:
-    """What is given for each frame: above all what the player does, which leads from the frame before to this one.
+    """Conditioning of each frame: the player's controls, which lead from the previous frame to this one, and latents.
 
     Attributes:
         buttons: float[B, F, number of buttons], 1 where one is down.
-        axes: float[B, F, number of axes], movement in the axis's own unit.
-        known: bool[B, F]; where False, the learned null control stands in. None: all are known.
-        given: Latents of the streams that are given, standardised like the others. One that is left out is zeros, its
-            mean: nothing is given.
+        axes: float[B, F, number of axes], movement in the unit of each axis.
+        known: bool[B, F]; False: use the learned null control. None: all are known.
+        given: Latents of given streams, standardised like the others. A missing stream is replaced by zeros, its mean.
     """
 
     buttons: Tensor
@@ -43,11 +42,11 @@ class Controls:
 
     @staticmethod
     def joined(parts: Sequence["Controls"]) -> "Controls":
-        """The controls of frames one after another. The same streams are given in all."""
+        """Concatenate controls of frames in time. All must have the same given streams."""
         return Controls(
             torch.cat([part.buttons for part in parts], 1),
             torch.cat([part.axes for part in parts], 1),
-            torch.cat([part._all_known() for part in parts], 1),  # DDP waits for the null control's gradient
+            torch.cat([part._all_known() for part in parts], 1),  # DDP requires the gradient of the null control
             {name: torch.cat([part.given[name] for part in parts], 1) for name in parts[0].given},
         )
 
@@ -59,12 +58,12 @@ class Controls:
 
 @dataclass
 class Cache:
-    """Keys and values of a rollout, and which frames they belong to.
+    """KV cache of a rollout.
 
     Attributes:
-        rings: By window.
-        layers: One per layer.
-        length: Frames committed since the rollout began, of which the last ones are kept.
+        rings: Slot assignments by window.
+        layers: Keys and values, one per layer.
+        length: Number of committed frames since the start of the rollout, of which the last ones are cached.
     """
 
     rings: dict[int, Ring]
@@ -76,47 +75,48 @@ class Cache:
         return [r.time for r in self.rings.values()] + [t for layer in self.layers for t in (layer.key, layer.value)]
 
     def read_only(self) -> "Cache":
-        """A copy that passes with gradients see and do not write, and that later commits to this one do not reach.
+        """Return a read-only copy for passes with gradients, which later commits do not change.
 
-        Were it not a copy, recomputing activations in the backward pass would see frames that did not exist yet.
+        Without a copy, recomputing activations in the backward pass would see frames committed in the meantime.
         """
         layers = [LayerCache(layer.key.clone(), layer.value.clone(), writable=False) for layer in self.layers]
         return Cache(deepcopy(self.rings), layers, self.length)
 
 
 class WorldTransformer(nn.Module):
-    """Predicts the velocity of the rectified flow of every frame's latents from the frames before it.
+    """Predict the velocity of the rectified flow of every frame's latents from the previous frames.
 
-    A frame is the tokens of the grid, shared by all streams on it, then those of each stream that has its own.
-    Attention is causal over frames: a frame sees itself and the ``window`` frames before it (every ``global_every``-th
-    layer: ``global_window`` frames), and the first ``sink`` frames always. Noise level and controls belong to frames
-    and enter through adaLN (DiT, Peebles and Xie 2023); positions through rotary embedding in time, row and column, for
-    rollouts of any length.
+    A frame consists of the tokens of the grid, shared by all streams on it, and those of each stream with separate
+    tokens. Attention is causal over frames: a frame attends to itself, the previous ``window`` frames
+    (``global_window`` in every ``global_every``-th layer), and the first ``sink`` frames. Noise level and controls are
+    per frame and enter through adaLN (DiT, Peebles and Xie 2023); positions through rotary embedding in time, row and
+    column, for rollouts of any length.
 
     The convention of the whole project: x_t = (1 - t) x0 + t eps with t in [0, 1], velocity v = eps - x0.
 
     Args:
-        streams: The latents of a frame by name, see `Stream`. Inputs of streams on the grid after the first begin at
-            zero, so that a model extended by them begins as the model that it extends (VideoJAM, Chefer et al. 2025).
+        streams: The latents of a frame by name, see `Stream`. The inputs of streams on the grid after the first are
+            initialised to zero, so that adding them to a trained model does not change its output (VideoJAM, Chefer et
+            al. 2025).
         buttons: Names of the buttons, as the dataset has them.
         axes: Names of the axes.
         width: Channels of a token.
         depth: Layers.
-        heads: Heads, each of a multiple of 16 channels.
-        mlp_ratio: Channels within the MLPs, as a multiple of ``width``.
-        window: Frames before itself that a frame sees in a local layer.
-        global_window: The same in a global layer. Bounded, so that memory stays flat however long a rollout is.
+        heads: Number of heads, each with a multiple of 16 channels.
+        mlp_ratio: Hidden channels of the MLPs, as a multiple of ``width``.
+        window: Previous frames that a frame attends to in a local layer.
+        global_window: The same in a global layer. Bounded, so that memory is constant in long rollouts.
         global_every: Every n-th layer is global; 0: none.
-        sink: First frames that all later ones see. Their distance grows with the rollout, so train with clips as long
-            as those that will be played, or expect to leave what was trained.
+        sink: First frames that all later ones attend to. Their distance grows during a rollout, so rollouts that are
+            longer than the training clips are out of distribution.
         checkpoint: Whether training recomputes activations in the backward pass to save memory.
 
     Attributes:
-        streams: Of these, the generated ones are ``generated`` and the others ``given``, dictionaries too.
+        streams: Streams by name; also divided into the dictionaries ``generated`` and ``given``.
         inputs: Shape of one frame's latent of every stream. For each the buffers ``<name>_mean``, ``<name>_std``
-            (float, per channel) and ``<name>_encoder`` (uint8[8], fingerprint of the encoder) say which latents the
-            network was trained on.
-        latent_modalities: Where datasets keep each stream's latents.
+            (float, per channel) and ``<name>_encoder`` (uint8[8], fingerprint of the encoder) identify the latents that
+            the network was trained on.
+        latent_modalities: Modality in datasets of each stream.
         config: The arguments above as plain values; building from them gives a network of the same shape.
 
     Raises:
@@ -184,7 +184,7 @@ class WorldTransformer(nn.Module):
 
     @property
     def grid_tokens(self) -> int:
-        """Tokens of a frame that the streams on the grid share."""
+        """Tokens of a frame shared by the streams on the grid."""
         return self.grid[0] * self.grid[1]
 
     @property
@@ -193,7 +193,7 @@ class WorldTransformer(nn.Module):
         return sum(self._token_counts())
 
     def standardize(self, latents: Streams) -> Streams:
-        """Bring every channel to mean 0 and standard deviation 1 over the training data, in float32."""
+        """Standardise every channel with the statistics of the training data, in float32."""
         return {name: (x.float() - self._of(name, "mean")) / self._of(name, "std") for name, x in latents.items()}
 
     def restore(self, latents: Streams) -> Streams:
@@ -204,7 +204,7 @@ class WorldTransformer(nn.Module):
         return self.streams[name].by_channel(getattr(self, f"{name}_{statistic}"))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "WorldTransformer":
-        """Keep the latents' statistics in float32 where ``to`` gives the network another dtype."""
+        """Keep the latent statistics in float32 when ``to`` changes the dtype of the network."""
         exact = {name: buffer for name, buffer in self._buffers.items() if name.endswith(("_mean", "_std"))}
         super()._apply(fn, recurse)
         for name, buffer in exact.items():
@@ -224,30 +224,30 @@ class WorldTransformer(nn.Module):
         residuals: Mapping[int, Tensor] | None = None,
         hidden: Sequence[int] = (),
     ) -> Streams | tuple[Streams, list[Tensor]]:
-        """Velocity of every stream that is generated.
+        """Predict the velocity of every generated stream.
 
         Args:
-            latents: Standardised latents x_t of F frames, of any dtype, as everything else that is given: the network
-                computes in that of its weights.
+            latents: Standardised latents x_t of F frames. All inputs can have any dtype: the network computes in that
+                of its weights.
             noise_level: float[B, F], t of each frame in [0, 1].
-            controls: Of each frame.
+            controls: Controls of each frame.
             frames: Time, copy and document of each frame; None: F frames of one clip, in order.
-            causal: Whether a frame sees earlier ones only.
+            causal: Whether a frame attends only to earlier ones.
             cache: Keys and values of earlier frames, of `new_cache`; frames of copy 0 are added to it, unless it is
-                read-only, as it must be where gradients are wanted.
-            apply: What applies a block to what `Block.forward` takes, such as compiled code; None: the block itself.
-
-            residuals: By the number of a layer what is added to its output, float[B, F, tokens, width] (ControlNet,
+                read-only, which passes with gradients require.
+            apply: Function that applies a block to the arguments of `Block.forward`, such as compiled code; None: the
+                block itself.
+            residuals: Residuals added to the output of a layer, by its number, float[B, F, tokens, width] (ControlNet,
                 Zhang et al. 2023).
-            hidden: Layers, counted from 0, whose outputs are wanted too, for losses on features (REPA, Yu et al. 2024)
-                and for heads of critics (DMD2, Yin et al. 2024).
+            hidden: Layers, from 0, whose outputs are also returned, for losses on features (REPA, Yu et al. 2024) and
+                for heads of critics (DMD2, Yin et al. 2024).
 
         Returns:
-            For each stream the velocity, shaped like its latents. Where ``hidden`` names layers, a pair of these and of
-            the layers' outputs after their residuals, float[B, F, tokens, width], in the order of ``hidden``.
+            The velocity of each stream, shaped like its latents. With ``hidden``, a pair of these and of the layers'
+            outputs after their residuals, float[B, F, tokens, width], in the order of ``hidden``.
 
         Raises:
-            OwlError: There is no such layer.
+            OwlError: A layer does not exist.
         """
         residuals = residuals or {}
         if unknown := {*residuals, *hidden}.difference(range(len(self.windows))):
@@ -288,7 +288,7 @@ class WorldTransformer(nn.Module):
         return (velocities, [outputs[layer] for layer in hidden]) if hidden else velocities
 
     def embed(self, latents: Streams) -> Tensor:
-        """Latents to tokens, float[B, F, tokens, width]; those of a given stream may be missing."""
+        """Embed latents as tokens, float[B, F, tokens, width]; given streams may be missing."""
         like = next(iter(latents.values()))
         on_grid: list[Tensor] = []
         own: list[Tensor] = []
@@ -319,13 +319,13 @@ class WorldTransformer(nn.Module):
     def new_cache(
         self, batch: int, copies: int = 1, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> Cache:
-        """An empty cache.
+        """Create an empty cache.
 
         Args:
-            batch: Rollouts side by side.
-            copies: Noisy copies that a pass may hold.
-            dtype: Of keys and values.
-            device: Of everything.
+            batch: Number of rollouts.
+            copies: Maximum number of noisy copies in a pass.
+            dtype: Dtype of keys and values.
+            device: Device of the cache.
         """
         rings = {window: Ring(window, self.sink, copies, device) for window in sorted(set(self.windows))}
         layers = []
@@ -345,7 +345,7 @@ class WorldTransformer(nn.Module):
         ]
 
     def _positions(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Row and column of each token; tokens of a stream of its own lie in a row of their own below the picture."""
+        """Return row and column of each token; each stream with separate tokens has a row below the picture."""
         grid = torch.meshgrid(*(torch.arange(side, device=device) for side in self.grid), indexing="ij")
         rows, columns = ([part.flatten()] for part in grid)
         for number, count in enumerate(self._token_counts()[1:]):
@@ -354,7 +354,7 @@ class WorldTransformer(nn.Module):
         return torch.cat(rows).float(), torch.cat(columns).float()
 
     def _token_counts(self) -> list[int]:
-        """Tokens per frame of the grid, then of each stream that has its own."""
+        """Return the tokens per frame of the grid, then of each stream with separate tokens."""
         return [self.grid_tokens, *(stream.shape[0] for stream in self.streams.values() if not stream.on_grid)]
 
 
@@ -368,7 +368,7 @@ def _check(
     global_every: int,
     sink: int,
 ) -> None:
-    """Refuse what cannot be built, naming the value at fault."""
+    """Check the arguments; the error names the invalid value."""
     if depth < 1 or heads < 1 or width % heads or width // heads % 16:
         raise OwlError(
             "network.arguments",
