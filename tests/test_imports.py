@@ -1,4 +1,4 @@
-"""The rooms of the house stand in order: what may import what."""
+"""The order of packages: a package imports only packages below it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Measures a world model by its rollouts: how near they stay to the truth, whether they obey, whether they last."""
+"""Evaluate the rollouts of a world model: distance to true frames, action accuracy and drift."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -150,7 +150,7 @@ def flicker(clips: Clips) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class InverseDynamicsReader:
-    """An inverse dynamics model that reads controls from pictures, to tell whether a world model obeys.
+    """An inverse dynamics model that predicts controls from pictures, to measure the action accuracy of a world model.
 
     Attributes:
         network: The inverse dynamics model.
@@ -215,14 +215,14 @@ class InverseDynamicsReader:
 
 
 def action_following(clips: Clips, reader: InverseDynamicsReader) -> dict[str, float]:
-    """How often the controls that are read from generated frames are those that were given.
+    """Compute how often the controls predicted from generated frames match the given ones.
 
     A reader errs on true frames too, so both are measured, on the same windows.
 
     Returns:
         Every accuracy of the generated frames, of the true ones as ``<name>_true``, and for ``axis_accuracy``,
-        ``button_accuracy`` and their mean, ``action_accuracy``, the former over the latter as ``<name>_ratio``: 1 obeys
-        as well as can be seen.
+        ``button_accuracy`` and their mean, ``action_accuracy``, the former over the latter as ``<name>_ratio``: 1 is
+        the best measurable value.
     """
     skip = min(BEFORE, clips.context)  # frames of the context, so that the first generated frame has neighbours
     begin = clips.context - skip

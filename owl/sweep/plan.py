@@ -1,4 +1,4 @@
-"""A sweep's YAML: which settings are tried, in which order, and by which number they are judged."""
+"""A sweep's YAML: the search space, the sampler and the objective."""
 
 import difflib
 import inspect

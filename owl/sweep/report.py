@@ -1,4 +1,4 @@
-"""What a sweep leaves behind: report.md with pictures, and best.yaml."""
+"""Results of a sweep: report.md with pictures, and best.yaml."""
 
 import io
 import time

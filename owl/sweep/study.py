@@ -1,4 +1,4 @@
-"""The study that all workers of a sweep share: which trials there are, who works on them, what became of them."""
+"""The study shared by all workers of a sweep: its trials, their workers and their results."""
 
 import os
 import random
@@ -20,9 +20,9 @@ from owl.errors import OwlError
 from owl.sweep.plan import Plan, Setting, nearest
 
 HEARTBEAT = 15
-"""Seconds between two signs of life of a trial's worker."""
+"""Seconds between heartbeats of a trial's worker."""
 GRACE = 90
-"""Seconds of silence after which it counts as killed."""
+"""Seconds without a heartbeat after which a worker counts as killed."""
 MOST_KILLS = 2
 """Kills after which a trial is still continued; with one more it may be the cause itself, such as by its memory."""
 PATIENCE = 60
@@ -177,7 +177,7 @@ class SweepStudy:
             chains = self.chains()
             for waiting in (t for t in chains if t.state == TrialState.WAITING):
                 identity = self.trial_id(waiting.number)
-                self.storage.record_heartbeat(identity)  # first: without one a trial never counts as silent
+                self.storage.record_heartbeat(identity)  # first: a trial without any heartbeat never counts as killed
                 with suppress(UpdateFinishedTrialError):
                     if self.storage.set_trial_state_values(identity, TrialState.RUNNING):
                         self.study.sampler = self.plan.make_sampler(waiting.number)
@@ -187,7 +187,7 @@ class SweepStudy:
             self.study.add_trial(create_trial(state=TrialState.WAITING))
 
     def beat(self, number: int) -> bool:
-        """Give a sign of life for a trial; return False where it has ended meanwhile."""
+        """Record a heartbeat for a trial; return False if it has ended meanwhile."""
         self.storage.record_heartbeat(self.trial_id(number))
         return self.trial(number).state == TrialState.RUNNING
 
@@ -199,7 +199,7 @@ class SweepStudy:
             self.study.tell(number, value, state)
 
     def revive(self) -> None:
-        """Let interrupted trials be continued, those of workers that are silent for too long included.
+        """Let interrupted trials be continued, including those of workers without recent heartbeats.
 
         Which they are is read off the trials. A callback of the storage, called after a trial was failed, would lose
         the trial if its own process was killed in between.

@@ -1,4 +1,4 @@
-"""Running trials: one process of ``fit`` each, watched by one that neither crashes nor runs out of memory with it."""
+"""Run trials, each as a separate process of ``fit``, monitored by the worker."""
 
 import ctypes
 import json
@@ -24,15 +24,15 @@ from owl.sweep.study import HEARTBEAT, METRICS, PRUNED, SweepStudy, chain_number
 
 LOG = "log.txt"
 PAUSE = 0.2
-"""Seconds between two looks at the trials."""
+"""Seconds between polls of the trials."""
 IDLE_PAUSE = 1.0
-"""The same where there is room for more of them, which the storage is asked for."""
+"""The same if more trials can be started, which queries the storage."""
 PATIENCE = 90.0
 """Seconds that a trial gets to save its checkpoint before it is killed: less than a cluster's notice of two minutes."""
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """What stops a worker: the user, a cluster that takes its machine, and one that announces the end of its time."""
 FROM_OUTSIDE = {-signal.SIGKILL, -signal.SIGHUP, *(-number for number in STOPS), *(128 + number for number in STOPS)}
-"""Exit statuses of a trial that someone ended: the user, the system short of memory, a cluster."""
+"""Exit statuses of a trial that was ended by the user, by the system for lack of memory, or by a cluster."""
 BUSY = "[run.busy]"
 """How a trial's output ends where the process that it continues still holds its folder."""
 LAUNCHERS = ("SLURM_", "TORCHELASTIC_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_")
@@ -43,7 +43,7 @@ LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 @dataclass
 class Child:
-    """A trial that trains: its number, what its chain is called by, its process, and its run folder."""
+    """A running trial: its number, the number of its chain, its process and its run folder."""
 
     number: int
     chain: int
@@ -51,10 +51,10 @@ class Child:
     folder: Path
     began: float = field(default_factory=time.monotonic)
     seen: float = field(default_factory=time.monotonic)
-    """When its last sign of life was given."""
+    """Time of its last heartbeat."""
 
     def say(self, message: str) -> None:
-        """Print what becomes of it."""
+        """Print a message about the trial."""
         print(f"trial {self.chain} {message}", flush=True)
 
     def kill(self) -> None:
@@ -194,7 +194,7 @@ class Workers:
         return variables
 
     def _look_after(self, child: Child) -> None:
-        """Record a trial that has ended, give a sign of life for one that has not."""
+        """Record the result of a trial that has ended, or a heartbeat for a running one."""
         if child.process.poll() is not None:
             self._finish(child)
             self.children.remove(child)
@@ -202,7 +202,7 @@ class Workers:
             self.report()
         elif time.monotonic() - child.seen > HEARTBEAT:
             if not self.study.beat(child.number):
-                child.kill()  # this process was silent for so long that it counted as killed
+                child.kill()  # this process recorded no heartbeat for so long that the trial counts as killed
                 self.children.remove(child)
                 child.say("was taken over by another worker")
             child.seen = time.monotonic()
@@ -251,7 +251,7 @@ def short(value: object) -> str:
 
 
 def end_with_parent() -> None:
-    """Let this new process receive SIGTERM when the one that started it dies, however it dies."""
+    """Let this new process receive SIGTERM when its parent process ends for any reason."""
     if LIBC is not None:
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
