@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from owl.__main__ import main
-from owl.models.image_autoencoder import ImageAutoencoder
+from owl.recipes.image_vae import ImageVAE
 from tests.cli.conftest import Tell
 from tests.helpers.errors import check_line, refused
 from tests.helpers.tiny import owl_here, tiny_experiment, write_config
 
 
-class OtherAutoencoder(ImageAutoencoder):
-    """A network with the arguments of another."""
+class OtherVAE(ImageVAE):
+    """A recipe with the arguments of another, of which it needs the network."""
 
 
 def at(path: str, value: Any) -> dict[str, Any]:
@@ -195,11 +195,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, list[str]]] = {
         "arguments.missing-key",
         ["wrong.yaml: key 'model.init_args'", "owl.recipes.inverse_dynamics.InverseDynamics", "network"],
     ),
-    "another network, with a wrong key elsewhere": (  # it keeps the first one's arguments
-        {
-            "model": at("init_args.network.class_path", "tests.cli.test_mistakes.OtherAutoencoder"),
-            "trainer": {"max_step": 3},
-        },
+    "another recipe, with a wrong key elsewhere": (  # it keeps the first one's network
+        {"model": {"class_path": "tests.cli.test_mistakes.OtherVAE"}, "trainer": {"max_step": 3}},
         "arguments.unknown-key",
         ["wrong.yaml: key 'trainer.max_step'", "'max_steps'"],
     ),
@@ -326,7 +323,8 @@ def test_debug_shows_where_it_happened(lab: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_refusal_without_a_reason_is_told_in_the_parsers_words(lab: Path) -> None:
-    """What is compared here knows references only where they stand, not what they give."""
-    write_config(lab / "wrong.yaml", {"trainer": {"max_steps": "${name}"}, "name": "many"})
-    with refused("arguments.invalid", "trainer.max_steps", "many"):
+    """References are compared as they stand, not by what they give; an optimizer gets its weights later."""
+    learning_rate = at("init_args.optimizer.init_args.lr", "${name}")
+    write_config(lab / "wrong.yaml", {"model": learning_rate, "name": "many"})
+    with refused("arguments.invalid", "many"):
         owl_here("fit", "--config", "base.yaml", "--config", "wrong.yaml", cwd=lab)
