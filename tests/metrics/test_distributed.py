@@ -12,6 +12,7 @@ from torchmetrics.image import StructuralSimilarityIndexMeasure
 
 from owl.losses.lpips import LPIPS
 from owl.metrics.controls import AxisAccuracy, ButtonAccuracy
+from owl.metrics.flicker import FlickerAlongFlow
 from owl.metrics.frechet import FEATURES, FrechetDistance
 from owl.metrics.latents import LatentStatistics
 from owl.metrics.perceptual import PerceptualDistance
@@ -35,20 +36,22 @@ def measure(indices: list[int]) -> dict[str, list[float]]:
     mean = torch.randn(5, 2, 3, 4, generator=generator)
     frechet, latents, perceptual = FrechetDistance(), LatentStatistics(2), PerceptualDistance(LPIPS())
     frechet.features = BlockMeans()
-    psnr = MeanPSNR()
+    psnr, flicker = MeanPSNR(), FlickerAlongFlow()
     axes, buttons = AxisAccuracy(["x", "y"], 0.5), ButtonAccuracy(["a", "b"])
     moved, read = torch.randn(2, 5, 2, generator=generator)
     ssim = StructuralSimilarityIndexMeasure(data_range=1.0)
+    still = torch.zeros(1, 2, 2, 20, 32)
     for i in indices:
         x, y = image[i : i + 1], other[i : i + 1]
         frechet.update(x, y)
         perceptual.update(x * 2 - 1, y * 2 - 1)
         latents.update(Posterior(mean[i : i + 1], mean[i : i + 1, :1] - 4))
         psnr.update(x, y)
+        flicker.update(torch.stack([x, x / 2], 1), torch.stack([y, y], 1), still)
         ssim.update(x, y)
         axes.update(read[i : i + 1], moved[i : i + 1])
         buttons.update(read[i : i + 1] > 0, moved[i : i + 1] > 0)
-    values = {"frechet": frechet, "perceptual": perceptual, "psnr": psnr, "ssim": ssim}
+    values = {"frechet": frechet, "perceptual": perceptual, "psnr": psnr, "ssim": ssim, "flicker": flicker}
     answers = {name: [metric.compute().item()] for name, metric in values.items()}
     answers |= {f"latent_{name}": value.flatten().tolist() for name, value in latents.compute().items()}
     for controls in (axes.compute(), buttons.compute()):
