@@ -1,6 +1,6 @@
-"""Frames to bytes and back: one pair of pure functions per kind of shard member.
+"""Encoders and decoders of shard members: one pair of pure functions per kind of member.
 
-Every decoder raises ``ValueError`` on bytes that are not what it expects, so that a reader can name the member.
+Every decoder raises ``ValueError`` on unexpected bytes, so that a reader can name the member.
 """
 
 import io
@@ -25,17 +25,17 @@ def encode_rgb(rgb: np.ndarray, quality: int = JPEG_QUALITY) -> bytes:
 
 
 def decode_rgb(data: bytes | memoryview, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Decompress a JPEG, at a reduced scale (1/2, 1/4 or 1/8, inside the decoder) when a smaller picture is wanted.
+    """Decompress a JPEG, at a reduced scale (1/2, 1/4 or 1/8, inside the decoder) if a smaller size is requested.
 
     Args:
         data: The JPEG file.
-        size: Wanted (h, w); None keeps the stored size.
+        size: (h, w) of the result; None keeps the stored size.
 
     Returns:
         uint8[h, w, 3].
 
     Raises:
-        ValueError: The bytes are not a JPEG that decodes without complaint.
+        ValueError: The bytes are not a JPEG, or decode with warnings.
     """
     if size is None:
         return simplejpeg.decode_jpeg(data, colorspace="RGB")
@@ -104,16 +104,16 @@ def encode_array(array: np.ndarray) -> bytes:
 
 
 def decode_array(data: bytes | memoryview) -> np.ndarray:
-    """Read a .npy file; pickled objects are refused.
+    """Read a .npy file; pickled objects are rejected.
 
     Raises:
-        ValueError: The bytes are not a .npy file, are cut short, or hold objects.
+        ValueError: The bytes are not a .npy file, are truncated, or contain objects.
     """
     return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Area average when shrinking, bilinear when enlarging. image: [H, W] or [H, W, C]; size: (h, w)."""
+    """Resize by area average when shrinking, bilinearly when enlarging. image: [H, W] or [H, W, C]; size: (h, w)."""
     height, width = image.shape[:2]
     if (height, width) == tuple(size):
         return image
@@ -122,7 +122,7 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def nearest(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The middle pixel of each area: no mixture of values. picture: [H, W] or [H, W, C]; size: (h, w)."""
+    """Resize by taking the middle pixel of each area, without mixing values. picture: [H, W, ...]; size: (h, w)."""
     rows, columns = ((np.arange(n) + 0.5) * m / n for n, m in zip(size, picture.shape, strict=False))
     return np.ascontiguousarray(picture[rows.astype(int)[:, None], columns.astype(int)])
 

@@ -1,4 +1,4 @@
-"""Controls of a dataset against those of a network."""
+"""Comparison of the controls of a dataset with those of a network."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,14 +9,14 @@ from owl.errors import OwlError
 def check_controls(
     modalities: Mapping[str, Mapping[str, Any]], url: str, buttons: list[str], axes: list[str], advice: str
 ) -> None:
-    """Refuse a dataset whose controls are not those of a network, in the same order.
+    """Check that a dataset has the controls of a network, in the same order.
 
     Args:
-        modalities: Of the dataset's description; without "controls" it has neither buttons nor axes.
-        url: The dataset, for the message.
+        modalities: Modalities in the dataset's description; without "controls" there are no buttons and no axes.
+        url: URL of the dataset, for the message.
         buttons: Names of the network's buttons.
         axes: Names of its axes.
-        advice: What to do about it, the end of the message; ``{kind}`` in it becomes "buttons" or "axes".
+        advice: End of the message, how to fix it; ``{kind}`` in it is replaced by "buttons" or "axes".
 
     Raises:
         OwlError: They differ.

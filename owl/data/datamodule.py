@@ -1,4 +1,4 @@
-"""The data module of every recipe that trains on shards."""
+"""Data module for all recipes that train on shards."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,22 +25,22 @@ class ShardDataModule(LightningDataModule):
 
     Args:
         path: The dataset's folder, any fsspec URL.
-        modalities: What a sample holds, of the modalities of the dataset.
+        modalities: Modalities of the dataset that a sample contains.
         length: Frames in a window.
         stride: Stored frames from one frame of a window to the next.
-        hop: Stored frames from the beginning of one training window to that of the next.
+        hop: Stored frames from the start of one training window to the start of the next.
         size: (h, w) of the pictures; None keeps the stored size.
         batch_size: Windows per batch of one rank.
-        num_workers: Loader processes per rank.
+        num_workers: Worker processes per rank.
         validation_windows: Windows of each validation and test pass, evenly spaced; None takes all.
         shuffle_block: Shards that are shuffled together (for remote data); None shuffles everything.
-        cache_dir: Local folder for whole copies of remote shards: all of them before training, or, with
+        cache_dir: Local folder for complete copies of remote shards: all are copied before training, or, with
             ``shuffle_block``, each when it is first read.
         flip: Probability of mirroring a training window.
-        crop: (h, w) of random crops of training windows, central ones for validation; None keeps all.
-        record: What to record from the game where ``path`` holds no finished dataset; None expects one there.
-        pack: Whether episodes shorter than a window share windows instead of being skipped; for recipes that keep them
-            apart, such as the world model's.
+        crop: (h, w) of random crops of training windows, central crops for validation; None disables cropping.
+        record: Recording from the game to make if ``path`` has no finished dataset; None requires a dataset there.
+        pack: Whether episodes shorter than a window share windows instead of being skipped; for recipes that separate
+            the episodes of a window, such as the world model's.
     """
 
     def __init__(
@@ -77,9 +77,9 @@ class ShardDataModule(LightningDataModule):
         }
 
     def prepare_data(self) -> None:
-        """Record the dataset if it is to be recorded and is not finished; download what a global shuffle reads at once.
+        """Record the dataset if ``record`` is set and it is not finished; download all shards for a global shuffle.
 
-        With ``shuffle_block``, remote shards are fetched when their block's turn comes instead.
+        With ``shuffle_block``, remote shards are downloaded when their block is read instead.
         """
         if self.record is not None:
             filesystem, path = open_filesystem(self.path)
@@ -94,7 +94,7 @@ class ShardDataModule(LightningDataModule):
         """Open the splits that a stage ("fit", "validate", "test", "predict") needs; None opens all.
 
         Raises:
-            OwlError: The dataset is not fit for use; see `WindowDataset`.
+            OwlError: The dataset cannot be used; see `WindowDataset`.
         """
         if stage in ("fit", None):
             self.train_dataset = WindowDataset(self.path, "train", hop=self.hop, flip=self.flip, **self._windows)
@@ -104,13 +104,13 @@ class ShardDataModule(LightningDataModule):
             self.test_dataset = WindowDataset(self.path, "test", **self._windows)
 
     def training_frames(self) -> WindowDataset:
-        """The pictures of the training split, each frame once, delivered as in its windows but not augmented."""
+        """Return the pictures of the training split, each frame once, processed like its windows but not augmented."""
         return WindowDataset(
             self.path, "train", **self._windows | {"modalities": ["rgb"], "length": 1, "stride": 1, "pack": False}
         )
 
     def train_dataloader(self) -> ResumableLoader:
-        """The resumable training loader of this rank."""
+        """Return the resumable training loader of this rank."""
         rank, world_size = self._rank()
         repeated = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         batches = (RepeatedBatches if repeated else GlobalBatches)(
@@ -119,23 +119,23 @@ class ShardDataModule(LightningDataModule):
         return ResumableLoader(self.train_dataset, batches, self.num_workers)
 
     def val_dataloader(self) -> DataLoader:
-        """This rank's part of the validation windows."""
+        """Return the loader of this rank's part of the validation windows."""
         return self._evaluation_loader(self.validation_dataset)
 
     def test_dataloader(self) -> DataLoader:
-        """This rank's part of the test windows."""
+        """Return the loader of this rank's part of the test windows."""
         return self._evaluation_loader(self.test_dataset)
 
     def predict_dataloader(self) -> DataLoader:
-        """What ``predict`` runs over: this rank's part of the test windows."""
+        """Return the loader for ``predict``: this rank's part of the test windows."""
         return self._evaluation_loader(self.test_dataset)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Leave the windows' numbers on the CPU: whoever asks a GPU for numbers waits for all of its work."""
+        """Keep the window indices on the CPU, since reading numbers from a GPU synchronizes with it."""
         return super().transfer_batch_to_device(batch, device, dataloader_idx) | {"window": batch["window"]}
 
     def identity(self) -> dict[str, str]:
-        """Which samples these are, for checkpoints and reports: the path and a hash of the dataset's contents."""
+        """Return the identity of the samples for checkpoints and reports: path and hash of the dataset's contents."""
         for name in ("train_dataset", "validation_dataset", "test_dataset"):
             if hasattr(self, name):
                 return {"path": self.path, "identity": getattr(self, name).identity}
@@ -148,7 +148,7 @@ class ShardDataModule(LightningDataModule):
         if self.trainer is None:
             return 0, 1
         if self.trainer.world_size > 1 and self.trainer._accelerator_connector.use_distributed_sampler:
-            # Lightning would divide what is divided already, and silently leave out most of the data
+            # Lightning would divide the batches a second time and silently skip most of the data
             raise OwlError(
                 "trainer.sampler",
                 "trainer.use_distributed_sampler is true with several devices, but ShardDataModule divides batches "

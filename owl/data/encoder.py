@@ -1,4 +1,4 @@
-"""Latent datasets: what a dataset holds of one or more modalities, encoded once and for all by a trained network."""
+"""Latent datasets: one or more modalities of a dataset, encoded once by a trained network."""
 
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,28 +24,28 @@ from owl.nn.placement import placement
 from owl.pixels import to_float
 
 LATENT_NAMES = {"rgb": "latent", "flow": "motion_latent"}
-"""What latents are called by the first modality that they are of, where it is not that with ``_latent``."""
+"""Name of latents by their first modality, if it is not the modality's name with ``_latent``."""
 
 
 @dataclass(frozen=True)
 class FrameEncoder:
-    """A network that encodes frames or their sound, and what a dataset says of it.
+    """A network that encodes frames or sound, and its entry in the description of a dataset.
 
-    The network's class declares what it takes:
+    The network's class declares its inputs and outputs:
 
     - ``modalities``: the channels of each modality, in the order of ``encode``'s arguments, such as ``{"rgb": 3}``.
-    - ``encode``: from one tensor each to a posterior (`owl.nn.posterior.Posterior`), as windows deliver them but for
-      pictures, which are in [-1, 1]: rgb float[B, 3, H, W] in [-1, 1], depth float[B, 1, H, W] in [0, 1], flow
-      float[B, 2, h, w] in pixels, audio float[1, channels, samples] in [-1, 1]. B consecutive frames give a mean of
-      [B, latent_channels, *latent_size]; the sound of a whole episode gives [1, latent_channels, tokens].
-    - ``latent_channels``; of frames ``latent_size`` (h, w) and ``size``, the (H, W) that the first modality must have;
-      of sound ``sample_rate`` and ``hop``, the samples of a token.
+    - ``encode``: maps one tensor per modality to a posterior (`owl.nn.posterior.Posterior`). Tensors are as in windows,
+      except for pictures, which are in [-1, 1]: rgb float[B, 3, H, W] in [-1, 1], depth float[B, 1, H, W] in [0, 1],
+      flow float[B, 2, h, w] in pixels, audio float[1, channels, samples] in [-1, 1]. B consecutive frames give a mean
+      of [B, latent_channels, *latent_size]; the sound of a whole episode gives [1, latent_channels, tokens].
+    - ``latent_channels``; for frames ``latent_size`` (h, w) and ``size``, the required (H, W) of the first modality;
+      for sound ``sample_rate`` and ``hop``, the number of samples per token.
 
     Attributes:
         network: The network.
-        fingerprint: Tells encoders apart by their weights.
-        class_path: Of the network's class.
-        checkpoint: Where the network was read from.
+        fingerprint: Hash of the weights, which identifies the encoder.
+        class_path: Class path of the network.
+        checkpoint: Path from which the network was loaded.
     """
 
     network: Any
@@ -55,12 +55,12 @@ class FrameEncoder:
 
     @property
     def identity(self) -> dict[str, str]:
-        """How ``dataset.json`` names it."""
+        """The entry of the encoder in ``dataset.json``."""
         return {"fingerprint": self.fingerprint, "class_path": self.class_path, "checkpoint": self.checkpoint}
 
     @property
     def size(self) -> tuple[int, int]:
-        """(H, W) of the first modality of the frames that it encodes."""
+        """(H, W) of the first modality of the encoded frames."""
         height, width = self.network.size
         return height, width
 
@@ -71,14 +71,14 @@ class FrameEncoder:
 
     @property
     def is_of_sound(self) -> bool:
-        """Whether its latents are tokens on a clock of their own rather than one grid a frame."""
+        """Whether its latents are tokens with a separate rate rather than one grid per frame."""
         return "audio" in self.network.modalities
 
     def find_name(self, name: str | None) -> str:
-        """What its latents are called in a dataset, by default ``latent``, ``audio_latent``, ``motion_latent`` ...
+        """Return the name of its latents in a dataset, by default ``latent``, ``audio_latent``, ``motion_latent`` ...
 
         Raises:
-            OwlError: There are no such latents, or they are not of sound or not of frames.
+            OwlError: There are no latents with this name, or they are of the other kind (sound or frames).
         """
         first = next(iter(self.network.modalities))
         name = name or LATENT_NAMES.get(first, f"{first}_latent")
@@ -93,14 +93,14 @@ class FrameEncoder:
         return name
 
     def clock(self, fps: float) -> Clock:
-        """The clock of tokens of sound beside frames."""
+        """Return the clock of sound tokens relative to frames."""
         return Clock(self.network.sample_rate / self.network.hop, fps)
 
     def layout(self, source: Source) -> dict[str, Any]:
-        """How dataset.json describes what a frame's member holds.
+        """Return the description of the latents for dataset.json.
 
         Raises:
-            OwlError: The dataset has other channels, another size or rate than the network takes.
+            OwlError: The channels, the size or the rate of the dataset differ from those of the network.
         """
         network, url, takes = self.network, source.url, f"the encoder of {self.checkpoint} takes"
         shapes = {name: next(iter(source.modality(name, 1).shapes().values()))[0] for name in source.taken}
@@ -138,11 +138,11 @@ class FrameEncoder:
         """Encode consecutive frames of an episode.
 
         Args:
-            sample: What a window delivers of the modalities that the network takes.
-            noise: Of draws of the posteriors; None takes their means.
+            sample: The network's modalities, as in a window.
+            noise: Generator for sampling the posteriors; None uses their means.
 
         Returns:
-            float16[B, c, h, w], or of sound float16[tokens, c].
+            float16[B, c, h, w], or for sound float16[tokens, c].
         """
         device = placement(self.network).device
         inputs = []
@@ -170,24 +170,24 @@ def encode_dataset(
 ) -> DatasetInfo:
     """Write a dataset of latents, or finish one that was interrupted (`owl.data.jobs.run`).
 
-    An episode with a damaged member ends before it, with a warning.
+    An episode with a damaged member is truncated before it, with a warning.
 
     Args:
         encoder: The network; it is moved to the GPU if there is one.
         source: The dataset to encode, any fsspec URL.
         directory: Local folder for the new dataset.
-        name: What the latents are called (`FrameEncoder.find_name`).
+        name: Name of the latents (`FrameEncoder.find_name`).
         keep: Modalities of the source to copy byte for byte; None keeps controls if there are any.
-        sample: Whether to store a draw of each posterior rather than its mean.
-        batch_size: Frames that are encoded together; sound is encoded an episode at a time.
-        workers: Processes, each with the network; 0 encodes in this one.
+        sample: Whether to store a sample of each posterior rather than its mean.
+        batch_size: Frames per batch; sound is encoded one episode at a time.
+        workers: Number of worker processes, each with a copy of the network; 0 encodes in this process.
 
     Returns:
         The description of the finished dataset.
 
     Raises:
-        OwlError: As `run`; or the source lacks what the network takes (`Source.open`, `FrameEncoder.layout`) or has no
-            training split, or the network gives NaN or latents of another shape than it declares.
+        OwlError: As `run`; or the source lacks a modality of the network (`Source.open`, `FrameEncoder.layout`) or has
+            no training split, or the network returns NaN or latents with a shape other than declared.
     """
     root = local_folder(directory)
     at_least(1, batch_size=batch_size)
@@ -245,7 +245,7 @@ class _EncodeJob(ShardJob):
         index, reader = self._original.index, SampleReader(self._original, pin=device.type == "cuda")
         for episode in index.episodes_of(number):
             name = str(index.episodes[episode])
-            # the noise depends on the episode alone, not on where an interrupted run goes on
+            # the noise depends only on the episode, not on where an interrupted run continues
             noise = torch.Generator(device).manual_seed(zlib.crc32(name.encode())) if self._sample else None
             together = int(index.episode_frames[episode]) if self._encoder.is_of_sound else self._batch_size
             for sample, kept in reader.stretches(episode, together):
@@ -260,7 +260,7 @@ class _EncodeJob(ShardJob):
                     yield name, {self._extension: codecs.encode_array(latent), **members}
 
     def _divide(self, latents: np.ndarray, frames: int) -> list[np.ndarray]:
-        """Those of each frame; of sound the tokens that end within it."""
+        """Return the latents of each frame; for sound the tokens that end within the frame."""
         shape, cuts = self.info.modalities[self._name]["shape"], list(range(frames + 1))
         if self._encoder.is_of_sound:
             shape, clock = shape[-1:], self._encoder.clock(self.info.fps)
@@ -294,10 +294,10 @@ class _EncodeJob(ShardJob):
 
 
 def measure(latents: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each channel over frames and positions.
+    """Compute the mean and the standard deviation of each channel over frames and positions.
 
     Args:
-        latents: float[c, ...] each.
+        latents: Arrays, float[c, ...] each.
 
     Returns:
         Two float64[c].

@@ -1,4 +1,4 @@
-"""What becomes of a training whose loader's workers fail: an error that says why, never a wait for ever."""
+"""Errors of data loading workers: a failed worker raises an error with the reason instead of blocking training."""
 
 import os
 from multiprocessing import queues
@@ -12,20 +12,20 @@ ADVICE = {
     "Bus error": "a file of the dataset may have been cut off while it was read, so run data verify",
     "Killed": "the machine may have run out of memory, so use fewer num_workers or a smaller batch_size",
 }
-"""What to do, by a part of what the system or PyTorch says."""
+"""Advice by a substring of the message of the system or of PyTorch."""
 
 
 def report_failures() -> None:
-    """Make a worker hand over its failure where it cannot hand over a batch; call it in the worker.
+    """Make a worker process send an error if it cannot send a batch; call it in the worker.
 
-    A queue's thread only prints what went wrong, and whoever waits for the batch does so for ever.
+    By default the thread of a queue only prints the error, and the consumer of the batch blocks forever.
     """
     queues.Queue._on_queue_feeder_error = _hand_over  # type: ignore[attr-defined]
 
 
 def _hand_over(queue: Any, error: Exception, item: Any) -> None:
-    """Put an error in the place of the batch that a queue could not send; called by its thread."""
-    if isinstance(item, tuple):  # with the number of the batch; otherwise the pipe itself is broken
+    """Send an error in place of the batch that a queue could not send; called by its thread."""
+    if isinstance(item, tuple):  # (batch index, ...); otherwise the pipe itself is broken
         queue.put(
             (item[0], OwlError("loader.worker", f"a loader's worker could not hand over a batch{told(str(error))}"))
         )
@@ -34,12 +34,12 @@ def _hand_over(queue: Any, error: Exception, item: Any) -> None:
 
 
 def worker_failure(error: BaseException) -> OwlError | None:
-    """Return what to tell instead of an error that says, in PyTorch's words, that a worker is gone; None of any other.
+    """Return a clear error for an error of PyTorch about a dead worker process; None for any other error.
 
-    Its SIGCHLD handler raises one wherever training is; who takes a batch that a dead worker left finds its socket
-    closed.
+    PyTorch's SIGCHLD handler raises it at any point of training; reading a batch that a dead worker left fails with a
+    closed socket.
     """
-    message = str(error).partition("\n")[0].partition(". ")[0]  # not what else PyTorch thinks possible
+    message = str(error).partition("\n")[0].partition(". ")[0]  # without PyTorch's list of possible causes
     if isinstance(error, RuntimeError) and message.startswith(SAYINGS):
         return OwlError("loader.worker", f"a loader's worker ended amid its work{told(message)}")
     if isinstance(error, ConnectionError | EOFError | FileNotFoundError) and "in DataLoader worker" not in message:
@@ -48,6 +48,6 @@ def worker_failure(error: BaseException) -> OwlError | None:
 
 
 def told(reason: str) -> str:
-    """The reason in brackets and what to do about it."""
+    """Return the reason in parentheses, followed by advice."""
     advice = next((advice for part, advice in ADVICE.items() if part in reason), "set num_workers to 0 to see more")
     return f" ({reason.strip().removesuffix('.')}); {advice}, then go on with --ckpt_path last"

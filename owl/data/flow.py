@@ -7,17 +7,17 @@ from owl.errors import OwlError
 
 
 def flow_downscale(size: tuple[int, int]) -> int:
-    """Pixels of an (H, W) frame per cell of its flow's grid: 2, and 4 where W is above 320; 1 where they do not divide.
+    """Return the pixels of an (H, W) frame per cell of its flow grid: 2, 4 if W is above 320, 1 if not divisible.
 
-    At 360x640 DIS to the finest scale on a quarter of the resolution warps one frame onto the next as well as DIS to
-    the next finest on half of it, in a third of the bytes and half of the time.
+    At 360x640, DIS to the finest scale at a quarter of the resolution warps one frame onto the next as well as DIS to
+    the second finest scale at half of it, with a third of the bytes and half of the time.
     """
     wanted = 4 if size[1] > 320 else 2
     return next(cell for cell in (wanted, 2, 1) if not (size[0] % cell or size[1] % cell))
 
 
 def estimate_flow(previous: np.ndarray, current: np.ndarray, downscale: int) -> np.ndarray:
-    """Where each cell of the current frame was one frame ago.
+    """Estimate the backward optical flow: the displacement of each cell of the current frame to the previous frame.
 
     Args:
         previous: uint8[H, W, 3], RGB.
@@ -25,7 +25,8 @@ def estimate_flow(previous: np.ndarray, current: np.ndarray, downscale: int) -> 
         downscale: Pixels per cell of the grid on which flow is computed.
 
     Returns:
-        float32[H // downscale, W // downscale, 2], (dx, dy) in pixels of the frames; equal for any number of threads.
+        float32[H // downscale, W // downscale, 2], (dx, dy) in pixels of the frames; independent of the number of
+        threads.
 
     Raises:
         OwlError: The frames are too small for the coarsest level of DIS.
@@ -49,14 +50,14 @@ def estimate_flow(previous: np.ndarray, current: np.ndarray, downscale: int) -> 
 
 
 def compose_flow(later: np.ndarray, earlier: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Add up two fields along the way: what is at x was at x + later(x) in between, and earlier(...) from there.
+    """Compose two backward flow fields: later(x) + earlier(x + later(x)).
 
-    What left the picture in between is taken to move on as what is at the border does.
+    Points that leave the picture in between take the flow at its border.
 
     Args:
-        later: float32[h, w, 2], (dx, dy) from a frame back to one in between, in pixels of the picture.
-        earlier: float32[h, w, 2], from that frame further back.
-        size: (H, W) of the picture, on which the fields are a coarser grid.
+        later: float32[h, w, 2], (dx, dy) from a frame back to an intermediate frame, in pixels of the picture.
+        earlier: float32[h, w, 2], (dx, dy) from the intermediate frame back to an earlier one.
+        size: (H, W) of the picture; the fields have a coarser grid.
 
     Returns:
         float32[h, w, 2].

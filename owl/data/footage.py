@@ -1,4 +1,4 @@
-"""Footage on disk: which recordings a folder holds, and whether each can be used."""
+"""Footage on disk: find the recordings of a folder and check each."""
 
 import math
 import mimetypes
@@ -15,7 +15,7 @@ from owl.data.video import VideoFacts, probe
 from owl.errors import OwlError
 
 OTHER_FILES = ("text", "image", "audio", "font")
-"""Kinds of files that are passed over in a folder of videos; all others are tried."""
+"""Suffixes of files that are skipped in a folder of videos; all other files are tried."""
 OTHER_SUFFIXES = {
     ".json",
     ".csv",
@@ -36,16 +36,16 @@ VIDEOS, OWL_CONTROL = "videos", "owl-control"
 
 @dataclass(frozen=True)
 class Recording:
-    """A recording that can be used.
+    """A usable recording.
 
     Attributes:
-        name: Its path below the folder that was given.
-        video: What is known of the video.
-        bytes: Size of its files.
-        inputs: The file of inputs, None for a plain video.
+        name: Path relative to the given folder.
+        video: Properties of the video.
+        bytes: Total size of its files.
+        inputs: Input log, None for a plain video.
         buttons: Names of the buttons that occur in it.
         logged: Seconds from the first frame up to which inputs are known.
-        problems: What was wrong but survived, one clause each.
+        problems: Non-fatal problems, one clause each.
     """
 
     name: str
@@ -63,8 +63,8 @@ class Footage:
 
     Attributes:
         kind: VIDEOS or OWL_CONTROL.
-        recordings: Those that can be used, by name.
-        skipped: Why each of the others cannot, by name.
+        recordings: Usable recordings, by name.
+        skipped: Reason why a recording is skipped, by name.
     """
 
     kind: str
@@ -73,15 +73,15 @@ class Footage:
 
 
 def find_footage(source: str | Path, leave_out: Path, progress: Callable[[], object] = lambda: None) -> Footage:
-    """Look through a folder of videos or of OWL Control recordings; the first ``inputs.csv`` tells the latter.
+    """Find the recordings of a folder of videos or OWL Control recordings; the latter contain an ``inputs.csv``.
 
     Args:
-        source: The folder, searched with all its subfolders, or one video file.
-        leave_out: A folder that is not searched even if it lies inside.
+        source: Folder, searched recursively, or one video file.
+        leave_out: Folder to exclude from the search.
         progress: Called after each recording.
 
     Raises:
-        OwlError: There is no such folder, or nothing in it can be used.
+        OwlError: The folder does not exist, or contains no usable recording.
     """
     root = Path(source)
     if not root.exists():
@@ -176,10 +176,10 @@ def _find_video(folder: Path) -> Path:
 
 
 def _list_files(root: Path, leave_out: Path) -> tuple[list[Path], dict[str, str]]:
-    """List what a folder and its subfolders hold, each file once whatever links lead to it.
+    """List the files of a folder and its subfolders, each once even if several links point to it.
 
     Returns:
-        The files in order, and why each folder or link that cannot be followed is left out, by name.
+        The sorted files, and the reason for each folder or link that cannot be followed, by name.
     """
     if root.is_file():
         return [root], {}
@@ -189,7 +189,7 @@ def _list_files(root: Path, leave_out: Path) -> tuple[list[Path], dict[str, str]
     def is_new(path: Path) -> bool:
         try:
             found = path.stat()
-        except OSError as error:  # a link that leads nowhere, or around in a circle
+        except OSError as error:  # a broken or circular link
             unreadable[_name(path, root)] = f"it cannot be read ({error.strerror})"
             return False
         identity = (found.st_dev, found.st_ino)
@@ -206,7 +206,7 @@ def _list_files(root: Path, leave_out: Path) -> tuple[list[Path], dict[str, str]
         is_new(leave_out)
     is_new(root)
     for folder, subfolders, names in os.walk(root, onerror=tell, followlinks=True):
-        for found in (subfolders, names):  # links last: they do not take the place of what lies beside them
+        for found in (subfolders, names):  # links last, so that they do not replace real files
             found[:] = sorted(name for name in found if name[0] != ".")
             found.sort(key=lambda name: os.path.islink(os.path.join(folder, name)))
         subfolders[:] = [name for name in subfolders if is_new(Path(folder, name))]
@@ -227,5 +227,5 @@ def _name(path: Path, root: Path) -> str:
 
 
 def _readable(name: str) -> str:
-    """A file's name as text that every terminal and JSON reader takes, also where it is not UTF-8."""
+    """Return a file's name as valid UTF-8 text for terminals and JSON, even if the name is not UTF-8."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
