@@ -1,4 +1,4 @@
-"""Windows of consecutive frames as training samples: one contiguous read each, decoding only what is asked for."""
+"""Windows of consecutive frames as training samples: one contiguous read each, decoding only selected modalities."""
 
 import math
 import warnings
@@ -21,14 +21,14 @@ from owl.data.shards import DatasetInfo, ShardIndex, shard_name
 from owl.errors import OwlError
 
 MAX_REPLACEMENTS = 256
-PADDING = -1  # the document of the frames behind the last clip of a pack
+PADDING = -1  # the document of the frames after the last clip of a pack
 OPEN_PACKS = (
     64  # packs that a clip may still join: more waste less room, fewer keep the clips of a pack near in storage
 )
 
 
 class CorruptSampleWarning(UserWarning):
-    """A sample could not be decoded and another window stands in for it."""
+    """A sample could not be decoded and was replaced by another window."""
 
 
 class SkippedEpisodeWarning(UserWarning):
@@ -36,7 +36,7 @@ class SkippedEpisodeWarning(UserWarning):
 
 
 class _CorruptMember(Exception):
-    """A member of the window cannot be decoded; the warning has been given."""
+    """A member of the window cannot be decoded; the warning was already issued."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class _Clip:
     """Consecutive frames of one episode: a window, or a part of a pack.
 
     Attributes:
-        episode: Its position in the index.
-        first: Its first frame.
-        length: Frames that are delivered, ``stride`` stored ones apart.
+        episode: Position of the episode in the index.
+        first: First frame.
+        length: Number of delivered frames, ``stride`` stored frames apart.
     """
 
     episode: int
@@ -55,28 +55,29 @@ class _Clip:
 
 
 class WindowDataset(Dataset):
-    """All windows of one split. A window is ``length`` frames, ``stride`` stored frames apart; windows begin every
-    ``hop`` frames, and the last one of an episode ends with the episode.
+    """All windows of one split. A window is ``length`` frames, ``stride`` stored frames apart; windows start every
+    ``hop`` frames, and the last window of an episode ends with the episode.
 
     Args:
         path: The dataset's folder, any fsspec URL.
         split: "train", "validation" or "test".
-        modalities: What to decode, of those in `owl.data.modalities.MODALITIES` that the dataset holds.
+        modalities: Modalities to decode, from those in `owl.data.modalities.MODALITIES` that the dataset has.
         length: Frames in a window (T).
         stride: Stored frames from one frame of a window to the next.
-        hop: Stored frames from the beginning of one window to that of the next.
+        hop: Stored frames from the start of one window to the start of the next.
         size: (h, w) of the delivered pictures; None keeps the stored size. Smaller JPEGs are decoded at reduced scale.
-        cache_dir: Local folder for whole copies of remote shards.
-        flip: Probability of mirroring a window left to right: pictures, flow dx, stereo channels and controls; 0 with
-            latents, which cannot be mirrored.
-        crop: (h, w) of a crop of the delivered pictures, the same for all frames and modalities; None keeps all, and
-            latents allow nothing else.
-        pack: Whether episodes shorter than a window are put together, several in a window, instead of skipped; samples
-            then say which frame is of which ("document"). For models that keep documents apart; audio cannot be packed.
+        cache_dir: Local folder for complete copies of remote shards.
+        flip: Probability of mirroring a window left to right: pictures, flow dx, stereo channels and controls; must be
+            0 with latents, which cannot be mirrored.
+        crop: (h, w) of a crop of the delivered pictures, the same for all frames and modalities; None disables
+            cropping; must be None with latents.
+        pack: Whether several episodes shorter than a window share a window instead of being skipped; samples then
+            contain the document index of each frame ("document"). For models that mask attention between documents;
+            audio cannot be packed.
 
     Raises:
         OwlError: The dataset is missing, unfinished or of another version, lacks a modality, the split is empty, or
-            every episode is shorter than a window and ``pack`` is not set, or audio was to be packed.
+            every episode is shorter than a window and ``pack`` is not set, or ``pack`` is set with audio.
     """
 
     def __init__(
@@ -154,7 +155,7 @@ class WindowDataset(Dataset):
         return {m: extensions.index(self.info.modalities[m]["extension"]) for m in self.modalities}
 
     def _find_episodes(self) -> np.ndarray:
-        """Positions in the index of the split's episodes that are used, in the order of their rows."""
+        """Return the positions in the index of the split's usable episodes, in the order of their rows."""
         index, columns = self._index, list(self._columns.values())
         if self.split not in self.info.splits:
             raise OwlError(
@@ -202,9 +203,9 @@ class WindowDataset(Dataset):
         return np.sort(np.array(kept, np.int64))
 
     def _make_packs(self, short: np.ndarray) -> list[list[_Clip]]:
-        """Divide short episodes among windows: each clip into the first of the open ones that has room for it.
+        """Pack short episodes into windows: each clip goes into the first open window with enough free frames.
 
-        Where a stride leaves frames out, an episode gives a clip for each of the first frames that windows begin at.
+        If a stride skips frames, an episode gives one clip for each first frame at which windows start.
         """
         packs: list[list[_Clip]] = []
         room: deque[list[int]] = deque(maxlen=OPEN_PACKS)  # of the last packs: [number, frames that are free]
@@ -228,16 +229,16 @@ class WindowDataset(Dataset):
         return int(self._ends[-1])
 
     def shard_windows(self) -> list[range]:
-        """The numbers of the windows in each shard, for shuffling within blocks of shards."""
+        """Return the window indices of each shard, for shuffling within blocks of shards."""
         shards = self._index.episode_shard[self._episodes]
         last = np.flatnonzero(np.diff(shards, append=-1))  # the last episode of each shard
         stops = [0, *self._ends[last].tolist()]
         return [range(start, stop) for start, stop in pairwise(stops)]
 
     def describe(self, window: int) -> dict[str, Any]:
-        """Where a window comes from: its episode, its shard and its [first, last] frame.
+        """Return the source of a window: its episode, its shard and its [first, last] frame.
 
-        Of a pack these are those of its first clip; "packed_with" lists the same of the others.
+        For a pack these describe the first clip; "packed_with" lists the same for the others.
         """
         first, *others = [
             {
@@ -250,7 +251,7 @@ class WindowDataset(Dataset):
         return {**first, "packed_with": others} if others else first
 
     def _clips(self, window: int) -> list[_Clip]:
-        """What a window holds: one clip, or those of a pack."""
+        """Return the clips of a window: one, or those of a pack."""
         number = int(np.searchsorted(self._ends, window, side="right"))
         if number in self._packs:
             return self._packs[number]
@@ -260,51 +261,51 @@ class WindowDataset(Dataset):
         return [_Clip(episode, first, self.length)]
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and type of each tensor of a sample."""
+        """Return the shape and dtype of each tensor of a sample."""
         document = {"document": ((self.length,), torch.int64)} if self.pack else {}
         shapes = {name: shape for decoder in self._decoders.values() for name, shape in decoder.shapes().items()}
         return {**shapes, **document}
 
     def __getitem__(self, item: int | tuple[int, int]) -> dict[str, torch.Tensor]:
-        """One window.
+        """Return one window.
 
         Args:
-            item: Its number, or (number, augmentation seed). Without a seed: central crop, no mirroring.
+            item: Window index, or (index, augmentation seed). Without a seed: central crop, no mirroring.
 
         Returns:
-            "window": int64, the number of the window that was delivered (another one if this one is corrupt);
-            what the modalities that were asked for deliver, which their classes in ``owl/data/modalities`` say;
-            "document", with ``pack``: int64[T], the number of the clip that a frame belongs to, 0, 1, ..., and -1 for
-            padding, where everything else is 0. A damaged clip of a pack is left out of it.
+            "window": int64, the index of the delivered window (a different one if the requested window is corrupt);
+            the tensors of the selected modalities, as documented by their classes in ``owl/data/modalities``;
+            "document", with ``pack``: int64[T], the index of the clip of each frame, 0, 1, ..., and -1 for padding,
+            where everything else is 0. Damaged clips of a pack are omitted.
 
         Raises:
-            IndexError: There is no such window.
+            IndexError: The window index is out of range.
             OwlError: No window could be decoded, or the storage fails.
         """
         return {name: tensor[0] for name, tensor in self.batch([item]).items()}
 
     def batch(self, items: Sequence[int | tuple[int, int]]) -> dict[str, torch.Tensor]:
-        """The same for several windows, stacked: [B, ...]."""
+        """Return several windows, stacked: [B, ...]."""
         batch = self.empty(len(items))
         return {"window": torch.tensor(self.fill(items, batch)), **batch}
 
     def empty(self, samples: int) -> dict[str, torch.Tensor]:
-        """The tensors of a batch, to be filled."""
+        """Allocate the tensors of a batch."""
         return {name: torch.empty((samples, *shape), dtype=dtype) for name, (shape, dtype) in self.shapes().items()}
 
     def fill(self, items: Sequence[int | tuple[int, int]], batch: dict[str, torch.Tensor]) -> list[int]:
         """Load several windows into the tensors of a batch (`shapes`, with the batch in front).
 
-        Pictures are decoded into their place: that spares the copies of collation, a seventh of the time.
+        Pictures are decoded in place, which avoids the copies of collation, a seventh of the time.
 
         Returns:
-            The numbers of the windows that were delivered.
+            The indices of the delivered windows.
         """
         arrays = {name: tensor.numpy() for name, tensor in batch.items()}
         return [self._fill(item, {name: a[n] for name, a in arrays.items()}) for n, item in enumerate(items)]
 
     def _fill(self, item: int | tuple[int, int], into: dict[str, np.ndarray]) -> int:
-        """Write a sample into arrays and return the number of its window."""
+        """Write a sample into arrays and return the index of its window."""
         window, seed = item if isinstance(item, tuple) else (item, None)
         if not 0 <= window < len(self):
             raise IndexError(f"window {window} of {len(self)}")
@@ -314,7 +315,7 @@ class WindowDataset(Dataset):
                 self._load(candidate, seed, into)
                 return candidate
             except _CorruptMember:
-                continue  # the choice of the stand-in depends on the window alone, so every worker makes the same one
+                continue  # the choice of the replacement depends only on the window, so it is the same in every worker
         raise OwlError(
             "windows.damaged",
             f"{attempt + 1} windows of {self.path} could not be decoded one after another, valid ones were expected; "
@@ -343,7 +344,7 @@ class WindowDataset(Dataset):
         episode, row = clip.episode, int(self._index.episode_row[clip.episode])
         last = clip.first + (clip.length - 1) * self.stride
         frames = {name: decoder.frames(clip.first, last) for name, decoder in self._decoders.items()}
-        # one contiguous range, though members of other modalities lie in between
+        # one contiguous range, including members of other modalities
         read = slice(row + min(needed.start for needed in frames.values()), row + last + 1)
         columns = list(self._columns.values())
         offsets, sizes = self._index.offsets[read, columns], self._index.sizes[read, columns]
@@ -365,7 +366,7 @@ class WindowDataset(Dataset):
         try:
             if len(content) < size:
                 raise ValueError("the shard is cut short")
-            # JPEG has no checksum of its own: most flipped bits decode to a wrong picture without complaint
+            # JPEG has no checksum: most flipped bits decode to a wrong picture without an error
             if zlib.crc32(content) != self._index.checksums[row, column]:
                 raise ValueError("its checksum is wrong")
             return self._decoders[modality].decode(content)
@@ -390,7 +391,7 @@ class WindowDataset(Dataset):
 
 
 def _coprime_step(count: int) -> int:
-    """A step near the golden section: it visits all of ``count`` windows, far from the corrupt one at first."""
+    """Return a step near the golden section, coprime to ``count``: it visits all windows, distant ones first."""
     step = max(1, round(count * 0.618))
     while math.gcd(step, count) > 1:
         step += 1

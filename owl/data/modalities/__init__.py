@@ -1,4 +1,4 @@
-"""The modalities that a dataset may hold, a file each."""
+"""Modalities of datasets, one file each."""
 
 from owl.data.modalities.audio import Audio
 from owl.data.modalities.base import Modality
@@ -24,4 +24,4 @@ MODALITIES: dict[str, type[Modality]] = {
     "conditioning_latent": ConditioningLatent,
     "audio_latent": AudioLatent,
 }
-"""The class of each modality, by its name in dataset.json."""
+"""Class of each modality, by its name in dataset.json."""

@@ -12,13 +12,13 @@ from owl.errors import OwlError
 
 
 class Audio(Modality):
-    """Samples int16[n, channels] a frame, on a clock of ``sample_rate`` a second.
+    """Audio samples int16[n, channels] per frame, at ``sample_rate`` samples per second.
 
-    Delivered as float32[channels, samples] in [-1, 1], unbroken from the first frame's beginning to the last frame's
-    end whatever the stride, the same number of samples for every window. Mirroring swaps the ears.
+    Windows contain float32[channels, samples] in [-1, 1], continuous from the start of the first frame to the end of
+    the last one for any stride, with the same number of samples in every window. Mirroring swaps the channels.
 
     Raises:
-        OwlError: Windows are to be packed: sound is not cut at frames.
+        OwlError: Packing is enabled: sound is not cut at frames.
     """
 
     extension = "audio.npy"
@@ -32,7 +32,7 @@ class Audio(Modality):
 
     @classmethod
     def describe(cls, sample_rate: int, channels: int, timing: str) -> dict[str, Any]:
-        """What dataset.json says of it; ``timing`` says which sound a frame holds."""
+        """Return its description for dataset.json; ``timing`` describes which sound belongs to a frame."""
         return {"extension": cls.extension, "sample_rate": sample_rate, "channels": channels, "timing": timing}
 
     def frames(self, first: int, last: int) -> range:
@@ -49,13 +49,13 @@ class Audio(Modality):
         audio = np.concatenate(list(frames))
         if len(audio) < self._samples:
             raise ValueError(f"a window holds {len(audio)} audio samples, {self._samples} were expected")
-        # the left ear of a mirrored window hears what the right one did
+        # mirroring swaps the left and the right channel
         swapped = view.mirrored and audio.shape[1] == 2
         channels = audio[: self._samples, ::-1] if swapped else audio[: self._samples]
         np.divide(channels.T, np.float32(2**15), out=into[self.name])
 
     def levels(self, frames: Iterable[np.ndarray | None]) -> list[float]:
-        """Peaks; silence is 0."""
+        """Return the peak of each frame; silence is 0."""
         return [
             0.0 if frame is None or not frame.size else float(np.abs(frame.astype(np.float32)).max()) / 2**15
             for frame in frames
@@ -63,10 +63,10 @@ class Audio(Modality):
 
 
 def refuse_packing(name: str, sampling: Sampling) -> None:
-    """Refuse to pack what runs on through a window instead of being cut at frames.
+    """Check that packing is disabled, for a modality that is continuous over a window instead of cut at frames.
 
     Raises:
-        OwlError: Windows are to be packed.
+        OwlError: Packing is enabled.
     """
     if sampling.pack:
         raise OwlError(

@@ -1,4 +1,4 @@
-"""What every modality says of itself: how a member is stored, and what a window delivers of it."""
+"""Base class of modalities: the encoding of members and the tensors of windows."""
 
 import math
 from abc import ABC, abstractmethod
@@ -17,7 +17,7 @@ Shapes = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 @dataclass(frozen=True)
 class Sampling:
-    """What is asked of a dataset: which frames make a window, and how its pictures are delivered.
+    """Sampling of windows from a dataset: the frames of a window, and the size and augmentation of its pictures.
 
     Attributes:
         url: The dataset's folder, for messages.
@@ -26,7 +26,7 @@ class Sampling:
         length: Frames in a window (T).
         stride: Stored frames from one frame of a window to the next.
         resize: (h, w) of delivered pictures before the crop; None keeps the stored size.
-        crop: (h, w) of the crop; None keeps all.
+        crop: (h, w) of the crop; None disables cropping.
         flip: Probability of mirroring a window left to right.
         pack: Whether short episodes share windows.
     """
@@ -43,7 +43,7 @@ class Sampling:
 
     @property
     def span(self) -> int:
-        """Stored frames from a window's first to its last, both counted."""
+        """Stored frames from the first to the last frame of a window, both included."""
         return (self.length - 1) * self.stride + 1
 
     @property
@@ -57,13 +57,13 @@ class Sampling:
         return self.crop or self.size
 
     def check_crop(self, grid: int) -> None:
-        """Make sure that the crop can be cut.
+        """Check that the crop is possible.
 
         Args:
-            grid: Pixels between the places where it may be cut.
+            grid: Grid of crop positions, in pixels.
 
         Raises:
-            OwlError: It is larger than the pictures, or they or it are no multiple of the grid.
+            OwlError: The crop is larger than the pictures, or the size of either is not a multiple of the grid.
         """
         if self.crop is None:
             return
@@ -80,7 +80,7 @@ class Sampling:
             )
 
     def draw(self, seed: int | None, grid: int) -> "View":
-        """Draw the augmentation of a sample; without a seed it is the central crop, not mirrored."""
+        """Draw the augmentation of a sample; without a seed, return the central crop, not mirrored."""
         height, width = self.delivered
         rows, columns = (self.size[0] - height) // grid, (self.size[1] - width) // grid
         if seed is None:
@@ -92,7 +92,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class View:
-    """One draw of the augmentation: a crop of the delivered picture, in its pixels, mirrored or not."""
+    """A drawn augmentation: a crop in pixels of the delivered picture, mirrored or not."""
 
     top: int
     left: int
@@ -101,7 +101,7 @@ class View:
     mirrored: bool
 
     def of(self, picture: np.ndarray, downscale: int = 1) -> np.ndarray:
-        """The part of a picture [H, W, ...] that is seen; ``downscale`` is that of the picture's own grid."""
+        """Apply it to a picture [H, W, ...]; ``downscale`` is the scale of the picture's grid."""
         rows = slice(self.top // downscale, (self.top + self.height) // downscale)
         columns = slice(self.left // downscale, (self.left + self.width) // downscale)
         seen = picture[rows, columns]
@@ -110,7 +110,7 @@ class View:
 
 @dataclass(frozen=True)
 class Clock:
-    """A rate of its own, such as 44,100 samples or 50 tokens a second beside 35 frames: need not be a multiple.
+    """A rate that need not be a multiple of the frame rate, such as 44,100 samples or 50 tokens at 35 frames a second.
 
     Attributes:
         rate: Samples or tokens per second.
@@ -121,14 +121,14 @@ class Clock:
     fps: float
 
     def least(self, frames: int) -> int:
-        """Samples or tokens that every stretch of so many frames holds at least; single frames hold one more or less.
+        """Return the least number of samples or tokens in any span of ``frames`` frames.
 
-        So windows have equal lengths wherever they begin.
+        Spans differ by one; with this length all windows are equally long.
         """
         return math.floor(frames * self.rate / self.fps + 1e-6)
 
     def most(self, frames: int) -> int:
-        """The most that a stretch of so many frames holds."""
+        """Return the largest number of samples or tokens in any span of ``frames`` frames."""
         return math.ceil(frames * self.rate / self.fps - 1e-6)
 
 
@@ -138,7 +138,7 @@ class Preview:
 
     Attributes:
         pictures: uint8[h, w, 3] of each member; None where it is missing.
-        legend: How to read them.
+        legend: Legend of the pictures.
     """
 
     pictures: Sequence[np.ndarray | None]
@@ -146,20 +146,20 @@ class Preview:
 
 
 class Modality(ABC):
-    """One kind of member of a dataset: its codec, what a window delivers of it, and how it looks.
+    """Base class of modalities: the codec of members, the tensors of windows, and previews.
 
-    The object belongs to one dataset and one way of taking windows of it, and refuses what cannot be done to it. To add
-    a kind, write a class in a file of its own and name it in `owl.data.modalities.MODALITIES`.
+    An instance belongs to one dataset and one sampling; the constructor raises an error if it does not support the
+    sampling. To add a modality, write a class in a new file and list it in `owl.data.modalities.MODALITIES`.
 
     Args:
-        name: What it is called in dataset.json and in samples.
-        description: What dataset.json says of it.
-        sampling: The windows to take.
+        name: Name in dataset.json and in samples.
+        description: Its entry in dataset.json.
+        sampling: The sampling of windows.
 
     Attributes:
-        extension: Of its members' names.
-        encode: From one frame's array to the bytes of its member.
-        grid: Pixels of the delivered picture from one cell of its own grid to the next; crops are cut along it.
+        extension: Extension of the members' names.
+        encode: Encodes the array of a frame to the bytes of its member.
+        grid: Cell size of its grid in pixels of the delivered picture; crops are aligned with it.
     """
 
     extension: ClassVar[str]
@@ -170,28 +170,28 @@ class Modality(ABC):
         self.name, self.description, self.sampling = name, description, sampling
 
     def frames(self, first: int, last: int) -> range:
-        """The stored frames that a clip is made of, numbered within the episode.
+        """Return the indices within the episode of the stored frames of a clip.
 
         Args:
             first: The clip's first frame.
-            last: Its last, whole strides later.
+            last: The clip's last frame, a multiple of the stride later.
 
         Returns:
-            Every ``stride``-th of them; a modality whose content adds up over time takes those in between as well, and
-            may begin earlier.
+            Every ``stride``-th frame; a modality that accumulates over time also includes the skipped frames, and
+            may start earlier.
         """
         return range(first, last + 1, self.sampling.stride)
 
     @abstractmethod
     def shapes(self) -> Shapes:
-        """Shape and type of each tensor that a window has of it; they are the same for all windows."""
+        """Return the shape and dtype of each of its tensors in a window; they are the same for all windows."""
 
     @abstractmethod
     def decode(self, content: bytes | memoryview) -> np.ndarray:
-        """Decode one member, at the delivered size but neither cropped nor mirrored.
+        """Decode one member at the delivered size, without cropping and mirroring.
 
         Raises:
-            ValueError: It does not decode, or does not hold what dataset.json says.
+            ValueError: It cannot be decoded, or does not match its description in dataset.json.
         """
 
     @abstractmethod
@@ -199,18 +199,18 @@ class Modality(ABC):
         """Write the decoded members of a clip into a sample's arrays (`shapes`).
 
         Args:
-            frames: Decoded members of `frames`, in time order, taken one by one: a list of them would take longer to
-                get memory for than to decode (16 ms against 9 ms for 8 frames of 360x640).
+            frames: Decoded members of `frames`, in time order, as an iterator: allocating memory for a list of them
+                takes longer than decoding (16 ms against 9 ms for 8 frames of 360x640).
             view: The augmentation.
             into: The sample's arrays.
-            before: How many of the frames come before the clip's first.
+            before: Number of frames before the first frame of the clip.
 
         Raises:
-            ValueError: They do not fit together.
+            ValueError: The members are inconsistent.
         """
 
     def facts(self) -> list[str]:
-        """What ``data inspect`` says of it in its table."""
+        """Return its properties for the table of ``data inspect``."""
         return [
             f"{key} {value}"
             for key, value in self.description.items()
@@ -218,19 +218,19 @@ class Modality(ABC):
         ]
 
     def preview(self, frames: Iterable[np.ndarray | None], size: tuple[int, int]) -> Preview | None:
-        """Members decoded at their stored size as pictures of (h, w), all on one scale; None if it has no picture."""
+        """Draw members, decoded at their stored size, as pictures of (h, w) on one scale; None if not supported."""
         return None
 
     def levels(self, frames: Iterable[np.ndarray | None]) -> list[float] | None:
-        """How much there is of it in each member, 0 to 1, for bars over an episode; None if that says nothing."""
+        """Return the level of each member, 0 to 1, for a bar chart over an episode; None if not supported."""
         return None
 
 
 def with_shape(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return an array if it has a shape.
+    """Return an array after checking its shape.
 
     Raises:
-        ValueError: It has another.
+        ValueError: The shape differs.
     """
     if array.shape != shape:
         raise ValueError(f"it has shape {list(array.shape)}, dataset.json says {list(shape)}")
@@ -238,10 +238,10 @@ def with_shape(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def refuse_augmentation(name: str, sampling: Sampling) -> None:
-    """Refuse to crop or mirror what is no picture.
+    """Check that cropping and mirroring are disabled, for a modality that is not a picture.
 
     Raises:
-        OwlError: The windows are to be.
+        OwlError: Cropping or mirroring is enabled.
     """
     if sampling.flip > 0 or sampling.crop is not None:
         raise OwlError(

@@ -1,4 +1,4 @@
-"""What the player pressed and moved."""
+"""Controls of the player: buttons and axes."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from owl.errors import OwlError
 
 @dataclass(frozen=True)
 class Mirror:
-    """What left-right mirroring does to controls.
+    """Left-right mirroring of controls.
 
     Attributes:
-        buttons: int64[B], which button's state each button takes.
-        axes: float32[A], the factor 1 or -1 of each axis.
+        buttons: int64[B], index of the button whose state each button takes.
+        axes: float32[A], factor of each axis, 1 or -1.
     """
 
     buttons: np.ndarray
@@ -29,7 +29,7 @@ class Mirror:
         """Read the mirror table of dataset.json's controls.
 
         Raises:
-            OwlError: There is no table, or it names buttons or axes that the dataset does not have.
+            OwlError: The table is missing, or names buttons or axes that the dataset does not have.
         """
         if "mirror" not in description:
             raise OwlError(
@@ -53,14 +53,14 @@ class Mirror:
 
 
 class Controls(Modality):
-    """float32[buttons + axes] a frame: buttons 0 or 1, then axes; those of frame t brought frame t about.
+    """Controls float32[buttons + axes] per frame: buttons 0 or 1, then axes; those of frame t lead to frame t.
 
-    Delivered as "buttons": float32[T, B] and "axes": float32[T, A]. Where a stride skips frames, a button counts if it
-    was down in any frame since the previous one of the window, and axes are summed. Mirroring follows the ``mirror``
+    Windows contain "buttons": float32[T, B] and "axes": float32[T, A]. If a stride skips frames, a button is 1 if it
+    was down in any frame since the previous frame of the window, and axes are summed. Mirroring uses the ``mirror``
     table.
 
     Raises:
-        OwlError: Windows are to be mirrored, and there is no fitting table.
+        OwlError: Mirroring is enabled, and the table is missing or does not match.
     """
 
     extension = "controls.npy"
@@ -90,7 +90,7 @@ class Controls(Modality):
         if view.mirrored and self._mirror is not None:
             buttons, axes = buttons[:, self._mirror.buttons], axes * self._mirror.axes
         if self.sampling.stride > 1:
-            # frame t's controls brought frame t about: those of skipped frames lead up to the window's next frame
+            # the controls of frame t lead to frame t: those of skipped frames lead to the next frame of the window
             starts = np.concatenate([[0], np.arange(1, len(buttons), self.sampling.stride)])
             buttons = np.maximum.reduceat(buttons, starts, axis=0)
             axes = np.add.reduceat(axes, starts, axis=0)

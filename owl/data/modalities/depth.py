@@ -11,7 +11,7 @@ from owl.data.modalities.base import Modality, Preview, Shapes, View, with_shape
 
 
 class Depth(Modality):
-    """An 8-bit grey PNG a frame. Delivered as float32[T, 1, h, w] in [0, 1], the stored value / 255."""
+    """Depth as an 8-bit grey PNG per frame. Windows contain float32[T, 1, h, w] in [0, 1], the stored value / 255."""
 
     extension = "depth.png"
     encode = staticmethod(codecs.encode_depth)

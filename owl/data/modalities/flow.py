@@ -13,11 +13,11 @@ from owl.data.modalities.base import Modality, Preview, Sampling, Shapes, View, 
 
 
 class Flow(Modality):
-    """A 16-bit PNG a frame as KITTI stores it, on a grid smaller by ``downscale``, in pixels of the stored rgb frame.
+    """Optical flow as a 16-bit PNG per frame in KITTI's format, at 1 / ``downscale`` of the resolution, in rgb pixels.
 
-    Delivered as float32[T, 2, h, w], (dx, dy) back to the previous frame of the window, in pixels of the delivered rgb.
-    Where a stride skips frames, theirs are added up along the way, and the first one leads back by ``stride`` frames
-    too, or to the episode's first. Mirroring changes the sign of dx.
+    Windows contain float32[T, 2, h, w], (dx, dy) back to the previous frame of the window, in pixels of the delivered
+    rgb. If a stride skips frames, their flow is composed; the flow of the first frame also leads back by ``stride``
+    frames, or to the first frame of the episode. Mirroring changes the sign of dx.
     """
 
     extension = "flow.png"
@@ -29,7 +29,7 @@ class Flow(Modality):
 
     @classmethod
     def describe(cls, size: tuple[int, int]) -> dict[str, Any]:
-        """What dataset.json says of the flow of `owl.data.flow.estimate_flow` between frames of (H, W)."""
+        """Return the description for dataset.json of `owl.data.flow.estimate_flow` between frames of (H, W)."""
         return {
             "extension": cls.extension,
             "encoding": "kitti-uint16",
@@ -39,7 +39,7 @@ class Flow(Modality):
         }
 
     def frames(self, first: int, last: int) -> range:
-        # the motion that leads to the first frame begins at the frame that a stride puts before it
+        # the motion to the first frame starts one stride before it
         return range(first - min(self.sampling.stride - 1, first), last + 1)
 
     def shapes(self) -> Shapes:
@@ -62,7 +62,7 @@ class Flow(Modality):
             planes[1] = seen[..., 1]
 
     def _add_up(self, flows: Iterable[np.ndarray], before: int) -> Iterator[np.ndarray]:
-        """Yield the flow of each frame of a window back to the one that its stride puts before it."""
+        """Yield the flow of each frame of a window back to the frame one stride before it."""
         total: np.ndarray | None = None
         for frame, flow in enumerate(flows, -before):
             total = flow if total is None else compose_flow(flow, total, self.sampling.size)
@@ -79,11 +79,11 @@ class Flow(Modality):
 
 
 def colour_flow(flow: np.ndarray, speed: float) -> np.ndarray:
-    """Hue is the direction, brightness the speed.
+    """Draw flow as colours: hue is the direction, brightness the speed.
 
     Args:
         flow: float32[h, w, 2], (dx, dy).
-        speed: Speed that has full brightness, in the flow's unit.
+        speed: Speed at full brightness, in the unit of the flow.
 
     Returns:
         uint8[h, w, 3], RGB.

@@ -1,4 +1,4 @@
-"""Which object each pixel belongs to, and what it is called."""
+"""Segmentation labels: the object of each pixel and its name."""
 
 import io
 import json
@@ -19,16 +19,16 @@ KEY = "names"  # of the PNG's text
 
 
 class Labels(Modality):
-    """A 16-bit grey PNG a frame: the number of each pixel's object, the same throughout an episode.
+    """Labels as a 16-bit grey PNG per frame: the object number of each pixel, constant over an episode.
 
-    The names of the numbers are a JSON object in the file's text chunk "names". The description's ``names`` lists those
-    of the whole dataset.
+    The names of the numbers are a JSON object in the PNG's text chunk "names". ``names`` in the description lists the
+    names of the whole dataset.
 
-    Delivered as "labels": int32[T, h, w], the objects' numbers, and "classes": int32[T, h, w], the place of the
+    Windows contain "labels": int32[T, h, w], the object numbers, and "classes": int32[T, h, w], the index of the
     object's name in ``names``. Smaller sizes take the middle pixel of each area.
 
     Raises:
-        OwlError: The description has no ``names``: the recording was stopped before it listed them.
+        OwlError: The description has no ``names``: the recording was interrupted before they were written.
     """
 
     extension = "labels.png"
@@ -45,7 +45,7 @@ class Labels(Modality):
 
     @classmethod
     def describe(cls) -> dict[str, Any]:
-        """What dataset.json says of it before all frames are there, which decide the ``names``."""
+        """Return its description for dataset.json without ``names``, which are added when all frames are written."""
         return {"extension": cls.extension, "encoding": "uint16, names in the text chunk"}
 
     @staticmethod
@@ -66,19 +66,19 @@ class Labels(Modality):
 
     @staticmethod
     def read_names(content: bytes | memoryview) -> dict[int, str]:
-        """The name of each number in what `encode` made, without its pixels.
+        """Read the name of each number from the output of `encode`, without decoding pixels.
 
         Raises:
-            ValueError: The bytes are no such PNG.
+            ValueError: The bytes are not a PNG with names.
         """
         return _open(content)[1]
 
     @staticmethod
     def read(content: bytes | memoryview) -> tuple[np.ndarray, dict[int, str]]:
-        """Decompress what `encode` made: uint16[H, W] and the name of each number in it.
+        """Decompress the output of `encode`: uint16[H, W] and the name of each number in it.
 
         Raises:
-            ValueError: The bytes are no such PNG.
+            ValueError: The bytes are not a PNG with names.
         """
         image, names = _open(content)
         try:
@@ -94,7 +94,7 @@ class Labels(Modality):
         return {self.name: (shape, torch.int32), "classes": (shape, torch.int32)}
 
     def decode(self, content: bytes | memoryview) -> np.ndarray:
-        """int32[h, w, 2]: objects and classes."""
+        """Decode to int32[h, w, 2]: objects and classes."""
         objects, names = self.read(content)
         objects = codecs.nearest(with_shape(objects, self.sampling.stored), self.sampling.size)
         numbers, places = np.unique(objects, return_inverse=True)
@@ -113,7 +113,7 @@ class Labels(Modality):
         return [*super().facts(), f"{len(self._classes)} names"]
 
     def preview(self, frames: Iterable[np.ndarray | None], size: tuple[int, int]) -> Preview:
-        """Each name in a colour of its own."""
+        """Draw each name in a different colour."""
         pictures = [None if frame is None else codecs.nearest(_colour(frame[..., 1]), size) for frame in frames]
         return Preview(pictures, f"{self.name}: a colour for each name")
 
@@ -127,7 +127,7 @@ def _open(content: bytes | memoryview) -> tuple[Image.Image, dict[int, str]]:
 
 
 def _colour(classes: np.ndarray) -> np.ndarray:
-    """uint8[h, w, 3] of hues that are far apart for neighbouring numbers."""
+    """Return uint8[h, w, 3] with hues that are far apart for neighbouring numbers."""
     hue = (classes * 0.618034 % 1 * 180).astype(np.uint8)
     hsv = np.stack([hue, np.full_like(hue, 150), np.full_like(hue, 220)], -1)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)

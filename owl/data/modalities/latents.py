@@ -1,4 +1,4 @@
-"""What encoders make of frames and of sound; delivered as they gave it, not standardised."""
+"""Latents of frames and of sound, as the encoder returned them, not standardised."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,13 +15,13 @@ from owl.viz.pictures import principal_components
 
 
 class Latent(Modality):
-    """float16 of ``shape`` [c, h, w] a frame, whatever the size of delivered pictures.
+    """Latents float16 of ``shape`` [c, h, w] per frame, independent of the size of delivered pictures.
 
-    Delivered as float32[T, c, h, w], of every ``stride``-th frame. The description holds the encoder's fingerprint and
-    each channel's mean and standard deviation over the training split.
+    Windows contain float32[T, c, h, w], of every ``stride``-th frame. The description contains the encoder's
+    fingerprint and the mean and standard deviation of each channel over the training split.
 
     Raises:
-        OwlError: Windows are to be mirrored or cropped.
+        OwlError: Mirroring or cropping is enabled.
     """
 
     extension = "latent.npy"
@@ -68,7 +68,7 @@ class Latent(Modality):
 
 
 class ConditioningLatent(Latent):
-    """A latent of something that is given rather than generated, such as a scene's layout."""
+    """A latent that is given rather than generated, such as the layout of a scene."""
 
     extension = "conditioning_latent.npy"
 
@@ -83,7 +83,7 @@ class MotionLatent(Latent):
     """A latent of the motion from one stored frame to the next.
 
     Raises:
-        OwlError: Windows are to be mirrored or cropped, or to skip frames: latents of motion cannot be added up.
+        OwlError: Mirroring, cropping or a stride above 1 is set: latents of motion cannot be composed.
     """
 
     extension = "motion_latent.npy"
@@ -99,14 +99,14 @@ class MotionLatent(Latent):
 
 
 class AudioLatent(Latent):
-    """float16[k, c] a frame: tokens of sound, of c channels each.
+    """Audio latents float16[k, c] per frame: k tokens with c channels each.
 
-    With ``shape`` [k, c] every frame has k tokens, and windows deliver float32[T, k, c] of every ``stride``-th frame.
-    With ``shape`` [c] and a ``rate`` in tokens a second, which need not be a multiple of the frame rate, frames may
-    differ by one token, and windows deliver float32[tokens, c]: unbroken whatever the stride, as many for every window.
+    With ``shape`` [k, c] every frame has k tokens, and windows contain float32[T, k, c] of every ``stride``-th frame.
+    With ``shape`` [c] and a ``rate`` in tokens per second, which need not be a multiple of the frame rate, frames may
+    differ by one token, and windows contain float32[tokens, c]: continuous for any stride, equally many in each window.
 
     Raises:
-        OwlError: The description says neither, or windows are to be mirrored, cropped, or packed at a rate of its own.
+        OwlError: The description has neither form, or mirroring, cropping or (with ``rate``) packing is enabled.
     """
 
     extension = "audio_latent.npy"
@@ -155,4 +155,4 @@ class AudioLatent(Latent):
         into[self.name][:] = tokens[: self._tokens]
 
     def preview(self, frames: Iterable[np.ndarray | None], size: tuple[int, int]) -> None:
-        """Tokens have no picture."""
+        """Return None: tokens have no picture."""

@@ -1,4 +1,4 @@
-"""Where each frame was taken from, and through which lens."""
+"""Camera pose and intrinsics of each frame."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,16 +10,16 @@ from owl.data import codecs
 from owl.data.modalities.base import Modality, Shapes, View, with_shape
 
 NAMES = ("x", "y", "z", "angle", "pitch", "fx", "fy", "cx", "cy")
-"""What a member holds, in order; units and directions are those of `owl.data.geometry.Camera`."""
+"""Values of a member, in order; units and directions are those of `owl.data.geometry.Camera`."""
 
 
 class Pose(Modality):
-    """float32[9] a frame: ``NAMES``, with the intrinsics in pixels of the stored rgb frame.
+    """Pose float32[9] per frame: ``NAMES``, with the intrinsics in pixels of the stored rgb frame.
 
-    Delivered as "pose": float32[T, 5] (x, y, z, angle, pitch) and "intrinsics": float32[T, 4] (fx, fy, cx, cy) in
+    Windows contain "pose": float32[T, 5] (x, y, z, angle, pitch) and "intrinsics": float32[T, 4] (fx, fy, cx, cy) in
     pixels of the delivered rgb, of every ``stride``-th frame: poses are absolute. Resizing scales the intrinsics and
-    cropping moves the principal point. A mirrored picture is one of the world mirrored at the plane y = 0, in which the
-    camera has the opposite y and angle.
+    cropping moves the principal point. Mirroring a picture mirrors the world at the plane y = 0, which negates y and
+    the angle of the camera.
     """
 
     extension = "pose.npy"
@@ -27,7 +27,7 @@ class Pose(Modality):
 
     @classmethod
     def describe(cls) -> dict[str, Any]:
-        """What dataset.json says of it."""
+        """Return its description for dataset.json."""
         return {
             "extension": cls.extension,
             "encoding": "npy float32",

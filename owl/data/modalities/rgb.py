@@ -12,14 +12,14 @@ from owl.data.modalities.base import Modality, Preview, Shapes, View, with_shape
 
 
 class Rgb(Modality):
-    """A baseline JPEG a frame. Delivered as uint8[T, 3, h, w]; smaller sizes are decoded at reduced scale."""
+    """A baseline JPEG per frame. Windows contain uint8[T, 3, h, w]; smaller sizes are decoded at reduced scale."""
 
     extension = "rgb.jpg"
     encode = staticmethod(codecs.encode_rgb)
 
     @classmethod
     def describe(cls) -> dict[str, Any]:
-        """What dataset.json says of members that `encode` makes."""
+        """Return the description for dataset.json of members from `encode`."""
         return {"extension": cls.extension, "quality": codecs.JPEG_QUALITY}
 
     def shapes(self) -> Shapes:
