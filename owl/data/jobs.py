@@ -1,9 +1,8 @@
-"""One resumable way to write a dataset shard by shard, in one process or in several.
+"""Resumable writing of datasets shard by shard, in one or several processes.
 
-A job (`ShardJob`) describes the dataset that it makes and yields the frames of each shard; `run` does the rest. Nothing
-but the folder says how far it is: ``dataset.json`` is written first, complete shards have their names, and
-``index.npz`` comes last. So a run that was killed at any moment goes on when it is called again, and ends with the same
-bytes.
+A job (`ShardJob`) describes a dataset and yields the frames of each shard; `run` writes them. The progress is stored
+only in the folder: ``dataset.json`` is written first, complete shards get their final names, and ``index.npz`` is
+written last. A killed run therefore continues when it is called again, and produces the same bytes.
 """
 
 import errno
@@ -40,19 +39,19 @@ from owl.errors import OwlError
 from owl.process import prepare_process
 
 LOCK_NAME = "writing.lock"
-LOCK_PATIENCE = 5.0  # seconds; the processes of a killed run need a moment to notice
+LOCK_PATIENCE = 5.0  # seconds; the worker processes of a killed run need some time to exit
 Frames = Generator[tuple[str, dict[str, bytes]], None, None]
-"""Of each frame the name of its episode and its members by extension."""
+"""The name of the episode and the members by extension, for each frame."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
 class Made:
-    """A file or folder that was used, told apart by a hash of its content wherever it lies.
+    """An input file or folder, identified by a hash of its content independent of its path.
 
     Attributes:
         identity: The hash.
-        path: Where it lies, for messages.
+        path: Its path, for messages.
     """
 
     identity: str
@@ -63,13 +62,13 @@ class Made:
 
 
 class ShardJob(ABC):
-    """What fills a dataset. For several processes it must be picklable; each of them has one copy for all its shards.
+    """Base class of jobs that write a dataset. With several processes it must be picklable; each process has one copy.
 
     Attributes:
-        doing: What the progress bar says.
-        kinds: Kinds of dataset (``source["kind"]`` in dataset.json) that it makes.
-        info: Description of the dataset as it is begun.
-        shards: Frames of each shard by its number; fewer may come of it.
+        doing: Label of the progress bar.
+        kinds: Kinds of dataset (``source["kind"]`` in dataset.json) that it writes.
+        info: Initial description of the dataset.
+        shards: Expected frames of each shard by its number; a shard may have fewer.
     """
 
     doing: ClassVar[str]
@@ -79,9 +78,9 @@ class ShardJob(ABC):
 
     @abstractmethod
     def settings(self, info: DatasetInfo) -> dict[str, Any]:
-        """Return by name what decides the bytes, read from the description of a dataset of one of the job's kinds.
+        """Return the settings that determine the bytes, by name, from the description of a dataset of the job's kinds.
 
-        A dataset that was begun with other settings is refused with the first that differs.
+        Continuing a dataset with different settings is an error that names the first difference.
         """
 
     @abstractmethod
@@ -89,34 +88,34 @@ class ShardJob(ABC):
         """Yield the frames of a shard in order."""
 
     def is_described(self, info: DatasetInfo) -> bool:
-        """Whether `describe` has completed a description."""
+        """Return whether `describe` has completed a description."""
         return True
 
     def describe(self, root: Path, info: DatasetInfo, index: ShardIndex) -> DatasetInfo:
-        """Return the description completed by what is known once all shards are there; done twice, it is the same."""
+        """Return the description completed with values that require all shards; idempotent."""
         return info
 
     def prepare(self, threads: int) -> None:  # noqa: B027  (most jobs need nothing)
-        """Make a worker process ready, once, before its first shard.
+        """Initialize a worker process, once, before its first shard.
 
         Args:
-            threads: That it may use, so that all workers together have the machine's cores.
+            threads: Number of threads of the worker, its share of the machine's cores.
         """
 
     @staticmethod  # noqa: B027
     def clean_up(scratch: str) -> None:
-        """End what a killed worker may have left behind.
+        """Clean up after a killed worker, such as its child processes.
 
         Args:
-            scratch: The folder that was the workers' temporary one.
+            scratch: The temporary folder of the workers.
         """
 
 
 def local_folder(path: str | Path) -> Path:
-    """The folder that a job is to write into, absolute; it need not exist.
+    """Return the output folder of a job as an absolute path; it need not exist.
 
     Raises:
-        OwlError: It is remote, or a file.
+        OwlError: The path is remote, or a file.
     """
     filesystem, folder = open_filesystem(path)
     if not isinstance(filesystem, LocalFileSystem):
@@ -130,21 +129,21 @@ def local_folder(path: str | Path) -> Path:
 
 
 def run(job: ShardJob, root: Path, workers: int = 0) -> DatasetInfo:
-    """Write a dataset, or finish one that was interrupted; a finished one is left as it is.
+    """Write a dataset, or finish one that was interrupted; a finished dataset is not changed.
 
-    While another process does so, wait: the trials of a sweep and the nodes of a cluster all begin with a recording.
+    If another process is writing it, wait: all trials of a sweep and all nodes of a cluster start with the recording.
 
     Args:
-        job: What to write.
-        root: The folder (`local_folder`), made where needed.
-        workers: Processes; 0 writes in this one.
+        job: The job.
+        root: The folder (`local_folder`), created if needed.
+        workers: Number of worker processes; 0 writes in this process.
 
     Returns:
         The description of the finished dataset.
 
     Raises:
-        OwlError: The folder holds something else, was begun with other settings, is still written by workers of a
-            killed run or cannot be written, or a worker died. Complete shards stay, and the same call goes on there.
+        OwlError: The folder has other contents, was started with other settings, is still being written by workers of
+            a killed run or cannot be written, or a worker died. Complete shards are kept, and the same call continues.
     """
     try:
         if (root / INDEX_NAME).exists():
@@ -155,7 +154,7 @@ def run(job: ShardJob, root: Path, workers: int = 0) -> DatasetInfo:
             info = _begin(root, job)
             with writing(root, patience=LOCK_PATIENCE):
                 pass  # the workers of a run that was killed have noticed
-            if not _is_finished(root, job, info):  # the other process has not finished it meanwhile
+            if not _is_finished(root, job, info):  # unless the other process has finished it
                 _write_missing(root, job, workers)
                 info = _finish(root, job, info)
     except OSError as error:
@@ -175,7 +174,7 @@ def _is_finished(root: Path, job: ShardJob, info: DatasetInfo) -> bool:
 
 @contextmanager
 def _alone(root: Path) -> Iterator[None]:
-    """Be the only process that runs a job here; wait while it is another. The lock goes when its process dies."""
+    """Hold the lock of a job's folder; wait if another process holds it. It is released when the process exits."""
     root.mkdir(parents=True, exist_ok=True)
     path = root / LOCK_NAME
     while True:
@@ -186,7 +185,7 @@ def _alone(root: Path) -> Iterator[None]:
                 print(f"{root} is being written by another process; waiting for it", file=sys.stderr, flush=True)
                 lock(file, fcntl.LOCK_EX, root)
             if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                continue  # it is the one that the other process has removed
+                continue  # the other process has removed this lock file
             try:
                 yield
             finally:
@@ -195,7 +194,7 @@ def _alone(root: Path) -> Iterator[None]:
 
 
 def _begin(root: Path, job: ShardJob) -> DatasetInfo:
-    """Write dataset.json, or compare the one that is there with the job."""
+    """Write dataset.json, or compare an existing one with the job."""
     if not (root / INFO_NAME).exists():
         if any(root.glob("shard-*.tar")):
             raise OwlError(
@@ -245,7 +244,7 @@ def _write_missing(root: Path, job: ShardJob, workers: int) -> None:
 
 
 def _write_shard(root: Path, job: ShardJob, number: int, count: Callable[[int], object]) -> None:
-    """Write one shard; ``count`` is called with the frames that were done since its last call."""
+    """Write one shard; ``count`` is called with the number of frames written since its last call."""
     previous, frame, left = None, 0, job.shards[number]
     with (
         writing(root, shared=True, patience=LOCK_PATIENCE),
@@ -263,12 +262,12 @@ def _write_shard(root: Path, job: ShardJob, number: int, count: Callable[[int], 
 
 def _write_with_workers(root: Path, job: ShardJob, missing: list[int], workers: int, bar: tqdm) -> None:
     context = multiprocessing.get_context("spawn")  # a fork would copy the locks of the caller's threads
-    # a count for each shard: a lock around a common one would stay locked for ever if its holder were killed
+    # one counter per shard: the lock of a shared counter would never be released if its holder were killed
     counts, stop = context.RawArray("q", len(missing)), context.Event()
     done = bar.n
     with tempfile.TemporaryDirectory(prefix="owl-job-") as scratch:
         threads = max(1, len(os.sched_getaffinity(0)) // workers)
-        # pickled here, so that what goes wrong with it in a worker is told instead of ending the worker
+        # pickled here, so that an error of unpickling in a worker is reported instead of ending the worker
         common = (root, pickle.dumps(job), threads, counts, stop)
         pool = ProcessPoolExecutor(workers, context, _start_worker, (common, os.getpid(), job.clean_up, scratch))
         try:
@@ -293,13 +292,13 @@ def _write_with_workers(root: Path, job: ShardJob, missing: list[int], workers: 
                 partial.unlink(missing_ok=True)
 
 
-# What follows runs in the worker processes.
+# The following runs in the worker processes.
 
 _common: tuple[Path, bytes, int, Any, Any]
 
 
 class _StoppedError(Exception):
-    """The parent wants no more; the shard is discarded."""
+    """The parent process has stopped the job; the shard is discarded."""
 
 
 def _start_worker(
@@ -308,10 +307,10 @@ def _start_worker(
     global _common
     _common = common
     prepare_process()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which says stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C also reaches the parent, which stops the workers
     cv2.setNumThreads(1)  # the cores are busy with the other workers
     tempfile.tempdir = scratch
-    # a program that inherited the pipe whose end tells the parent of this process's death would keep that from it
+    # a child process that inherited the sentinel pipe would hide the exit of this process from the parent
     for descriptor in os.listdir("/dev/fd"):
         with suppress(OSError):  # the listing's own descriptor is closed by now
             os.set_inheritable(int(descriptor), int(descriptor) <= 2)
@@ -319,7 +318,7 @@ def _start_worker(
 
 
 def _die_with(parent: int, clean_up: Callable[[str], None], scratch: str) -> None:
-    """End this process and what it has started when the parent is gone, however it went."""
+    """End this process and its child processes when the parent exits for any reason."""
     while os.getppid() == parent:
         time.sleep(0.2)
     clean_up(scratch)
@@ -336,7 +335,7 @@ def _job() -> ShardJob:
 
 
 def _work(number: int, place: int) -> list[tuple[str, type[Warning]]]:
-    """Write one shard; return the warnings of it, which the parent gives."""
+    """Write one shard; return its warnings, which the parent issues."""
     root, _, _, counts, stop = _common
 
     def count(frames: int) -> None:

@@ -1,4 +1,4 @@
-"""A loader whose batches are a pure function of (seed, epoch, batch): a run continues exactly where it stopped."""
+"""Data loader whose batches are a pure function of (seed, epoch, batch): a run resumes exactly where it stopped."""
 
 import os
 import signal
@@ -18,19 +18,20 @@ from owl.errors import OwlError
 
 
 class GlobalBatches(Sampler[list[tuple[int, int]]]):
-    """The windows of every training batch of this rank, shuffled anew each epoch.
+    """Batch sampler of this rank for training, reshuffled each epoch.
 
-    Global batch b of an epoch holds the positions [b * W * B, (b + 1) * W * B) of the epoch's order, rank r's part is
-    the r-th B of them: W ranks of batch B see what one rank of batch W * B sees. The last, incomplete one is dropped.
+    Global batch b of an epoch contains the positions [b * W * B, (b + 1) * W * B) of the epoch's order; rank r gets
+    the r-th B of them, so W ranks with batch size B see the same data as one rank with W * B. The last, incomplete
+    batch is dropped.
 
     Args:
         dataset: The windows.
         batch_size: B, samples per batch of this rank.
-        seed: Seeds the order and the augmentation; not negative.
-        shuffle_block: Shards that are shuffled together, in blocks of a random order: enough to read remote shards one
-            after another; None shuffles everything with everything.
-        rank: This process, of ``world_size``.
-        world_size: W.
+        seed: Seed of the order and of the augmentation; not negative.
+        shuffle_block: Number of shards that are shuffled together, in blocks in random order, so that remote shards are
+            read one after another; None shuffles all windows.
+        rank: Rank of this process, below ``world_size``.
+        world_size: Number of ranks, W.
 
     Raises:
         OwlError: There are fewer windows than one global batch.
@@ -57,22 +58,22 @@ class GlobalBatches(Sampler[list[tuple[int, int]]]):
         self.seed = seed
         self.shuffle_block = shuffle_block
         self.epoch = 0
-        self.first = 0  # batch that the next iteration begins with
+        self.first = 0  # first batch of the next iteration
         self._windows = len(dataset)
         self._blocks = [range(len(dataset))] if shuffle_block is None else dataset.shard_windows()
         self._offset = rank * batch_size
 
     def identity(self) -> dict[str, Any]:
-        """What an epoch's order and its division into batches depend on, beside the windows: those may become more."""
+        """Values that determine the order and the batches of an epoch, except the windows, which may be added."""
         return {"global_batch": self.global_batch, "seed": self.seed, "shuffle_block": self.shuffle_block}
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch; an epoch other than the loaded one begins at its first batch."""
+        """Set the epoch; called by Lightning before each. An epoch other than the loaded one starts at batch 0."""
         if epoch != self.epoch:
             self.epoch, self.first = epoch, 0
 
     def order(self, epoch: int) -> np.ndarray:
-        """uint32[N], or int64[N] of more than 4 billion: all window numbers in the order of an epoch."""
+        """Return the window indices in the order of an epoch: uint32[N], or int64[N] for more than 4 billion."""
         generator = np.random.default_rng((self.seed, epoch))
         blocks = [self._blocks[i] for i in generator.permutation(len(self._blocks))]
         # filled and shuffled in place: 1,000 hours have 100 million windows
@@ -90,7 +91,7 @@ class GlobalBatches(Sampler[list[tuple[int, int]]]):
         return self._windows // self.global_batch
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        # what is read here is fixed when the iterator is made, whatever is loaded or set while it is used
+        # values read here are fixed when the iterator is created; later calls do not change it
         return self._iterate(self.epoch, self.first)
 
     def _iterate(self, epoch: int, first: int) -> Iterator[list[tuple[int, int]]]:
@@ -104,9 +105,9 @@ class GlobalBatches(Sampler[list[tuple[int, int]]]):
 
 
 class RepeatedBatches(GlobalBatches, SequentialSampler):  # type: ignore[misc]
-    """The batches of the first epoch in every epoch, augmented alike: what ``trainer.overfit_batches`` trains on.
+    """The batches of the first epoch in every epoch, with the same augmentation, for ``trainer.overfit_batches``.
 
-    Lightning takes a sampler of this class for one that does not shuffle, and leaves it alone.
+    As a `SequentialSampler`, it counts as not shuffled and is not replaced by Lightning.
     """
 
     def _iterate(self, epoch: int, first: int) -> Iterator[list[tuple[int, int]]]:
@@ -114,10 +115,10 @@ class RepeatedBatches(GlobalBatches, SequentialSampler):  # type: ignore[misc]
 
 
 class FixedBatches(SequentialSampler):
-    """The same batches at every pass, of a class that Lightning knows not to shuffle.
+    """The same batches in every pass; as a `SequentialSampler`, it counts as not shuffled for Lightning.
 
     Args:
-        batches: Windows of each.
+        batches: Window indices of each batch.
     """
 
     def __init__(self, batches: Sequence[list[int]]) -> None:
@@ -131,14 +132,14 @@ class FixedBatches(SequentialSampler):
 
 
 class WindowBatches(Dataset):
-    """Whole batches as the items of a dataset: a loader without collation takes them as they are.
+    """A dataset whose items are whole batches, for a loader without collation.
 
-    An error that is meant for the user is handed over as an item: raised in a worker, it would come as another one.
+    An `OwlError` is returned as an item: if it were raised in a worker, PyTorch would change its type.
 
     Args:
         windows: The windows.
         batch_size: Samples in the largest batch.
-        num_workers: Loader processes that will load them.
+        num_workers: Number of worker processes of the loader.
     """
 
     def __init__(self, windows: WindowDataset, batch_size: int, num_workers: int) -> None:
@@ -165,10 +166,10 @@ class WindowBatches(Dataset):
 
 
 class BatchLoader(DataLoader):
-    """A loader of `WindowBatches`, which raises the errors among them and those of workers that are gone."""
+    """A loader of `WindowBatches`, which raises returned errors and errors about dead workers."""
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:  # type: ignore[override]
-        return self._checked(super().__iter__())  # at once, not when the first batch is taken
+        return self._checked(super().__iter__())  # immediately, not at the first batch
 
     def _checked(self, batches: Iterator[Any]) -> Iterator[dict[str, torch.Tensor]]:
         while True:
@@ -185,15 +186,15 @@ class BatchLoader(DataLoader):
 
 
 class ResumableLoader(BatchLoader):
-    """A sized loader of training batches that knows how far its consumer is, with any number of workers.
+    """A sized loader of training batches that tracks the position of its consumer, with any number of workers.
 
-    ``state_dict`` counts the batches that were handed out, not those that workers have prefetched, and is the same on
-    every rank. Lightning stores and restores it in mid-epoch checkpoints because it has a length and these two methods.
+    ``state_dict`` counts the batches that were returned, without those prefetched by workers, and is the same on every
+    rank. Lightning stores and restores it in mid-epoch checkpoints because it has a length and these two methods.
 
     Args:
         dataset: The windows.
-        batches: Which of them, when.
-        num_workers: Loader processes; they live until the loader goes.
+        batches: The batch sampler.
+        num_workers: Number of worker processes; they are persistent.
     """
 
     sampler: GlobalBatches
@@ -214,12 +215,12 @@ class ResumableLoader(BatchLoader):
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:  # type: ignore[override]
         """Yield the rest of the epoch after ``load_state_dict``, a whole epoch otherwise.
 
-        An iteration that is given up does not move the loader on: the next one begins the epoch again, unless the
-        trainer set another.
+        An incomplete iteration does not advance the loader: the next iteration restarts the epoch, unless the trainer
+        sets another one.
         """
         batches = self.sampler
         epoch, first = batches.epoch, batches.first
-        # workers must not be born with SIGTERM unblocked: threads that libraries start in them would take it
+        # workers must start with SIGTERM blocked: threads that libraries start in them would handle it
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         try:
             iterator = super().__iter__()
@@ -227,7 +228,7 @@ class ResumableLoader(BatchLoader):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         batches.first = 0
         for number, batch in enumerate(iterator, first + 1):
-            # before the yield: whoever saves while working on this batch has it behind them
+            # before the yield: a checkpoint saved during this batch counts it as done
             if number < len(self):
                 self._position = (epoch, number)
             else:
@@ -236,7 +237,7 @@ class ResumableLoader(BatchLoader):
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """The next batch, and what its contents depend on."""
+        """Return the next batch and the values that determine its contents."""
         epoch, batch = self._position
         batches = self.sampler
         return {"epoch": epoch, "batch": batch, **batches.identity()}
@@ -245,7 +246,7 @@ class ResumableLoader(BatchLoader):
         """Continue at a stored position.
 
         Raises:
-            OwlError: The position lies within an epoch that was shuffled or divided into batches in another way.
+            OwlError: The position is within an epoch that was shuffled or divided into batches differently.
         """
         batches = self.sampler
         for name, found in batches.identity().items():
@@ -263,16 +264,16 @@ class ResumableLoader(BatchLoader):
 def evaluation_loader(
     dataset: WindowDataset, windows: int | None, batch_size: int, num_workers: int, rank: int, world_size: int
 ) -> DataLoader:
-    """A loader of fixed windows without augmentation, each exactly once over all ranks.
+    """Return a loader of fixed windows without augmentation, each exactly once over all ranks.
 
     Args:
         dataset: The windows.
-        windows: How many, evenly spaced over the split; None or more than there are takes all.
+        windows: Number of windows, evenly spaced over the split; None or a larger number uses all.
         batch_size: Samples per batch.
-        num_workers: Loader processes.
-        rank: This process, of ``world_size``.
-        world_size: All ranks get the same number of batches (sharded models hang otherwise), so the last one may hold
-            one sample more than ``batch_size``.
+        num_workers: Number of worker processes.
+        rank: Rank of this process, below ``world_size``.
+        world_size: Number of ranks. All get the same number of batches (sharded models hang otherwise), so the last
+            batch may have one sample more than ``batch_size``.
 
     Raises:
         OwlError: There are fewer windows than ranks.
@@ -302,10 +303,10 @@ def evaluation_loader(
 
 
 def start_worker(worker: int) -> None:
-    """Make a loader's process ready: one thread, and signals left to the process that trains.
+    """Initialize a worker process: one thread, and signals ignored.
 
-    Terminals and job schedulers signal all processes at once, and training, which answers with a checkpoint,
-    needs its batches until then. Only that process ends its workers, or its own end does.
+    Terminals and job schedulers signal all processes at once. The training process handles the signal by saving a
+    checkpoint and needs batches until then; workers end only with it, or when it ends them.
     """
     single_threaded(worker)
     report_failures()
@@ -323,6 +324,6 @@ def _end_when_told_by_parent() -> None:
 
 
 def single_threaded(worker: int) -> None:
-    """Keep a loader worker to one thread: the workers themselves are the parallelism."""
+    """Limit a worker process to one thread: parallelism comes from the number of workers."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""The world model's training: rectified flow on latents, each frame at a noise level of its own."""
+"""Training of the world model: rectified flow on latents, with an independent noise level for each frame."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -31,29 +31,29 @@ NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 class WorldModel(LightningModule):
-    """Trains a world model to predict each frame's latents from those before it and the controls.
+    """Train a world model to predict the latents of each frame from previous frames and the controls.
 
-    Three ways of presenting a clip:
+    ``forcing`` selects how a clip is presented:
 
-    - ``teacher``: the clip twice, once (almost) clean as context, once noisy; a noisy frame sees the clean ones before
-      it and itself. What streaming does, so nothing has to be learnt from noisy pasts. Costs two tokens per token.
+    - ``teacher``: the clip twice, once (almost) clean as context and once noisy; a noisy frame attends to the clean
+      frames before it and to itself. This matches streaming, without noisy context. Uses twice the tokens.
     - ``diffusion``: once, each frame at an independent noise level (Diffusion Forcing, Chen et al. 2024).
-    - ``full``: once, all frames at one level and seeing each other: the bidirectional teacher of self forcing.
+    - ``full``: once, all frames at one level with bidirectional attention: the bidirectional teacher of self forcing.
 
-    The loss is the mean squared error of the velocity, normalised within each stream by its own number of elements.
+    The loss is the mean squared error of the velocity, averaged over the elements of each stream.
 
     Args:
         network: The world model.
-        forcing: How clips are presented.
-        logit_mean: Noise levels are sigmoid(N(logit_mean, logit_std)).
-        logit_std: See above.
-        context_noise: With ``teacher``: the context's noise levels are uniform between 0 and this, so that a rollout's
-            own errors do not look strange to it.
-        control_dropout: Share of the frames that see the null control instead of theirs, for guidance.
+        forcing: "teacher", "diffusion" or "full", see above.
+        logit_mean: Mean of the logits of noise levels, which are sigmoid(N(logit_mean, logit_std)).
+        logit_std: Standard deviation of the logits.
+        context_noise: With ``teacher``: the noise levels of the context are uniform between 0 and this value, for
+            robustness to the errors of a rollout.
+        control_dropout: Probability of replacing the controls of a frame by the null control, for guidance.
         optimizer: Called with the parameters; e.g. ``owl.optim.MuonAdamW``.
         warmup_steps: Steps of linear warm-up; a cosine follows until training ends.
         final_lr: Learning rate at the end, as a fraction of its peak.
-        compile: Whether the blocks run through ``torch.compile``; on CPUs that takes a C++ compiler.
+        compile: Whether to compile the blocks with ``torch.compile``; on CPUs this requires a C++ compiler.
     """
 
     def __init__(
@@ -92,19 +92,19 @@ class WorldModel(LightningModule):
         self.metrics = nn.ModuleList(self.means.values())  # by which they move to the device
 
     def configure_model(self) -> None:
-        """Compile block by block, which keeps the names in checkpoints."""
+        """Compile each block, which keeps the parameter names in checkpoints."""
         if self.compile_network:
             compile_for_training(self, *self.network.blocks)
         if self.device_mesh is not None:
             shard(self.network, self.device_mesh["data_parallel"])
 
     def setup(self, stage: str) -> None:
-        """Take the latents' statistics and their encoder's fingerprint from the dataset; they go into checkpoints."""
+        """Read the statistics of the latents and the encoder's fingerprint from the dataset; checkpoints store them."""
         self._described = described(self.trainer.datamodule)  # type: ignore[attr-defined]
         load_latent_stats(self.network, *self._described)
 
     def on_fit_start(self) -> None:
-        """A checkpoint that is continued must have been trained on these latents."""
+        """Check that a resumed checkpoint was trained on the same latents."""
         check_encoder(self.network, *self._described)
 
     def on_validation_start(self) -> None:
@@ -116,15 +116,15 @@ class WorldModel(LightningModule):
         check_encoder(self.network, *self._described)
 
     def transfer_batch_to_device(self, batch: dict[str, Tensor], device: torch.device, dataloader_idx: int) -> Any:
-        """Leave the windows' numbers, of which the noise is a function, where reading them waits for no device."""
+        """Keep the window indices, which seed the noise, on the CPU, where reading them does not synchronize."""
         moved: dict[str, Tensor] = super().transfer_batch_to_device(batch, device, dataloader_idx)
         return moved | {name: batch[name] for name in ("window",) if name in batch}
 
     def inputs(self, batch: dict[str, Tensor]) -> tuple[Streams, Controls, Tensor | None]:
-        """Standardised latents, controls, and the documents of packed clips (int64[B, F], ``NEVER``: padding).
+        """Return standardised latents, controls, and the documents of packed clips (int64[B, F], ``NEVER``: padding).
 
         Raises:
-            OwlError: The data module does not deliver what the network needs.
+            OwlError: The batch lacks a modality that the network needs.
         """
         needed = {modality: modality for modality in self.network.latent_modalities.values()} | {"controls": "buttons"}
         missing = [modality for modality, tensor in needed.items() if tensor not in batch]
@@ -154,17 +154,17 @@ class WorldModel(LightningModule):
         noise: Streams,
         context_noise: Streams,
     ) -> dict[str, Tensor]:
-        """Loss of every frame of every stream.
+        """Compute the loss of every frame of every stream.
 
         Args:
             latents: x0, standardised.
-            controls: Of each frame; which of them are known, with teacher forcing of the context's frames first, then
-                of those that are to be predicted: bool[B, 2 F].
+            controls: Controls of each frame. Their mask of known controls, with teacher forcing, is bool[B, 2 F]: the
+                frames of the context, then the frames to predict.
             document: int64[B, F] or None.
-            noise_level: float[B, F], of the frames that are to be predicted.
-            context_noise_level: float[B, F], that of the context; read with teacher forcing alone.
-            noise: eps of the frames that are to be predicted, shaped like ``latents``.
-            context_noise: That of the context; read with teacher forcing alone.
+            noise_level: float[B, F], of the frames to predict.
+            context_noise_level: float[B, F], of the context; used only with teacher forcing.
+            noise: eps of the frames to predict, shaped like ``latents``.
+            context_noise: eps of the context; used only with teacher forcing.
 
         Returns:
             float[B, F] for each stream.
@@ -187,14 +187,14 @@ class WorldModel(LightningModule):
         """One step."""
         latents, controls, document = self.inputs(batch)
         frames = controls.buttons.shape[1]
-        # noise belongs to a clip and a step: how the clips are spread over processes does not change what is learnt
+        # noise depends on the window and the step: the distribution over processes does not change the training
         generators = [step_generator(self.global_step, window, self.device) for window in batch["window"].tolist()]
         noise_level = logit_normal(each(torch.randn, generators, frames), self.logit_mean, self.logit_std)
         if self.forcing == "full":
             noise_level = noise_level[:, :1].expand(noise_level.shape)
         context_noise_level = self.context_noise * each(torch.rand, generators, frames)
         copies = 2 if self.forcing == "teacher" else 1
-        # also where none are dropped: DDP waits for the null control's gradient
+        # also if none are dropped: DDP expects a gradient of the null control
         controls.known = each(torch.rand, generators, frames * copies) >= self.control_dropout
         noise = draw(generators, latents)
         context_noise = draw(generators, latents) if self.forcing == "teacher" else noise
@@ -213,9 +213,9 @@ class WorldModel(LightningModule):
         self.measure(batch)
 
     def measure(self, batch: dict[str, Tensor]) -> None:
-        """Measure every stream at each of `NOISE_LEVELS`, the noise being the same at every validation."""
+        """Measure the loss of every stream at each of `NOISE_LEVELS`, with the same noise at every validation."""
         latents, controls, document = self.inputs(batch)
-        # a function of the window alone: neither the batch size nor the number of processes changes what is measured
+        # depends only on the window: neither the batch size nor the number of processes changes the result
         generators = [torch.Generator(self.device).manual_seed(window) for window in batch["window"].tolist()]
         noise = draw(generators, latents)
         context_noise = draw(generators, latents) if self.forcing == "teacher" else noise
@@ -236,7 +236,7 @@ class WorldModel(LightningModule):
         self.log_measured("test")
 
     def log_measured(self, split: str) -> None:
-        """Log the mean loss of every stream, of each of its noise levels, and the weighted sum; begin anew."""
+        """Log the mean loss of every stream and noise level and the weighted sum; reset the means."""
         values = {key: metric.compute() for key, metric in self.means.items()}
         for metric in self.means.values():
             metric.reset()
@@ -245,41 +245,41 @@ class WorldModel(LightningModule):
             logged[f"{split}/{name}"] = torch.stack([values[name, t] for t in NOISE_LEVELS]).mean()
         weighted = [self.weights[name] * logged[f"{split}/{name}"] for name in self.network.generated]
         logged[f"{split}/loss"] = torch.stack(weighted).sum()
-        self.log_dict(logged, sync_dist=True)  # already the same in every process, which Lightning cannot know
+        self.log_dict(logged, sync_dist=True)  # already equal in all processes; avoids Lightning's warning
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimiser with warm-up and cosine over the trainer's steps."""
+        """Return the optimizer, with warm-up and a cosine schedule over the trainer's steps."""
         optimizer = self.optimizer(trained(self.network).values())
         return with_schedule(self, optimizer, self.warmup_steps, self.final_lr)
 
 
 def step_generator(step: int, window: int, device: torch.device) -> torch.Generator:
-    """A generator of its own for every step and every window of the dataset.
+    """Return a generator for a step and a window of the dataset.
 
-    On the device, whose random numbers cost the process nothing; equal ones on every device of its kind.
+    It is on the device, so that sampling does not use the CPU; the numbers are equal on all devices of one kind.
     """
     return torch.Generator(device).manual_seed(derived_seed(step, window, run_seed()))
 
 
 def each(function: Callable[..., Tensor], generators: list[torch.Generator], *shape: int) -> Tensor:
-    """Random numbers of every sample from a generator of its own: float[B, *shape] on the generators' device."""
+    """Draw random numbers for each sample from its generator: float[B, *shape] on the generators' device."""
     return torch.stack([function(shape, generator=own, device=own.device) for own in generators])
 
 
 def draw(generators: list[torch.Generator], like: Streams) -> Streams:
-    """Normal noise of every sample from a generator of its own, shaped like ``like``."""
+    """Draw normal noise for each sample from its generator, shaped like ``like``."""
     return {name: each(torch.randn, generators, *x.shape[1:]) for name, x in like.items()}
 
 
 def packed_frames(document: Tensor, copies: int) -> Frames:
-    """Frames of packed clips, int64[B, F], then the same as copy 1, and so on."""
+    """Return the frames of packed clips, int64[B, F], repeated for each copy."""
     time = document_time(document).repeat(1, copies)
     copy = torch.arange(copies, device=document.device).repeat_interleave(document.shape[1])
     return Frames(time, copy, document.repeat(1, copies))
 
 
 def document_time(document: Tensor) -> Tensor:
-    """Number of each frame within its document: int64[B, F] -> int64[B, F], ``NEVER`` for padding."""
+    """Compute the index of each frame within its document: int64[B, F] -> int64[B, F], ``NEVER`` for padding."""
     position = torch.arange(document.shape[1], device=document.device)
     begins = torch.ones_like(document, dtype=torch.bool)
     begins[:, 1:] = document[:, 1:] != document[:, :-1]
@@ -288,9 +288,9 @@ def document_time(document: Tensor) -> Tensor:
 
 
 def masked_mean(loss: Tensor, document: Tensor | None) -> Tensor:
-    """Mean over all frames but padding.
+    """Compute the mean over all frames except padding.
 
-    Each frame counts the same whatever process it fell to: a process that holds many returns more than its own mean.
+    All frames have equal weight over all processes: a process with more frames than average returns more than its mean.
     """
     if document is None:
         return loss.mean()

@@ -49,14 +49,14 @@ class Latent(Modality):
         return [*super().facts(), "shape " + "x".join(map(str, self._shape))]
 
     def preview(self, frames: Iterable[np.ndarray | None], size: tuple[int, int]) -> Preview | None:
-        """The first three principal components as red, green and blue, fitted on all frames together."""
+        """Draw the first three principal components as red, green and blue, fitted on all frames together."""
         latents = list(frames)
         there = [latent for latent in latents if latent is not None]
         if not there:
             return Preview(latents)
         components, _ = principal_components(torch.from_numpy(np.stack(there)), 3)
         pictures = iter((components * 255).round().byte().movedim(1, -1).numpy())
-        # enlarged without smoothing: a latent's positions are few
+        # enlarged without smoothing: a latent has few positions
         return Preview(
             [
                 None
