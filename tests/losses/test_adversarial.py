@@ -1,4 +1,4 @@
-"""R3GAN's losses: closed forms, the authors' own numbers, and derivatives."""
+"""R3GAN's losses: closed forms, the authors' own numbers, derivatives, and modes that only the penalties keep."""
 
 import json
 import math
@@ -188,3 +188,68 @@ def test_the_adaptive_weight_balances_the_gradients_of_the_last_layer() -> None:
     torch.testing.assert_close(weight, norms[0] / (norms[1] + 1e-4))
     (reconstruction + weight * adversarial).backward()  # both graphs are still there
     assert adaptive_weight(*[layer(torch.ones(1, 2, 1, 1)).sum() * f for f in (1e3, 1e-9)], [layer.weight]) == 1e4
+
+
+GRID = torch.cartesian_prod(torch.arange(-2.0, 3.0), torch.arange(-2.0, 3.0))  # 25 modes
+SPREAD = 0.05
+SAMPLES = 1000
+
+
+def modes_covered(gamma: float, steps: int = 750) -> tuple[int, float]:
+    """Train on a grid of 25 Gaussians; return the covered modes, and the share of generated samples that are in one.
+
+    The generator is a table of samples, all near the origin at first, so only the losses decide where they go.
+    """
+    torch.manual_seed(0)
+    generator = nn.Embedding(SAMPLES, 2)
+    nn.init.normal_(generator.weight, std=0.1)
+    frequencies = 2.0 ** torch.arange(-2, 2) * math.pi  # periods of 8 to 1, so that modes can be told apart soon
+    network = nn.Sequential(
+        nn.Linear(2 + 4 * len(frequencies), 64),
+        nn.LeakyReLU(0.2),
+        nn.Linear(64, 64),
+        nn.LeakyReLU(0.2),
+        nn.Linear(64, 1),
+    )
+
+    def discriminator(x: Tensor) -> Tensor:
+        waves = (x.unsqueeze(-1) * frequencies).flatten(1)
+        return network(torch.cat([x, waves.sin(), waves.cos()], 1)).squeeze(1)
+
+    optimizers = [
+        torch.optim.Adam(part.parameters(), lr, betas=(0.0, 0.99)) for part, lr in ((generator, 0.02), (network, 0.001))
+    ]
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: annealed(1, 0.05, step / steps))
+        for optimizer in optimizers
+    ]
+    for step in range(steps):
+        real = GRID[torch.randint(len(GRID), (256,))] + SPREAD * torch.randn(256, 2)
+        fake = generator(torch.randint(SAMPLES, (256,)))
+        real_logits, r1 = logits_and_penalty(discriminator, real)
+        fake_logits, r2 = logits_and_penalty(discriminator, fake)
+        penalty = annealed(gamma, gamma / 10, step / steps) / 2 * (r1 + r2)
+        for optimizer, loss in zip(
+            optimizers,
+            (
+                generator_loss(discriminator(fake), real_logits.detach()),
+                discriminator_loss(real_logits, fake_logits) + penalty,
+            ),
+            strict=True,
+        ):
+            optimizer.zero_grad()
+            loss.backward(inputs=optimizer.param_groups[0]["params"])
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+    distance, mode = torch.cdist(generator.weight.detach(), GRID).min(1)
+    counts = torch.bincount(mode[distance < 4 * SPREAD], minlength=len(GRID))
+    return int((counts >= SAMPLES / len(GRID) / 4).sum()), counts.sum().item() / SAMPLES
+
+
+@pytest.mark.slow
+def test_all_25_modes_are_covered_with_penalties_and_most_are_lost_without() -> None:
+    modes, share = modes_covered(gamma=1.0)
+    assert modes == 25
+    assert share > 0.9
+    assert modes_covered(gamma=0.0)[0] < 15
