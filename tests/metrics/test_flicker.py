@@ -157,3 +157,15 @@ def test_along_the_flow_every_pixel_counts_alike_whatever_the_batches_and_the_si
 def test_along_the_flow_what_does_not_fit_is_refused(clip: tuple[int, ...], flow: tuple[int, ...]) -> None:
     with refused("flicker.shape", str(list(clip)), str(list(flow))):
         FlickerAlongFlow().update(torch.zeros(clip), torch.zeros(clip), torch.zeros(flow))
+
+
+def test_along_the_flow_each_frame_follows_its_own_flow_and_light_that_changes_is_no_flicker() -> None:
+    shifts = torch.tensor([0, 1, 4, -2, 3])  # pixels to the right since the frame before
+    still, grain = torch.full((1, 5, 3, 32, 48), 0.5), noise((3, 32, 48))
+    sticking = torch.stack([grain.roll(int(shifts[: frame + 1].sum()), -1) for frame in range(5)])[None]
+    flow = torch.zeros(1, 5, 2, 32, 48)
+    flow[:, :, 0] = -shifts[:, None, None]
+    rolled_around = (..., slice(8, -8))  # what came back on the other side is outside
+    assert along((still + sticking)[rolled_around], still[rolled_around], flow[rolled_around]) < 1e-8
+    light = torch.linspace(0, 0.3, 5)[:, None, None, None]
+    assert along(still + light, still, torch.zeros_like(flow)) < 1e-12
