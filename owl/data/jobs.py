@@ -153,7 +153,7 @@ def run(job: ShardJob, root: Path, workers: int = 0) -> DatasetInfo:
         with _alone(root):
             info = _begin(root, job)
             with writing(root, patience=LOCK_PATIENCE):
-                pass  # the workers of a run that was killed have noticed
+                pass  # the workers of a run that was killed have exited
             if not _is_finished(root, job, info):  # unless the other process has finished it
                 _write_missing(root, job, workers)
                 info = _finish(root, job, info)

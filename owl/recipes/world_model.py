@@ -87,9 +87,9 @@ class WorldModel(LightningModule):
         self.warmup_steps = warmup_steps
         self.final_lr = final_lr
         self.compile_network = compile
-        # Lightning's own means are wrong where processes hold unequal numbers of samples: it rounds their mean number
+        # Lightning's means are wrong if processes have unequal numbers of samples: it rounds the mean batch size
         self.means = {(name, t): MeanMetric(nan_strategy="disable") for name in network.generated for t in NOISE_LEVELS}
-        self.metrics = nn.ModuleList(self.means.values())  # by which they move to the device
+        self.metrics = nn.ModuleList(self.means.values())  # registered, so that they move to the device
 
     def configure_model(self) -> None:
         """Compile each block, which keeps the parameter names in checkpoints."""

@@ -1,8 +1,8 @@
-"""Compiled blocks for the engine: made by a process of their own while frames run eagerly, kept for the next start.
+"""Compiled blocks for the engine: compiled in a separate process while frames run eagerly, and cached on disk.
 
-The tracer of ``torch.compile`` patches ``nn.Module`` for the whole process while it works, so it does not run in a
-thread beside the engine. What is compiled is one block under one shape, weights among its inputs: all layers share it,
-however many there are, and every checkpoint of a network of that shape does.
+The tracer of ``torch.compile`` patches ``nn.Module`` for the whole process, so it cannot run in a thread beside the
+engine. The compiled unit is one block for one shape, with the weights as inputs: it is shared by all layers and by all
+checkpoints of a network of that shape.
 """
 
 import hashlib
@@ -36,15 +36,15 @@ Compiled = Callable[[Block, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tens
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ("nn/attention.py", "nn/cache.py", "nn/rope.py", "nn/transformer.py", "rollout/compiled.py")
-"""The code that is compiled: what was made from other code is not used."""
+"""Modules whose code is compiled: cached code from other versions of them is not used."""
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
-"""Relative error at which a compiled block is not used."""
+"""Relative error above which a compiled block is not used."""
 TOLERANCE_OF_LESS_PRECISION = 0.05
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a block is compiled for: dtypes by name, numbers of frames and tokens of a pass, places of the ring."""
+    """Shape for which a block is compiled: dtypes by name, frames and tokens of a pass, slots of the ring buffer."""
 
     width: int
     heads: int
@@ -59,8 +59,8 @@ class Shape:
     threads: int
 
     def inputs(self) -> tuple[Tensor, ...]:
-        """Made-up inputs of `run_block` but for the block."""
-        random = torch.Generator().manual_seed(0)  # the process's own random numbers stay what they are
+        """Return random inputs of `run_block`, without the block."""
+        random = torch.Generator().manual_seed(0)  # does not change the global random state
         kind: dict[str, Any] = {"device": self.device, "dtype": getattr(torch, self.dtype)}
         channels = self.width // self.heads
 
@@ -90,16 +90,16 @@ def run_block(
     key: Tensor,
     value: Tensor,
 ) -> Tensor:
-    """A block over the frames of a pass and what is cached, as a function of tensors."""
+    """Run a block over the frames of a pass and the cache, as a function of tensors."""
     return block(x, condition, turns, CachedAttention(LayerCache(key, value), places, seen))
 
 
 class CompiledBlocks:
-    """Runs blocks, compiled as soon as what was asked for is ready and was compared with the eager block.
+    """Run blocks, compiled as soon as the compiled code is ready and matches the eager block.
 
     Args:
-        network: The world model that runs.
-        quantization: Of its weights.
+        network: The world model.
+        quantization: Quantization of its weights.
     """
 
     def __init__(self, network: WorldTransformer, quantization: Quantization | None) -> None:
@@ -112,7 +112,7 @@ class CompiledBlocks:
         weakref.finalize(self, self._work.stop)
 
     def prepare(self, batch: int, frames: Sequence[int], copies: int) -> None:
-        """Begin to compile, or to load what was compiled before, in the background; see `shapes`."""
+        """Start compiling, or loading cached code, in the background; see `shapes`."""
         asked = [shape for shape in self.shapes(batch, frames, copies) if shape not in self._asked]
         self._asked.update(asked)
         if asked:
@@ -121,12 +121,12 @@ class CompiledBlocks:
             thread.start()
 
     def shapes(self, batch: int, frames: Sequence[int], copies: int) -> list[Shape]:
-        """What passes need.
+        """Return the shapes that passes need.
 
         Args:
-            batch: Rollouts side by side.
-            frames: Numbers of frames of the passes to come, the most frequent first.
-            copies: Noisy copies that a pass may hold.
+            batch: Number of parallel rollouts.
+            frames: Numbers of frames per pass, the most frequent first.
+            copies: Largest number of noisy copies in a pass.
         """
         network, (device, dtype) = self.network, placement(self.network)
         block = network.blocks[0]
@@ -150,13 +150,13 @@ class CompiledBlocks:
         ]
 
     def wait(self) -> bool:
-        """Wait for what was asked for; return whether all of it is ready."""
+        """Wait for the requested blocks; return whether all of them are ready."""
         self._work.join()
         self.tell()
         return self._asked <= self.ready.keys()
 
     def tell(self) -> None:
-        """Warn, once, where compiling has failed."""
+        """Warn, once, if compilation has failed."""
         if self._failure is not None:
             told, self._failure = self._failure, None
             warnings.warn(f"frames stay uncompiled and take longer: {told}", stacklevel=4)
@@ -171,27 +171,27 @@ class CompiledBlocks:
         return compiled(block, x, condition, turns, attend.places, attend.seen, cached.key, cached.value)
 
     def _make(self, shapes: list[Shape]) -> None:
-        """Load what is there, have the rest compiled and load it one by one."""
+        """Load cached blocks, compile the others and load each."""
         try:
             folder = cache_folder()
             missing = [shape for shape in shapes if not self._load_kept(shape, folder)]
             with closing(self._work.compile(missing, folder)) as compiled:
                 for shape in compiled:
                     self._load(shape, folder)
-        except Exception as error:  # whatever a compiler may raise: frames go on without it
+        except Exception as error:  # compilers raise any type; frames continue uncompiled
             self._failure = " ".join(str(error).split())[-500:] or type(error).__name__
 
     def _load_kept(self, shape: Shape, folder: Path) -> bool:
-        """Load what an earlier start compiled; what cannot be used any more is compiled anew."""
+        """Load a cached block; return False if it must be compiled again."""
         try:
             self._load(shape, folder)
-        except Exception:  # there is none, it is damaged, or torch refuses it
+        except Exception:  # missing, damaged, or rejected by torch
             return False
         return True
 
     @torch.no_grad()
     def _load(self, shape: Shape, folder: Path) -> None:
-        """Load, check and begin to use a compiled block."""
+        """Load and check a compiled block, and use it from now on."""
         file = folder / f"{digest(shape)}.bin"
         with inductor_cache(folder), file.open("rb") as content:
             compiled: Compiled = torch.compiler.load_compiled_function(content)
@@ -210,7 +210,7 @@ class CompiledBlocks:
 
 
 class Work:
-    """What goes on in the background: threads that load, and processes that compile."""
+    """Background work: threads that load, and processes that compile."""
 
     def __init__(self) -> None:
         self.threads: list[threading.Thread] = []
@@ -218,23 +218,23 @@ class Work:
         self._stopping = False
 
     def join(self) -> None:
-        """Wait for all of it."""
+        """Wait until all work is done."""
         for thread in self.threads:
             thread.join()
         self.threads.clear()
 
     def stop(self) -> None:
-        """End it: Python must not be torn down around threads that run."""
+        """Stop all work: threads must not run during interpreter shutdown."""
         self._stopping = True
         for process in list(self._processes):
             end(process)
         self.join()
 
     def compile(self, shapes: list[Shape], folder: Path) -> Generator[Shape, None, None]:
-        """Have blocks compiled by another process, which writes them into a folder; yields each that is done.
+        """Compile blocks in another process, which writes them into a folder; yield each finished shape.
 
         Raises:
-            RuntimeError: It has failed.
+            RuntimeError: The process has failed.
         """
         if not shapes:
             return
@@ -248,7 +248,7 @@ class Work:
         ]
         path = os.pathsep.join([str(ROOT.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
         variables = {"PYTHONPATH": path, "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
-        if shapes[0].device == "cpu":  # a block has few kernels: more processes cost more than they save
+        if shapes[0].device == "cpu":  # a block has few kernels: more processes are slower
             variables["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as told:
             process = subprocess.Popen(
@@ -269,7 +269,7 @@ class Work:
                     if line.startswith(DONE):
                         yield shapes[done]
                         done += 1
-            finally:  # also where what was compiled is not what was expected
+            finally:  # also if the compiled block is wrong
                 end(process)
                 status = process.wait()
                 self._processes.remove(process)
@@ -283,15 +283,15 @@ DONE = "compiled "
 
 
 def end(process: "subprocess.Popen[str]") -> None:
-    """End a compiling process, which lives as long as its standard input is open."""
+    """Stop a compiling process, which runs until its standard input is closed."""
     assert process.stdin is not None
     process.stdin.close()
 
 
 def compile_blocks(folder: Path, shapes: dict[str, Shape]) -> None:
-    """Compile blocks of these shapes and write each into a folder by its name; what the compiling process does."""
+    """Compile blocks of these shapes and write each into a folder by its name; runs in the compiling process."""
     for name, shape in shapes.items():
-        torch.set_num_threads(shape.threads)  # of which the code is made for so many
+        torch.set_num_threads(shape.threads)  # the compiled code depends on the number of threads
         block = Block(shape.width, shape.heads, shape.hidden).eval().requires_grad_(False)
         block = block.to(shape.device, getattr(torch, shape.dtype))
         if shape.quantization is not None:
@@ -309,10 +309,10 @@ def compile_blocks(folder: Path, shapes: dict[str, Shape]) -> None:
 
 @cache
 def cache_folder() -> Path:
-    """Folder of compiled code for this kind of machine, below ``$XDG_CACHE_HOME`` or ``~/.cache``.
+    """Return the cache folder for this kind of machine, below ``$XDG_CACHE_HOME`` or ``~/.cache``.
 
-    One that vanishes with the process where that cannot be written, or others could write into it: what is in there is
-    executed.
+    If it is not writable, or is writable by others, return a temporary folder that is removed with the process: code in
+    it is executed.
     """
     try:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "owl" / "compiled"
@@ -323,7 +323,7 @@ def cache_folder() -> Path:
         state = folder.stat()
         if not hasattr(os, "getuid") or (state.st_uid == os.getuid() and not state.st_mode & 0o022):
             return folder
-    except (OSError, RuntimeError):  # there is no home, or it cannot be written
+    except (OSError, RuntimeError):  # no home directory, or it is not writable
         pass
     return Path(_vanishing().name)
 
@@ -335,7 +335,7 @@ def _vanishing() -> tempfile.TemporaryDirectory:
 
 @cache
 def machine() -> str:
-    """Twelve digits that tell machines apart on which other code is compiled."""
+    """Return twelve digits that identify the machine's properties on which compiled code depends."""
     told = [platform.platform(), platform.python_version(), torch.__version__, sys.prefix]
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
@@ -347,18 +347,18 @@ def machine() -> str:
 
 @cache
 def sources() -> str:
-    """Hash of the code that is compiled, as it was when this process first asked."""
+    """Return the hash of the compiled modules' source, as of the first call in this process."""
     return hashlib.sha256(b"".join((ROOT / source).read_bytes() for source in SOURCES)).hexdigest()
 
 
 def digest(shape: Shape) -> str:
-    """Sixteen digits of a shape and of the code that is compiled for it."""
+    """Return a hash of sixteen digits of a shape and of the source code."""
     return hashlib.sha256(f"{sources()} {json.dumps(asdict(shape), sort_keys=True)}".encode()).hexdigest()[:16]
 
 
 @contextmanager
 def inductor_cache(folder: Path) -> Iterator[None]:
-    """Have the compiler look for kernels in a folder."""
+    """Let the compiler cache kernels in a folder."""
     before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
     try:
@@ -371,7 +371,7 @@ def inductor_cache(folder: Path) -> Iterator[None]:
 
 
 def main() -> None:
-    """Compile what the command line says, and end when whoever asked for it does."""
+    """Compile the shapes given on the command line; exit when the parent process exits."""
 
     def watch() -> None:
         sys.stdin.read()

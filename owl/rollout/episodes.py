@@ -1,4 +1,4 @@
-"""What rollouts are compared with: windows of a dataset of latents, and the true pictures of their frames."""
+"""Ground truth of rollouts: windows of a dataset of latents, and the true pictures of their frames."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +23,7 @@ DECODED_TOGETHER = 32  # frames: bounds the memory of the decoder
 
 
 class Episodes:
-    """A split of a dataset of latents, as a world model takes it.
+    """A split of a dataset of latents, in the input format of a world model.
 
     Args:
         url: The dataset's folder, any fsspec URL.
@@ -32,13 +32,13 @@ class Episodes:
         decoder: The autoencoder of the dataset's video latents.
         stride: Stored frames from one frame of the model to the next.
         length: Frames in a window.
-        device: Where the decoder is.
+        device: Device of the decoder.
 
     Attributes:
-        truth: What true pictures are: "rgb", the dataset's own if it keeps them, else "latent", its latents decoded.
+        truth: Source of true pictures: "rgb", the dataset's pictures if it has them, else "latent", decoded latents.
 
     Raises:
-        OwlError: The dataset lacks what the world model needs, is of another encoder or other controls, or has no
+        OwlError: The dataset lacks a modality of the world model, has another encoder or other controls, or has no
             window of this length.
     """
 
@@ -56,7 +56,7 @@ class Episodes:
         check_dataset(network, info, str(url))
         self.truth = "rgb" if "rgb" in info.modalities else "latent"
         modalities = [*network.latent_modalities.values(), "controls", *(["rgb"] if self.truth == "rgb" else [])]
-        # windows overlap by a frame: the controls of a window's first frame are not those since the frame before it
+        # windows overlap by a frame, since the controls of a window's first frame do not cover a whole stride
         self.dataset = WindowDataset(
             url, split, modalities, length=length, stride=stride, hop=max(1, (length - 1) * stride)
         )
@@ -66,26 +66,26 @@ class Episodes:
         self.fps = self.dataset.info.fps / stride
 
     def windows(self, count: int) -> Batch:
-        """At most ``count`` windows, evenly spaced over the split: see `WindowDataset`, stacked."""
+        """Return at most ``count`` windows, evenly spaced over the split and stacked: see `WindowDataset`."""
         last = len(self.dataset) - 1
         chosen = torch.linspace(0, last, min(count, last + 1), dtype=torch.float64).round().long()
         return self.dataset.batch(chosen.tolist())
 
     def latents(self, batch: Batch, frames: slice = slice(None)) -> Streams:
-        """The world model's streams of windows."""
+        """Return the world model's streams of windows."""
         return {name: batch[modality][:, frames] for name, modality in self._generated.items()}
 
     def controls(self, batch: Batch, frames: slice = slice(None)) -> Controls:
-        """Controls of windows, and what the world model is given beside them."""
+        """Return the controls of windows, including given streams."""
         given = {name: batch[modality][:, frames] for name, modality in self._given.items()}
         return Controls(batch["buttons"][:, frames], batch["axes"][:, frames], given=given)
 
     def given(self, frame: Batch) -> tuple[Tensor, Tensor, Streams]:
-        """What `Engine.step` takes, of a frame of `stream`."""
+        """Return the arguments of `Engine.step` for a frame of `stream`."""
         return frame["buttons"], frame["axes"], {name: frame[modality] for name, modality in self._given.items()}
 
     def pictures(self, batch: Batch) -> Tensor:
-        """True pictures of windows, uint8[B, T, 3, H, W] on the CPU."""
+        """Return the true pictures of windows, uint8[B, T, 3, H, W] on the CPU."""
         if self.truth == "rgb":
             return batch["rgb"]
         return self.decode(batch[self._generated["video"]])
@@ -101,25 +101,25 @@ class Episodes:
         return torch.cat(parts).unflatten(0, latents.shape[:2])
 
     def stream(self, rows: int, skip: int) -> Iterator[Batch]:
-        """Frames of the split one after another, endlessly, in several rows that begin at different places.
+        """Yield the frames of the split in order, endlessly, in several rows that start at different positions.
 
         Args:
-            rows: How many.
-            skip: Frames to leave out at the beginning, those of the context of `starts`.
+            rows: Number of rows.
+            skip: Frames to skip at the start, the context of `starts`.
 
         Yields:
-            A frame of each row: what `windows` gives, without the axis of time.
+            A frame of each row: as `windows`, without the time axis.
         """
         for frames in zip(*(self._row(window, skip) for window in self._first_windows(rows)), strict=True):
             yield {name: torch.stack([frame[name] for frame in frames]) for name in frames[0]}
 
     def _row(self, window: int, skip: int) -> Iterator[Batch]:
-        """The frames from a window on, each once: an episode's last window overlaps the one before by more than one."""
+        """Yield the frames from a window on, each once: the last window of an episode overlaps by more than a frame."""
         before: dict[str, Any] | None = None
         while True:
             sample = self.dataset[window % len(self.dataset)]
-            place = self.dataset.describe(int(sample.pop("window")))  # of another window where this one is damaged
-            begin = skip if before is None else 1  # what led to an episode's first frame is not known
+            place = self.dataset.describe(int(sample.pop("window")))  # of another window if this one is damaged
+            begin = skip if before is None else 1  # the controls of an episode's first frame are unknown
             if before and place["episode"] == before["episode"] and place["frames"][0] > before["frames"][0]:
                 following = before["frames"][1] + self.dataset.stride
                 begin = max(1, -(-(following - place["frames"][0]) // self.dataset.stride))
@@ -128,7 +128,7 @@ class Episodes:
             before, window = place, window + 1
 
     def starts(self, rows: int) -> Batch:
-        """The windows that `stream` begins with."""
+        """Return the first windows of `stream`."""
         return self.dataset.batch(self._first_windows(rows))
 
     def _first_windows(self, rows: int) -> list[int]:
@@ -136,15 +136,15 @@ class Episodes:
 
 
 def as_bytes(pictures: Tensor) -> Tensor:
-    """float[..., H, W] in [-1, 1], clipped, to uint8 on the CPU."""
+    """Convert float[..., H, W] in [-1, 1], clipped, to uint8 on the CPU."""
     return to_uint8(pictures).cpu()
 
 
 def check_dataset(network: WorldTransformer, info: DatasetInfo, url: str) -> None:
-    """Refuse a dataset that is not of the kind that a world model was trained on.
+    """Check that a dataset matches the dataset on which a world model was trained.
 
     Raises:
-        OwlError: It lacks latents or controls, or they are of another encoder or other names.
+        OwlError: It lacks latents or controls, or has another encoder or other names.
     """
     for needed in (*network.latent_modalities.values(), "controls"):
         if needed not in info.modalities:
@@ -162,7 +162,7 @@ def load_decoder(path: str | Path) -> nn.Module:
     """Load the autoencoder of video latents, or a decoder that was trained on them.
 
     Raises:
-        OwlError: The file is missing or damaged, or holds a network of another kind.
+        OwlError: The file is missing or damaged, or contains a different kind of network.
     """
     network = models.load(path)
     if not (hasattr(network, "decode") and tells_encoder(network)):
@@ -175,6 +175,6 @@ def load_decoder(path: str | Path) -> nn.Module:
 
 
 def trained_stride(content: dict[str, Any]) -> int:
-    """The stride of the data that a checkpoint was trained with, from its content; 1 where it says nothing."""
+    """Return the data stride of the content of a checkpoint; 1 if it is not stored."""
     data = content["owl"]["config"].get("data") or {}
     return int((data.get("init_args") or {}).get("stride", 1))

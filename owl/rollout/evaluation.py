@@ -22,23 +22,23 @@ from owl.pixels import to_float
 from owl.rollout.engine import Engine
 from owl.rollout.episodes import Batch, Episodes, as_bytes, trained_stride
 
-SEGMENT = 100  # frames of a long rollout that are compared with true ones together
-REFERENCE = 1000  # true frames that all segments are compared with
+SEGMENT = 100  # frames per segment of a long rollout
+REFERENCE = 1000  # true frames with which each segment is compared
 
 
 @dataclass(frozen=True)
 class Clips:
-    """Short rollouts beside what really happened under the same controls.
+    """Short rollouts and the true frames under the same controls.
 
     Attributes:
         true: uint8[B, context + H, 3, h, w].
         generated: uint8[B, H, 3, h, w], the frames after the context.
-        buttons: float[B, context + H, number of buttons], what was played.
+        buttons: float[B, context + H, number of buttons], the recorded controls.
         axes: float[B, context + H, number of axes].
-        true_latents: Of the frames after the context, as the encoder makes them: "video" float[B, H, c, h, w], ...
-        latents: Those generated.
-        reconstructed: Where ``true`` are the dataset's own pictures, what the autoencoder makes of the frames after the
-            context, uint8[B, H, 3, h, w]: as near as a perfect world model would come.
+        true_latents: Encoded latents of the frames after the context: "video" float[B, H, c, h, w], ...
+        latents: Generated latents.
+        reconstructed: If ``true`` are pictures of the dataset, the autoencoder's reconstruction of the frames after the
+            context, uint8[B, H, 3, h, w]: the upper bound of a perfect world model.
     """
 
     true: Tensor
@@ -51,12 +51,12 @@ class Clips:
 
     @property
     def context(self) -> int:
-        """Frames that were given."""
+        """Number of given frames."""
         return self.true.shape[1] - self.horizon
 
     @property
     def horizon(self) -> int:
-        """Frames that were generated."""
+        """Number of generated frames."""
         return self.generated.shape[1]
 
     @property
@@ -72,11 +72,11 @@ def roll_out(
 
     Args:
         engine: With a decoder for "video".
-        episodes: Where the windows are from.
-        windows: Of `Episodes.windows`, longer than ``context``.
-        context: Frames that are given, at least 1.
-        seed: Of all noise.
-        quiet: Whether no progress bar is shown.
+        episodes: Source of the windows.
+        windows: Windows from `Episodes.windows`, longer than ``context``.
+        context: Number of given frames, at least 1.
+        seed: Seed of all noise.
+        quiet: Whether to hide the progress bar.
     """
     rows, length = windows["buttons"].shape[:2]
     engine.wait_compiled(rows)
@@ -101,7 +101,7 @@ def roll_out(
 
 
 def horizon_curves(clips: Clips, lpips: LPIPS) -> dict[str, list[float]]:
-    """Nearness to the truth, for the rollouts and for repeating the last frame of the context.
+    """Compute PSNR and LPIPS to true frames, for the rollouts and for repeating the last frame of the context.
 
     Args:
         clips: The rollouts.
@@ -109,8 +109,8 @@ def horizon_curves(clips: Clips, lpips: LPIPS) -> dict[str, list[float]]:
 
     Returns:
         ``psnr`` (dB; 100 where equal), ``lpips``, ``repeat_psnr`` and ``repeat_lpips``: the mean over clips of frame 1,
-        2, ... after the context. Where the autoencoder's own loss counts, it is ``reconstruction_psnr`` and
-        ``reconstruction_lpips``.
+        2, ... after the context. With ``clips.reconstructed``, also ``reconstruction_psnr`` and
+        ``reconstruction_lpips``, the error of the autoencoder.
     """
     device = lpips.shift.device
     sides = {"": clips.generated, "repeat_": clips.true[:, [clips.context - 1] * clips.horizon]}
@@ -121,7 +121,7 @@ def horizon_curves(clips: Clips, lpips: LPIPS) -> dict[str, list[float]]:
         true = clips.future[:, h].to(device)
         for side, frames in sides.items():
             frame = frames[:, h].to(device)
-            # no metric objects: in training one process measures, and theirs would wait for those that wait for it
+            # no metric objects: in training only one process measures, and synchronizing them would deadlock
             error = ((frame.float() - true.float()) / 255).square().mean((1, 2, 3))
             curves[f"{side}psnr"].append(float((-10 * error.log10()).clamp(max=HIGHEST).mean()))
             curves[f"{side}lpips"].append(float(lpips(to_float(frame), to_float(true)).mean()))
@@ -129,7 +129,7 @@ def horizon_curves(clips: Clips, lpips: LPIPS) -> dict[str, list[float]]:
 
 
 def audio_latent_mse(clips: Clips, network: WorldTransformer) -> list[float]:
-    """Mean squared error of standardised audio latents of frame 1, 2, ... after the context; 2 is independence."""
+    """Compute the MSE of standardised audio latents of frame 1, 2, ... after the context; independent ones give 2."""
     device = placement(network).device
     generated, true = (
         network.standardize({"audio": side["audio"].to(device)})["audio"]
@@ -139,7 +139,7 @@ def audio_latent_mse(clips: Clips, network: WorldTransformer) -> list[float]:
 
 
 def flicker(clips: Clips) -> dict[str, float]:
-    """See `owl.metrics.flicker.Flicker`; without clips of two frames nothing can be said."""
+    """Compute `owl.metrics.flicker.Flicker`; empty for clips of fewer than two frames."""
     if clips.horizon < 2:
         return {}
     metric = Flicker()
@@ -154,7 +154,7 @@ class InverseDynamicsReader:
 
     Attributes:
         network: The inverse dynamics model.
-        dead_zone: Axes nearer to 0 than this count as none.
+        dead_zone: Axis values with a smaller magnitude count as 0.
     """
 
     network: InverseDynamicsModel
@@ -162,10 +162,10 @@ class InverseDynamicsReader:
 
     @classmethod
     def load(cls, checkpoint: str, world_model: WorldTransformer, stride: int) -> "InverseDynamicsReader":
-        """Read a checkpoint of the recipe owl.recipes.inverse_dynamics.InverseDynamics.
+        """Load a checkpoint of the recipe owl.recipes.inverse_dynamics.InverseDynamics.
 
         Raises:
-            OwlError: It holds something else, or reads other controls or frames of another stride.
+            OwlError: It contains another network, or predicts other controls or uses another stride.
         """
         network, content = models.rebuild(checkpoint)
         if not isinstance(network, InverseDynamicsModel):
@@ -193,16 +193,16 @@ class InverseDynamicsReader:
 
     @torch.no_grad()
     def accuracy(self, pictures: Tensor, buttons: Tensor, axes: Tensor, skip: int) -> dict[str, float]:
-        """Compare what is read from clips with what was played.
+        """Compare the controls predicted from clips with the recorded controls.
 
         Args:
             pictures: uint8[B, T, 3, h, w].
             buttons: float[B, T, number of buttons].
             axes: float[B, T, number of axes].
-            skip: Frames at the beginning that are looked at and not counted.
+            skip: Frames at the start that are input but not counted.
 
         Returns:
-            What `AxisAccuracy` and `ButtonAccuracy` compute.
+            The values of `AxisAccuracy` and `ButtonAccuracy`.
         """
         device = placement(self.network).device
         axis, button = AxisAccuracy(self.network.axes, self.dead_zone), ButtonAccuracy(self.network.buttons)
@@ -217,12 +217,12 @@ class InverseDynamicsReader:
 def action_following(clips: Clips, reader: InverseDynamicsReader) -> dict[str, float]:
     """Compute how often the controls predicted from generated frames match the given ones.
 
-    A reader errs on true frames too, so both are measured, on the same windows.
+    The reader also makes errors on true frames, so both are measured on the same windows.
 
     Returns:
-        Every accuracy of the generated frames, of the true ones as ``<name>_true``, and for ``axis_accuracy``,
-        ``button_accuracy`` and their mean, ``action_accuracy``, the former over the latter as ``<name>_ratio``: 1 is
-        the best measurable value.
+        Every accuracy on generated frames as ``<name>`` and on true frames as ``<name>_true``; for ``axis_accuracy``,
+        ``button_accuracy`` and their mean, ``action_accuracy``, also generated over true as ``<name>_ratio``: 1 is the
+        best measurable value.
     """
     skip = min(BEFORE, clips.context)  # frames of the context, so that the first generated frame has neighbours
     begin = clips.context - skip
@@ -232,7 +232,7 @@ def action_following(clips: Clips, reader: InverseDynamicsReader) -> dict[str, f
     true = with_mean(reader.accuracy(clips.true[:, begin:], *played, skip))
     values = dict(generated)
     for name, value in true.items():
-        if not name.startswith("axis_chance"):  # that depends on the controls alone
+        if not name.startswith("axis_chance"):  # the chance level depends only on the controls
             values[f"{name}_true"] = value
     for name in ("action_accuracy", "axis_accuracy", "button_accuracy"):
         if true.get(name):
@@ -241,7 +241,7 @@ def action_following(clips: Clips, reader: InverseDynamicsReader) -> dict[str, f
 
 
 def with_mean(values: dict[str, float]) -> dict[str, float]:
-    """Accuracies led by ``action_accuracy``, the mean of those of axes and buttons that there are."""
+    """Return accuracies with ``action_accuracy`` first, the mean of the available axis and button accuracies."""
     parts = [values[name] for name in ("axis_accuracy", "button_accuracy") if name in values]
     return ({"action_accuracy": sum(parts) / len(parts)} if parts else {}) | values
 
@@ -249,18 +249,18 @@ def with_mean(values: dict[str, float]) -> dict[str, float]:
 def long_rollout(
     engine: Engine, episodes: Episodes, frames: int, side_by_side: int, context: int, seed: int = 0
 ) -> Iterator[tuple[Tensor, Batch]]:
-    """Roll out several rows of frames under the controls of the split's episodes, one after another.
+    """Roll out several rows of frames under the controls of consecutive episodes of the split.
 
     Args:
         engine: With a decoder for "video".
-        episodes: Where context and controls are from.
-        frames: How many each row gets.
-        side_by_side: Rows, begun at different places of the split.
-        context: Frames that each row begins with.
-        seed: Of all noise.
+        episodes: Source of context and controls.
+        frames: Number of frames per row.
+        side_by_side: Number of rows, S, which start at different positions of the split.
+        context: Number of given frames per row.
+        seed: Seed of all noise.
 
     Yields:
-        The frame of every row, uint8[S, 3, h, w], and what the episodes have at that place, controls among it.
+        The frame of every row, uint8[S, 3, h, w], and the recorded frame with its controls.
     """
     begin = episodes.starts(side_by_side)
     engine.wait_compiled(side_by_side)
@@ -271,12 +271,12 @@ def long_rollout(
 
 @dataclass(frozen=True)
 class Drift:
-    """How far generated frames are from true ones as a long rollout goes on.
+    """Distance of generated frames to true frames over the course of a long rollout.
 
     Attributes:
-        segment: Frames of each row that are compared together.
+        segment: Frames of each row per segment.
         distances: Frechet distance of segment 1, 2, ... to true frames of the split.
-        true: That of the true frames under the first segment's controls: what a perfect model would have.
+        true: Frechet distance of the true frames under the first segment's controls: the value of a perfect model.
     """
 
     segment: int
@@ -285,17 +285,17 @@ class Drift:
 
     @property
     def ratio(self) -> float:
-        """Distance of the last segment over that of the first; 1 does not drift."""
+        """Distance of the last segment over that of the first; 1 means no drift."""
         return self.distances[-1] / self.distances[0]
 
 
 class DriftMeter:
-    """Collects features of a long rollout.
+    """Measure the drift of a long rollout.
 
     Args:
-        episodes: Where the true frames are from.
+        episodes: Source of the true frames.
         frames: Length of the rollout; it is divided into segments of 100 frames, a short one into halves.
-        device: Where features are computed.
+        device: Device for computing features.
     """
 
     def __init__(self, episodes: Episodes, frames: int, device: torch.device | str = "cpu") -> None:
@@ -306,14 +306,14 @@ class DriftMeter:
         self._true: list[Tensor] = []
 
     def update(self, generated: Tensor, given: Batch) -> None:
-        """Add what `long_rollout` yields."""
+        """Add a pair from `long_rollout`."""
         self._generated.append(self._look(generated))
         if len(self._true) < self.segment:
             batch = {name: values[:, None] for name, values in given.items()}
             self._true.append(self._look(self._episodes.pictures(batch)[:, 0]))
 
     def compute(self) -> Drift | None:
-        """The distances; None where a segment has less than two frames."""
+        """Compute the distances; None if a segment has fewer than two frames."""
         if self.segment * len(self._generated[0]) < 2:
             return None
         reference = self._reference()
@@ -323,7 +323,7 @@ class DriftMeter:
         return Drift(self.segment, distances, float(frechet_distance(reference, torch.cat(self._true))))
 
     def _reference(self) -> Tensor:
-        """Features of true frames, evenly spaced over the split."""
+        """Compute features of true frames, evenly spaced over the split."""
         dataset = self._episodes.dataset
         total = len(dataset) * dataset.length
         chosen = np.unique(np.linspace(0, total - 1, min(REFERENCE, total)).round().astype(int))
@@ -340,14 +340,14 @@ class DriftMeter:
 
 
 def latency(engine: Engine, episodes: Episodes, frames: int, context: int, warmup: int = 10) -> dict[str, float]:
-    """Time per frame at batch 1, from the controls to the decoded picture.
+    """Measure the time per frame at batch size 1, from the controls to the decoded picture.
 
     Args:
         engine: With a decoder for "video".
-        episodes: Where context and controls are from.
-        frames: How many are timed.
-        context: Frames that are given.
-        warmup: Frames before those.
+        episodes: Source of context and controls.
+        frames: Number of timed frames.
+        context: Number of given frames.
+        warmup: Number of untimed frames before them.
 
     Returns:
         ``latency_<part>_p50`` and ``latency_<part>_p95`` in seconds for the parts commit, denoise, decode and total,
@@ -363,7 +363,7 @@ def latency(engine: Engine, episodes: Episodes, frames: int, context: int, warmu
 
 
 def latency_of(times: list[dict[str, float]]) -> dict[str, float]:
-    """Percentiles over frames of the seconds that each part took, as `latency` returns them."""
+    """Compute percentiles over frames of the seconds of each part, as returned by `latency`."""
     timed = {name: np.array([seconds[name] for seconds in times]) for name in times[0]}
     timed["total"] = np.sum(list(timed.values()), axis=0)
     values = {
