@@ -154,7 +154,7 @@ def test_two_results_are_compared_by_their_ratios(
         ([EXPERIMENT, "--steps", "0"], "arguments.too-small", ["steps is 0", "at least 1"]),
         ([EXPERIMENT, "--warm_up", "0"], "arguments.too-small", ["warm_up is 0", "at least 1"]),
         ([WORLD_MODEL, "--denoising_steps", "0"], "arguments.too-small", ["denoising_steps is 0", "at least 1"]),
-        ([EXPERIMENT, "--predict", "h100", "tpu"], "bench.device", ["of tpu", "rtx5090, h100, h200 or cpu"]),
+        ([EXPERIMENT, "--predict", "h100", "tpu"], "bench.device", ["for tpu", "rtx5090, h100, h200 or cpu"]),
         ([EXPERIMENT, AUTOENCODER, "--trace", "t.json"], "bench.one-trace", ["2 were given", "--trace"]),
         ([EXPERIMENT, "--data.path", "nowhere"], "dataset.missing", ["nowhere"]),
         (["--compare", "a.json"], "bench.compare", ["1 files"]),
