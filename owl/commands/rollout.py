@@ -1,4 +1,4 @@
-"""``python -m owl rollout``: what a world model makes of the controls, measured, drawn and filmed."""
+"""``python -m owl rollout``: evaluate the rollouts of a world model and write a report, pictures and videos."""
 
 import json
 import shlex
@@ -52,7 +52,7 @@ Precision = Literal["bf16", "fp32", "fp8_weight_only", "fp8_dynamic"]
 
 @dataclass(frozen=True)
 class Settings:
-    """What an evaluation was made with, as `main` explains it."""
+    """Arguments of an evaluation; see `main`."""
 
     checkpoint: str
     data: str
@@ -73,7 +73,7 @@ class Settings:
     seed: int
 
     def command(self, out: Path) -> str:
-        """The command line that repeats it."""
+        """Return the command line that repeats the evaluation."""
         words = ["python", "-m", "owl", "rollout", self.checkpoint, "--data", self.data, "--out", str(out)]
         for name, value in self.__dict__.items():
             if name in ("checkpoint", "data") or value is None or value is False:
@@ -171,13 +171,13 @@ def main(
 
 
 class Evaluation:
-    """One evaluation: measures, then writes.
+    """One evaluation: computes metrics and writes the results.
 
     Args:
-        settings: What it is made with.
-        engine: Of the world model, with a decoder for "video".
-        episodes: What is true.
-        reader: Reads controls from frames, where there is one.
+        settings: Its arguments.
+        engine: Engine of the world model, with a decoder for "video".
+        episodes: Ground truth.
+        reader: Inverse dynamics model, or None.
         out: Folder for the results.
     """
 
@@ -190,7 +190,7 @@ class Evaluation:
             reader.network.to(engine.device)
 
     def run(self) -> None:
-        """Measure, write pictures and films, and the report last."""
+        """Compute metrics, write pictures and videos, and finally the report."""
         start, settings, network = time.monotonic(), self.settings, self.engine.network
         clips = roll_out(
             self.engine,
@@ -223,7 +223,7 @@ class Evaluation:
         print(f"Report: {self.out / 'report.md'}")
 
     def long_rollout(self, scales: list[float]) -> Drift | None:
-        """Make the long rollouts, film them and measure their drift."""
+        """Generate the long rollouts, write their video and measure their drift."""
         settings, network = self.settings, self.engine.network
         meter = DriftMeter(self.episodes, settings.frames, self.engine.device)
 
@@ -241,7 +241,7 @@ class Evaluation:
         return meter.compute()
 
     def report(self, metrics: dict[str, float], drifts: bool) -> str:
-        """The text of report.md."""
+        """Return the text of report.md."""
         settings = self.settings
         truth = (
             "the dataset's own pictures; what the autoencoder loses counts against the world model"
@@ -285,10 +285,10 @@ class Evaluation:
 
 
 def load_world_model(checkpoint: str) -> tuple[WorldTransformer, int]:
-    """Load a world model and the stride it was trained with, 1 for an export.
+    """Load a world model and the stride with which it was trained, 1 for an export.
 
     Raises:
-        OwlError: The file is missing or damaged, or holds a network of another kind.
+        OwlError: The file is missing or damaged, or contains a different kind of network.
     """
     content: dict[str, Any] | None = None
     if checkpoint.endswith(models.CHECKPOINT_SUFFIX):
@@ -299,10 +299,10 @@ def load_world_model(checkpoint: str) -> tuple[WorldTransformer, int]:
 
 
 def named_decoder(data: str) -> str:
-    """The checkpoint that a dataset of latents was encoded with.
+    """Return the path of the checkpoint with which a dataset of latents was encoded.
 
     Raises:
-        OwlError: It is not here.
+        OwlError: The checkpoint does not exist on this machine.
     """
     path = str(DatasetInfo.load(data).modalities["latent"]["encoder"]["checkpoint"])
     if not Path(path).exists():
@@ -315,7 +315,7 @@ def named_decoder(data: str) -> str:
 
 
 def default_folder(checkpoint: str) -> Path:
-    """The folder "rollout" of the run that a checkpoint belongs to, or of an export."""
+    """Return the folder "rollout" in the run folder of a checkpoint, or in the folder of an export."""
     path = Path(checkpoint)
     if path.suffix != models.CHECKPOINT_SUFFIX:
         return path / "rollout"
@@ -323,14 +323,14 @@ def default_folder(checkpoint: str) -> Path:
 
 
 def at_horizons(curves: dict[str, list[float]]) -> dict[str, float]:
-    """The values of curves at the horizons 1, 2, 4, ... as ``<name>_<horizon>``."""
+    """Return the values of curves at the horizons 1, 2, 4, ... as ``<name>_<horizon>``."""
     return {
         f"{name}_{h}": values[h - 1] for name, values in curves.items() for h in pictures.HORIZONS if h <= len(values)
     }
 
 
 def drift_metrics(drift: Drift) -> dict[str, float]:
-    """The distance of each segment, of true frames, and the last over the first."""
+    """Return the distance of each segment and of true frames, and the last over the first."""
     ends = [(n * drift.segment + 1, (n + 1) * drift.segment) for n in range(len(drift.distances))]
     values = {
         f"{FrechetDistance.name}_{first}_{last}": distance
@@ -340,7 +340,7 @@ def drift_metrics(drift: Drift) -> dict[str, float]:
 
 
 def headline(metrics: dict[str, float]) -> dict[str, float]:
-    """The few numbers that the terminal shows."""
+    """Return the main metrics, for the terminal."""
     last = max(int(name.removeprefix("psnr_")) for name in metrics if name.startswith("psnr_"))
     names = [f"{prefix}{kind}_{last}" for kind in ("psnr", "lpips") for prefix in ("", "repeat_")]
     names += ["action_accuracy_ratio", "drift", "flicker"]
@@ -349,7 +349,7 @@ def headline(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def horizon_table(metrics: dict[str, float], lpips_name: str) -> str:
-    """Nearness at every horizon, as Markdown."""
+    """Format the metrics at every horizon as a Markdown table."""
     horizons = [h for h in pictures.HORIZONS if f"psnr_{h}" in metrics]
     rows = {
         "PSNR (dB), world model": "psnr",
@@ -369,7 +369,7 @@ def horizon_table(metrics: dict[str, float], lpips_name: str) -> str:
 
 
 def following_table(metrics: dict[str, float], reader: str | None) -> str:
-    """Accuracy of the controls read from frames, as Markdown."""
+    """Format the accuracy of predicted controls as a Markdown table."""
     if reader is None:
         return "Not measured: give a network that reads controls from frames with `--inverse_dynamics`."
     lines = ["| control | generated frames | true frames |", "| --- | ---: | ---: |"]
@@ -386,7 +386,7 @@ def following_table(metrics: dict[str, float], reader: str | None) -> str:
 
 
 def value_table(metrics: dict[str, float]) -> str:
-    """Metrics by name, as Markdown."""
+    """Format metrics by name as a Markdown table."""
     return "\n".join(
         ["| metric | value |", "| --- | ---: |", *(f"| {n} | {format_number(v)} |" for n, v in metrics.items())]
     )

@@ -1,4 +1,4 @@
-"""``python -m owl sweep``: try settings of an experiment, in parallel, and say which is best and what mattered."""
+"""``python -m owl sweep``: search the settings of an experiment in parallel; report the best and key importances."""
 
 import functools
 import multiprocessing
@@ -121,7 +121,7 @@ def main(
 
 
 def refuse_network(folder: Path, executor: str) -> None:
-    """Refuse SQLite for machines that share a network file system; say that one machine alone may use it there.
+    """Check that SQLite is not used by several machines on a network file system; for one machine, print a note.
 
     Raises:
         OwlError: The workers are jobs of a cluster.
@@ -135,7 +135,7 @@ def refuse_network(folder: Path, executor: str) -> None:
 
 
 def conclude(study: SweepStudy, runs: Path, again: str) -> int:
-    """Write the report and say what came out; ``again`` is the command that continues the sweep."""
+    """Write the report and print the result; ``again`` is the command that continues the sweep."""
     write_report(study, runs, again)
     folder, best = runs / study.plan.name, study.best()
     if best is not None:
@@ -147,15 +147,15 @@ def conclude(study: SweepStudy, runs: Path, again: str) -> int:
 
 
 def check(plan: Plan, path: str, arguments: list[str]) -> None:
-    """Let fit read the experiment with every choice and both ends of every range.
+    """Parse the experiment as fit does, with every choice and both ends of every range.
 
     Args:
         plan: The sweep.
         path: Its file.
-        arguments: Of fit: the experiment.
+        arguments: Arguments of fit for the experiment.
 
     Raises:
-        OwlError: Something in the experiment, or in the space, is not accepted.
+        OwlError: A value in the experiment or in the space is invalid.
     """
     from owl.cli.lightning import main as fit  # takes seconds and hundreds of megabytes
 
@@ -171,7 +171,9 @@ def check(plan: Plan, path: str, arguments: list[str]) -> None:
         except OwlError as error:
             told, (option, _, rest) = str(error), str(error).removeprefix("option --").partition(" ")
             meant = [key for key in setting if option in (key, spoken(key))]
-            meant = meant or [key for key in setting if spoken(key).endswith(f".{option}")]  # the parser's last name
+            meant = meant or [
+                key for key in setting if spoken(key).endswith(f".{option}")
+            ]  # the parser gives only the last name
             if told.startswith("option --") and len(meant) == 1:
                 told = f"{path}: key 'space.{meant[0]}' {rest}"
             raise OwlError("sweep.setting", told) from error
@@ -180,5 +182,5 @@ def check(plan: Plan, path: str, arguments: list[str]) -> None:
 
 
 def spoken(path: str) -> str:
-    """Return a path as options say it: ``model.network.size``."""
+    """Return a path in the form of command line options: ``model.network.size``."""
     return ".".join(part for part in path.split(".") if part != "init_args" and not part.isdigit())

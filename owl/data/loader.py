@@ -303,7 +303,7 @@ def evaluation_loader(
 
 
 def start_worker(worker: int) -> None:
-    """Initialize a worker process: one thread, and signals ignored.
+    """Initialize a worker process: one thread, and no signals except SIGTERM of the training process.
 
     Terminals and job schedulers signal all processes at once. The training process handles the signal by saving a
     checkpoint and needs batches until then; workers end only with it, or when it ends them.

@@ -24,10 +24,10 @@ from owl.configuration import check_file
 from owl.errors import OwlError
 
 SAMPLERS: dict[str, Callable] = {
-    "tpe": partial(TPESampler, constant_liar=True),  # workers keep away from what others are just trying
+    "tpe": partial(TPESampler, constant_liar=True),  # workers avoid settings that others are trying
     "random": RandomSampler,
-    "cmaes": partial(CmaEsSampler, warn_independent_sampling=False),  # of choices, which CMA-ES leaves to chance
-    "grid": BruteForceSampler,  # Optuna's GridSampler knows no conditions
+    "cmaes": partial(CmaEsSampler, warn_independent_sampling=False),  # about choices, which CMA-ES samples at random
+    "grid": BruteForceSampler,  # Optuna's GridSampler does not support conditions
 }
 PRUNERS: dict[str, Callable] = {"none": NopPruner, "median": MedianPruner, "asha": SuccessiveHalvingPruner}
 SUGGEST = {
@@ -37,25 +37,25 @@ SUGGEST = {
 }
 LARGEST_GRID = 10_000
 RESERVED = ("config", "name", "runs", "ckpt_path", "overwrite")
-"""Options of fit that a sweep sets itself."""
+"""Options of fit that are set by the sweep."""
 
 Direction = Literal["minimize", "maximize"]
 Choice = None | bool | int | float | str
 Setting = dict[str, Choice]
-"""Dotted key to value; a value that is a list or a mapping stands as JSON."""
+"""Value by dotted key; lists and mappings are encoded as JSON."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One dotted key of the experiment and what it is drawn from."""
+    """A dotted key of the experiment and its search space."""
 
     key: str
     distribution: BaseDistribution
     when: dict[str, list[str]]
-    """Keys further up with the values, as one types them, that make this one count."""
+    """Condition: earlier keys and their values, as typed, for which this key is active."""
 
     def is_active(self, chosen: Setting) -> bool:
-        """Whether it is drawn at all, given what was drawn so far."""
+        """Return whether the key is active, given the values drawn so far."""
         return all(key in chosen and plain(chosen[key]) in values for key, values in self.when.items())
 
     def extremes(self) -> list[Choice]:
@@ -64,7 +64,7 @@ class Parameter:
         return list(limits.get("choices") or (limits["low"], limits["high"]))
 
     def points(self) -> list[Choice]:
-        """Return every value, of a range that has steps."""
+        """Return every value; a range must have steps."""
         limits = vars(self.distribution)
         if "choices" in limits:
             return list(limits["choices"])
@@ -74,14 +74,14 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep, as docs/how-to/sweep.md explains it."""
+    """A sweep; docs/how-to/sweep.md explains the fields."""
 
     name: str
     objective: str
     direction: Direction
     trials: int
     sampler: dict[str, Any]
-    """``name``, and what its class of Optuna is given."""
+    """``name``, and the arguments of its class in Optuna."""
     pruner: dict[str, Any]
     """The same."""
     seed: int
@@ -93,12 +93,12 @@ class Plan:
         """Return a sampler for the next trial.
 
         Args:
-            draws: Trials so far: a sampler that began anew with the same seed would repeat what it drew before.
+            draws: Number of trials so far, which changes the seed: a new sampler would otherwise repeat its draws.
         """
         return make(SAMPLERS, {**self.sampler, "seed": (self.seed * 1_000_003 + draws) % 2**32})
 
     def draw(self, trial: Trial) -> Setting:
-        """Let the study's sampler choose a setting."""
+        """Draw a setting with the study's sampler."""
         chosen: Setting = {}
         for parameter in self.space:
             if parameter.is_active(chosen):
@@ -107,7 +107,7 @@ class Plan:
         return chosen
 
     def grid(self, chosen: Setting) -> Iterator[Setting]:
-        """Yield every setting that goes on as ``chosen`` begins, of a space whose ranges have steps."""
+        """Yield every setting that starts with ``chosen``; ranges must have steps."""
         left = next((p for p in self.space if p.key not in chosen and p.is_active(chosen)), None)
         if left is None:
             yield chosen
@@ -121,7 +121,7 @@ class Plan:
         probes: list[Setting] = []
         while any(missing.values()):
             wanted: Setting = {}
-            for parameter in reversed(self.space):  # what counts only on a condition asks for its condition
+            for parameter in reversed(self.space):  # a conditional key requires its condition
                 if missing[parameter.key]:
                     wanted.update({key: values[0] for key, values in parameter.when.items()})
             chosen: Setting = {}
@@ -130,12 +130,12 @@ class Plan:
                     left = missing[parameter.key] or [wanted.get(parameter.key, parameter.extremes()[0])]
                     chosen[parameter.key] = left.pop(0)
             if chosen in probes:
-                break  # what is left counts under no condition that can be met
+                break  # the remaining values have conditions that cannot be met
             probes.append(chosen)
         return probes
 
     def identity(self) -> dict[str, Any]:
-        """Return what must not change in a study: what is tried, and how it is judged."""
+        """Return the fields that must not change within a study: the search space and the objective."""
         space = {p.key: {"drawn": repr(p.distribution), **({"when": p.when} if p.when else {})} for p in self.space}
         return {"objective": self.objective, "direction": self.direction, "space": space}
 
@@ -153,7 +153,7 @@ def options(setting: Setting) -> list[str]:
 
 
 def plain(value: Any) -> str:
-    """Return a value as one types it."""
+    """Return a value as typed on the command line."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -162,10 +162,10 @@ def load_plan(path: str | Path, trials: int | None = None) -> Plan:
 
     Args:
         path: The file.
-        trials: Replaces the file's number of trials.
+        trials: Overrides the number of trials in the file.
 
     Raises:
-        OwlError: The file is missing, or something in it is not as docs/how-to/sweep.md says.
+        OwlError: The file is missing, or has an invalid key or value.
     """
     if not Path(path).is_file():
         raise OwlError("arguments.missing-file", f"there is no file {str(path)!r}; give a sweep's YAML with --sweep")
@@ -182,18 +182,18 @@ def parse_plan(content: dict[str, Any], name: str, trials: int | None = None) ->
 
     Args:
         content: The content.
-        name: Of the sweep, unless the content names it.
-        trials: Replaces the content's number of trials.
+        name: Default name of the sweep.
+        trials: Overrides the number of trials in the content.
 
     Raises:
-        OwlError: Something is not as it should be.
+        OwlError: A key or a value is invalid.
     """
     given = {"name": name, **{key: value for key, value in content.items() if value is not None}}
     return _call(_plan, {**given, "trials": trials} if trials else given, "the sweep")
 
 
 def _call(function: Callable, given: Any, where: str) -> Any:
-    """Call a function with what a YAML holds; say in one sentence what it does not accept, lacks or finds wrong."""
+    """Call a function with a mapping of a YAML; report unknown and missing keys and invalid values as an OwlError."""
     if not isinstance(given, dict):
         raise OwlError("sweep.value", f"{where} is {given!r}, expected a mapping")
     parameters = {key: p.default is p.empty for key, p in inspect.signature(function).parameters.items()}
@@ -205,7 +205,7 @@ def _call(function: Callable, given: Any, where: str) -> Any:
         raise OwlError("sweep.missing-key", f"{where} has no key '{missing[0]}', which it needs{accepted}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # Optuna's, of steps that do not reach the end of a range
+            warnings.simplefilter("error", UserWarning)  # Optuna's, if steps do not reach the end of a range
             warnings.simplefilter("ignore", ExperimentalWarning)
             return function(**given)
     except (TypeError, ValueError, UserWarning) as error:
@@ -225,7 +225,7 @@ def _plan(
     seed: Any = 0,
     storage: Any = None,
 ) -> Plan:
-    """Check the keys of a sweep; what is wrong with a value is an error of Python's."""
+    """Check the keys of a sweep; invalid values raise ValueError or TypeError."""
     for key, value, least in (("trials", trials, 1), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, int | None) or (value is not None and value < least):
             raise ValueError(f"{key} is {value!r}, not a whole number of at least {least}")
@@ -275,12 +275,12 @@ def _parameter(
     type: Any = None,
     when: Any = None,
 ) -> Parameter:
-    """Check one key of the space; numbers are whole where their ends are, unless ``type`` tells otherwise."""
+    """Check one key of the space; a range is of integers if its ends are integers, unless ``type`` is given."""
     if key in RESERVED:
         raise ValueError(f"{key} is an option that the sweep sets itself")
     numbers: dict[str, Any] = {}
     for name, value in {"low": low, "high": high, "step": step}.items():
-        with suppress(ValueError):  # YAML 1.1 takes 1e-3 for text, since it has no point
+        with suppress(ValueError):  # YAML 1.1 parses 1e-3 as text, since it has no point
             value = float(value) if isinstance(value, str) else value
         if isinstance(value, bool) or not isinstance(value, int | float | None) or not math.isfinite(value or 0):
             raise TypeError(f"{name} is {value!r}, not a number")
@@ -288,7 +288,9 @@ def _parameter(
     if choices is not None:
         if numbers or not isinstance(choices, list):
             raise TypeError(f"choices is {choices!r} beside {numbers}, not a list alone")
-        encoded = [json.dumps(c) if isinstance(c, list | dict) else c for c in choices]  # studies store plain values
+        encoded = [
+            json.dumps(c) if isinstance(c, list | dict) else c for c in choices
+        ]  # Optuna stores only plain values
         if len({*map(plain, encoded)}) < len(encoded):
             raise ValueError(f"choices {choices!r} name a value twice")
         drawn: BaseDistribution = CategoricalDistribution(encoded)
@@ -315,7 +317,7 @@ def _parameter(
 
 
 def _one_of(value: Any, accepted: Iterable[Any], where: str) -> Any:
-    """Return a value if it is one of those that there are."""
+    """Return a value if it is one of the accepted values."""
     if value not in accepted:
         near = nearest(value, map(str, accepted))
         raise ValueError(f"{where} is {value!r}{near} (accepted: {', '.join(map(str, accepted))})")

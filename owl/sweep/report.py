@@ -21,7 +21,7 @@ from owl.sweep.workers import LOG, short, trial_name
 from owl.version import code_version
 
 LEAST_FOR_IMPORTANCE = 4
-"""Complete trials below which importance would be a guess."""
+"""Number of complete trials required to estimate importance."""
 
 
 def write_report(study: SweepStudy, runs: Path, command: str) -> None:
@@ -43,7 +43,7 @@ def write_report(study: SweepStudy, runs: Path, command: str) -> None:
 
 
 def draw(study: SweepStudy) -> dict[str, bytes]:
-    """Draw what each trial reached, which values went together, and which keys mattered, as PNG files by name."""
+    """Draw the history, the parallel coordinates and the importances of the keys, as PNG files by name."""
     names = short_names(study)
     chains = {chain_number(t): t for t in study.chains() if t.state in (TrialState.COMPLETE, TrialState.PRUNED)}
     shown = optuna.create_study(direction=study.plan.direction)  # with the numbers of chains, and short names
@@ -73,7 +73,7 @@ def draw(study: SweepStudy) -> dict[str, bytes]:
 
 
 def write_best(path: Path, best: FrozenTrial, plan: Plan, runs: Path) -> None:
-    """Write the whole configuration of the best trial as one that fit takes; none where its run is elsewhere."""
+    """Write the complete configuration of the best trial for fit; none if its run is on another machine."""
     source = runs / trial_name(plan, chain_number(best)) / "config.yaml"
     if not source.exists():
         path.unlink(missing_ok=True)
@@ -137,17 +137,17 @@ def markdown(study: SweepStudy, folder: Path, command: str, with_importance: boo
 
 
 def table(rows: list[list[str]]) -> str:
-    """Return rows of a Markdown table, the first two its head."""
+    """Return a Markdown table; the first two rows are its head."""
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def state_of(trial: FrozenTrial) -> str:
-    """Return a trial's state in a word."""
+    """Return the state of a trial as one word."""
     return "failed" if trial.state == TrialState.FAIL else trial.state.name.lower()
 
 
 def note(trial: FrozenTrial) -> str:
-    """Return what is to be said of a trial: why it ended, how often it was interrupted."""
+    """Return notes on a trial: why it ended, how often it was interrupted."""
     attributes, interruptions = trial.user_attrs, len(history(trial))
     parts = [cell(attributes[REASON])] if REASON in attributes else []
     if trial.state == TrialState.PRUNED:
@@ -158,12 +158,12 @@ def note(trial: FrozenTrial) -> str:
 
 
 def cell(value: Any) -> str:
-    """Four significant digits of a number, anything else as it is, for a table."""
+    """Format a number with four significant digits for a table; return other values as text."""
     return short(value).replace("|", "\\|")
 
 
 def short_names(study: SweepStudy) -> dict[str, str]:
-    """Return for each key of the space the shortest end of it that no other has, without ``init_args``."""
+    """Return the shortest unique suffix of each key of the space, without ``init_args``."""
     words = {p.key: [word for word in p.key.split(".") if word != "init_args"] for p in study.plan.space}
     found: dict[str, str] = {}
     for key, own in words.items():

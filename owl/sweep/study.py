@@ -24,30 +24,30 @@ HEARTBEAT = 15
 GRACE = 90
 """Seconds without a heartbeat after which a worker counts as killed."""
 MOST_KILLS = 2
-"""Kills after which a trial is still continued; with one more it may be the cause itself, such as by its memory."""
+"""Largest number of kills after which a trial is continued; after more, the trial itself may be the cause."""
 PATIENCE = 60
-"""Seconds that a process waits for SQLite while others write."""
+"""Seconds that a process waits for the lock of SQLite."""
 ATTEMPTS = 5
-"""At opening a database: where several processes make its tables at the same moment, all but one of them fail."""
+"""Attempts to open a database: if several processes create its tables at the same time, all but one fail."""
 NETWORKS = ("nfs", "cifs", "smb", "lustre", "beegfs", "gpfs", "ceph", "fuse.")
-"""How the types of file systems begin whose locks may not hold between machines."""
+"""Prefixes of types of network file systems, whose locks may not work between machines."""
 
 IDENTITY, PRUNER = "identity", "pruner"
-"""Attributes of the study: what must not change, and what the trials' processes are told."""
+"""Attributes of the study: its identity, and the values read by the trials' processes."""
 STOPPED, KILLS, REASON = "stopped", "kills", "reason"
-"""Of a trial: its worker was told to stop it; how often it was killed before; why it failed for good."""
+"""Attributes of a trial: its worker was asked to stop it; number of earlier kills; reason of the final failure."""
 PRUNED, METRICS = "pruned", "metrics"
 """Notes of its process: the validations after which it was pruned; what it logs, where that is not the objective."""
 
 
 def open_storage(url: str) -> RDBStorage:
-    """Open a database, and make its tables where it has none.
+    """Open a database, and create its tables if it has none.
 
     Args:
-        url: Of SQLAlchemy; ``$NAME`` in it stands for an environment variable, so that no password is written down.
+        url: URL of SQLAlchemy; ``$NAME`` is replaced by the environment variable, so that no password is stored.
 
     Raises:
-        OwlError: It cannot be reached, or its driver is not installed.
+        OwlError: The database cannot be reached, or its driver is not installed.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=ExperimentalWarning)
@@ -57,7 +57,7 @@ def open_storage(url: str) -> RDBStorage:
         try:
             storage = RDBStorage(os.path.expandvars(url), settings, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
             break
-        except Exception as error:  # each driver has its own
+        except Exception as error:  # each driver has its own types
             if isinstance(error, exc.DBAPIError) and attempt < ATTEMPTS:
                 time.sleep(random.random())
                 continue
@@ -67,8 +67,8 @@ def open_storage(url: str) -> RDBStorage:
                 "whose driver is installed, or leave it out for SQLite in the sweep's folder",
             ) from error
     if is_sqlite:
-        # Python's driver begins a transaction with the first write, after Optuna has read whether a trial is free: two
-        # workers would take the same one. From https://docs.sqlalchemy.org/en/20/dialects/sqlite.html
+        # Python's driver starts a transaction at the first write, after Optuna has checked that a trial is free: two
+        # workers would claim the same trial. From https://docs.sqlalchemy.org/en/20/dialects/sqlite.html
         storage.engine.dispose()
         event.listen(storage.engine, "connect", lambda raw, _: setattr(raw, "isolation_level", None))
         event.listen(storage.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
@@ -76,24 +76,24 @@ def open_storage(url: str) -> RDBStorage:
 
 
 def network_of(folder: Path) -> str | None:
-    """Return the type of the network file system that a folder is, or will be, in; None where it is in none."""
+    """Return the type of the network file system of a folder, which need not exist; None for a local file system."""
     kinds = {Path(mount.mountpoint): mount.fstype for mount in psutil.disk_partitions(all=True)}
     kind = next((kinds[path] for path in (folder.resolve(), *folder.resolve().parents) if path in kinds), "")
     return kind if kind.startswith(NETWORKS) else None
 
 
 class SweepStudy:
-    """A sweep's study with the few operations that its workers need, each safe while others do the same.
+    """The study of a sweep with the operations of its workers, all of which are safe to call concurrently.
 
-    A *chain* is a trial with those that continue it after interruptions. It counts as one trial, and is called by the
-    number of the first, which is that of its run folder.
+    A *chain* is a trial and the trials that continue it after interruptions. It counts as one trial. Its number is the
+    number of its first trial, which is also the number of its run folder.
 
     Args:
-        storage: Where it is.
+        storage: Storage of the study.
         plan: The sweep.
 
     Raises:
-        KeyError: The storage has no such study.
+        KeyError: The storage does not contain the study.
     """
 
     def __init__(self, storage: RDBStorage, plan: Plan) -> None:
@@ -103,16 +103,16 @@ class SweepStudy:
 
     @classmethod
     def begin(cls, storage: RDBStorage, plan: Plan, experiment: list[str], check: Callable[[], None]) -> "SweepStudy":
-        """Open a plan's study, or begin it; it may change while no trial has a result.
+        """Open or create the study of a plan; the plan may change while no trial has a result.
 
         Args:
-            storage: Where it is.
+            storage: Storage of the study.
             plan: The sweep.
-            experiment: What tells the experiment from another one.
-            check: Called before the study is begun, or changed.
+            experiment: Identity of the experiment.
+            check: Called before the study is created or changed.
 
         Raises:
-            OwlError: There are results of another plan or experiment.
+            OwlError: The study has results of another plan or experiment.
         """
         now = {**plan.identity(), "experiment": experiment}
         if plan.name not in optuna.get_all_study_names(storage):
@@ -137,8 +137,8 @@ class SweepStudy:
     def attempts(self) -> list[FrozenTrial]:
         """Return all trials that count.
 
-        Two workers may add the sweep's last trial, or continue the same one, in the same moment. Numbers are given one
-        by one, so that all agree on which of the two counts: the first.
+        Two workers may add the last trial of the sweep, or continue the same trial, at the same time. Trial numbers are
+        consecutive, so all workers agree that only the first counts.
         """
         trials = self.study.trials
         chains = [t.number for t in trials if not history(t)][: self.plan.trials]
@@ -149,7 +149,7 @@ class SweepStudy:
         return list(first.values())
 
     def chains(self) -> list[FrozenTrial]:
-        """Return the last trial of every chain, in the order in which the chains began."""
+        """Return the last trial of every chain, in the order of the chains' numbers."""
         last = {chain_number(t): t for t in self.attempts()}
         return [last[number] for number in sorted(last)]
 
@@ -160,18 +160,18 @@ class SweepStudy:
         return max(complete, key=lambda t: sign * t.values[0], default=None)
 
     def trial(self, number: int) -> FrozenTrial:
-        """Return a trial as it stands."""
+        """Return the current state of a trial."""
         return self.storage.get_trial(self.trial_id(number))
 
     def trial_id(self, number: int) -> int:
-        """Return what the storage calls a trial."""
+        """Return the storage's ID of a trial."""
         return self.storage.get_trial_id_from_study_id_trial_number(self._id, number)
 
     def claim(self) -> tuple[int, Setting] | None:
-        """Take the next trial: one that waits to be continued, or a new one.
+        """Claim the next trial: a waiting trial that continues another one, or a new trial.
 
         Returns:
-            Its number and its setting; None where there is nothing left to begin.
+            Its number and its setting; None if no trials are left.
         """
         while True:
             chains = self.chains()
@@ -192,17 +192,17 @@ class SweepStudy:
         return self.trial(number).state == TrialState.RUNNING
 
     def tell(self, number: int, state: TrialState, value: float | None = None, **attributes: Any) -> None:
-        """Record how a trial ended, unless it has; one that fails without a `REASON` was interrupted."""
+        """Record the result of a trial, unless it has ended; a failure without a `REASON` is an interruption."""
         with suppress(UpdateFinishedTrialError, ValueError, RuntimeError):  # the last: the grid ends Optuna's own loop
             for key, note in attributes.items():
                 self.storage.set_trial_user_attr(self.trial_id(number), key, note)
             self.study.tell(number, value, state)
 
     def revive(self) -> None:
-        """Let interrupted trials be continued, including those of workers without recent heartbeats.
+        """Enqueue interrupted trials again, including those of workers without recent heartbeats.
 
-        Which they are is read off the trials. A callback of the storage, called after a trial was failed, would lose
-        the trial if its own process was killed in between.
+        The trials are found by their state. A callback of the storage, which runs after a trial is marked as failed,
+        would lose the trial if its process were killed in between.
         """
         optuna.storages.fail_stale_trials(self.study)
         attempts = self.attempts()
@@ -220,12 +220,12 @@ def history(trial: FrozenTrial) -> list[int]:
 
 
 def chain_number(trial: FrozenTrial) -> int:
-    """Return the number of the trial that a trial continues, through all interruptions; its own where it is new."""
+    """Return the number of the first trial of a trial's chain."""
     return (history(trial) or [trial.number])[0]
 
 
 def unknown_objective(objective: str, known: list[str]) -> OwlError:
-    """Return what is told where the objective is not among the metrics."""
+    """Return the error for an objective that is not among the metrics."""
     return OwlError(
         "sweep.objective",
         f"the objective '{objective}' is none of the metrics that the first trial logged{nearest(objective, known)} "

@@ -28,15 +28,15 @@ PAUSE = 0.2
 IDLE_PAUSE = 1.0
 """The same if more trials can be started, which queries the storage."""
 PATIENCE = 90.0
-"""Seconds that a trial gets to save its checkpoint before it is killed: less than a cluster's notice of two minutes."""
+"""Seconds for a trial to save its checkpoint before it is killed: less than the two minutes' notice of clusters."""
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""What stops a worker: the user, a cluster that takes its machine, and one that announces the end of its time."""
+"""Signals that stop a worker: from the user, from a cluster on preemption, and from a cluster before its time limit."""
 FROM_OUTSIDE = {-signal.SIGKILL, -signal.SIGHUP, *(-number for number in STOPS), *(128 + number for number in STOPS)}
 """Exit statuses of a trial that was ended by the user, by the system for lack of memory, or by a cluster."""
 BUSY = "[run.busy]"
-"""How a trial's output ends where the process that it continues still holds its folder."""
+"""End of a trial's output if the process that it continues still holds the run folder."""
 LAUNCHERS = ("SLURM_", "TORCHELASTIC_", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_")
-"""Beginnings of the variables by which a launched process knows its rank."""
+"""Prefixes of the environment variables with which launchers set the rank."""
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -58,24 +58,24 @@ class Child:
         print(f"trial {self.chain} {message}", flush=True)
 
     def kill(self) -> None:
-        """Kill it with all processes that it has started."""
+        """Kill its process and all child processes."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
 
 class Workers:
-    """Works on a sweep until every trial has ended, those of other workers too, or until a signal stops it.
+    """Run the trials of a sweep until all trials, including those of other workers, have ended or a signal arrives.
 
-    Stopped, trials save a checkpoint and wait for the next worker to continue them. A SIGINT meanwhile kills them.
-    Should this process itself be killed, its trials end as well (on Linux), and another worker continues them.
+    After a signal, trials save a checkpoint and can be continued by another worker. A second SIGINT kills them. If
+    this process is killed, its trials also end (on Linux), and another worker continues them.
 
     Args:
         study: The sweep's study.
         runs: Folder that holds the run folders.
-        arguments: Of ``fit``: the experiment.
-        count: Trials at a time.
-        threads: OpenMP threads of each trial; None leaves that to the libraries.
+        arguments: Arguments of ``fit`` for the experiment.
+        count: Number of parallel trials.
+        threads: OpenMP threads of each trial; None keeps the default of the libraries.
         storage: URL of the study, for the trials.
         report: Called after each trial.
     """
@@ -94,12 +94,12 @@ class Workers:
         self.count, self.threads, self.storage, self.report = count, threads, storage, report
         self.children: list[Child] = []
         self.signal: int | None = None
-        """That has arrived."""
+        """The received signal."""
         self._deadline = math.inf
         self._error: OwlError | None = None
 
     def run(self) -> None:
-        """Work.
+        """Run trials until the sweep is done or a signal arrives.
 
         Raises:
             OwlError: A trial does not log the objective.
@@ -109,7 +109,7 @@ class Workers:
             while self._step():
                 time.sleep(PAUSE if len(self.children) == self.count else IDLE_PAUSE)
         finally:
-            for child in self.children:  # where this process fails; others continue them
+            for child in self.children:  # if this process fails; others continue them
                 child.process.terminate()
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -123,7 +123,7 @@ class Workers:
             self.signal = number
 
     def _step(self) -> bool:
-        """Look after trials, begin or stop some; return whether there is more to do, here or for other workers."""
+        """Poll the trials, start or stop some; return whether any are left, here or for other workers."""
         if self.signal is not None:
             self._stop()
         try:
@@ -135,12 +135,12 @@ class Workers:
             if self._begin() or self.children:
                 return True
             return any(t.state in (TrialState.RUNNING, TrialState.WAITING) for t in self.study.chains())
-        except StorageInternalError as error:  # trials go on training, and what was to be written is tried again
+        except StorageInternalError as error:  # trials continue training, and the write is retried
             print(f"the storage does not answer, trying again: {' '.join(str(error.__cause__).split())}", flush=True)
             return self.signal is None or (bool(self.children) and time.monotonic() < self._deadline)
 
     def _stop(self) -> None:
-        """Let the trials save what they have, and kill them in the end."""
+        """Stop the trials with a checkpoint, and kill those that do not end in time."""
         if self._deadline == math.inf:
             self._deadline = time.monotonic() + PATIENCE
             print(f"stopping {len(self.children)} trials, which save a checkpoint; Ctrl-C kills them", flush=True)
@@ -151,14 +151,14 @@ class Workers:
                 child.kill()
 
     def _begin(self) -> bool:
-        """Begin a trial where there is one left."""
+        """Start a trial if there is one left."""
         claimed = self.study.claim()
         if claimed is None:
             return False
         number, setting = claimed
         chain = chain_number(self.study.trial(number))
         folder = self.runs / trial_name(self.plan, chain)
-        if chain == number:  # what an older sweep of the same name has left is nothing to continue
+        if chain == number:  # a folder left by an older sweep of the same name is not continued
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / LOG, "ab") as log:
@@ -168,7 +168,7 @@ class Workers:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=self.environment(),
-                start_new_session=True,  # Ctrl-C reaches this process alone, which then tells its trials
+                start_new_session=True,  # Ctrl-C reaches only this process, which then stops its trials
                 preexec_fn=end_with_parent,
             )
         self.children.append(Child(number, chain, process, folder))
@@ -187,7 +187,7 @@ class Workers:
         ]
 
     def environment(self) -> dict[str, str]:
-        """Return the variables of a trial, which is a run of its own even where its worker was launched with ranks."""
+        """Return the environment variables of a trial, without the rank variables of the worker's launcher."""
         variables = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHERS)}
         if self.threads is not None:
             variables |= {"OMP_NUM_THREADS": str(self.threads), "MKL_NUM_THREADS": str(self.threads)}
@@ -208,7 +208,7 @@ class Workers:
             child.seen = time.monotonic()
 
     def _finish(self, child: Child) -> None:
-        """Record how a trial ended."""
+        """Record the result of a trial."""
         tell, status, seconds = self.study.tell, child.process.returncode, time.monotonic() - child.began
         attributes = self.study.trial(child.number).user_attrs
         metrics = read_metrics(child.folder) if status == 0 else {}
@@ -246,7 +246,7 @@ def trial_name(plan: Plan, chain: int) -> str:
 
 
 def short(value: object) -> str:
-    """Four significant digits of a number, anything else as it is."""
+    """Format a number with four significant digits; return other values as text."""
     return f"{value:.4g}" if isinstance(value, float) else plain(value)
 
 
@@ -257,7 +257,7 @@ def end_with_parent() -> None:
 
 
 def read_metrics(folder: Path) -> dict[str, float]:
-    """Return the metrics of a run that has ended, none where there are none."""
+    """Return the metrics of a finished run; empty if it has none."""
     try:
         return json.loads((folder / "metrics.json").read_bytes())
     except (OSError, ValueError):
@@ -265,6 +265,6 @@ def read_metrics(folder: Path) -> dict[str, float]:
 
 
 def last_words(log: Path) -> str:
-    """Return the last line that a process printed: its error."""
+    """Return the last line of a process's output, its error message."""
     lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
     return lines[-1].removeprefix("owl: error: ") if lines else ""
