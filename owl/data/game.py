@@ -1,7 +1,7 @@
-"""One episode of a real game, ViZDoom with the free Freedoom assets, frame by frame, played at random.
+"""Episodes of a real game, ViZDoom with the free Freedoom assets, played by a random policy.
 
-Timing: the controls of frame t are those of the tic that brought frame t about, starting from frame t-1; the sound of
-frame t was heard during that same tic. An episode's first frame has idle controls. Every tic (1/35 s) is a frame.
+Timing: the controls of frame t are those of the tic from frame t-1 to frame t; the sound of frame t is that of the same
+tic. The first frame of an episode has idle controls. Every tic (1/35 s) is a frame.
 """
 
 import contextlib
@@ -34,25 +34,25 @@ VARIABLES = (
     *("CAMERA_POSITION_X", "CAMERA_POSITION_Y", "CAMERA_POSITION_Z"),
     *("CAMERA_ANGLE", "CAMERA_PITCH", "CAMERA_FOV"),
 )
-AXES = ("mouse_x",)  # degrees turned in the tic, to the right positive (ViZDoom's TURN_LEFT_RIGHT_DELTA)
+AXES = ("mouse_x",)  # degrees turned in the tic, positive to the right (ViZDoom's TURN_LEFT_RIGHT_DELTA)
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What one tic leaves behind.
+    """The recorded data of one tic.
 
     Attributes:
         rgb: uint8[H, W, 3].
-        depth: uint8[H, W], 0 at the eye to 255 far away; None where it was not asked for.
-        audio: int16[1260, 2], left and right at 44.1 kHz; None where it was not asked for.
-        pose: float32[9] as `owl.data.modalities.pose.Pose` has it, intrinsics in pixels of ``rgb``.
-        labels: uint16[H, W], the number of each pixel's object, and the name of each number: 0 and 1 as in
-            `owl.data.screen.LABEL_NAMES`, above them objects, the same number for the same one until there is a cut;
-            "Self" is the player with what it holds. None where it was not asked for.
-        buttons: float32[5], 1 where the button of ``BUTTONS`` was held.
+        depth: uint8[H, W], 0 at the eye to 255 far away; None if not requested.
+        audio: int16[1260, 2], left and right at 44.1 kHz; None if not requested.
+        pose: float32[9] in the format of `owl.data.modalities.pose.Pose`, intrinsics in pixels of ``rgb``.
+        labels: uint16[H, W], the object number of each pixel, and the name of each number: 0 and 1 as in
+            `owl.data.screen.LABEL_NAMES`, higher numbers are objects, with constant numbers until a cut; "Self" is the
+            player with its weapon. None if not requested.
+        buttons: float32[5], 1 for held buttons of ``BUTTONS``.
         axes: float32[1], degrees turned to the right.
-        cut: True where the frame does not continue its predecessor: an episode's first frame, and the first one after
-            the scenario ended (its goal was reached) and began anew. Its controls are idle.
+        cut: Whether the frame does not continue its predecessor: the first frame of an episode, and the first frame
+            after the scenario ended (its goal was reached) and restarted. Its controls are idle.
     """
 
     rgb: np.ndarray
@@ -66,15 +66,15 @@ class Frame:
 
 
 def find_scenario(name: str) -> tuple[Path, str | None]:
-    """The .cfg file of a scenario and the map to play on, None for the one that the file says.
+    """Return the .cfg file of a scenario and the map to play, None for the map in the file.
 
     Args:
-        name: One that ViZDoom brings along, such as "deathmatch", also with one of its maps, such as "freedoom2:MAP07";
-            or the path of a .cfg file.
+        name: A scenario of ViZDoom, such as "deathmatch", optionally with a map, such as "freedoom2:MAP07"; or the path
+            of a .cfg file.
 
     Raises:
-        OwlError: ViZDoom is not installed, there is no such scenario or map, or it needs other players or a
-            bought game.
+        OwlError: ViZDoom is not installed, the scenario or the map does not exist, or it needs other players or the
+            commercial game.
     """
     if name.endswith(".cfg"):
         if not Path(name).is_file():
@@ -102,16 +102,16 @@ def find_scenario(name: str) -> tuple[Path, str | None]:
 
 
 def check_size(size: tuple[int, int]) -> None:
-    """Make sure that the game can draw pictures of (H, W).
+    """Check that the game can draw pictures of (H, W).
 
     Raises:
-        OwlError: They are larger than its largest screen.
+        OwlError: The size is larger than the largest screen.
     """
     find_resolution(size)
 
 
 def check_audio() -> None:
-    """Make sure that the game can make sounds: without OpenAL it delivers zeros and says nothing.
+    """Check that OpenAL is installed: without it the game silently returns zeros as sound.
 
     Raises:
         OwlError: The system library is missing.
@@ -137,20 +137,20 @@ def play(
 ) -> Iterator[Frame]:
     """Play one episode with a random policy and yield its frames; equal arguments give equal frames.
 
-    The player cannot die, so footage is continuous, except where a scenario ends by itself and begins anew.
+    The player cannot die, so footage is continuous, except if a scenario ends by itself and restarts.
 
     Args:
         scenario: As in `find_scenario`.
         frames: Length of the episode.
         size: (H, W). The game renders at its smallest resolution that covers it, twice where W is at most 320; the
             picture is cropped around its centre to the aspect and area-averaged.
-        seed: Of the game and of the policy.
-        depth: Deliver depth maps.
-        audio: Deliver sound.
-        labels: Deliver labels.
+        seed: Seed of the game and of the policy.
+        depth: Whether to return depth maps.
+        audio: Whether to return sound.
+        labels: Whether to return labels.
 
     Raises:
-        OwlError: The scenario, the size or the sound library is not there, or the game stopped by itself.
+        OwlError: The scenario, the size or the sound library is not available, or the game stopped unexpectedly.
     """
     vizdoom = load_vizdoom()
     config, level = find_scenario(scenario)
@@ -195,9 +195,9 @@ def play(
 
 
 def end_games(folder: str) -> None:
-    """Kill the games whose scratch files lie in a folder, and free the shared memory that a killed game leaves behind.
+    """Kill the game processes whose scratch files are in a folder, and free the shared memory of killed games.
 
-    A game whose process was killed never notices: it waits for the next action for ever.
+    A game does not exit when its parent process is killed: it waits for the next action forever.
     """
     for process in psutil.process_iter(["cmdline"]):
         command = process.info["cmdline"] or []
@@ -209,9 +209,9 @@ def end_games(folder: str) -> None:
 
 
 class _StickyPolicy:
-    """Random decisions, each held for a third of a second to a second; away from walls when the way is blocked.
+    """A random policy that holds each action for a third of a second to a second and turns away from walls.
 
-    Turning keeps a constant speed while it lasts, so that it can be told from the pictures.
+    The speed of a turn is constant, so that it can be inferred from the pictures.
     """
 
     def __init__(self, rng: np.random.Generator) -> None:
@@ -222,11 +222,11 @@ class _StickyPolicy:
 
     @staticmethod
     def idle() -> np.ndarray:
-        """No button held, no turn."""
+        """Return controls with no button held and no turn."""
         return np.zeros(len(BUTTONS) + len(AXES))
 
     def act(self, x: float, y: float) -> np.ndarray:
-        """The next tic's controls for a player at (x, y), in map units."""
+        """Return the controls of the next tic for a player at (x, y), in map units."""
         self._positions = [*self._positions[-7:], (x, y)]
         if self._hold == 0:
             self._decide()
@@ -238,7 +238,7 @@ class _StickyPolicy:
     def _decide(self) -> None:
         rng = self._rng
         self._hold = int(rng.integers(10, 36))
-        self._positions.clear()  # standing still while turning is no sign of a wall
+        self._positions.clear()  # standing still while turning does not indicate a wall
         turn = rng.choice([-1, 0, 1], p=[0.3, 0.4, 0.3]) * rng.uniform(2, 6)
         walk, side = rng.random(2)
         self._action = np.array(
@@ -246,7 +246,7 @@ class _StickyPolicy:
         )
 
     def _is_blocked(self) -> bool:
-        """Walking (some 10 units a tic at full speed) has led nowhere for eight tics."""
+        """Return whether walking (about 10 units per tic at full speed) has not moved the player for eight tics."""
         if not self._action[1:3].any() or len(self._positions) < 8:
             return False
         first, last = np.array(self._positions[0]), np.array(self._positions[-1])
@@ -260,7 +260,7 @@ class _StickyPolicy:
 
 
 def _find_wad(config: Path) -> Path:
-    """The file that holds the maps of a scenario that ViZDoom brings along."""
+    """Return the file with the maps of a scenario of ViZDoom."""
     lines = [line.partition("=") for line in config.read_text("utf-8").splitlines()]
     settings = {key.strip().lower(): value.strip() for key, _, value in lines}
     if scenario := settings.get("doom_scenario_path"):
@@ -269,7 +269,7 @@ def _find_wad(config: Path) -> Path:
 
 
 def _read_maps(wad: Path) -> dict[str, bool]:
-    """The maps of a WAD file, and whether each has a start for one player; the game crashes on one that has not."""
+    """Return the maps of a WAD file, and whether each has a single-player start; without one the game crashes."""
     maps = {}
     with open(wad, "rb") as file:
         _, count, directory = struct.unpack("<4sii", file.read(12))

@@ -1,4 +1,4 @@
-"""Where the pixels of one frame lie in another: reprojection by depth and pose.
+"""Reprojection of pixels from one frame to another by depth and pose.
 
 Coordinates:
 
@@ -6,12 +6,12 @@ Coordinates:
 - Camera: x right, y down, z forward (OpenCV's).
 - Picture: pixels from its top left corner, x right, y down; the centre of the first pixel is (0.5, 0.5).
 
-A camera is upright: it turns about the vertical axis alone, by ``angle``. The game looks up and down by a shear, which
-moves the principal point and leaves the picture plane vertical. So ``pitch`` is contained in the intrinsics, and a
-rotation by it would count it twice.
+Cameras are upright: they rotate only about the vertical axis, by ``angle``. The game looks up and down by a shear,
+which moves the principal point and keeps the picture plane vertical. ``pitch`` is therefore part of the intrinsics, and
+a rotation by it would apply it twice.
 
-With a = angle, t = (x, y, z) and K = [[fx, 0, cx], [0, fy, cy], [0, 0, 1]], what is seen at the pixel p and the depth d
-lies at t + R d K^-1 (p, 1), where the columns of R are right (sin a, -cos a, 0), down (0, 0, -1) and forward
+With a = angle, t = (x, y, z) and K = [[fx, 0, cx], [0, fy, cy], [0, 0, 1]], the point at pixel p and depth d is
+t + R d K^-1 (p, 1), where the columns of R are right (sin a, -cos a, 0), down (0, 0, -1) and forward
 (cos a, sin a, 0): Hartley and Zisserman, Multiple View Geometry (2004), equation 6.8.
 """
 
@@ -24,7 +24,7 @@ from torch import Tensor
 
 
 class Camera(NamedTuple):
-    """Where a frame was taken from and through which lens, as a window's ``pose`` and ``intrinsics`` say.
+    """Camera of a frame: ``pose`` and ``intrinsics`` of a window.
 
     Attributes:
         pose: float[..., 5]: x, y, z in map units; angle in degrees, counter-clockwise seen from above, 0 along x; pitch
@@ -36,7 +36,7 @@ class Camera(NamedTuple):
     intrinsics: Tensor
 
     def rotation(self) -> Tensor:
-        """From camera to world coordinates: float[..., 3, 3], whose columns are right, down and forward."""
+        """Return the rotation from camera to world: float[..., 3, 3], with columns right, down and forward."""
         angle = self.pose[..., 3].deg2rad()
         sine, cosine, zero = angle.sin(), angle.cos(), torch.zeros_like(angle)
         right = torch.stack([sine, -cosine, zero], -1)
@@ -45,13 +45,13 @@ class Camera(NamedTuple):
         return torch.stack([right, down, forward], -1)
 
     def camera_to_world(self) -> Tensor:
-        """Homogeneous float[..., 4, 4], as MegaSAM's ``cam_c2w`` (Li et al. 2024, arXiv:2412.04463)."""
+        """Return the homogeneous float[..., 4, 4], as MegaSAM's ``cam_c2w`` (Li et al. 2024, arXiv:2412.04463)."""
         upper = torch.cat([self.rotation(), self.pose[..., :3, None]], -1)
         last = upper.new_tensor([0.0, 0, 0, 1]).expand(*upper.shape[:-2], 1, 4)
         return torch.cat([upper, last], -2)
 
     def matrix(self) -> Tensor:
-        """The intrinsic matrix K: float[..., 3, 3]."""
+        """Return the intrinsic matrix K: float[..., 3, 3]."""
         fx, fy, cx, cy = self.intrinsics.unbind(-1)
         zero, one = torch.zeros_like(fx), torch.ones_like(fx)
         rows = ((fx, zero, cx), (zero, fy, cy), (zero, zero, one))
@@ -59,23 +59,23 @@ class Camera(NamedTuple):
 
 
 def map_units(depth: Tensor, description: Mapping[str, Any]) -> Tensor:
-    """Distances along the viewing direction (not along the ray) in map units.
+    """Convert depth to distances along the viewing direction (not along the ray) in map units.
 
-    The nearest level (the weapon) and the farthest (the sky, and all beyond) are no distances.
+    The nearest level (the weapon) and the farthest (the sky, and everything beyond) are not valid distances.
 
     Args:
-        depth: float in [0, 1], as a window delivers it.
-        description: Of the modality ``depth`` in dataset.json, with ``step`` and ``offset``.
+        depth: float in [0, 1], as in a window.
+        description: Description of the modality ``depth`` in dataset.json, with ``step`` and ``offset``.
     """
     return (255 * depth + description["offset"]) * description["step"]
 
 
 def backproject(depth: Tensor, camera: Camera) -> Tensor:
-    """World coordinates of every pixel.
+    """Compute the world coordinates of every pixel.
 
     Args:
         depth: float[..., H, W], along the viewing direction, in map units.
-        camera: That took it.
+        camera: Camera of the depth map.
 
     Returns:
         float[..., H, W, 3].
@@ -89,15 +89,15 @@ def backproject(depth: Tensor, camera: Camera) -> Tensor:
 
 
 def project(points: Tensor, camera: Camera) -> tuple[Tensor, Tensor]:
-    """Where a camera sees points of the world.
+    """Project points of the world into a camera.
 
     Args:
         points: float[..., H, W, 3], world coordinates.
-        camera: That looks at them.
+        camera: The camera.
 
     Returns:
-        float[..., H, W, 2], (x, y) in its picture, perhaps outside; and float[..., H, W], the distance along its
-        viewing direction, in map units: what is not above 0 is behind it, and its place means nothing.
+        float[..., H, W, 2], (x, y) in its picture, possibly outside; and float[..., H, W], the distance along its
+        viewing direction, in map units: points with a distance of 0 or less are behind it, with undefined positions.
     """
     x, y, z = ((points - camera.pose[..., None, None, :3]) @ camera.rotation()[..., None, :, :]).unbind(-1)
     fx, fy, cx, cy = camera.intrinsics[..., None, None, :].unbind(-1)
@@ -105,26 +105,26 @@ def project(points: Tensor, camera: Camera) -> tuple[Tensor, Tensor]:
 
 
 def reproject(depth: Tensor, camera: Camera, other: Camera) -> tuple[Tensor, Tensor]:
-    """Where each pixel of a frame lies in another one, if nothing but the camera moves.
+    """Compute the position of each pixel of a frame in another frame, for a static scene.
 
     Args:
         depth: float[..., H, W] of the frame, along the viewing direction, in map units.
-        camera: Of the frame.
-        other: Of the other frame.
+        camera: Camera of the frame.
+        other: Camera of the other frame.
 
     Returns:
-        As `project`. The first without the pixels' own places is the optical flow of the static scene.
+        As `project`. The first value minus the positions of the pixels is the optical flow of the static scene.
     """
     return project(backproject(depth, camera), other)
 
 
 def warp(picture: Tensor, places: Tensor, mode: str = "bilinear") -> Tensor:
-    """Take a picture apart and put it together again: each pixel is what the picture shows at a place.
+    """Sample a picture at positions.
 
     Args:
         picture: float[B, C, H, W].
-        places: float[B, h, w, 2], (x, y) in pixels of the picture; outside there is 0.
-        mode: "bilinear", or "nearest" for what must not be mixed, such as depth and labels.
+        places: float[B, h, w, 2], (x, y) in pixels of the picture; positions outside give 0.
+        mode: "bilinear", or "nearest" for values that must not be mixed, such as depth and labels.
 
     Returns:
         float[B, C, h, w].
@@ -135,14 +135,14 @@ def warp(picture: Tensor, places: Tensor, mode: str = "bilinear") -> Tensor:
 
 
 def agrees(depth: Tensor, camera: Camera, other_depth: Tensor, other: Camera, tolerance: float) -> Tensor:
-    """Which pixels of a frame another one sees too, rather than something in front of them, or nothing there.
+    """Compute which pixels of a frame are visible in another frame, neither occluded nor outside.
 
     Args:
         depth: float[B, H, W] of the frame, in map units.
-        camera: Of the frame, with a batch.
+        camera: Camera of the frame, with a batch dimension.
         other_depth: float[B, H, W] of the other frame.
-        other: Its camera.
-        tolerance: Difference in depth up to which two surfaces are one, in map units.
+        other: Camera of the other frame.
+        tolerance: Largest difference in depth of the same surface, in map units.
 
     Returns:
         bool[B, H, W].

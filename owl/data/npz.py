@@ -1,4 +1,4 @@
-"""Arrays of an uncompressed .npz file, mapped into memory instead of read."""
+"""Memory-mapped arrays of an uncompressed .npz file."""
 
 import io
 import mmap
@@ -14,21 +14,21 @@ LOCAL_HEADER = 30  # bytes of a zip entry's own header, before its name; two len
 
 
 def map_npz(file: IO[bytes], check: bool = True) -> tuple[dict[str, np.ndarray], tuple[int, ...]]:
-    """Map the arrays of an .npz file that `numpy.savez` wrote.
+    """Map the arrays of an .npz file written by `numpy.savez`.
 
-    They are pages of the file, which all processes share and the system drops when it needs room. They are not aligned,
-    which numpy takes as it is.
+    The arrays are pages of the file, which all processes share and the system can evict. They are not aligned, which
+    numpy supports.
 
     Args:
         file: The open file; it may be closed and deleted afterwards. Overwriting it in place would kill the process.
-        check: Whether to read it all once and compare checksums.
+        check: Whether to read the whole file once and compare checksums.
 
     Returns:
         The arrays by name, read-only; and the checksum of each.
 
     Raises:
-        ValueError: It is no such file, or an array is compressed, holds objects, or has another checksum.
-        zipfile.BadZipFile: It is no .npz file.
+        ValueError: The file has another format, or an array is compressed, contains objects, or has a wrong checksum.
+        zipfile.BadZipFile: The file is not an .npz file.
     """
     content: mmap.mmap | bytes
     try:

@@ -1,7 +1,7 @@
 """The shard format: a folder of ``shard-%06d.tar``, one index and ``dataset.json`` (docs/reference/shards.md).
 
-The tars are plain USTAR with WebDataset names, so other tools read them; the index is what makes a window of frames
-one contiguous byte range.
+The tars are plain USTAR with WebDataset names, readable by other tools; with the index, a window of frames is one
+contiguous byte range.
 """
 
 import fcntl
@@ -41,14 +41,14 @@ MEMBER = re.compile(r"(?P<episode>.+)/(?P<frame>\d{6,})\.(?P<extension>[^/]+)")
 
 
 def shard_name(number: int) -> str:
-    """File name of a shard, e.g. ``shard-000012.tar``."""
+    """Return the file name of a shard, e.g. ``shard-000012.tar``."""
     return f"shard-{number:06d}.tar"
 
 
 def list_shards(filesystem: fsspec.AbstractFileSystem, path: str) -> dict[int, str]:
-    """Path of each shard of a folder by its number, in order.
+    """Return the path of each shard of a folder by its number, in order.
 
-    Names are listed and compared: a glob would take brackets in the folder's own name for a pattern.
+    Names are listed and compared, since a glob would interpret brackets in the folder's name as a pattern.
     """
     matches = ((name, SHARD.fullmatch(name.rpartition("/")[2])) for name in filesystem.ls(path, detail=False))
     return dict(sorted((int(match["number"]), name) for name, match in matches if match))
@@ -56,18 +56,18 @@ def list_shards(filesystem: fsspec.AbstractFileSystem, path: str) -> dict[int, s
 
 @contextmanager
 def writing(root: str | Path, shared: bool = False, patience: float = 0.0) -> Iterator[None]:
-    """Keep other processes from writing the same shards; the lock goes when the process dies.
+    """Lock a dataset for writing; the lock is released when the process exits.
 
     Args:
-        root: Local folder with its dataset.json, which is what is locked.
-        shared: Whether others that share may write too, as the workers of one recording do.
-        patience: Seconds to wait for another process to end.
+        root: Local folder; its dataset.json is locked.
+        shared: Whether to take a shared lock, as the workers of one recording do.
+        patience: Seconds to wait for another process.
 
     Raises:
         OwlError: Another process is writing, or the file system has no locks.
     """
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    with open(Path(root) / INFO_NAME, "r+b") as file:  # NFS locks for writing what is open for it
+    with open(Path(root) / INFO_NAME, "r+b") as file:  # NFS requires write access for an exclusive lock
         deadline = time.monotonic() + patience
         while True:
             try:
@@ -85,14 +85,14 @@ def writing(root: str | Path, shared: bool = False, patience: float = 0.0) -> It
 
 @dataclass
 class DatasetInfo:
-    """What ``dataset.json`` says.
+    """Contents of ``dataset.json``.
 
     Attributes:
         fps: Frames per second.
         size: (H, W) of the stored rgb frames.
         modalities: For each modality its member's extension, encoding, units and names, in member order.
         splits: Episode names of "train", "validation" and "test".
-        source: Whatever produced the dataset; a resumed run compares it.
+        source: How the dataset was produced; a resumed run compares it.
         code_version: Version of the code that wrote it.
     """
 
@@ -148,14 +148,14 @@ class DatasetInfo:
         return info
 
     def save(self, url: str | Path) -> None:
-        """Write ``dataset.json`` into the folder, atomically; the folder is made where needed."""
+        """Write ``dataset.json`` into the folder, atomically; the folder is created if needed."""
         content = {"format": FORMAT, "version": VERSION, **asdict(self), "size": list(self.size)}
         _write_file(url, INFO_NAME, (json.dumps(content, indent=2) + "\n").encode())
 
     def identity(self, index: "ShardIndex") -> str:
-        """Sixteen hexadecimal digits that change with the samples: description, splits and every member's checksum.
+        """Return a hash of sixteen hexadecimal digits of the description, the splits and all members' checksums.
 
-        How and by which code version the dataset was made is left out: equal samples have equal identities.
+        It does not depend on the source and the code version: equal samples have equal identities.
         """
         content = asdict(self)
         del content["source"], content["code_version"]
@@ -166,9 +166,9 @@ class DatasetInfo:
 
 
 class ShardWriter:
-    """Writes one shard into a local folder, equal bytes for equal members.
+    """Write one shard into a local folder, with equal bytes for equal members.
 
-    The tar grows under ``shard-%06d.tar.partial`` and takes its name when the ``with`` block ends without an error;
+    The tar is written to ``shard-%06d.tar.partial`` and renamed when the ``with`` block ends without an error;
     otherwise it is removed.
     """
 
@@ -188,7 +188,7 @@ class ShardWriter:
 
         Args:
             episode: Name of the episode; all its frames go into this shard, one after another.
-            frame: Number of the frame, 0 for an episode's first and one more than the previous otherwise.
+            frame: Index of the frame, 0 for the first of an episode, otherwise one more than the previous.
             members: Contents by extension, e.g. ``{"rgb.jpg": ...}``, written in this order.
 
         Raises:
@@ -202,7 +202,7 @@ class ShardWriter:
         self._previous = (episode, frame)
         for extension, content in members.items():
             header = tarfile.TarInfo(f"{episode}/{frame:06d}.{extension}")
-            header.size = len(content)  # time, owner and group stay 0: the bytes depend on the members alone
+            header.size = len(content)  # time, owner and group stay 0: the bytes depend only on the members
             self._file.write(header.tobuf(tarfile.USTAR_FORMAT))
             self._file.write(content)
             self._file.write(bytes(-len(content) % BLOCK))
@@ -226,16 +226,16 @@ class ShardWriter:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where every member lies. F frames (rows) in shard, episode and time order, M modalities (columns), E episodes.
+    """Positions of all members. F frames (rows) in shard, episode and time order, M modalities (columns), E episodes.
 
     Attributes:
         extensions: str[M], in the order of the dataset's modalities.
         episodes: str[E] names.
-        episode_shard: int64[E], number of the shard that holds the episode.
+        episode_shard: int64[E], number of the episode's shard.
         episode_row: int64[E], row of its first frame.
         episode_frames: int64[E], number of frames.
-        offsets: int64[F, M], position of the member's content in its shard, in bytes; -1 where it is absent.
-        sizes: int64[F, M], bytes of the content; -1 where it is absent.
+        offsets: int64[F, M], position of the member's content in its shard, in bytes; -1 if absent.
+        sizes: int64[F, M], bytes of the content; -1 if absent.
         checksums: uint32[F, M], CRC-32 of the content.
         shards: int64[S], numbers of the shards.
         shard_bytes: int64[S], their file sizes.
@@ -258,8 +258,8 @@ class ShardIndex:
     def load(cls, url: str | Path, cache_dir: str | Path | None = None, check: bool = True) -> Self:
         """Map a dataset's index into memory; its arrays are read-only.
 
-        It takes 20 bytes a member: processes of a machine share the pages of a local file, and loader workers open it
-        again instead of getting a copy.
+        It takes 20 bytes per member: processes of a machine share the pages of a local file, and worker processes open
+        it again instead of receiving a copy.
 
         Args:
             url: The dataset's folder.
@@ -307,13 +307,13 @@ class ShardIndex:
             _write_file(url, INDEX_NAME, buffer.getvalue())
 
     def frames_of_shards(self) -> dict[int, int]:
-        """Frames of each shard by its number."""
+        """Return the frames of each shard by its number."""
         place = np.searchsorted(self.shards, self.episode_shard)
         frames = np.bincount(place, self.episode_frames, len(self.shards))
         return dict(zip(self.shards.tolist(), frames.astype(int).tolist(), strict=True))
 
     def episodes_of(self, shard: int) -> list[int]:
-        """Numbers of a shard's episodes, in the order in which they lie there."""
+        """Return the numbers of a shard's episodes, in the order of the shard."""
         episodes = np.flatnonzero(self.episode_shard == shard)
         return episodes[np.argsort(self.episode_row[episodes])].tolist()
 
@@ -336,7 +336,7 @@ def _reopen(url: str, cache_dir: str | Path | None, checksums: tuple[int, ...]) 
 
 
 def _open_index(url: str | Path, cache_dir: str | Path | None) -> BinaryIO:
-    """Open the index of a folder; of a remote one a copy."""
+    """Open the index of a folder, or a local copy of a remote index."""
     filesystem, path = open_filesystem(url)
     remote = f"{path}/{INDEX_NAME}"
     with answering(url):
@@ -346,7 +346,7 @@ def _open_index(url: str | Path, cache_dir: str | Path | None) -> BinaryIO:
             with tempfile.TemporaryDirectory(prefix="owl-index-") as scratch:  # an open file outlives its name
                 filesystem.get_file(remote, f"{scratch}/{INDEX_NAME}")
                 return open(f"{scratch}/{INDEX_NAME}", "rb")
-        # an index that was made anew has another size, time or tag
+        # a rebuilt index has another size, time or tag
         state = hashlib.sha256(repr((str(url), sorted(filesystem.info(remote).items()))).encode()).hexdigest()
         local = Path(cache_dir) / f"index-{state[:16]}.npz"
         return open(fetch_once(local, lambda partial: filesystem.get_file(remote, partial)), "rb")

@@ -37,7 +37,7 @@ IDENTITY, PRUNER = "identity", "pruner"
 STOPPED, KILLS, REASON = "stopped", "kills", "reason"
 """Attributes of a trial: its worker was asked to stop it; number of earlier kills; reason of the final failure."""
 PRUNED, METRICS = "pruned", "metrics"
-"""Notes of its process: the validations after which it was pruned; what it logs, where that is not the objective."""
+"""Attributes set by its process: the validation after which it was pruned; its metrics if the objective is missing."""
 
 
 def open_storage(url: str) -> RDBStorage:
