@@ -1,4 +1,4 @@
-"""Import of footage: recordings are cut into episodes and written as shards (docs/how-to/own-footage.md)."""
+"""Import of footage: cut recordings into episodes and write shards (docs/how-to/own-footage.md)."""
 
 import os
 import re
@@ -32,13 +32,13 @@ from owl.version import code_version
 EPISODE_FRAMES = 500
 """Long recordings are cut into episodes of at least this many frames and fewer than twice as many."""
 SHORTEST_EPISODE = 16
-"""Where only one or two recordings are there, they are cut shorter, towards 20 episodes, but not below this."""
+"""Least frames of an episode if one or two recordings are cut shorter, for about 20 episodes."""
 SHARD_FRAMES = 2000
 
 
 @dataclass(frozen=True)
 class Episode:
-    """A stretch of one recording: ``frames`` frames of the constant-rate grid from ``first`` on."""
+    """A section of one recording: ``frames`` frames of the constant-rate grid from ``first`` on."""
 
     name: str
     recording: Recording
@@ -48,14 +48,14 @@ class Episode:
 
 @dataclass(frozen=True)
 class Imported:
-    """What was imported.
+    """Result of an import.
 
     Attributes:
         info: The dataset's description.
         footage: The recordings found.
-        episodes: Frames of each episode that was written, by name.
+        episodes: Frames of each written episode, by name.
         recording_of: Name of the recording of each of these episodes.
-        problems: What was wrong with recordings that were imported nevertheless, by name.
+        problems: Non-fatal problems of imported recordings, by name.
     """
 
     info: DatasetInfo
@@ -76,19 +76,19 @@ def import_footage(
 ) -> Imported:
     """Write a dataset from a folder of videos or of OWL Control recordings.
 
-    Recordings that cannot be used are left out with a warning that names them. An import that was killed goes on when
-    it is called again with the same arguments (`owl.data.jobs.run`).
+    Unusable recordings are skipped with a warning that names them. A killed import continues when it is called again
+    with the same arguments (`owl.data.jobs.run`).
 
     Args:
         source: The folder, or one video file.
         directory: Local folder for the dataset.
-        size: (H, W) of the stored frames; None takes that of the first recording.
-        fps: Frames per second; None takes that of the first recording.
+        size: (H, W) of the stored frames; None uses the size of the first recording.
+        fps: Frames per second; None uses the rate of the first recording.
         flow: Whether to compute optical flow.
         audio: Whether to keep sound, if any recording has it.
 
     Raises:
-        OwlError: As `run`; or nothing in the folder can be used.
+        OwlError: As `run`; or the folder contains no usable recording.
     """
     root = local_folder(directory)
     if root.resolve() == Path(source).resolve():
@@ -100,7 +100,7 @@ def import_footage(
     first = footage.recordings[0].video
     size = size or first.size
     rate = Fraction(fps).limit_denominator(1001) if fps else first.rate
-    if flow:  # refuses a size that is too small before anything is written
+    if flow:  # raises an error for a size that is too small before anything is written
         black = np.zeros((*size, 3), np.uint8)
         estimate_flow(black, black, flow_downscale(size))
     job = _ImportJob(footage, size, rate, flow, audio)
@@ -122,7 +122,7 @@ def import_footage(
 def cut_episodes(recordings: list[Recording], fps: Fraction) -> list[Episode]:
     """Cut recordings into episodes of about equal length; every frame is in exactly one.
 
-    One or two recordings give at least three episodes, if they have three frames, so that no split is empty.
+    One or two recordings with at least three frames give at least three episodes, so that no split is empty.
     """
     frames = [_usable_frames(recording, fps) for recording in recordings]
     length = EPISODE_FRAMES
@@ -149,13 +149,13 @@ def _usable_frames(recording: Recording, fps: Fraction) -> int:
 
 
 def _slug(number: int, recording: Recording) -> str:
-    """Number and shortened name, of characters that every file system takes."""
+    """Return the number and the shortened name, with characters that are valid on every file system."""
     stem = recording.name if recording.inputs else recording.name.rpartition(".")[0] or recording.name
     return f"{number:05d}-" + re.sub(r"[^A-Za-z0-9_]+", "-", stem).strip("-")[:40]
 
 
 def _splits(written: dict[str, int], episodes: list[Episode]) -> dict[str, list[str]]:
-    """Split whole recordings where there are three or more, else episodes in order."""
+    """Split by recordings if there are three or more, otherwise by episodes in order."""
     of = {episode.name: episode.recording.name for episode in episodes if episode.name in written}
     frames = _frames_of_recordings(written, of)
     if len(frames) < 3:
@@ -241,14 +241,14 @@ class _ImportJob(ShardJob):
                     yield episode.name, members
 
     def describe(self, root: Path, info: DatasetInfo, index: ShardIndex) -> DatasetInfo:
-        """Divide what was written: a recording may break off before an episode that its packets had promised."""
+        """Split the written episodes: a recording may end before an episode that its packets announced."""
         written = dict(zip(index.episodes.tolist(), index.episode_frames.tolist(), strict=True))
         return replace(info, splits=_splits(written, self.episodes))
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """All that one frame's members are made of; ``previous`` is None at an episode's beginning."""
+    """The data for the members of one frame; ``previous`` is None at the start of an episode."""
 
     picture: av.VideoFrame
     previous: av.VideoFrame | None
@@ -258,7 +258,7 @@ class _Frame:
     info: DatasetInfo
 
     def members(self) -> dict[str, bytes]:
-        """Encode, in the order of the dataset's modalities."""
+        """Encode the members, in the order of the dataset's modalities."""
         aspect, size = self.recording.video.pixel_aspect, self.info.size
         rgb = to_picture(self.picture, size, aspect)
         members = {Rgb.extension: Rgb.encode(rgb)}
@@ -276,7 +276,7 @@ class _Frame:
 
 
 class _Source:
-    """One recording, read from its beginning on, so that bytes do not depend on where an import was resumed."""
+    """One recording, read from the start, so that bytes do not depend on where an import was resumed."""
 
     def __init__(self, recording: Recording, info: DatasetInfo, fps: Fraction) -> None:
         self.recording, self._fps = recording, fps
@@ -290,7 +290,7 @@ class _Source:
             self._controls = align(read_inputs(recording.inputs), frames, float(fps), buttons)
 
     def episode(self, episode: Episode, info: DatasetInfo) -> Iterator[_Frame]:
-        """Yield the episode's frames; fewer if the video cannot be decoded to its end."""
+        """Yield the frames of an episode; fewer if the video cannot be decoded to the end."""
         previous = None
         while self._position < episode.first + episode.frames:
             picture, audio = next(self._pictures, None), self._next_audio()
@@ -303,7 +303,7 @@ class _Source:
             self._position += 1
 
     def _next_audio(self) -> np.ndarray | None:
-        """Return what was heard since the previous frame, which led to this one; recorded games have it so too."""
+        """Return the sound from the previous frame to this one, as in recordings of the game."""
         if self._audio is None:
             return None
         begin, end = (first_sample(self._position + k, self._fps) for k in (-1, 0))

@@ -1,4 +1,4 @@
-"""A dataset at a glance: figures for a table, and a contact sheet of what was recorded."""
+"""Overview of a dataset: statistics for a table, and a contact sheet of the episodes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,16 +19,16 @@ PICTURE_ROWS = 9  # rows of pictures on a sheet: fewer episodes are shown where 
 
 
 class DatasetReader:
-    """Single members of a dataset, decoded at the stored size.
+    """Reader of single members of a dataset, decoded at the stored size.
 
     Args:
         url: The dataset's folder, any fsspec URL.
 
     Attributes:
-        decoders: Of the modalities that OWL knows; the members of others are bytes.
+        decoders: Decoders of the modalities supported by OWL; members of others are only available as bytes.
 
     Raises:
-        OwlError: It is no finished dataset of this version.
+        OwlError: The folder does not contain a finished dataset of this version.
     """
 
     def __init__(self, url: str) -> None:
@@ -49,10 +49,10 @@ class DatasetReader:
         }
 
     def content(self, modality: str, episode: int, frame: int) -> bytes:
-        """The bytes of one member. episode: its position in the index.
+        """Return the bytes of one member. episode: its position in the index.
 
         Raises:
-            ValueError: The member is absent or cut short.
+            ValueError: The member is absent or truncated.
             OwlError: Its shard is missing.
         """
         row, column = int(self.index.episode_row[episode]) + frame, self.columns[modality]
@@ -65,7 +65,7 @@ class DatasetReader:
         return content
 
     def frame(self, modality: str, episode: int, frame: int) -> np.ndarray | None:
-        """One member decoded; None where it is absent or corrupt."""
+        """Return one decoded member; None if it is absent or corrupt."""
         try:
             return self.decoders[modality].decode(self.content(modality, episode, frame))
         except ValueError:
@@ -91,7 +91,7 @@ class ModalitySummary:
 
 
 def summarize_splits(reader: DatasetReader) -> dict[str, SplitSummary]:
-    """Episodes, frames and hours of each split, as far as the index has them."""
+    """Count the indexed episodes, frames and hours of each split."""
     frames = {str(name): int(n) for name, n in zip(reader.index.episodes, reader.index.episode_frames, strict=True)}
     summaries = {}
     for split, names in reader.info.splits.items():
@@ -102,7 +102,7 @@ def summarize_splits(reader: DatasetReader) -> dict[str, SplitSummary]:
 
 
 def summarize_modalities(reader: DatasetReader) -> dict[str, ModalitySummary]:
-    """Members, bytes and encoding of each modality."""
+    """Return members, bytes and encoding of each modality."""
     summaries = {}
     for modality, column in reader.columns.items():
         sizes = reader.index.sizes[:, column]
@@ -113,7 +113,7 @@ def summarize_modalities(reader: DatasetReader) -> dict[str, ModalitySummary]:
 
 
 def draw_contact_sheet(reader: DatasetReader) -> Image.Image:
-    """Draw episodes as rows and time as columns, with each modality that has a picture in a row of its own.
+    """Draw episodes as rows and time as columns, with a separate row for each modality that has a picture.
 
     Returns:
         An RGB picture, about 1,500 pixels wide.
@@ -150,7 +150,7 @@ def draw_contact_sheet(reader: DatasetReader) -> Image.Image:
 
 
 def _choose_episodes(reader: DatasetReader, count: int) -> list[tuple[str, int]]:
-    """Pairs of split and position in the index: evenly spaced in train, and one of each other split."""
+    """Return pairs of split and position in the index: evenly spaced in train, and one of each other split."""
     positions = {str(name): position for position, name in enumerate(reader.index.episodes)}
     found = {
         split: [positions[name] for name in names if name in positions] for split, names in reader.info.splits.items()
@@ -163,7 +163,7 @@ def _choose_episodes(reader: DatasetReader, count: int) -> list[tuple[str, int]]
 
 
 def _preview(reader: DatasetReader, name: str, shown: list[tuple[int, int]], size: tuple[int, int]) -> Preview:
-    """Pictures of the members of some (episode, frame)."""
+    """Draw the members of the given (episode, frame) pairs."""
     preview = reader.decoders[name].preview((reader.frame(name, *place) for place in shown), size)
     assert preview is not None
     return preview

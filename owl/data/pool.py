@@ -1,4 +1,4 @@
-"""Memory that loader workers share with the training process, filled again once its batch is gone."""
+"""Shared memory for batches of worker processes, reused once a batch is freed."""
 
 import ctypes
 import mmap
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 ALIGNMENT = 64  # bytes, a cache line
-SLOTS = 4  # per worker: two batches prefetched, the one in use, and the one before it
+SLOTS = 4  # per worker: two prefetched batches, the current one, and the previous one
 START_METHOD = "fork" if sys.platform == "linux" else None
-"""How loader workers start: only forked ones inherit a pool. None is Python's default for the platform."""
+"""Start method of worker processes: only forked processes inherit a pool. None is the platform's default."""
 
 _pools: weakref.WeakValueDictionary[int, "BatchPool"] = weakref.WeakValueDictionary()
 _numbers = count()
@@ -25,15 +25,15 @@ class BatchPool:
     """Slots of shared memory for the batches of a loader's workers.
 
     A batch in fresh shared memory costs a page fault per 4 KiB in the worker and again in the training process, which
-    for uint8 pictures takes almost half as long as decoding them. A slot faults once. It is anonymous memory: neither
-    files in ``/dev/shm``, whose size containers limit, nor sockets in ``$TMPDIR`` are needed to pass it on.
+    for uint8 pictures takes almost half as long as decoding them. A slot faults once. It is anonymous memory: sharing
+    it needs neither files in ``/dev/shm``, whose size containers limit, nor sockets in ``$TMPDIR``.
 
-    Each worker fills slots of its own; a slot is free again when the last tensor of its batch is gone.
+    Each worker has its own slots; a slot is free again when the last tensor of its batch is freed.
 
     Args:
-        shapes: Shape and type of each tensor of a sample.
+        shapes: Shape and dtype of each tensor of a sample.
         batch_size: Samples in the largest batch.
-        workers: Loader processes, forked from this one later.
+        workers: Number of worker processes, which are forked from this process later.
     """
 
     def __init__(self, shapes: dict[str, tuple[tuple[int, ...], torch.dtype]], batch_size: int, workers: int) -> None:
@@ -51,7 +51,7 @@ class BatchPool:
         _pools[self.number] = self
 
     def take(self, worker: int) -> int | None:
-        """A free slot of a worker, which is its own from now on; None where all hold batches that are still in use."""
+        """Reserve and return a free slot of a worker; None if all slots hold batches in use."""
         for slot in range(worker * SLOTS, (worker + 1) * SLOTS):
             if not self._taken[slot]:
                 self._taken[slot] = 1
@@ -59,17 +59,17 @@ class BatchPool:
         return None
 
     def give_back(self, slot: int) -> None:
-        """Make a slot free again; in forks of the training process it does nothing, the batch is still in use here."""
+        """Free a slot; no effect in forks of the training process, where the batch is still in use."""
         if os.getpid() == self._owner:
             self._taken[slot] = 0
 
     def tensors(self, slot: int, samples: int, in_use: bool = False) -> dict[str, Tensor]:
-        """The tensors of a batch in a slot, [samples, ...].
+        """Return the tensors of a batch in a slot, [samples, ...].
 
         Args:
-            slot: Its number.
-            samples: Up to the pool's batch size.
-            in_use: Give the slot back when the last of the tensors is gone.
+            slot: Number of the slot.
+            samples: Number of samples, at most the pool's batch size.
+            in_use: Whether to free the slot when the last of the tensors is freed.
         """
         memory = (ctypes.c_char * self._bytes).from_buffer(self._memory, slot * self._bytes)
         if in_use:
@@ -81,17 +81,16 @@ class BatchPool:
 
 
 class SentBatch:
-    """A batch on its way from a worker, which arrives as the dictionary of its tensors.
+    """A batch sent by a worker, which is unpickled as the dictionary of its tensors.
 
-    One in a pool travels as its number. Any other travels with its contents, and not in the shared memory that torch
-    makes for tensors: that needs room in ``/dev/shm`` and a short path of a socket in ``$TMPDIR``, and a worker that
-    has neither dies or waits without a word.
+    A batch in a pool is sent as its slot. Other batches are sent as bytes, without torch's shared memory for tensors:
+    that needs space in ``/dev/shm`` and a short socket path in ``$TMPDIR``; otherwise a worker dies or blocks silently.
 
     Args:
-        windows: The numbers of its windows.
+        windows: The indices of its windows.
         contents: Its tensors.
-        pool: The pool that holds them, in ``slot``; None where none had room.
-        slot: Their place there.
+        pool: The pool that holds them, in ``slot``; None if it had no free slot.
+        slot: Slot of the tensors in the pool.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Byte ranges of a dataset's shards: local files, any fsspec URL, or remote shards cached whole on local disk."""
+"""Reader of byte ranges of shards: local files, any fsspec URL, or remote shards cached on local disk."""
 
 import os
 import zlib
@@ -21,13 +21,13 @@ MAX_OPEN_FILES = 64  # per process; a machine's limit is often 1,024
 
 
 class ShardReader:
-    """Reads ranges of bytes; one instance may be used in forked and in spawned loader workers.
+    """Reader of byte ranges; one instance can be used in forked and in spawned worker processes.
 
     Args:
         url: The dataset's folder.
-        cache_dir: Local folder that keeps whole copies of remote shards; None reads remote ranges directly.
+        cache_dir: Local folder for complete copies of remote shards; None reads remote ranges directly.
             Ignored for local datasets.
-        identity: The dataset's identity, so that a dataset that was made anew is not read from an old cache.
+        identity: The dataset's identity, so that a rebuilt dataset is not read from an old cache.
     """
 
     def __init__(self, url: str | Path, cache_dir: str | Path | None, identity: str) -> None:
@@ -39,10 +39,10 @@ class ShardReader:
         self._remote: tuple[int, fsspec.AbstractFileSystem] | None = None
 
     def read(self, shard: int, start: int, stop: int) -> bytes:
-        """The bytes [start, stop) of a shard; fewer where the shard is cut short.
+        """Return the bytes [start, stop) of a shard; fewer if the shard is truncated.
 
         Raises:
-            OwlError: The shard is missing, or the storage does not answer.
+            OwlError: The shard is missing, or the storage cannot be read.
         """
         name = shard_name(shard)
         with self._telling(name):
@@ -53,7 +53,7 @@ class ShardReader:
             return self._fetch(name, start, stop)
 
     def download(self, shards: list[int]) -> None:
-        """Copy whole shards into the cache now, with a progress bar, rather than when they are first read.
+        """Copy complete shards into the cache now, with a progress bar, rather than at the first read.
 
         Raises:
             OwlError: As `read`.
@@ -65,7 +65,7 @@ class ShardReader:
 
     @contextmanager
     def _telling(self, name: str) -> Iterator[None]:
-        """Tell in one sentence that a shard is missing or cannot be read."""
+        """Raise an OwlError if a shard is missing or cannot be read."""
         try:
             with answering(f"{self.url}/{name}"):
                 yield
@@ -96,14 +96,14 @@ class ShardReader:
         except FileNotFoundError:
             raise
         except Exception:
-            # stores refuse a range that begins behind the end: that is a shard cut short, not a failing network
+            # stores reject a range that starts after the end: the shard is truncated, the network has not failed
             size = filesystem.size(path)
             if size is not None and size <= start:
                 return b""
             raise
 
     def _cached(self, name: str) -> Path:
-        """Path of the local copy."""
+        """Return the path of the local copy."""
         assert self._cache is not None
         return fetch_once(
             self._cache / name, lambda partial: self._filesystem().get_file(f"{self._path}/{name}", partial)
@@ -126,24 +126,24 @@ class ShardReader:
 def read_members(
     reader: ShardReader, index: ShardIndex, episode: int, frames: range, extensions: Sequence[str]
 ) -> tuple[list[dict[str, bytes]], str | None]:
-    """Read consecutive frames at once, up to the first that has a damaged member.
+    """Read consecutive frames with one read, up to the first frame with a damaged member.
 
     Args:
-        reader: Of the dataset's shards.
-        index: Of the dataset.
-        episode: Its number.
-        frames: Numbers within the episode, consecutive.
-        extensions: Of the members to read.
+        reader: Reader of the dataset's shards.
+        index: Index of the dataset.
+        episode: Number of the episode.
+        frames: Consecutive frame indices within the episode.
+        extensions: Extensions of the members to read.
 
     Returns:
-        The members of each frame by extension, without those that it does not have; and what is wrong with the frame
-        after them, None where nothing is.
+        The members of each frame by extension, without absent members; and the problem of the next frame, None if all
+        frames were read.
     """
     columns = [index.extensions.tolist().index(extension) for extension in extensions]
     rows = int(index.episode_row[episode]) + np.arange(frames.start, frames.stop)
     offsets, sizes, sums = (table[rows][:, columns] for table in (index.offsets, index.sizes, index.checksums))
     there = sizes >= 0
-    start = int(offsets[there].min(initial=2**62))  # where nothing is there: an empty range
+    start = int(offsets[there].min(initial=2**62))  # without members: an empty range
     end = int((offsets + sizes)[there].max(initial=0))
     content = memoryview(reader.read(int(index.episode_shard[episode]), min(start, end), end))
     members: list[dict[str, bytes]] = []
@@ -160,5 +160,5 @@ def read_members(
 
 
 def damage(index: ShardIndex, episode: int, frame: int, reason: object) -> str:
-    """Say which frame is damaged, and how."""
+    """Return a message with the damaged frame and the reason."""
     return f"episode {index.episodes[episode]}, frame {frame} is damaged ({reason})"

@@ -1,4 +1,4 @@
-"""Recording a dataset of a real game with several processes: one episode each, one shard an episode."""
+"""Recording of a dataset from a real game with several worker processes, one episode per shard."""
 
 import math
 import os
@@ -27,29 +27,29 @@ from owl.data.splits import HELD_OUT
 from owl.errors import OwlError
 from owl.version import code_version
 
-SHORTEST_MIXED = 100  # frames to which several scenarios may shorten episodes, so that each has enough of them
+SHORTEST_MIXED = 100  # least frames of an episode when several scenarios shorten episodes
 
 
 @dataclass(frozen=True)
 class GameRecording:
-    """What to record.
+    """Settings of a recording.
 
     Attributes:
-        frames: Frames in total, 35 a second of play.
+        frames: Total number of frames, 35 per second of play.
         size: (H, W) of the pictures.
         scenario: A scenario, as in `owl.data.game.find_scenario`, or several: as a list, or in one string with commas.
-            Episodes take turns: each scenario has the same share of every split, one that is named twice a double one.
-        seed: Equal seeds give equal bytes, whatever the number of workers.
+            Episodes alternate: each scenario has the same share of every split, a scenario listed twice a double share.
+        seed: Equal seeds give equal bytes, for any number of workers.
         depth: Record depth maps.
         flow: Record optical flow (OpenCV's DIS) on a grid of half or a quarter of the resolution.
         audio: Record stereo sound at 44.1 kHz.
-        pose: Record the camera: where it is, where it looks, and its lens.
-        labels: Record which object each pixel belongs to, and what it is called.
-        workers: Processes; None takes one per core.
-        episode_frames: Longest episode; the frames are divided evenly among as few episodes as that allows, at least
-            three of each scenario, so that each split has one. Several scenarios have twenty each, so that one is 5%,
-            unless these were shorter than 100 frames.
-        held_out: Share of each scenario's episodes for validation, and that for test; at 0.5 none is for training.
+        pose: Record the pose and the intrinsics of the camera.
+        labels: Record the object of each pixel and its name.
+        workers: Number of worker processes; None uses one per core.
+        episode_frames: Largest number of frames of an episode. Frames are divided evenly among as few episodes as
+            possible, with at least three per scenario, so that each split has one. Several scenarios have twenty
+            episodes each, so that one is 5%, unless these were shorter than 100 frames.
+        held_out: Share of each scenario's episodes for validation, and for test; at 0.5 none are for training.
     """
 
     frames: int = 20_000
@@ -87,8 +87,8 @@ def record_game(path: str, recording: GameRecording) -> DatasetInfo:
     """Record a dataset, or finish one whose recording was interrupted (`owl.data.jobs.run`).
 
     Args:
-        path: A local folder, made where needed.
-        recording: What to record.
+        path: A local folder, created if needed.
+        recording: Settings of the recording.
 
     Returns:
         The finished dataset's description.
@@ -102,7 +102,7 @@ def record_game(path: str, recording: GameRecording) -> DatasetInfo:
 
 
 def count_recorded(path: str) -> int:
-    """Frames of the complete shards of a finished dataset."""
+    """Return the number of frames of the complete shards of a finished dataset."""
     return int(ShardIndex.load(path).episode_frames.sum())
 
 
@@ -143,7 +143,7 @@ def _check(recording: GameRecording) -> None:
 
 
 class _RecordJob(ShardJob):
-    """One episode a shard, played by a game of its own."""
+    """Recording job: one episode per shard, each played by a separate game process."""
 
     doing, kinds = "recording", ("vizdoom",)
 
@@ -247,7 +247,7 @@ def _source(recording: GameRecording) -> dict[str, Any]:
 
 
 def _label_names(root: Path, index: ShardIndex) -> list[str]:
-    """Every name in the labels of a dataset, sorted."""
+    """Return all names in the labels of a dataset, sorted."""
     reader, found = ShardReader(root, None, ""), set(screen.LABEL_NAMES.values())
     for episode, frames in enumerate(index.episode_frames.tolist()):
         members, _ = read_members(reader, index, episode, range(frames), [Labels.extension])
@@ -287,7 +287,7 @@ def _modalities(recording: GameRecording) -> dict[str, dict]:
 
 
 def _splits(recording: GameRecording) -> dict[str, list[str]]:
-    """Episode names by split: of each scenario about 5% each for validation and test, at least one."""
+    """Return episode names by split, with ``held_out`` of each scenario for validation and for test, at least one."""
     episodes, kinds = len(recording.episode_lengths()), len(recording.scenarios())
     order = np.random.default_rng((recording.seed, episodes)).permutation(episodes)
     parts: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
@@ -301,15 +301,15 @@ def _splits(recording: GameRecording) -> dict[str, list[str]]:
 
 
 def _scenario(recording: GameRecording, number: int) -> str:
-    """What shard ``number`` holds an episode of."""
+    """Return the scenario of shard ``number``."""
     scenarios = recording.scenarios()
     return scenarios[number % len(scenarios)]
 
 
 def _episode_name(recording: GameRecording, number: int, beginning: int = 0) -> str:
-    """Of what is played for shard ``number``: where a scenario ends early and begins anew, so does the episode.
+    """Return the name of an episode of shard ``number``; a new episode starts when the scenario restarts.
 
-    Among several scenarios an episode is called by its own too: all that shows episodes shows that.
+    With several scenarios, the name contains the scenario.
     """
     parts = [f"episode-{number:06d}"]
     if len(recording.scenarios()) > 1:

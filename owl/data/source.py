@@ -1,4 +1,4 @@
-"""A finished dataset that another one is made of, frame by frame."""
+"""Source datasets, from which other datasets are derived frame by frame."""
 
 import warnings
 from collections.abc import Iterable, Iterator
@@ -20,14 +20,14 @@ from owl.version import code_version
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset, and what of it is used.
+    """A source dataset and the modalities used from it.
 
     Attributes:
         url: Its folder, any fsspec URL.
         info: Its description.
         index: Its index.
-        taken: Modalities that are decoded.
-        kept: Modalities whose members are copied, in their order.
+        taken: Modalities to decode.
+        kept: Modalities whose members are copied, in order.
         size: (h, w) of decoded pictures; None keeps the stored size.
     """
 
@@ -45,7 +45,7 @@ class Source:
         """Open a dataset; without ``kept``, controls are copied if there are any.
 
         Raises:
-            OwlError: It is no finished dataset, or lacks one of the modalities.
+            OwlError: The dataset is unfinished, or lacks one of the modalities.
         """
         info, index = DatasetInfo.load(url), ShardIndex.load(url)
         kept = [name for name in ("controls",) if name in info.modalities] if kept is None else list(kept)
@@ -59,22 +59,22 @@ class Source:
         return cls(str(url), info, index, tuple(taken), tuple(name for name in info.modalities if name in kept), size)
 
     def modality(self, name: str, frames: int) -> Modality:
-        """One of its modalities, to be taken in stretches of so many frames."""
+        """Return a modality for decoding spans of ``frames`` frames."""
         sampling = Sampling(self.url, self.info.fps, self.info.size, frames, resize=self.size)
         return MODALITIES[name](name, self.info.modalities[name], sampling)
 
     def derive(self, kind: str, modalities: dict[str, dict], **source: Any) -> DatasetInfo:
-        """Describe a dataset of other modalities with the same episodes."""
+        """Return the description of a derived dataset with other modalities and the same episodes."""
         origin = {"kind": kind, "path": self.url, "identity": self.info.identity(self.index), **source}
         return replace(self.info, modalities=modalities, source=origin, code_version=code_version())
 
 
 class SampleReader:
-    """Reads stretches of frames, each with one contiguous read.
+    """Reader of spans of frames, each with one contiguous read.
 
     Args:
         source: The dataset.
-        pin: Whether samples go into pinned memory.
+        pin: Whether to copy samples into pinned memory.
     """
 
     def __init__(self, source: Source, pin: bool = False) -> None:
@@ -83,11 +83,11 @@ class SampleReader:
         self._extension = {name: source.info.modalities[name]["extension"] for name in (*source.taken, *source.kept)}
 
     def read(self, episode: int, first: int, stop: int) -> tuple[dict[str, Tensor], list[dict[str, bytes]], str | None]:
-        """Read frames [first, stop) of an episode, up to the first that has a damaged or missing member.
+        """Read frames [first, stop) of an episode, up to the first frame with a damaged or missing member.
 
         Returns:
-            What a window of these frames delivers of the modalities that are taken; the members to keep of each frame
-            by extension, as far as it has them; and what is wrong with the frame after them, None where nothing is.
+            The tensors of the decoded modalities, as in a window of these frames; the members to copy of each frame by
+            extension, without absent ones; and the problem of the next frame, None if all frames were read.
         """
         index, wanted = self._source.index, list(dict.fromkeys(self._extension.values()))
         members, wrong = read_members(self._reader, index, episode, range(first, stop), wanted)
@@ -101,7 +101,7 @@ class SampleReader:
         return sample, [{kept: found[kept] for kept in keep if kept in found} for found in members], wrong
 
     def _sample(self, members: list[dict[str, bytes]]) -> tuple[dict[str, Tensor], int, ValueError | None]:
-        """Decode frames; return also how many of them are good, and what is wrong with the one after them."""
+        """Decode frames; also return the number of valid frames, and the error of the next one."""
         good = 0
 
         def decoded(modality: Modality) -> Iterator[np.ndarray]:
@@ -111,7 +111,7 @@ class SampleReader:
                 if extension not in found:
                     raise ValueError(f"it has no {extension}")
                 yield modality.decode(found[extension])
-            good = 0  # where all decode and yet do not fit together, none is good
+            good = 0  # if all decode but are inconsistent, none are valid
 
         sample: dict[str, Tensor] = {}
         try:
@@ -129,9 +129,9 @@ class SampleReader:
         return sample, len(members), None
 
     def stretches(self, episode: int, length: int) -> Iterator[tuple[dict[str, Tensor], list[dict[str, bytes]]]]:
-        """Yield an episode in stretches of ``length`` frames, the last one shorter, as `read` returns them.
+        """Yield an episode in spans of ``length`` frames, the last one shorter, as returned by `read`.
 
-        The next one is read in a thread meanwhile. At a damaged member the episode ends, with a warning.
+        The next span is prefetched in a thread. At a damaged member the episode ends, with a warning.
         """
         frames = int(self._source.index.episode_frames[episode])
         with ThreadPoolExecutor(1) as ahead:

@@ -1,17 +1,17 @@
-"""Which episodes are trained on, and which are held out."""
+"""Splits of episodes into train, validation and test."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
 
 HELD_OUT = 0.05
-"""Share of the validation split, and that of the test split."""
+"""Share of the validation split and of the test split, each."""
 
 
 def split_in_order(episodes: Sequence[str]) -> dict[str, list[str]]:
-    """Cut a list of episodes into 90% train, 5% validation, 5% test, in this order.
+    """Split a list of episodes into 90% train, 5% validation, 5% test, in this order.
 
-    Neighbours in the list stay together, so episodes cut from one recording touch another split only at two places.
-    With three episodes or more no split is empty; fewer are all for training.
+    Splits are contiguous, so episodes cut from one recording are adjacent to another split only at two positions.
+    With three or more episodes no split is empty; fewer are all used for training.
     """
     held_out = max(1, round(HELD_OUT * len(episodes))) if len(episodes) >= 3 else 0
     train = len(episodes) - 2 * held_out
@@ -23,10 +23,10 @@ def split_in_order(episodes: Sequence[str]) -> dict[str, list[str]]:
 
 
 def split_recordings(frames: Mapping[str, int]) -> dict[str, list[str]]:
-    """Deal whole recordings to train, validation and test, about 90%, 5% and 5% of the frames.
+    """Assign whole recordings to train, validation and test, about 90%, 5% and 5% of the frames.
 
-    The order in which recordings are considered depends on their names alone, so that those taken at neighbouring
-    times do not fall together.
+    The order of assignment is pseudo-random and depends only on the names, so that recordings made at similar times
+    are not grouped.
 
     Args:
         frames: Frames of each of three or more recordings, by name.

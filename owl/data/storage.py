@@ -1,4 +1,4 @@
-"""Where datasets lie: fsspec file systems, local copies of remote files, and locks between processes."""
+"""Storage of datasets: fsspec file systems, local copies of remote files, and locks between processes."""
 
 import errno
 import fcntl
@@ -36,16 +36,16 @@ def open_filesystem(url: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
 
 @contextmanager
 def answering(url: str | Path) -> Iterator[None]:
-    """Tell in one sentence that a storage does not answer; that a file is not there stays an error of its own.
+    """Convert errors of a storage to an OwlError; FileNotFoundError is passed through.
 
     Raises:
-        OwlError: Whatever else went wrong inside.
+        OwlError: Any other error inside the block.
     """
     try:
         yield
     except (OwlError, FileNotFoundError, NotADirectoryError):
         raise
-    except Exception as error:  # the packages of the protocols raise types of their own
+    except Exception as error:  # the packages of the protocols raise their own types
         reason = " ".join(str(error).split()) or type(error).__name__
         raise OwlError(
             "storage.unreadable", f"{url} could not be read ({reason}); check the connection and your rights"
@@ -53,12 +53,12 @@ def answering(url: str | Path) -> Iterator[None]:
 
 
 def lock(file: IO, kind: int, folder: str | Path) -> None:
-    """Lock an open file between processes (`fcntl.flock`); the lock goes when the process dies.
+    """Lock an open file between processes (`fcntl.flock`); the lock is released when the process exits.
 
     Args:
         file: The open file.
-        kind: As `fcntl.flock` takes it.
-        folder: What it protects, for the message.
+        kind: Operation of `fcntl.flock`.
+        folder: The protected folder, for the message.
 
     Raises:
         BlockingIOError: Another process holds the lock and ``kind`` has LOCK_NB.
@@ -78,13 +78,13 @@ def lock(file: IO, kind: int, folder: str | Path) -> None:
 
 
 def fetch_once(local: Path, fetch: Callable[[str], object]) -> Path:
-    """Return a local copy of a remote file, made by whichever process of the machine comes first.
+    """Return a local copy of a remote file, downloaded by the first process of the machine that needs it.
 
-    fsspec's own simplecache and filecache write in place, so a second process would read half a file.
+    fsspec's simplecache and filecache write in place, so a second process would read an incomplete file.
 
     Args:
-        local: Where the copy lies or will lie.
-        fetch: Downloads the file to the path that it is given.
+        local: Path of the copy.
+        fetch: Downloads the file to a given path.
 
     Raises:
         OwlError: The file system of the copy has no locks.
