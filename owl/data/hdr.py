@@ -1,6 +1,6 @@
-"""Pictures of high dynamic range, PQ and HLG in BT.2020 colours, brought to the range and colours of ordinary ones.
+"""Conversion of high dynamic range pictures, PQ and HLG in BT.2020 colours, to standard dynamic range.
 
-FFmpeg's scale filter can do so too, but takes five seconds per video to prepare its table.
+FFmpeg's scale filter also supports this, but takes five seconds per video to prepare its table.
 """
 
 from functools import cache

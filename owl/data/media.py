@@ -1,4 +1,4 @@
-"""Media files opened with PyAV: the tracks that are meant, their packets in step, their frames one by one."""
+"""Media files opened with PyAV: selection of tracks, demultiplexing and decoding."""
 
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -17,7 +17,7 @@ Shifts = Sequence[tuple[int, Fraction]]
 
 
 class UnreadableVideoError(ValueError):
-    """A file is no video, or none that can be used; the message says why."""
+    """A file is not a usable video; the message contains the reason."""
 
 
 def open_media(path: Path) -> InputContainer:
@@ -27,7 +27,7 @@ def open_media(path: Path) -> InputContainer:
         UnreadableVideoError: It is a picture, a text or the like.
         av.FFmpegError: FFmpeg cannot read it.
     """
-    # without the protocol FFmpeg takes what stands before a colon in the name for one
+    # without the protocol, FFmpeg parses text before a colon in the name as one
     container = av.open(f"file:{path}", metadata_errors="replace")
     if container.format.name in NOT_VIDEO or container.format.name.endswith("_pipe"):
         container.close()
@@ -39,7 +39,7 @@ def video_track(container: InputContainer) -> av.VideoStream:
     """Return the video track that players show: the one marked as default, else the first.
 
     Raises:
-        UnreadableVideoError: There is none, or no decoder for it.
+        UnreadableVideoError: There is no video track, or no decoder for it.
     """
     # cover pictures of music files are video streams of one frame
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
@@ -59,7 +59,7 @@ def audio_track(container: InputContainer) -> av.AudioStream | None:
 
 
 def packets(container: InputContainer, *streams: Stream) -> Iterator[av.Packet]:
-    """Demultiplex up to the end, or to where the file is damaged; packets that are cut short are left out."""
+    """Demultiplex up to the end or to the first damage; truncated packets are skipped."""
     # in these formats every packet that ends at a joint is marked, whole or not; the decoder will tell
     keep_all = bool(container.format.flags & CLOCK_MAY_JUMP)
     try:
@@ -71,7 +71,7 @@ def packets(container: InputContainer, *streams: Stream) -> Iterator[av.Packet]:
 
 
 def decode(container: InputContainer, stream: Stream, shifts: Shifts = ()) -> Iterator[Any]:
-    """Yield the frames of a track in the order in which they are shown or heard; what is damaged is left out.
+    """Yield the frames of a track in presentation order; damaged frames are skipped.
 
     Args:
         container: The open file.
@@ -113,7 +113,7 @@ def decode_pictures(container: InputContainer, stream: av.VideoStream, shifts: S
 
 
 def frame_time(frame: av.VideoFrame | av.AudioFrame) -> Fraction | None:
-    """Return when a frame is presented, in seconds of the container's clock, None if it does not say."""
+    """Return the presentation time of a frame, in seconds of the container's clock; None if it has none."""
     return None if frame.pts is None or frame.time_base is None else Fraction(frame.pts * frame.time_base)
 
 
@@ -130,7 +130,7 @@ def _deinterlacer(frame: av.VideoFrame) -> av.filter.Graph:
 
 
 def _filtered(graph: av.filter.Graph, frame: av.VideoFrame | None) -> Iterator[av.VideoFrame]:
-    """Push a frame, None at the end, and yield those that are ready."""
+    """Push a frame, None at the end, and yield the frames that are ready."""
     graph.push(frame)
     while True:
         try:

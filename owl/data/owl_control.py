@@ -20,7 +20,7 @@ from owl.data.modalities.controls import Controls
 INPUTS_NAME = "inputs.csv"
 VIDEO_NAME = "recording.mp4"
 INVALID_NAMES = (".invalid", ".server_invalid")
-"""Files that OWL Control puts beside a recording that it found fault with; they hold the reasons."""
+"""Files with which OWL Control marks invalid recordings; they contain the reasons."""
 HEADER = ["timestamp", "event_type", "event_args"]
 AXES = ["mouse_x", "mouse_y", "scroll"]
 TIMING = (
@@ -67,7 +67,7 @@ class Inputs:
         logged: Seconds since VIDEO_START up to which inputs are known; infinite if their end was logged.
         hooked: Seconds since VIDEO_START up to which pictures are black; 0 or less where none are.
         seconds: From VIDEO_START to VIDEO_END; NaN if that was not logged.
-        problems: What was wrong but survived, one clause each.
+        problems: Non-fatal problems, one clause each.
     """
 
     times: np.ndarray
@@ -81,10 +81,10 @@ class Inputs:
 
 
 def read_inputs(path: str | Path) -> Inputs:
-    """Read the events of one recording. Lines that cannot be read and gamepad events are counted and left out.
+    """Read the events of one recording. Unreadable lines and gamepad events are counted and skipped.
 
     Raises:
-        ValueError: The file is empty, has another header, or does not say when the video starts.
+        ValueError: The file is empty, has another header, or lacks the event VIDEO_START.
         OSError: It cannot be read.
     """
     times, kinds, values = array("d"), array("b"), array("q")
@@ -160,7 +160,7 @@ def read_inputs(path: str | Path) -> Inputs:
 
 
 def _held(arguments: Any) -> list[str] | None:
-    """Names of the buttons that START or END says are down; None where it does not say, as in older recordings."""
+    """Return the names of the buttons that START or END lists as down; None without a list, as in older recordings."""
     if not isinstance(arguments, dict):
         return None
     inputs = arguments["inputs"]
@@ -191,14 +191,14 @@ def _parse(line: str) -> tuple[float, str, Any]:
 
 
 def _button(event: str, code: int) -> str | None:
-    """Return the name of a key or mouse button, None for what is no key."""
+    """Return the name of a key or mouse button, None if it is neither."""
     if event == "KEYBOARD":
         return None if code in NO_KEY else KEYS.get(code, f"KEY_{int(code)}")
     return MOUSE_BUTTONS.get(code, f"MOUSE_{int(code)}")
 
 
 def _entry(event: str, arguments: list, names: dict[str, int]) -> tuple[int, int, int] | None:
-    """Return (kind, value, value) of an event, None if it is of no interest; a new button is added to ``names``."""
+    """Return (kind, value, value) of an event, None if it is ignored; a new button is added to ``names``."""
     if event in ("KEYBOARD", "MOUSE_BUTTON"):
         code, down = arguments
         name = _button(event, code)
@@ -245,10 +245,9 @@ def describe_controls(buttons: list[str]) -> dict:
 def align(inputs: Inputs, frames: int, fps: float, buttons: list[str]) -> np.ndarray:
     """Give each frame its controls.
 
-    Frame t, shown at t / fps, gets the events later than frame t-1 and no later than itself: what the player did that
-    brought frame t about. A button counts where it was down for any part of that time, so a tap between two frames is
-    not lost; one whose first event is a release was down from the beginning. When the window loses the focus, all are
-    released.
+    Frame t, shown at t / fps, gets the events after frame t-1 up to its own time, which lead to frame t. A button is 1
+    if it was down for any part of that time, so a tap between two frames is not lost; a button whose first event is a
+    release was down from the start. All buttons are released when the window loses focus.
 
     Args:
         inputs: The events.

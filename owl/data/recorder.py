@@ -66,10 +66,10 @@ class GameRecording:
     held_out: float = HELD_OUT
 
     def scenarios(self) -> list[str]:
-        """The scenarios by name; episode n is of the one at n modulo their number."""
+        """Names of the scenarios; episode n uses the scenario at n modulo their number."""
         if isinstance(self.scenario, list):
             return self.scenario
-        if os.path.isfile(self.scenario):  # a comma in a path separates nothing
+        if os.path.isfile(self.scenario):  # a comma in a path is not a separator
             return [self.scenario]
         return [name.strip() for name in self.scenario.split(",")]
 
@@ -209,7 +209,7 @@ class _RecordJob(ShardJob):
         return "labels" not in info.modalities or "names" in info.modalities["labels"]
 
     def describe(self, root: Path, info: DatasetInfo, index: ShardIndex) -> DatasetInfo:
-        """Put the episodes that begin anew into the split of the one that they go on from; list the labels' names."""
+        """Put the episodes after a restart into the split of the episode before it; list the names of the labels."""
         names: dict[int, list[str]] = {}
         for shard, name in zip(index.episode_shard.tolist(), index.episodes.tolist(), strict=True):
             names.setdefault(shard, []).append(name)

@@ -1,4 +1,4 @@
-"""Making the index of a folder of shards, also of those that `tar` has packed again."""
+"""Indexing of a folder of shards, including shards repacked with `tar`."""
 
 import tarfile
 import warnings
@@ -17,7 +17,7 @@ ABSENT = (-1, -1, 0)
 
 
 def write_index(root: str | Path) -> ShardIndex:
-    """Write the index of a folder that can be written, as `scan_shards` finds it, and return it."""
+    """Scan a writable folder with `scan_shards`, write the index and return it."""
     index = scan_shards(root)
     index.save(root)
     return index
@@ -26,15 +26,15 @@ def write_index(root: str | Path) -> ShardIndex:
 def scan_shards(root: str | Path) -> ShardIndex:
     """Index all complete shards of a folder in order. ``dataset.json`` must exist.
 
-    A shard that is cut short is indexed up to its last whole frame, with a warning; so is one whose frames lie in
-    another order than that of time, which only takes longer to read.
+    A truncated shard is indexed up to its last complete frame, with a warning. A shard whose frames are not in time
+    order is indexed with a warning, since it takes longer to read.
 
     Args:
         root: The dataset's folder, any fsspec URL.
 
     Raises:
-        OwlError: There is no shard, a member's name is not of this format, or an episode's frames are not 0..n-1 or
-            lie in two shards.
+        OwlError: There are no shards, a member's name is invalid, or an episode's frames are not 0..n-1 or are in two
+            shards.
     """
     info = DatasetInfo.load(root)
     filesystem, path = open_filesystem(root)
@@ -45,7 +45,7 @@ def scan_shards(root: str | Path) -> ShardIndex:
             "shard.none", f"{root} holds no shard-*.tar, at least one was expected; run the command that makes it again"
         )
     shard_of: dict[str, int] = {}
-    tables: list[np.ndarray] = []  # one an episode: a list of all members would take ten times as much memory
+    tables: list[np.ndarray] = []  # one per episode: a list of all members would take ten times as much memory
     for number, shard in shards.items():
         for episode, table in _scan_shard(filesystem, shard, extensions):
             if episode in shard_of:
@@ -112,17 +112,17 @@ def _scan_shard(
 
 
 def _members(filesystem: fsspec.AbstractFileSystem, shard: str) -> Iterator[tuple[str, int, int, int]]:
-    """Yield (name, offset, size, CRC-32) of a tar's files; of a damaged tar those of the frames that are whole.
+    """Yield (name, offset, size, CRC-32) of a tar's files; of a damaged tar only those of complete frames.
 
-    Headers of PAX and GNU tar are understood. Folders are passed over, and so are files that begin with a dot, which
-    macOS puts beside others (.DS_Store, ._*).
+    Headers of PAX and GNU tar are supported. Folders are skipped, and so are files whose name starts with a dot, which
+    macOS adds (.DS_Store, ._*).
     """
     frame: list[tuple[str, int, int, int]] = []
     with filesystem.open(shard, "rb") as file:
         try:
             with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="strict") as tar:
                 while (member := tar.next()) is not None:
-                    tar.members.clear()  # type: ignore[attr-defined]  # of all that is behind us
+                    tar.members.clear()  # type: ignore[attr-defined]  # frees the memory of previous members
                     name = PurePosixPath(member.name).as_posix()  # without the ./ of `tar c .`
                     if member.isdir() or name.rpartition("/")[2].startswith("."):
                         continue
@@ -142,10 +142,10 @@ def _members(filesystem: fsspec.AbstractFileSystem, shard: str) -> Iterator[tupl
                     frame.append((name, member.offset_data, member.size, zlib.crc32(content)))
                     file.seek(tar.offset)
                 file.seek(tar.offset)
-                if file.read(BLOCK) != bytes(BLOCK):  # TarFile ends at a header that it cannot read as at the end
+                if file.read(BLOCK) != bytes(BLOCK):  # TarFile treats an unreadable header as the end
                     raise EOFError("it does not end as a tar does")
         except (tarfile.TarError, UnicodeDecodeError, EOFError) as error:
-            # the last frame may lack members that the lost part held
+            # the last frame may lack members from the lost part
             lost = _frame_name(frame[0][0]) if frame else "its first frame"
             warnings.warn(f"{shard} is damaged ({error}): frames from {lost} on are left out", stacklevel=4)
             return
@@ -153,6 +153,6 @@ def _members(filesystem: fsspec.AbstractFileSystem, shard: str) -> Iterator[tupl
 
 
 def _frame_name(member: str) -> str:
-    """``<episode>/<frame>`` of a member's name; the episode may contain dots."""
+    """Return ``<episode>/<frame>`` of a member's name; the episode may contain dots."""
     episode, _, rest = member.rpartition("/")
     return f"{episode}/{rest.partition('.')[0]}"

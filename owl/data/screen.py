@@ -1,4 +1,4 @@
-"""What the game's screen shows: its size, the part that becomes a picture, its camera, its depth and its labels."""
+"""The game's screen: resolution, crop, camera, depth and labels."""
 
 import math
 from collections.abc import Sequence
@@ -35,16 +35,16 @@ def load_vizdoom() -> Any:
 
 
 def find_resolution(size: tuple[int, int]) -> Any:
-    """The smallest screen that covers (H, W) twice in each direction, or once where that is large already.
+    """Return the smallest screen that covers (H, W) twice in each direction, or once for large sizes.
 
     Raises:
-        OwlError: None is as large.
+        OwlError: The size is larger than all screens.
     """
     return _resolutions()[_screen(size)]
 
 
 def _resolutions() -> dict[tuple[int, int], Any]:
-    """The game's screens by (H, W)."""
+    """Return the game's screens by (H, W)."""
     resolutions = {}
     for name, resolution in load_vizdoom().ScreenResolution.__members__.items():
         width, height = map(int, name.removeprefix("RES_").split("X"))
@@ -53,7 +53,7 @@ def _resolutions() -> dict[tuple[int, int], Any]:
 
 
 def _screen(size: tuple[int, int]) -> tuple[int, int]:
-    """(H, W) of the screen that pictures of (H, W) are made from."""
+    """Return the (H, W) of the screen for pictures of (H, W)."""
     oversampling = 2 if 2 * size[1] <= LARGEST_OVERSAMPLED else 1
     wanted = (oversampling * size[0], oversampling * size[1])
     covering = [screen for screen in _resolutions() if screen[0] >= wanted[0] and screen[1] >= wanted[1]]
@@ -67,13 +67,13 @@ def _screen(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def crop(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The largest central part of a picture with the aspect of (H, W)."""
+    """Return the largest central crop of a picture with the aspect ratio of (H, W)."""
     top, left, rows, columns = _crop_box(picture.shape[:2], size)
     return picture[top : top + rows, left : left + columns]
 
 
 def _crop_box(screen: Sequence[int], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Top, left, height and width of that part."""
+    """Return top, left, height and width of the crop."""
     height, width = screen
     scale = min(height / size[0], width / size[1])
     rows, columns = round(size[0] * scale), round(size[1] * scale)
@@ -81,12 +81,12 @@ def _crop_box(screen: Sequence[int], size: tuple[int, int]) -> tuple[int, int, i
 
 
 def fit(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The central part of a picture of the screen, at (H, W), averaged over areas."""
+    """Return the central crop of a picture of the screen, resized to (H, W) by area average."""
     return resize(np.ascontiguousarray(crop(picture, size)), size)
 
 
 def camera(variables: Sequence[float], screen: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """The camera of a picture that `fit` made of the screen.
+    """Return the camera of a picture that `fit` computes from the screen.
 
     The game draws for pixels that are 1.2 times as high as wide on a screen of 4:3; its field of view is that of such a
     screen, and a wider one shows more at the sides. It looks up and down by moving the picture plane (a shear).
@@ -111,19 +111,19 @@ def camera(variables: Sequence[float], screen: tuple[int, int], size: tuple[int,
 
 
 def depth_offset(size: tuple[int, int]) -> float:
-    """Levels to add to the depth buffer before they are multiplied with ``DEPTH_STEP``, for pictures of (H, W).
+    """Return the levels to add to the depth buffer before multiplying by ``DEPTH_STEP``, for pictures of (H, W).
 
-    The game rounds down, the more so the larger its screen. Measured on my_way_home by what makes reprojection best:
+    The game rounds down, by more on larger screens. Measured on my_way_home as the best value for reprojection:
     1.2 levels at 120 to 240 rows, 1.6 at 320, 2.0 at 360 and 480, 2.8 at 600, 3.2 at 720.
     """
     return max(1.2, _screen(size)[0] / 225)
 
 
 def read_labels(state: Any, size: tuple[int, int]) -> tuple[np.ndarray, dict[int, str]]:
-    """The labels of a frame, with the objects' own numbers instead of the buffer's, which change with every frame.
+    """Return the labels of a frame, with constant object numbers instead of the buffer's, which change every frame.
 
     Args:
-        state: The game's.
+        state: State of the game.
         size: (H, W) of the picture.
 
     Returns:

@@ -1,4 +1,4 @@
-"""When a video's frames are shown and its sound is heard, from the time stamps of its packets."""
+"""Presentation times of a video's frames and sound, from the time stamps of its packets."""
 
 from array import array
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from av.container import InputContainer
 from owl.data.media import CLOCK_MAY_JUMP, Shifts, UnreadableVideoError, packets
 
 LONGEST_PAUSE = 60
-"""Mean seconds between frames beyond which a video's time stamps are taken for broken."""
+"""Mean seconds between frames above which a video's time stamps are invalid."""
 LONG_STILL = 30
 """Seconds without a new frame that are remarked on; a silent track whose clock may jump is taken to have jumped."""
 BACKWARD = 0.1
@@ -20,9 +20,9 @@ BACKWARD = 0.1
 FORWARD = 1.0
 """Seconds that picture and sound must skip together, and by which they may differ, to be one jump of the clock."""
 SPAN = 8
-"""Frames over which an interval is averaged, so that rounded or bursty stamps do not pass for a higher rate."""
+"""Frames over which an interval is averaged, so that rounded or bursty stamps do not give a higher rate."""
 HIGHEST_RATE = 1000
-"""Frames per second beyond which time stamps are no measurement."""
+"""Frames per second above which time stamps are unreliable."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Timing:
         stamped: Whether frames have time stamps; if not, frame n is shown at start + n / rate.
         shifts: Corrections of the video's time stamps that make its clock run steadily.
         sound_shifts: The same for the sound.
-        problems: What was wrong but survived, one clause each.
+        problems: Non-fatal problems, one clause each.
     """
 
     start: Fraction
@@ -50,7 +50,7 @@ class Timing:
 
 @dataclass
 class _Track:
-    """Stamps of a track's packets in ticks, in the order of decoding; NaN where one is missing."""
+    """Time stamps of a track's packets in ticks, in decoding order; NaN if missing."""
 
     tick: Fraction
     pts: "array[float]" = field(default_factory=lambda: array("d"))
@@ -139,11 +139,11 @@ def measure(container: InputContainer, video: av.VideoStream, sound: av.AudioStr
 
 
 def _find_splices(video: _Track, sound: _Track | None, may_jump: bool) -> list[_Splice]:
-    """Tell jumps of the clock from pauses.
+    """Distinguish jumps of the clock from pauses.
 
-    Time that runs backwards is always a jump. Time that skips is a pause, in which the last frame is held, unless the
-    format says that its clock may jump: there it is a jump if the sound skips as much, or if there is no sound and
-    the pause would be a long one.
+    Decreasing time is always a jump. A gap is a pause, in which the last frame is held, unless the format allows
+    discontinuous clocks: then it is a jump if the sound has the same gap, or if there is no sound and the pause would
+    be long.
     """
     splices, sounds = [], sound.jumps() if sound is not None else []
     for first, seconds in video.jumps():

@@ -1,4 +1,4 @@
-"""Checking a dataset member by member, and rebuilding its index."""
+"""Verification of all members of a dataset, and repair of its index."""
 
 import tarfile
 import zlib
@@ -16,15 +16,15 @@ from owl.data.storage import open_filesystem
 from owl.errors import OwlError
 
 PROBES = 9
-"""Members of a shard that are looked up."""
+"""Number of members of a shard to check."""
 LONGEST_NAME = 99
 """Characters of a name that every kind of tar keeps in the member's own header."""
 
 
 def index_is_current(url: str) -> bool:
-    """Whether a dataset has a readable index that lists exactly the shards of the folder, with members where they are.
+    """Return whether a dataset has a readable index that matches the shards of the folder and their members.
 
-    A shard that was packed again in another order may have its old size, so the names of some members are looked up.
+    A shard that was repacked in another order may have the same size, so the names of some members are checked.
     """
     try:
         index = ShardIndex.load(url)
@@ -39,7 +39,7 @@ def index_is_current(url: str) -> bool:
 
 
 def _holds(filesystem: fsspec.AbstractFileSystem, shard: str, index: ShardIndex, number: int) -> bool:
-    """Whether most of a few members of a shard lie where the index says; one whose header is damaged may not."""
+    """Return whether most of a few members of a shard match the index; one with a damaged header may not."""
     fitting = looked_up = 0
     episodes = np.flatnonzero(index.episode_shard == number)
     ends = np.cumsum(index.episode_frames[episodes])
@@ -62,10 +62,10 @@ def _holds(filesystem: fsspec.AbstractFileSystem, shard: str, index: ShardIndex,
 def repair_index(url: str) -> bool:
     """Rebuild the index from the tars if it is missing, damaged, of another version, or lists other shards.
 
-    An index that fits its shards is kept: rebuilding it would take the checksums of members that were damaged since.
+    An index that matches its shards is kept: rebuilding it would accept the checksums of damaged members.
 
     Returns:
-        Whether it was rebuilt.
+        Whether the index was rebuilt.
 
     Raises:
         OwlError: ``dataset.json`` is missing, the tars are not of this format, or the dataset never had an index since
@@ -115,7 +115,7 @@ def verify_members(reader: DatasetReader) -> Iterator[list[str]]:
 
 
 def missing_episodes(reader: DatasetReader) -> list[str]:
-    """One sentence for each episode that a split names and no shard holds."""
+    """Return one message for each episode of a split that is not in any shard."""
     return [
         f"{reader.url}: episode {name} of split {split} is in no shard"
         for split, name in _lost(reader.info, reader.index)
@@ -123,6 +123,6 @@ def missing_episodes(reader: DatasetReader) -> list[str]:
 
 
 def _lost(info: DatasetInfo, index: ShardIndex) -> list[tuple[str, str]]:
-    """Split and name of each episode that a split names and no shard holds."""
+    """Return split and name of each episode of a split that is not in any shard."""
     present = {str(name) for name in index.episodes}
     return [(split, name) for split, names in info.splits.items() for name in names if name not in present]

@@ -1,4 +1,4 @@
-"""Videos read with PyAV: pictures on a grid of constant rate and one size, and sound in step with them."""
+"""Reading of videos with PyAV: pictures at a constant rate and size, with synchronous sound."""
 
 import heapq
 import math
@@ -40,7 +40,7 @@ REORDERED = 16
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """What a look through a video found.
+    """Properties of a video.
 
     Attributes:
         path: The file.
@@ -48,13 +48,13 @@ class VideoFacts:
         seconds: From the first frame's beginning to the last one's end.
         rate: Typical frames per second while the picture moves.
         pixel_aspect: Width of a stored pixel over its height.
-        size: (H, W) as it is meant to be seen: upright, with square pixels.
+        size: (H, W) for display: upright, with square pixels.
         has_audio: Whether there is a sound track.
         stamped: Whether frames have time stamps; if not, frame n is shown at start + n / rate.
-        reordered: Whether frames bear one another's time stamps, as in AVI, which knows the order of decoding only.
+        reordered: Whether time stamps are permuted among frames, as in AVI, which stores only the decoding order.
         shifts: Corrections of the video's time stamps.
         sound_shifts: The same for the sound.
-        problems: What was wrong but survived, one clause each.
+        problems: Non-fatal problems, one clause each.
     """
 
     path: Path
@@ -119,8 +119,8 @@ def probe(path: str | Path) -> VideoFacts:
 def read_frames(facts: VideoFacts, fps: Fraction) -> Iterator[av.VideoFrame]:
     """Decode a video onto a grid of constant rate: picture t is the one shown at start + t / fps.
 
-    Pictures are repeated or left out where the video's own rate differs. A frame whose timestamp was rounded still
-    falls on its own grid point, so a video of the same rate comes through one to one.
+    Pictures are repeated or dropped if the rate of the video differs. A frame with a rounded timestamp still maps to
+    its own grid point, so frames of a video of the same rate map one to one.
 
     Yields:
         ``facts.frames(fps)`` frames; fewer if the rest of the file cannot be decoded.
@@ -144,10 +144,9 @@ def read_frames(facts: VideoFacts, fps: Fraction) -> Iterator[av.VideoFrame]:
 
 
 def _timed(frames: Iterator[av.VideoFrame], facts: VideoFacts) -> Iterator[tuple[Fraction, av.VideoFrame]]:
-    """Yield frames, which come in the order in which they are shown, with times that never run backwards.
+    """Yield frames, which are in presentation order, with non-decreasing times.
 
-    Frames that bear one another's time stamps get those of their neighbourhood in order; a frame without one follows
-    the frame before it.
+    Permuted time stamps are sorted within a neighbourhood; a frame without a time stamp follows the previous frame.
     """
     waiting: deque[av.VideoFrame] = deque()
     stamps: list[Fraction] = []
@@ -176,7 +175,7 @@ def to_picture(frame: av.VideoFrame, size: tuple[int, int], pixel_aspect: Fracti
     """
     hdr = frame.color_trc in TRANSFERS
     colorspace = None
-    if frame.colorspace in (0, 2):  # not said: FFmpeg would take BT.601
+    if frame.colorspace in (0, 2):  # unspecified: FFmpeg would assume BT.601
         colorspace = Colorspace.BT2020 if hdr else Colorspace.ITU709 if frame.height >= 720 else None
     rgb = (
         VideoReformatter()
@@ -198,7 +197,7 @@ def to_picture(frame: av.VideoFrame, size: tuple[int, int], pixel_aspect: Fracti
 class AudioTrack:
     """The sound of a video, in order, resampled to 44.1 kHz stereo; silent where there is none.
 
-    Sample 0 sounds when the first frame is shown.
+    Sample 0 is simultaneous with the first frame.
     """
 
     def __init__(self, facts: VideoFacts) -> None:
@@ -239,7 +238,7 @@ def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
 
 
 def _turned(frame: av.VideoFrame) -> bool:
-    """Whether width and height change places."""
+    """Return whether width and height are swapped."""
     a, b, c, d = _display_matrix(frame)
     return abs(b) + abs(c) > abs(a) + abs(d)
 
@@ -293,13 +292,13 @@ def _read_audio(facts: VideoFacts) -> Iterator[np.ndarray]:
 
 
 def _silence(samples: int, rate: int) -> Iterator[np.ndarray]:
-    """Yield silence a second at a time: a late track must not fill the memory."""
+    """Yield silence one second at a time, so that a late track does not fill the memory."""
     for first in range(0, samples, rate):
         yield np.zeros((min(rate, samples - first), CHANNELS), np.float32)
 
 
 def _resampled(resampler: soxr.ResampleStream | None, sound: np.ndarray | None) -> Iterator[np.ndarray]:
-    """Resample sound; None ends it and yields what the resampler holds back."""
+    """Resample sound; None ends the stream and flushes the resampler."""
     if resampler is not None:
         rest = np.zeros((0, CHANNELS), np.float32)
         sound = resampler.resample_chunk(np.ascontiguousarray(rest if sound is None else sound), last=sound is None)
