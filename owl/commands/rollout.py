@@ -103,24 +103,24 @@ def main(
     compile: bool = False,
     seed: int = 0,
 ) -> None:
-    """Roll a world model out under the controls of recorded episodes and report how well that goes.
+    """Evaluate the rollouts of a world model under the controls of recorded episodes and write a report.
 
-    Short rollouts are compared with what really happened, long ones with what true frames look like in general. The
-    folder gets report.md, metrics.json, pictures and films. A GPU is used where there is one.
+    Short rollouts are compared with the true frames, long rollouts with the distribution of true frames. The folder
+    gets report.md, metrics.json, pictures and videos. A GPU is used if available.
 
     Args:
-        checkpoint: A .ckpt file of the recipe owl.recipes.world_model.WorldModel, or a folder that export wrote.
-        data: Dataset of latents of the autoencoder that the world model was trained with: a folder, or any fsspec URL.
-        out: Folder for the results; where left out, "rollout" in the folder of the run.
-        decoder: Checkpoint or export of the autoencoder; where left out, the one that the dataset names.
+        checkpoint: A .ckpt file of the recipe owl.recipes.world_model.WorldModel, or a folder written by export.
+        data: Dataset of latents of the autoencoder with which the world model was trained: a folder, or any fsspec URL.
+        out: Folder for the results; by default "rollout" in the run folder.
+        decoder: Checkpoint or export of the autoencoder; by default the one named in the dataset.
         inverse_dynamics: Checkpoint of the recipe owl.recipes.inverse_dynamics.InverseDynamics, trained with the world
             model's stride, to measure whether the controls are followed.
-        split: Whose episodes are used.
+        split: Split of the episodes.
         frames: Length of the long rollouts.
-        clips: Short rollouts.
-        horizon: Their length.
-        context: Frames that a rollout is given before it begins.
-        side_by_side: Long rollouts.
+        clips: Number of short rollouts.
+        horizon: Length of the short rollouts.
+        context: Number of given frames before a rollout.
+        side_by_side: Number of long rollouts.
         steps: Evaluations of the network per frame.
         context_noise: Noise level at which generated frames become context.
         guidance: Weight of classifier-free guidance on the controls; 1 is none.
@@ -129,7 +129,7 @@ def main(
         precision: bf16, fp32, fp8_weight_only or fp8_dynamic (linear layers' weights or whole products are float8);
             where left out, bf16 if the device multiplies that fast, else fp32.
         compile: Run the network through torch.compile: a minute's wait at the first time, then faster.
-        seed: Of all noise.
+        seed: Seed of all noise.
     """
     counts = {"frames": frames, "clips": clips, "horizon": horizon, "context": context}
     at_least(1, **counts, side_by_side=side_by_side, steps=steps, stride=stride)

@@ -35,21 +35,21 @@ def main(
     sbatch: list[str] = [],  # noqa: B006 (never changed; a tuple would be another command line)
     options: list[str] = [],  # noqa: B006
 ) -> int:
-    """Try settings of an experiment in parallel, find the best one, and report which keys mattered.
+    """Search the settings of an experiment in parallel, and report the best setting and the importance of keys.
 
-    Each trial is a run of fit in a process of its own, in runs/<sweep>/trial-<number>: one that crashes or runs out of
-    memory is recorded as failed, and the others go on. The folder runs/<sweep> gets report.md with pictures, and
-    best.yaml, which fit takes. docs/how-to/sweep.md explains every key of the sweep's YAML.
+    Each trial is a run of fit in a separate process, in runs/<sweep>/trial-<number>: a trial that crashes or runs out
+    of memory is recorded as failed, and the others continue. The folder runs/<sweep> gets report.md with pictures, and
+    best.yaml, a configuration for fit. docs/how-to/sweep.md explains every key of the sweep's YAML.
 
     Args:
         config: The experiment's YAML, as for fit; repeatable, later files win.
         sweep: The sweep's YAML, such as {objective: val/psnr, direction: maximize, trials: 20, sampler: tpe, pruner:
             median, space: {model.init_args.optimizer.init_args.lr: {low: 1.0e-4, high: 1.0e-2, log: true}}}. Stopped,
             killed, or another machine at hand? The same command again continues the sweep, or adds workers to it.
-        workers: Trials that run at a time on this machine; Ctrl-C stops them with a checkpoint to continue from.
-        threads_per_trial: OpenMP threads of each; where left out, as many as there are cores.
-        trials: Replaces the number in the YAML, for all workers together; 0 only writes the report anew.
-        runs: Folder that holds the run folders; all machines that share a sweep must share it.
+        workers: Number of parallel trials on this machine; Ctrl-C stops them with a checkpoint to continue from.
+        threads_per_trial: OpenMP threads per trial; by default the number of cores.
+        trials: Overrides the number in the YAML, for all workers together; 0 only rewrites the report.
+        runs: Folder of the run folders; all machines that share a sweep must share it.
         executor: Where the workers are: on this machine, or slurm: each a job of a cluster, which comes back after
             its time limit and after preemption until the sweep is done. Their script is runs/<sweep>/workers.sh.
         gpus_per_worker: GPUs of each job of slurm.

@@ -22,7 +22,7 @@ _numbers = count()
 
 
 class BatchPool:
-    """Slots of shared memory for the batches of a loader's workers.
+    """Slots of shared memory for the batches of a loader's worker processes.
 
     A batch in fresh shared memory costs a page fault per 4 KiB in the worker and again in the training process, which
     for uint8 pictures takes almost half as long as decoding them. A slot faults once. It is anonymous memory: sharing

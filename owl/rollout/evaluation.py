@@ -38,7 +38,7 @@ class Clips:
         true_latents: Encoded latents of the frames after the context: "video" float[B, H, c, h, w], ...
         latents: Generated latents.
         reconstructed: If ``true`` are pictures of the dataset, the autoencoder's reconstruction of the frames after the
-            context, uint8[B, H, 3, h, w]: the upper bound of a perfect world model.
+            context, uint8[B, H, 3, h, w]: the best that a perfect world model could reach.
     """
 
     true: Tensor
