@@ -125,7 +125,7 @@ def test_the_page_on_training_plays_from_python(lab: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("checkpoint", "arguments", "code", "tokens"),
     [
-        (AUTOENCODER, (), "network.kind", [AUTOENCODER, "ImageAutoencoder", "world model was"]),
+        (AUTOENCODER, (), "network.kind", [AUTOENCODER, "ImageAutoencoder", "a world model"]),
         ("nothing.ckpt", (), "checkpoint.missing", ["nothing.ckpt"]),
         (WORLD_MODEL, ("--data", FOOTAGE), "dataset.modalities", [FOOTAGE, "no latent", "rgb, controls"]),
         (WORLD_MODEL, ("--frames", "0"), "arguments.too-small", ["frames is 0", "at least 1"]),

@@ -421,7 +421,7 @@ def test_what_does_not_fit_is_told() -> None:
     engine.step(*at(controls, 0))  # refusals have harmed nothing
     snapshot = engine.snapshot()
     engine.reset(batch=3)
-    with refused("engine.snapshot", "2 rollouts", "3 run"):
+    with refused("engine.snapshot", "2 rollouts", "the engine 3"):
         engine.restore(snapshot)
     guided = Engine(network, noise_levels=LEVELS, guidance=2)
     guided.reset(batch=2)
