@@ -1,6 +1,5 @@
 """``python -m owl``: help and dispatch, without importing heavy packages."""
 
-import difflib
 import importlib
 import inspect
 import json
@@ -10,7 +9,7 @@ from collections.abc import Callable
 from itertools import takewhile
 from typing import Any
 
-from owl.errors import OwlError
+from owl.errors import OwlError, suggestion
 from owl.process import prepare_process
 from owl.trust import trust
 
@@ -62,8 +61,7 @@ def find_command(arguments: list[str]) -> tuple[str, list[str]]:
     command = " ".join(arguments[:words])
     if command in COMMANDS:
         return command, arguments[words:]
-    nearest = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0.4)
-    meant = f"; did you mean '{nearest[0]}'?" if nearest else ""
+    meant = suggestion(command, COMMANDS)
     raise OwlError(
         "command.unknown", f"there is no command '{command}'{meant} (the commands are: {', '.join(COMMANDS)})"
     )

@@ -1,4 +1,7 @@
-"""The exception for errors that users can fix."""
+"""The exception for errors that users can fix, and what its messages share."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class OwlError(Exception):
@@ -30,3 +33,16 @@ def at_least(least: int, **counts: int | None) -> None:
     for name, count in counts.items():
         if count is not None and count < least:
             raise OwlError("arguments.too-small", f"{name} is {count}, expected at least {least}; give a larger number")
+
+
+def suggestion(name: object, names: Iterable[str], prefix: str = "", cutoff: float = 0.4) -> str:
+    """Return ``; did you mean '...'?`` for the nearest name, or an empty string.
+
+    Args:
+        name: The name that does not exist.
+        names: Valid names.
+        prefix: Added before the nearest name.
+        cutoff: Least similarity in [0, 1] (`difflib.get_close_matches`).
+    """
+    found = difflib.get_close_matches(str(name), list(names), n=1, cutoff=cutoff)
+    return f"; did you mean '{prefix}{found[0]}'?" if found else ""

@@ -24,10 +24,12 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from owl.cli.arguments import CONFIG, config_files, split
-from owl.errors import OwlError
+from owl.errors import OwlError, suggestion
 
 LONGEST_LIST = 20
 """Valid names are listed in full up to this many; the nearest one is always named."""
+NEAR = 0.5
+"""Least similarity of a name that is suggested."""
 UNKNOWN = (ImportError, AttributeError, TypeError, ValueError)
 """What importing a class that is not there raises."""
 
@@ -304,7 +306,7 @@ def missing_argument(
 def unknown_key(setting: Setting, name: str, valid: list[str], prefix: str, owner: str) -> OwlError:
     """Say that nothing accepts a key, with those that are accepted beside it."""
     by = f" by {owner}" if owner else ""
-    near = suggestion(name, valid, f"--{prefix}" if setting.where.startswith("option") and not owner else "")
+    near = suggestion(name, valid, f"--{prefix}" if setting.where.startswith("option") and not owner else "", NEAR)
     listed = sorted(name for name in valid if not name.startswith("print_"))
     advice = near + f" (accepted: {', '.join(listed)})" if len(listed) <= LONGEST_LIST else near or "; see --help"
     return OwlError("arguments.unknown-key", f"{setting.where} is not accepted{by}{advice}")
@@ -316,7 +318,7 @@ def unknown_class(named: Setting, reason: str) -> OwlError:
     for part in str(named.value).split("."):
         modules = [info.name for info in pkgutil.iter_modules(getattr(module, "__path__", []))]
         classes = [name for name, value in getattr(module, "__dict__", {}).items() if inspect.isclass(value)]
-        nearest = difflib.get_close_matches(part, [*modules, *classes] if module else [part], n=1, cutoff=0.5)
+        nearest = difflib.get_close_matches(part, [*modules, *classes] if module else [part], n=1, cutoff=NEAR)
         near = f"{near}.{nearest[0]}".lstrip(".") if nearest else ""
         if not near:
             break
@@ -344,7 +346,7 @@ def wrong_value(setting: Setting, accepted: list[Any]) -> OwlError:
         name = hint.__name__ if inspect.isclass(hint) and not get_args(hint) else str(hint)
         expected.insert(0, "null" if hint is NoneType else f"an {name}" if name[0] in "aeiou" else f"a {name}")
     value = str(plain(setting))
-    told = f"{setting.where} is {value!r}, but expects {' or '.join(expected)}{suggestion(value, choices)}"
+    told = f"{setting.where} is {value!r}, but expects {' or '.join(expected)}{suggestion(value, choices, cutoff=NEAR)}"
     return OwlError("arguments.wrong-value", told)
 
 
@@ -361,14 +363,9 @@ def bad_reference(error: OmegaConfBaseException, settings: Setting, parser: Argu
     names = [*known, *(action.dest for action in parser._actions)]
     unknown = [reference for reference in references if reference not in names]
     if unknown and isinstance(error, InterpolationKeyError):
-        told = f"refers to ${{{unknown[0]}}}, which is not set anywhere{suggestion(unknown[0], names) or '; set it'}"
+        advice = suggestion(unknown[0], names, cutoff=NEAR) or "; set it"
+        told = f"refers to ${{{unknown[0]}}}, which is not set anywhere{advice}"
         return OwlError("arguments.unknown-reference", f"{where} {told}")
     reason = str(error.msg).partition("\n")[0]
     told = f"holds a reference that cannot be resolved ({reason}); write ${{KEY}} or ${{oc.env:VARIABLE}}"
     return OwlError("arguments.bad-reference", f"{where} {told}")
-
-
-def suggestion(name: str, valid: list[str], prefix: str = "") -> str:
-    """Return ``; did you mean '...'?`` for the nearest valid name, or an empty string."""
-    nearest = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    return f"; did you mean '{prefix}{nearest[0]}'?" if nearest else ""

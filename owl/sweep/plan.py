@@ -1,6 +1,5 @@
 """A sweep's YAML: the search space, the sampler and the objective."""
 
-import difflib
 import inspect
 import json
 import math
@@ -21,7 +20,7 @@ from optuna.samplers import BaseSampler, BruteForceSampler, CmaEsSampler, Random
 from optuna.trial import Trial
 
 from owl.configuration import check_file
-from owl.errors import OwlError
+from owl.errors import OwlError, suggestion
 
 SAMPLERS: dict[str, Callable] = {
     "tpe": partial(TPESampler, constant_liar=True),  # workers avoid settings that others are trying
@@ -199,7 +198,7 @@ def _call(function: Callable, given: Any, where: str) -> Any:
     parameters = {key: p.default is p.empty for key, p in inspect.signature(function).parameters.items()}
     accepted = f" (accepted: {', '.join(parameters)})"
     if unknown := [key for key in given if key not in parameters]:
-        near = nearest(unknown[0], parameters)
+        near = suggestion(unknown[0], parameters)
         raise OwlError("sweep.unknown-key", f"{where} has an unknown key '{unknown[0]}'{near}{accepted}")
     if missing := [key for key, is_required in parameters.items() if is_required and key not in given]:
         raise OwlError("sweep.missing-key", f"{where} has no key '{missing[0]}', which it needs{accepted}")
@@ -310,7 +309,7 @@ def _parameter(
     for parent, wanted in (when or {}).items():
         known = [*map(plain, vars(above[parent].distribution).get("choices", []))] if parent in above else []
         if not known:
-            raise ValueError(f"when names '{parent}', not a key above with choices{nearest(parent, above)}")
+            raise ValueError(f"when names '{parent}', not a key above with choices{suggestion(parent, above)}")
         is_one = plain(wanted) in known or not isinstance(wanted, list)
         conditions[parent] = [_one_of(plain(v), known, f"when.{parent}") for v in ([wanted] if is_one else wanted)]
     return Parameter(key, drawn, conditions)
@@ -319,12 +318,6 @@ def _parameter(
 def _one_of(value: Any, accepted: Iterable[Any], where: str) -> Any:
     """Return a value if it is one of the accepted values."""
     if value not in accepted:
-        near = nearest(value, map(str, accepted))
+        near = suggestion(value, map(str, accepted))
         raise ValueError(f"{where} is {value!r}{near} (accepted: {', '.join(map(str, accepted))})")
     return value
-
-
-def nearest(name: object, names: Iterable[str]) -> str:
-    """Return ``; did you mean '...'?`` for the nearest name, or an empty string."""
-    found = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.4)
-    return f"; did you mean '{found[0]}'?" if found else ""

@@ -16,8 +16,8 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from sqlalchemy import event, exc
 
-from owl.errors import OwlError
-from owl.sweep.plan import Plan, Setting, nearest
+from owl.errors import OwlError, suggestion
+from owl.sweep.plan import Plan, Setting
 
 HEARTBEAT = 15
 """Seconds between heartbeats of a trial's worker."""
@@ -228,6 +228,6 @@ def unknown_objective(objective: str, known: list[str]) -> OwlError:
     """Return the error for an objective that is not among the metrics."""
     return OwlError(
         "sweep.objective",
-        f"the objective '{objective}' is none of the metrics that the first trial logged{nearest(objective, known)} "
+        f"the objective '{objective}' is none of the metrics that the first trial logged{suggestion(objective, known)} "
         f"(they are: {', '.join(known)}); correct it in the sweep's YAML and run the same command again",
     )
