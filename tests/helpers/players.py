@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Adam
 
 from owl.distributed.sharding import shard
+from owl.losses.adversarial import discriminator_loss, generator_loss, logits_and_penalty
 from owl.optim import MuonAdamW
 from owl.optim.configuration import with_schedule
 from owl.optim.stepping import manual_step, only_towards
@@ -69,22 +70,15 @@ class Players(LightningModule):
 
     def generator_loss(self, real: Tensor) -> Tensor:
         """Copies shall look like the pictures, and not like copies."""
-        fake = self.generator(real)
-        true = self.discriminator(real).detach()
-        adversarial = only_towards(fake, lambda x: F.softplus(true - self.discriminator(x)).mean())
+        fake, judged = self.generator(real), self.discriminator(real).detach()
+        adversarial = only_towards(fake, lambda x: generator_loss(self.discriminator(x), judged))
         return F.l1_loss(fake, real) + 0.1 * adversarial
 
     def discriminator_loss(self, real: Tensor) -> Tensor:
         """Pictures shall look truer than their copies."""
         with torch.no_grad():
             fake = self.generator(real)
-        return F.softplus(self.discriminator(fake) - self.discriminator(real)).mean()
-
-    def gradient_penalty(self, real: Tensor) -> Tensor:
-        """R1, on real pictures."""
-        real = real.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(self.discriminator(real.view_as(real)).sum(), real, create_graph=True)
-        return gradient.square().sum((1, 2, 3)).mean()
+        return discriminator_loss(self.discriminator(real), self.discriminator(fake))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Both learn."""
@@ -97,7 +91,7 @@ class Players(LightningModule):
                 self.log("train/generator", loss)
             loss = self.discriminator_loss(real)
             if self.penalty and step.due(self.penalty_every):
-                loss = loss + self.penalty_every * self.penalty * self.gradient_penalty(real)
+                loss = loss + self.penalty_every * self.penalty * logits_and_penalty(self.discriminator, real)[1]
             step(discriminator, loss, self.clip)
             self.log("train/loss", loss)
         return loss
