@@ -1,0 +1,57 @@
+"""What recipes of decoders start from: a tiny autoencoder in a file, and an experiment that decodes its latents."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from owl import models
+from owl.models.image_autoencoder import ImageAutoencoder
+from tests.helpers.tiny import tiny_experiment
+
+ENCODER = "owl.callbacks.frozen_encoder.FrozenEncoder"
+
+
+def save_autoencoder(
+    folder: str | Path,
+    size: tuple[int, int] = (32, 48),
+    latent_size: tuple[int, int] = (4, 6),
+    latent_channels: int = 4,
+    seed: int = 0,
+) -> Path:
+    """Export an untrained ImageAutoencoder of 8 pixels a position and 16 channels, in place of a checkpoint.
+
+    Its decoder is not blank: pictures come out with about the variance of pictures.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        models.save(ImageAutoencoder(3, size, latent_size, latent_channels, [16, 16, 16], [1, 1, 1]), folder)
+    return Path(folder)
+
+
+def tiny_decoder(
+    dataset: str | Path,
+    autoencoder: str | Path,
+    class_path: str,
+    modalities: Sequence[str] = ("rgb",),
+    length: int = 1,
+    trainer: dict[str, Any] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Return the configuration of a decoder's recipe on pictures of 32x48, which trains in seconds.
+
+    Args:
+        dataset: Of tests/helpers/shards.py.
+        autoencoder: As ``save_autoencoder`` writes it; named once, and referred to by the callback.
+        class_path: Of the recipe, whose argument is ``autoencoder``.
+        modalities: Of a sample; with "latent" among them nothing is encoded in training.
+        length: Frames of a sample.
+        trainer: Settings.
+        options: Other arguments of the recipe.
+    """
+    callbacks = [{"class_path": ENCODER, "init_args": {"path": "${model.init_args.autoencoder}"}}]
+    experiment = tiny_experiment(Path(dataset), callbacks=callbacks, **trainer or {})
+    experiment["model"] = {"class_path": class_path, "init_args": {"autoencoder": str(autoencoder), **options}}
+    experiment["data"]["init_args"] |= {"modalities": list(modalities), "length": length}
+    return experiment
