@@ -6,8 +6,8 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from owl.errors import OwlError
+from owl.losses.temporal import error_changes
 from owl.losses.wavelet import haar
-from owl.nn.warping import visibility, warp
 
 
 class Flicker(Metric):
@@ -94,24 +94,7 @@ class FlickerAlongFlow(Metric):
         Raises:
             OwlError: The shapes do not fit, or a clip has a single frame.
         """
-        if (
-            decoded.shape != true.shape
-            or true.ndim != 5
-            or true.shape[1] < 2
-            or flow.ndim != 5
-            or flow.shape[:3] != (*true.shape[:2], 2)
-        ):
-            raise OwlError(
-                "flicker.shape",
-                f"flicker along the flow got clips of {list(decoded.shape)} and {list(true.shape)} and flow of "
-                f"{list(flow.shape)}, expected two equal shapes [batch, time, channels, height, width] with at least 2 "
-                "frames, and two channels of flow for each frame",
-            )
-        before, now = true[:, :-1].flatten(0, 1).float(), true[:, 1:].flatten(0, 1).float()
-        error = decoded.float() - true.float()
-        steps = flow[:, 1:].flatten(0, 1).float()
-        seen = visibility(now, *warp(before, steps))
-        change = error[:, 1:].flatten(0, 1) - warp(error[:, :-1].flatten(0, 1), steps)[0]
+        change, seen = error_changes(decoded, true, flow)
         subbands = haar(change, 2)[..., 1:, :, :].square().mean((1, 2))  # [B * (T - 1), H / 2, W / 2]
         # a subband's pixel has the lowest weight of its 2x2 pixels
         weight = -F.max_pool2d(-seen, 2, ceil_mode=True).squeeze(1)
