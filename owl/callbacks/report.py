@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.model_summary import get_human_readable_count
 from rich.console import Console
 from rich.table import Table
 
+from owl import models
 from owl.atomic import atomic_write
 from owl.callbacks.throughput import Throughput
 from owl.configuration import dump
@@ -31,8 +32,9 @@ class Report(Callback):
     ``steps``, ``seconds``, ``seed``), and ``report.md`` with the same numbers, the last pictures, and the command that
     repeats the run. ``validate`` and ``test`` write ``validate.json`` and ``test.json``.
 
-    Every checkpoint stores, under ``owl``, the recipe's class, the complete configuration, the code version, the
-    dataset's identity, and the metrics so far, from which ``fit`` repeats the report of a finished run.
+    Every checkpoint stores, under ``owl``, the recipe's class, class and arguments of each network that it exports, the
+    complete configuration, the code version, the dataset's identity, and the metrics so far, from which ``fit`` repeats
+    the report of a finished run.
     """
 
     def __init__(self) -> None:
@@ -63,10 +65,12 @@ class Report(Callback):
             atomic_write(Path(trainer.default_root_dir) / ENVIRONMENT, content)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Store the recipe, configuration, code version, dataset and metrics."""
+        """Store the recipe, its networks, the configuration, code version, dataset and metrics."""
         recipe = type(pl_module)
+        networks = {name: models.describe(network) for name, network in models.exported(pl_module).items()}
         checkpoint["owl"] = {
             "recipe": f"{recipe.__module__}.{recipe.__qualname__}",
+            "networks": {name: description for name, description in networks.items() if description},
             "config": self.configuration,
             "code_version": code_version(),
             "dataset": self.dataset_identity(trainer),

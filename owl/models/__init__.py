@@ -32,17 +32,35 @@ def save(network: nn.Module, directory: str | Path) -> None:
     import yaml
     from safetensors.torch import save as to_bytes
 
-    if not isinstance(getattr(network, "config", None), dict):
+    from owl.nn.frozen import whole_state_dicts
+
+    description = describe(network)
+    if description is None:
         raise OwlError(
             "network.config",
             f"{type(network).__name__} has no attribute config, expected its constructor arguments as a dict; "
             "set self.config in its __init__",
         )
-    class_path = f"{type(network).__module__}.{type(network).__qualname__}"
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _whole_state(network).items()}
-    text = yaml.safe_dump({"class_path": class_path, "init_args": network.config}, sort_keys=False)
-    atomic_write(Path(directory) / WEIGHTS, to_bytes(tensors, metadata={"class_path": class_path}))
+    with whole_state_dicts():
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    text = yaml.safe_dump(description, sort_keys=False)
+    atomic_write(Path(directory) / WEIGHTS, to_bytes(tensors, metadata={"class_path": description["class_path"]}))
     atomic_write(Path(directory) / CONFIG, text)
+
+
+def describe(network: nn.Module) -> dict[str, Any] | None:
+    """Return ``class_path`` and ``init_args``, from which `load` builds a network again; None if it has no ``config``.
+
+    Exports store it in config.yaml, checkpoints for every network that their recipe exports.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    config = getattr(network, "config", None)
+    if not isinstance(config, dict):
+        return None
+    # sharding replaces the class of a network by a subclass
+    kind = next(kind for kind in type(network).__mro__ if not issubclass(kind, FSDPModule))
+    return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": config}
 
 
 def load(path: str | Path, name: str | None = None) -> nn.Module:
@@ -68,13 +86,13 @@ def exported(recipe: nn.Module) -> dict[str, nn.Module]:
 
     A recipe lists the names of submodules in its attribute ``exports``, such as ``("encoder", "decoder")``. These are
     exported and averaged (`owl.callbacks.ema.EMA`); others, such as a critic, are not. A recipe without the attribute
-    exports its ``network``, and everything it trains is averaged.
+    exports its ``network``, if it has one, and everything it trains is averaged.
 
     Raises:
         OwlError: It has no submodule with such a name.
     """
     networks = {}
-    for name in getattr(recipe, "exports", ("network",)):
+    for name in getattr(recipe, "exports", ("network",) if hasattr(recipe, "network") else ()):
         try:
             networks[name] = recipe.get_submodule(name)
         except AttributeError as error:
@@ -87,7 +105,7 @@ def exported(recipe: nn.Module) -> dict[str, nn.Module]:
 
 
 def rebuild(checkpoint: str | Path, name: str | None = None) -> tuple[nn.Module, dict[str, Any]]:
-    """Rebuild a network of a training checkpoint, with the code of the recipe that trained it.
+    """Rebuild a network of a training checkpoint.
 
     Args:
         checkpoint: A ``.ckpt`` file written by fit.
@@ -112,7 +130,10 @@ def rebuild(checkpoint: str | Path, name: str | None = None) -> tuple[nn.Module,
 
 
 def rebuild_all(checkpoint: str | Path) -> tuple[dict[str, nn.Module], dict[str, Any]]:
-    """Rebuild all networks that the recipe of a training checkpoint exports, with its code.
+    """Rebuild all networks that the recipe of a training checkpoint exports, without the recipe.
+
+    The recipe may need files that were there when it was trained, such as the checkpoint of an earlier stage; the
+    networks do not.
 
     Args:
         checkpoint: A ``.ckpt`` file written by fit.
@@ -121,35 +142,37 @@ def rebuild_all(checkpoint: str | Path) -> tuple[dict[str, nn.Module], dict[str,
         The networks by name on the CPU in eval mode, and the content of the checkpoint.
 
     Raises:
-        OwlError: The file is missing or damaged, or the recipe it names is not trusted or cannot be rebuilt.
+        OwlError: The file is missing or damaged, describes no network, or one that is not trusted or cannot be built.
     """
-    import importlib
-    import warnings
-    from argparse import ArgumentError
-
-    from lightning.pytorch import LightningModule
-
     from owl.checkpoint import load_checkpoint
 
     content = load_checkpoint(checkpoint)
-    class_path = str(content["owl"]["recipe"])
-    check([class_path, content.get("hyper_parameters")], checkpoint)
-    module, _, name = class_path.rpartition(".")
-    try:
-        recipe_class = getattr(importlib.import_module(module), name)
-        if not (isinstance(recipe_class, type) and issubclass(recipe_class, LightningModule)):
-            raise TypeError(f"{class_path} is no LightningModule")
-        with warnings.catch_warnings():  # recipes intentionally store networks as hyperparameters
-            warnings.filterwarnings("ignore", message="Attribute .* is an instance of `nn.Module`")
-            recipe = recipe_class.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
-    except (ArgumentError, ImportError, AttributeError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+    descriptions = content["owl"].get("networks") or {}
+    if not descriptions:
         raise OwlError(
             "network.rebuild",
-            f"the recipe {class_path} of {checkpoint} cannot be rebuilt ({reason}); "
-            f"use the code that trained it, {content['owl'].get('code_version', 'of an unknown version')}",
-        ) from error
-    return {name: network.eval() for name, network in exported(recipe).items()}, content
+            f"{checkpoint} describes no network, expected one that the recipe exports with its constructor arguments "
+            "in the attribute config; set self.config in the network's __init__ and train again",
+        )
+    networks = {}
+    for name, description in descriptions.items():
+        try:
+            network = _build(description, checkpoint)
+            state = {
+                key.removeprefix(f"{name}."): tensor
+                for key, tensor in content["state_dict"].items()
+                if key.startswith(f"{name}.")
+            }
+            network.load_state_dict(state)  # frozen parts, which the checkpoint leaves out, are completed
+        except (ImportError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise OwlError(
+                "network.rebuild",
+                f"the network {description} of {checkpoint} cannot be rebuilt ({reason}); "
+                f"use the code that trained it, {content['owl'].get('code_version', 'of an unknown version')}",
+            ) from error
+        networks[name] = network.eval()
+    return networks, content
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -188,21 +211,33 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _whole_state(network: nn.Module) -> dict[str, Any]:
-    """Return a network's state dict with its frozen parts."""
-    from owl.nn.frozen import whole_state_dicts
+def _build(description: dict[str, Any], file: str | Path) -> nn.Module:
+    """Build an untrained network from its description in a file.
 
-    with whole_state_dicts():
-        return network.state_dict()
+    Raises:
+        OwlError: It names a class that is not trusted, or impossible arguments.
+        Exception: It names no class, one that cannot be imported or is no network, or unknown arguments.
+    """
+    import importlib
+
+    from torch import nn
+
+    class_path, init_args = description["class_path"], description["init_args"]
+    check(description, file)
+    module_name, _, class_name = class_path.rpartition(".")
+    network_class = getattr(importlib.import_module(module_name), class_name)
+    if not (isinstance(network_class, type) and issubclass(network_class, nn.Module)):
+        raise TypeError(f"{class_path} is no torch.nn.Module")
+    network: nn.Module = network_class(**init_args)
+    return network
 
 
 def _load_export(directory: Path) -> nn.Module:
-    import importlib
-
     import yaml
     from safetensors import SafetensorError
     from safetensors.torch import load_file
-    from torch import nn
+
+    from owl.nn.frozen import whole_state_dicts
 
     weights, config = directory / WEIGHTS, directory / CONFIG
     for path in (weights, config):
@@ -212,35 +247,27 @@ def _load_export(directory: Path) -> nn.Module:
                 f"{path} does not exist, expected a folder with {WEIGHTS} and {CONFIG}; export a checkpoint",
             )
     try:
-        content = yaml.safe_load(config.read_bytes())
-        class_path, init_args = content["class_path"], content["init_args"]
-        check(class_path, config)
-        module_name, _, class_name = class_path.rpartition(".")
-        network_class = getattr(importlib.import_module(module_name), class_name)
+        network = _build(yaml.safe_load(config.read_bytes()), config)
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())
         raise OwlError(
             "export.config",
-            f"{config} names no network ({reason}), expected class_path and init_args; export the checkpoint again",
+            f"{config} describes no network ({reason}), expected class_path and init_args; export the checkpoint again",
         ) from error
-    if not (isinstance(network_class, type) and issubclass(network_class, nn.Module)):
-        raise OwlError(
-            "export.kind", f"{config} names {class_path}, expected a torch.nn.Module; export the checkpoint again"
-        )
     try:
         tensors = load_file(weights)
-        network: nn.Module = network_class(**init_args)
-        expected = _whole_state(network).keys()
+        with whole_state_dicts():
+            expected = network.state_dict().keys()
         for names, kind in ((expected - tensors.keys(), "missing"), (tensors.keys() - expected, "unknown")):
             if names:
                 raise OwlError(
                     "export.weights",
                     f"{weights} has {len(names)} {kind} tensors such as {min(names)}, expected the tensors of the "
-                    f"{class_path} that {config} describes; export the checkpoint again",
+                    f"{type(network).__qualname__} that {config} describes; export the checkpoint again",
                 )
         # assign: the network takes the dtype of the file.
         network.load_state_dict(tensors, strict=True, assign=True)
-    except (SafetensorError, RuntimeError, TypeError) as error:
+    except (SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise OwlError(
             "export.weights", f"{weights} does not fit {config} ({reason}); export the checkpoint again"

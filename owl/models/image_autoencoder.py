@@ -90,7 +90,9 @@ class ImageAutoencoder(nn.Module):
     ) -> None:
         super().__init__()
         decoder_blocks = blocks if decoder_blocks is None else decoder_blocks
-        _check(channels, size, latent_size, latent_channels, widths, blocks, decoder_blocks, patch, group_size, norm)
+        check_arguments(
+            channels, size, latent_size, latent_channels, widths, blocks, decoder_blocks, patch, group_size, norm
+        )
         self.config: dict[str, Any] = {
             "channels": channels,
             "size": list(size),
@@ -109,7 +111,7 @@ class ImageAutoencoder(nn.Module):
         self.size = (size[0], size[1])
         self.latent_size = (latent_size[0], latent_size[1])
         self.latent_channels = latent_channels
-        grid = _grid(self.latent_size, widths, patch)
+        grid = span(self.latent_size, widths, patch)
         shared = (channels, self.size, grid, latent_channels, widths)
         self.encoder = Encoder(*shared, blocks, patch, group_size, norm, middle_block, checkpoint)
         self.decoder = Decoder(*shared, decoder_blocks, patch, group_size, norm, middle_block, checkpoint)
@@ -160,12 +162,7 @@ class ImageAutoencoder(nn.Module):
         Raises:
             OwlError: The latent has other channels or another size.
         """
-        if latent.shape[1:] != (self.latent_channels, *self.latent_size):
-            raise OwlError(
-                "network.input",
-                f"the latent is {list(latent.shape)}, expected [batch, {self.latent_channels}, {self.latent_size[0]}, "
-                f"{self.latent_size[1]}]; use latents of this autoencoder",
-            )
+        check_latent(latent, self.latent_channels, *self.latent_size)
         image: Tensor = self.decoder(latent)
         return image.to(latent.dtype)
 
@@ -313,13 +310,27 @@ def _middle(width: int, depth: int, group_size: int | None, norm: Norm) -> list[
     return [_block(width, depth, group_size, norm), attention, _block(width, depth, group_size, norm)]
 
 
-def _grid(latent_size: tuple[int, int], widths: list[int], patch: int) -> tuple[int, int]:
+def span(latent_size: tuple[int, int], widths: list[int], patch: int) -> tuple[int, int]:
     """(height, width) in pixels that the stages and the patch span."""
     factor = patch * 2 ** (len(widths) - 1)
     return latent_size[0] * factor, latent_size[1] * factor
 
 
-def _check(
+def check_latent(latent: Tensor, channels: int, height: int, width: int) -> None:
+    """Reject latents that are not float[B, channels, height, width].
+
+    Raises:
+        OwlError: The latent has another shape.
+    """
+    if latent.ndim != 4 or latent.shape[1:] != (channels, height, width):
+        raise OwlError(
+            "network.input",
+            f"the latent is {list(latent.shape)}, expected [batch, {channels}, {height}, {width}]; use latents of the "
+            "autoencoder that the decoder belongs to",
+        )
+
+
+def check_arguments(
     channels: int,
     size: tuple[int, int],
     latent_size: tuple[int, int],
@@ -369,7 +380,7 @@ def _check(
             "network.arguments",
             f"group_size is {group_size}, expected a divisor of every width of {widths}; change one of them",
         )
-    grid = _grid(latent_size, widths, patch)
+    grid = span(latent_size, widths, patch)
     if any(not 1 / 2 < inner / outer < 2 for inner, outer in zip(grid, size, strict=True)):
         raise OwlError(
             "network.arguments",

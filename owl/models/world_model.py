@@ -16,6 +16,7 @@ from owl.models.streams import Stream, declared
 from owl.nn.attention import Attend, Frames, attention_among, clip_frames
 from owl.nn.cache import CachedAttention, LayerCache, Ring
 from owl.nn.rope import rope
+from owl.nn.statistics import register_latent
 from owl.nn.transformer import Block, ControlEmbedding, Head, NoiseLevelEmbedding, zero_linear
 
 VIDEO = {"video": Stream((4, 12, 20), patch=2, modality="latent")}
@@ -178,9 +179,7 @@ class WorldTransformer(nn.Module):
                 self.add_module(f"{name}_out", Head(width, stream.features))
         self.blocks = nn.ModuleList(Block(width, heads, round(width * mlp_ratio)) for _ in range(depth))
         for name, stream in self.streams.items():
-            self.register_buffer(f"{name}_mean", torch.zeros(stream.channels))
-            self.register_buffer(f"{name}_std", torch.ones(stream.channels))
-            self.register_buffer(f"{name}_encoder", torch.zeros(8, dtype=torch.uint8))
+            register_latent(self, name, stream.channels)
 
     @property
     def grid_tokens(self) -> int:

@@ -115,17 +115,17 @@ def test_a_wrong_checkpoint_is_told_and_leaves_nothing(checkpoint: Path, tmp_pat
     (tmp_path / "garbage.ckpt").write_bytes(b"garbage")
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
     content = torch.load(checkpoint, weights_only=True)
-    torch.save(content | {"owl": content["owl"] | {"recipe": "theirs.Recipe"}}, tmp_path / "theirs.ckpt")
-    renamed = deepcopy(content)
-    renamed["hyper_parameters"]["network"]["init_args"]["former_name"] = 1
-    torch.save(renamed, tmp_path / "renamed.ckpt")
+    for name, change in (("theirs", {"class_path": "theirs.Network"}), ("renamed", {"init_args": {"former_name": 1}})):
+        changed = deepcopy(content)
+        changed["owl"]["networks"]["network"] |= change
+        torch.save(changed, tmp_path / f"{name}.ckpt")
     del content["state_dict"]["network.latent_mean"]
     torch.save(content, tmp_path / "less.ckpt")
     for name, code, *tokens in (
         ("none", "checkpoint.missing"),
         ("garbage", "checkpoint.unreadable"),
         ("foreign", "checkpoint.foreign"),
-        ("theirs", "network.rebuild", "theirs.Recipe"),
+        ("theirs", "network.rebuild", "theirs.Network"),
         ("renamed", "network.rebuild", "former_name"),
         ("less", "network.rebuild", "latent_mean"),
     ):

@@ -92,8 +92,8 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         ("class_path: owl.nowhere.Network\ninit_args: {}", "export.config", "owl.nowhere"),
         ("class_path: owl.models.image_autoencoder.Missing\ninit_args: {}", "export.config", "Missing"),
         ("class_path: Missing\ninit_args: {}", "export.config", "config.yaml"),
-        ("class_path: pathlib.Path\ninit_args: {}", "export.kind", "pathlib.Path"),
-        ("class_path: owl.models.image_autoencoder.ImageAutoencoder\ninit_args: {depth: 3}", "export.weights", "depth"),
+        ("class_path: pathlib.Path\ninit_args: {}", "export.config", "pathlib.Path"),
+        ("class_path: owl.models.image_autoencoder.ImageAutoencoder\ninit_args: {depth: 3}", "export.config", "depth"),
         ("class_path: owl.models.image_autoencoder.ImageAutoencoder\ninit_args: {patch: 7}", "network.arguments", "7"),
     ],
 )

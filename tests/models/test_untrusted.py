@@ -35,33 +35,27 @@ def refuse(path: Path, code: str, *tokens: str) -> None:
     assert not Path("imported").exists()
 
 
-def checkpoint(path: Path, recipe: str = "owl.recipes.image_vae.ImageVAE", **hyperparameters: Any) -> Path:
-    instantiator = {"_instantiator": "lightning.pytorch.cli.instantiate_module"}
-    content = {"owl": {"recipe": recipe}, "hyper_parameters": hyperparameters | instantiator, "state_dict": {}}
-    torch.save(content | {"pytorch-lightning_version": "2.6.0"}, path)
+def checkpoint(path: Path, class_path: str, **init_args: Any) -> Path:
+    description = {"class_path": class_path, "init_args": init_args}
+    torch.save({"owl": {"networks": {"network": description}}, "state_dict": {}}, path)
     return path
 
 
 def test_a_checkpoint_runs_no_code_of_strangers(lab: Path) -> None:
     ours = "owl.models.image_autoencoder.ImageAutoencoder"
-    hidden: list[Any] = [
-        {"class_path": "stranger.Network"},
-        "stranger.Network",
-        {"class_path": ours, "init_args": {"widths": [{"class_path": "stranger.Network"}]}},
-    ]
     refuse(checkpoint(lab / "a.ckpt", "stranger.Network"), "network.untrusted", "--trust stranger")
-    for network in hidden:
-        refuse(checkpoint(lab / "a.ckpt", network=network), "network.untrusted", "--trust stranger")
-    refuse(
-        checkpoint(lab / "a.ckpt", network={"class_path": ours}, optimizer="stranger.Network"),
-        "network.untrusted",
-        "--trust stranger",
-    )
+    for hidden in ("stranger.Network", {"class_path": "stranger.Network"}, [{"widths": ["stranger.Network"]}]):
+        refuse(checkpoint(lab / "a.ckpt", ours, widths=hidden), "network.untrusted", "--trust stranger")
 
 
-def test_what_is_imported_but_no_recipe_is_not_called(lab: Path) -> None:
-    for recipe in ("os.mkdir", "pathlib.Path", ""):
-        refuse(checkpoint(lab / "a.ckpt", recipe), "network.rebuild")
+def test_what_is_imported_but_no_network_is_not_called(lab: Path) -> None:
+    for class_path in ("os.mkdir", "pathlib.Path", ""):
+        refuse(checkpoint(lab / "a.ckpt", class_path), "network.rebuild")
+
+
+def test_a_checkpoint_that_describes_no_network_is_refused(lab: Path) -> None:
+    torch.save({"owl": {"networks": {}}, "state_dict": {}}, lab / "a.ckpt")
+    refuse(lab / "a.ckpt", "network.rebuild", "config")
 
 
 def test_an_export_runs_no_code_of_strangers(lab: Path) -> None:
@@ -70,11 +64,12 @@ def test_an_export_runs_no_code_of_strangers(lab: Path) -> None:
     refuse(lab / "export", "network.untrusted", "--trust stranger")
 
 
-def test_your_own_recipe_is_exported_once_you_trust_it(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (lab / "mine.py").write_text("from owl.recipes.image_vae import ImageVAE\n\n\nclass Mine(ImageVAE):\n    pass\n")
+def test_your_own_network_is_exported_once_you_trust_it(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    imports = "from owl.models.image_autoencoder import ImageAutoencoder\n"
+    (lab / "mine.py").write_text(f"{imports}\n\nclass Mine(ImageAutoencoder):\n    pass\n")
     make_dataset(lab / "data", episodes=3, frames=6, size=(32, 48), modalities=("rgb",))
     experiment = tiny_experiment(lab / "data", max_steps=1)
-    experiment["model"]["class_path"] = "mine.Mine"
+    experiment["model"]["init_args"]["network"]["class_path"] = "mine.Mine"
     experiment["data"]["init_args"]["validation_windows"] = 2
     write_config(lab / "mine.yaml", experiment)
     assert owl_here("fit", "--config", "mine.yaml", cwd=lab) == 0

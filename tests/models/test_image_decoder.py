@@ -1,0 +1,57 @@
+"""The decoder as a network of its own."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from owl import models
+from owl.latents import UNKNOWN, encoder_of, tells_encoder
+from owl.models.image_autoencoder import ImageAutoencoder
+from owl.models.image_decoder import ImageDecoder
+from tests.helpers.errors import refused
+
+TINY: dict[str, Any] = {"size": (16, 24), "latent_size": (4, 6), "widths": [8, 16], "blocks": [1, 1]}
+
+
+@pytest.fixture
+def autoencoder() -> ImageAutoencoder:
+    torch.manual_seed(0)
+    network = ImageAutoencoder(**TINY, decoder_blocks=[2, 1])
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return network
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_a_copy_of_an_autoencoders_decoder_has_its_outputs(autoencoder: ImageAutoencoder, folded: bool) -> None:
+    latent = torch.randn(2, 4, 4, 6)
+    expected = autoencoder.decode(latent)
+    decoder = ImageDecoder.of(autoencoder.fold_weight_norm() if folded else autoencoder)
+    torch.testing.assert_close(decoder.decode(latent), expected)
+    with torch.no_grad():
+        decoder.decoder.head.bias.add_(1.0)  # a copy
+    torch.testing.assert_close(autoencoder.decode(latent), expected)
+
+
+def test_an_export_decodes_the_same_and_identifies_its_latents(autoencoder: ImageAutoencoder, tmp_path: Path) -> None:
+    decoder = ImageDecoder.of(autoencoder)
+    assert tells_encoder(decoder)
+    assert encoder_of(decoder) == UNKNOWN
+    decoder.latent_encoder.copy_(torch.arange(1, 9))
+    models.save(decoder, tmp_path)
+    loaded = models.load(tmp_path)
+    latent = torch.randn(1, 4, 4, 6)
+    assert torch.equal(loaded(latent), decoder(latent))
+    assert encoder_of(loaded) == encoder_of(decoder) == "0102030405060708"
+
+
+def test_latents_of_another_shape_are_refused(autoencoder: ImageAutoencoder) -> None:
+    decoder = ImageDecoder.of(autoencoder)
+    for shape in ((1, 4, 6, 4), (1, 3, 4, 6), (4, 4, 6)):
+        with refused("network.input", str(list(shape)), "[batch, 4, 4, 6]"):
+            decoder.decode(torch.zeros(shape))
+    with refused("network.arguments", "latent_channels", "5"):
+        ImageDecoder(3, (16, 24), (4, 6), 5, widths=[8, 16], blocks=[1, 1])
