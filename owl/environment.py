@@ -5,6 +5,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,15 @@ def environment() -> dict[str, Any]:
         "command": shlex.join(["python", "-m", "owl", *sys.argv[1:]]),
         "folder": str(Path.cwd()),
         "git": list(found.values()),
-        "packages": dict(sorted((d.metadata["Name"], d.version) for d in metadata.distributions())),
+        "packages": packages(),
     }
+
+
+@cache
+def packages() -> dict[str, str]:
+    """Return the versions of all installed packages by name, which do not change while a process runs."""
+    described = (distribution.metadata for distribution in metadata.distributions())  # parses a file at each access
+    return dict(sorted((about["Name"], about["Version"]) for about in described))
 
 
 def devices() -> dict[str, Any]:
