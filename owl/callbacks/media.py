@@ -1,5 +1,6 @@
-"""Write pictures of the model's output to TensorBoard and the run folder."""
+"""Write pictures and clips of the model's output to TensorBoard and the run folder."""
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -7,15 +8,22 @@ import cv2
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
 
 from owl.atomic import atomic_write
+from owl.viz.film import write_film
+
+CLIP_FPS = 15.0
+"""Frames per second of clips if the data module does not say, as `ShardDataModule.fps` does."""
 
 
 class Media(Callback):
     """Draw pictures of the first validation batch.
 
-    A recipe implements ``media(batch) -> dict[str, uint8[H, W, 3]]``. The pictures go to TensorBoard and, as PNG, to
-    ``<run folder>/media/step-<step>/<name>.png``. ``predict`` writes one set of pictures for every batch to
+    A recipe implements ``media(batch)``, which returns pictures uint8[H, W, 3] and clips uint8[T, H, W, 3] by name.
+    They go to TensorBoard, where clips are animated, and to ``<run folder>/media/step-<step>/``: pictures as
+    ``<name>.png``, clips as ``<name>.mp4``. ``predict`` writes one set for every batch to
     ``<run folder>/predictions/``. All ranks draw, rank 0 writes.
 
     Args:
@@ -74,7 +82,7 @@ class Media(Callback):
             return
         for name, picture in pl_module.media(batch).items():  # type: ignore[operator]
             if folder is not None:
-                write_picture(trainer, folder, name, picture)
+                (write_picture if picture.ndim == 3 else write_clip)(trainer, folder, name, picture)
 
 
 def write_picture(trainer: Trainer, folder: Path, name: str, picture: np.ndarray) -> None:
@@ -86,3 +94,25 @@ def write_picture(trainer: Trainer, folder: Path, name: str, picture: np.ndarray
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger) and trainer.state.fn == "fit":
             logger.experiment.add_image(name, picture, trainer.global_step, dataformats="HWC")
+
+
+def write_clip(trainer: Trainer, folder: Path, name: str, clip: np.ndarray) -> None:
+    """Write uint8[T, H, W, 3] to ``<folder>/<name>.mp4`` and, during fit, to TensorBoard; do nothing in a fast_dev_run.
+
+    TensorBoard gets an animated PNG, which browsers play: a GIF would add flicker of its own to every colour outside
+    its palette, and `SummaryWriter.add_video` needs one more package to write a GIF.
+    """
+    if trainer.fast_dev_run:
+        return
+    fps = getattr(trainer.datamodule, "fps", CLIP_FPS)  # type: ignore[attr-defined]
+    write_film(folder / f"{name}.mp4", clip, fps)
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger) and trainer.state.fn == "fit":
+            first, *others = map(Image.fromarray, clip)
+            file = BytesIO()
+            first.save(file, "png", save_all=True, append_images=others, duration=1000 / fps, loop=0)
+            image = Summary.Image(
+                height=clip.shape[1], width=clip.shape[2], colorspace=3, encoded_image_string=file.getvalue()
+            )
+            summary = Summary(value=[Summary.Value(tag=name, image=image)])
+            logger.experiment.file_writer.add_summary(summary, trainer.global_step)

@@ -33,6 +33,8 @@ class ShardDataModule(LightningDataModule):
         batch_size: Windows per batch of one rank.
         num_workers: Worker processes per rank.
         validation_windows: Windows of each validation and test pass, evenly spaced; None takes all.
+        validation_length: Frames in a window of validation and test, for example to look at clips where training needs
+            pairs of frames only; None: ``length``. A batch has ``batch_size`` of these windows.
         shuffle_block: Shards that are shuffled together (for remote data); None shuffles everything.
         cache_dir: Local folder for complete copies of remote shards: all are copied before training, or, with
             ``shuffle_block``, each when it is first read.
@@ -54,6 +56,7 @@ class ShardDataModule(LightningDataModule):
         batch_size: int = 16,
         num_workers: int = 2,
         validation_windows: int | None = None,
+        validation_length: int | None = None,
         shuffle_block: int | None = None,
         cache_dir: str | None = None,
         flip: float = 0.0,
@@ -66,6 +69,7 @@ class ShardDataModule(LightningDataModule):
         self.batch_size, self.num_workers = batch_size, num_workers
         self.hop, self.flip, self.shuffle_block = hop, flip, shuffle_block
         self.validation_windows = validation_windows
+        self.validation_length = length if validation_length is None else validation_length
         self._windows: dict[str, Any] = {
             "modalities": modalities,
             "length": length,
@@ -99,9 +103,9 @@ class ShardDataModule(LightningDataModule):
         if stage in ("fit", None):
             self.train_dataset = WindowDataset(self.path, "train", hop=self.hop, flip=self.flip, **self._windows)
         if stage in ("fit", "validate", None):
-            self.validation_dataset = WindowDataset(self.path, "validation", **self._windows)
+            self.validation_dataset = self._evaluation_dataset("validation")
         if stage in ("test", "predict", None):
-            self.test_dataset = WindowDataset(self.path, "test", **self._windows)
+            self.test_dataset = self._evaluation_dataset("test")
 
     def training_frames(self) -> WindowDataset:
         """Return the pictures of the training split, each frame once, processed like its windows but not augmented."""
@@ -136,10 +140,22 @@ class ShardDataModule(LightningDataModule):
 
     def identity(self) -> dict[str, str]:
         """Return the identity of the samples for checkpoints and reports: path and hash of the dataset's contents."""
+        return {"path": self.path, "identity": self._any_dataset().identity}
+
+    @property
+    def fps(self) -> float:
+        """Frames per second of the windows."""
+        dataset = self._any_dataset()
+        return dataset.info.fps / dataset.stride
+
+    def _any_dataset(self) -> WindowDataset:
         for name in ("train_dataset", "validation_dataset", "test_dataset"):
             if hasattr(self, name):
-                return {"path": self.path, "identity": getattr(self, name).identity}
-        raise RuntimeError("ShardDataModule.identity was called before setup")
+                return getattr(self, name)
+        raise RuntimeError("ShardDataModule was asked about its dataset before setup")
+
+    def _evaluation_dataset(self, split: str) -> WindowDataset:
+        return WindowDataset(self.path, split, **self._windows | {"length": self.validation_length})
 
     def _evaluation_loader(self, dataset: WindowDataset) -> DataLoader:
         return evaluation_loader(dataset, self.validation_windows, self.batch_size, self.num_workers, *self._rank())

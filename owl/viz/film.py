@@ -1,4 +1,4 @@
-"""Videos of rollouts with the controls below each frame, as H.264 that every browser supports."""
+"""Videos: clips side by side, and rollouts with controls below each frame, as H.264 for every browser."""
 
 from collections.abc import Iterable
 from fractions import Fraction
@@ -8,8 +8,10 @@ from typing import BinaryIO
 import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from owl.atomic import atomic_write
+from owl.pixels import to_uint8
 from owl.viz.pictures import BACKGROUND, FAINT, GAP, TEXT
 
 SMALLEST_WIDTH = 480  # pixels: narrower frames are enlarged by an integer factor, so that the controls are readable
@@ -98,6 +100,22 @@ class ControlsPanel:
             pen.line((centre, y - 8, centre, y + 8), fill=FAINT, width=2)
             pen.text((self.width - GAP, y), f"{movement:+.1f}", fill=TEXT, font=self._font, anchor="rm")
         return np.asarray(picture)
+
+
+def side_by_side(versions: dict[str, Tensor]) -> np.ndarray:
+    """Arrange versions of the same clip in columns, each below its caption.
+
+    Args:
+        versions: Clips float[T, 3, H, W] by caption, in [-1, 1] or clipped to it.
+
+    Returns:
+        uint8[T, height, width, 3], small clips enlarged.
+    """
+    columns = [
+        [captioned(enlarged(frame), caption) for frame in to_uint8(clip.detach().cpu()).movedim(1, -1).numpy()]
+        for caption, clip in versions.items()
+    ]
+    return np.stack([beside(list(row), len(columns)) for row in zip(*columns, strict=True)])
 
 
 def enlarged(picture: np.ndarray) -> np.ndarray:

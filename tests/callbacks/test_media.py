@@ -1,11 +1,15 @@
-"""Pictures are drawn of the validations that were asked for, as PNG and in TensorBoard."""
+"""Pictures and clips are drawn of the validations that were asked for, as files and in TensorBoard."""
 
+from io import BytesIO
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from owl.callbacks.media import Media
@@ -48,3 +52,39 @@ def test_a_recipe_without_pictures_is_left_alone(tmp_path: Path) -> None:
 
     trainer(tmp_path, [Media()], max_steps=1).fit(Plain(), loader(1), loader(1))
     assert not (tmp_path / "media").exists()
+
+
+def test_a_clip_becomes_a_film_and_moves_in_tensorboard(tmp_path: Path) -> None:
+    clip = np.empty((3, 16, 32, 3), np.uint8)
+    clip[:] = np.array([40, 200, 120])[:, None, None, None]  # flat and grey, since H.264 loses detail
+
+    class Moving(Line):
+        def media(self, batch: dict) -> dict[str, np.ndarray]:
+            return {"clip": clip}
+
+    class Data(LightningDataModule):
+        fps = 5.0
+
+        def train_dataloader(self):
+            return loader(1)
+
+        def val_dataloader(self):
+            return loader(1)
+
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    trainer(tmp_path, [Media()], logger=logger, max_steps=1).fit(Moving(), datamodule=Data())
+    with av.open(tmp_path / "media" / "step-0000001" / "clip.mp4") as film:
+        assert film.streams.video[0].average_rate == 5
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)])
+    assert frames.shape == clip.shape
+    assert np.abs(frames.astype(int) - clip).max() < 8
+    events = EventAccumulator(str(tmp_path), {"images": 0})
+    events.Reload()
+    (event,) = events.Images("clip")
+    assert (event.step, event.height, event.width) == (1, 16, 32)
+    with Image.open(BytesIO(event.encoded_image_string)) as animated:
+        assert animated.n_frames == 3
+        for number in range(3):
+            animated.seek(number)
+            assert animated.info["duration"] == 200
+            assert np.array_equal(animated.convert("RGB"), clip[number])

@@ -69,6 +69,15 @@ def test_time_adds_up_over_resumes_and_a_finished_run_is_reported_again(
     assert "already finished" not in capsys.readouterr().out
 
 
+def test_the_report_names_the_clips_of_the_last_validation(tmp_path: Path) -> None:
+    for file in ("step-0000001/old.mp4", "step-0000002/clip.mp4", "step-0000002/red.png"):
+        path = tmp_path / "media" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    links = re.findall(r"\[.*?\]\((.*?)\)", Report().markdown(tmp_path, {}))
+    assert links == ["media/step-0000002/red.png", "media/step-0000002/clip.mp4"]
+
+
 def test_a_runs_name_may_hold_brackets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(tmp_path / "run[v2]", 1)
     shown = " ".join(capsys.readouterr().out.split())

@@ -127,6 +127,14 @@ def test_splits_modalities_and_evenly_spaced_validation(dataset: Path) -> None:
     }
 
 
+def test_validation_and_test_may_have_longer_windows_than_training(dataset: Path) -> None:
+    data = ShardDataModule(str(dataset), length=2, stride=2, validation_length=5, batch_size=1, num_workers=0)
+    data.setup()
+    loaders = (data.train_dataloader(), data.val_dataloader(), data.test_dataloader())
+    assert [next(iter(each))["rgb"].shape[:2] for each in loaders] == [(1, 2), (1, 5), (1, 5)]
+    assert data.fps == data.train_dataset.info.fps / 2
+
+
 def test_setup_opens_only_what_a_stage_needs(dataset: Path) -> None:
     data = ShardDataModule(str(dataset), num_workers=0)
     data.setup("test")
