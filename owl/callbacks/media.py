@@ -104,7 +104,7 @@ def write_clip(trainer: Trainer, folder: Path, name: str, clip: np.ndarray) -> N
     """
     if trainer.fast_dev_run:
         return
-    fps = getattr(trainer.datamodule, "fps", CLIP_FPS)  # type: ignore[attr-defined]
+    fps = getattr(trainer.datamodule, "fps", CLIP_FPS)
     write_film(folder / f"{name}.mp4", clip, fps)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger) and trainer.state.fn == "fit":

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -12,6 +13,10 @@ from owl.losses.lpips import LPIPS
 from owl.metrics.flicker import FlickerAlongFlow
 from owl.metrics.reconstruction import ReconstructionMetrics
 from owl.models.image_autoencoder import ImageAutoencoder
+from owl.viz.film import side_by_side
+
+SHORTEST_CLIP = 4
+"""Frames below which a window is not worth watching."""
 
 DecoderFactory = Callable[[int, tuple[int, int], tuple[int, int], int], nn.Module]
 """A decoder without its geometry: called with channels, size, latent_size and latent_channels of an autoencoder."""
@@ -63,6 +68,42 @@ def latents(batch: dict[str, Tensor]) -> Tensor:
             "rgb and latent in data.init_args.modalities",
         )
     return latent.flatten(0, 1).float()
+
+
+def flow_of(batch: dict[str, Tensor]) -> Tensor:
+    """Return the optical flow of a batch of clips, along which neighbouring frames are compared.
+
+    Args:
+        batch: ``flow``: float[B, T, 2, h, w] with T at least 2.
+
+    Raises:
+        OwlError: The batch has no flow, or its windows are single frames.
+    """
+    flow = batch.get("flow")
+    if flow is None or flow.ndim != 5 or flow.shape[1] < 2:
+        found = "missing" if flow is None else f"{flow.dtype}{list(flow.shape)}"
+        raise OwlError(
+            "recipe.dataset",
+            f"flow of a batch is {found}, expected float[B, T, 2, h, w] with T at least 2; add flow to "
+            "data.init_args.modalities (recordings and imports store it with `--flow true`) and set "
+            "data.init_args.length to 2 or more, or leave out what compares frames",
+        )
+    return flow
+
+
+def clips(versions: dict[str, Tensor], length: int) -> dict[str, np.ndarray]:
+    """Draw the first window of a batch as a clip, if it is long enough to be watched.
+
+    Args:
+        versions: Frames float[B * length, 3, H, W] by caption, in [-1, 1] or clipped to it.
+        length: Frames of a window.
+
+    Returns:
+        ``clip``, uint8[length, height, width, 3], for a recipe's ``media``; empty for a window of fewer than 4 frames.
+    """
+    if length < SHORTEST_CLIP:
+        return {}
+    return {"clip": side_by_side({caption: frames[:length] for caption, frames in versions.items()})}
 
 
 def with_noise(latent: Tensor, std: Tensor, strength: float) -> Tensor:

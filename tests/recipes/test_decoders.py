@@ -8,7 +8,7 @@ from owl import models
 from owl.losses.lpips import LPIPS
 from owl.models.image_autoencoder import ImageAutoencoder
 from owl.models.image_decoder import ImageDecoder
-from owl.recipes.decoders import DecoderMetrics, built, latents, load_autoencoder, with_noise
+from owl.recipes.decoders import DecoderMetrics, built, clips, flow_of, latents, load_autoencoder, with_noise
 from tests.helpers.errors import refused
 
 
@@ -29,6 +29,21 @@ def test_latents_are_flattened_like_images_or_refused() -> None:
     for batch in ({}, {"latent": latent[0]}, {"latent": latent.long()}):
         with refused("recipe.dataset", "latent", "FrozenEncoder"):
             latents(batch)
+
+
+def test_pairs_of_frames_need_flow() -> None:
+    flow = torch.zeros(2, 3, 2, 4, 6)
+    assert flow_of({"flow": flow}) is flow
+    for batch in ({}, {"flow": flow[:, :1]}, {"flow": flow[0]}):
+        with refused("recipe.dataset", "flow", "data.init_args.length"):
+            flow_of(batch)
+
+
+def test_the_first_window_is_a_clip_if_it_is_long_enough() -> None:
+    frames = torch.linspace(-1, 1, 8).view(8, 1, 1, 1).expand(8, 3, 8, 480)
+    (clip,) = clips({"truth": frames, "decoded": frames}, 4).values()
+    assert [frame[-1, 0, 0].item() for frame in clip] == [0, 36, 73, 109]
+    assert clips({"truth": frames, "decoded": frames}, 2) == {}
 
 
 def test_noise_has_the_wanted_strength_in_every_channel() -> None:
