@@ -1,4 +1,4 @@
-"""Measure the speed of trained networks: autoencoders, world models and inverse dynamics models."""
+"""Measure the speed of trained networks: autoencoders, decoders, world models and inverse dynamics models."""
 
 import tempfile
 import time
@@ -116,8 +116,8 @@ def stages_of(
         OwlError: The kind of network is unknown.
     """
 
-    def compiled(module: nn.Module) -> Callable[..., Any]:
-        return torch.compile(module, fullgraph=True, dynamic=False) if compile else module
+    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+        return torch.compile(function, fullgraph=True, dynamic=False) if compile else function
 
     def noise(*shape: int) -> torch.Tensor:
         return torch.randn(1, *shape, device=device, dtype=dtype)
@@ -130,10 +130,13 @@ def stages_of(
     if isinstance(network, InverseDynamicsModel):
         video, reader = noise(CLIP, 3, *network.size), compiled(network)
         return "inverse dynamics model", "clip", {"read": lambda: reader(video)}
+    if hasattr(network, "decode") and hasattr(network, "latent_encoder"):
+        latent, decode = noise(*network.inputs["latent"]), compiled(network.decode)  # type: ignore[index, arg-type]
+        return "decoder", "frame", {"decode": lambda: decode(latent)}
     raise OwlError(
         "bench.target",
-        f"{path} contains a {type(network).__qualname__}, expected an autoencoder, a world model or an inverse "
-        "dynamics model; give one, or the YAML of an experiment",
+        f"{path} contains a {type(network).__qualname__}, expected an autoencoder, a decoder, a world model or an "
+        "inverse dynamics model; give one, or the YAML of an experiment",
     )
 
 

@@ -23,7 +23,7 @@ class Measurement:
     """Result of measuring one target.
 
     Attributes:
-        kind: "training", "autoencoder", "world model" or "inverse dynamics model".
+        kind: "training", "autoencoder", "decoder", "world model" or "inverse dynamics model".
         unit: Unit of `operators`: "step", "image", "frame" or "clip".
         device: "cpu" or "cuda".
         precision: "fp32" or "bf16".

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 from torch.profiler import profile
@@ -36,6 +37,7 @@ from owl.bench.roofline import (
     total_flops,
 )
 from owl.callbacks.checkpoint import Checkpoint
+from owl.callbacks.frozen_encoder import FrozenEncoder
 from owl.callbacks.report import Report
 from owl.callbacks.throughput import Throughput, samples_in
 from owl.errors import OwlError
@@ -176,7 +178,8 @@ def measure_training(
 ) -> Measurement:
     """Run some steps of an experiment like fit, in a temporary run folder.
 
-    Validation, checkpoints, loggers and the callbacks of the experiment are disabled.
+    Validation, checkpoints, loggers and the callbacks of the experiment are disabled, except for the encoder of its
+    batches.
 
     Args:
         experiment: YAML file.
@@ -204,7 +207,7 @@ def measure_training(
             *("--trainer.limit_val_batches", "0", "--trainer.num_sanity_val_steps", "0"),
             *("--trainer.logger", "false", "--trainer.enable_progress_bar", "false"),
             *("--checkpoint.every_n_steps", str(meter.total + 1)),
-            f"--trainer.callbacks={json.dumps([described])}",
+            f"--trainer.callbacks={json.dumps([described, *encoders_of(experiment)])}",
         ]
         with as_command_line(arguments), redirect_stdout(io.StringIO()):
             main(arguments)
@@ -219,6 +222,15 @@ def measure_training(
             atomic_write(trace, (result.parent / TRACE).read_bytes())
     operators = Counter({Operator(*call): count for *call, count in content.pop("operators")})
     return Measurement("training", "step", operators=operators, **content)
+
+
+def encoders_of(experiment: str) -> list[dict[str, Any]]:
+    """Return the callbacks of an experiment without which its batches lack latents, as in its YAML."""
+    try:
+        callbacks = yaml.safe_load(Path(experiment).read_bytes())["trainer"]["callbacks"]
+        return [callback for callback in callbacks if callback["class_path"].endswith(FrozenEncoder.__name__)]
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError):
+        return []  # there are none, or fit explains what is wrong
 
 
 @contextmanager

@@ -44,8 +44,9 @@ def main(
     """Measure the speed of training an experiment or of running a trained network.
 
     An experiment trains for some steps with its recipe, data and trainer, in a temporary run folder, without
-    validation, checkpoints, loggers and its callbacks. A network runs with batch size 1 on synthetic inputs: an
-    autoencoder encodes and decodes, a world model generates frames. A GPU is used if there is one.
+    validation, checkpoints, loggers and its callbacks, except for FrozenEncoder. A network runs with batch size 1 on
+    synthetic inputs: an autoencoder encodes and decodes, a decoder decodes, a world model generates frames. A GPU is
+    used if there is one.
 
     Args:
         targets: Experiments (YAML), checkpoints (.ckpt) or exported folders; with --compare two files of results.

@@ -12,12 +12,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from owl import models
 from owl.bench import roofline
 from owl.models.image_autoencoder import ImageAutoencoder
+from owl.models.image_decoder import ImageDecoder
 from owl.recipes.image_vae import ImageVAE, Weights
+from tests.helpers.autoencoders import ENCODER
 from tests.helpers.errors import refused
 from tests.helpers.latents import lively, streams
 from tests.helpers.players import tiny_players
 from tests.helpers.shards import make_dataset
 from tests.helpers.tiny import REPOSITORY, owl_here, tiny_experiment, write_config
+from tests.helpers.world import tiny_world_model
 from tests.test_docs import blocks, lines
 
 EXPERIMENT = "experiments/quickstart.yaml"
@@ -133,6 +136,32 @@ def test_networks_are_timed_stage_by_stage(lab: Path) -> None:
     blind = measure(lab, WORLD_MODEL, "--denoising_steps", "1")[WORLD_MODEL]["metrics"]
     assert "latency_decode_p50" not in blind
     assert blind["gflop_per_frame"] < world_model["gflop_per_frame"]
+
+
+def test_a_decoder_is_timed_without_its_encoder(lab: Path) -> None:
+    decoder = ImageDecoder.of(models.load(lab / AUTOENCODER))  # type: ignore[arg-type]
+    models.save(decoder, lab / "exports" / "decoder")
+    result = measure(lab, "exports/decoder", "--predict", "rtx5090")["exports/decoder"]
+    assert (result["kind"], result["unit"]) == ("decoder", "frame")
+    metrics = result["metrics"]
+    assert {name for name in metrics if name.endswith("_p50")} == {"latency_decode_p50", "latency_total_p50"}
+    assert metrics["frames_per_second"] > 0
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        decoder.decode(torch.zeros(1, *decoder.inputs["latent"]))
+    assert metrics["gflop_per_frame"] == pytest.approx(counter.get_total_flops() / 1e9)
+    assert any(name.startswith("prediction_rtx5090_") for name in metrics)
+
+
+def test_pictures_that_are_encoded_in_training_are_encoded(lab: Path) -> None:
+    make_dataset(lab / "played", episodes=4, frames=12, size=(32, 48), modalities=("rgb", "controls"))
+    experiment = tiny_world_model(lab / "played")
+    experiment["data"]["init_args"] |= {"modalities": ["rgb", "controls"]}
+    experiment["trainer"]["callbacks"] = [
+        {"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"},
+        {"class_path": ENCODER, "init_args": {"path": AUTOENCODER}},
+    ]
+    write_config(lab / "on_the_fly.yaml", experiment)
+    assert measure(lab, "on_the_fly.yaml")["on_the_fly.yaml"]["metrics"]["gflop_per_step"] > 0
 
 
 def test_two_results_are_compared_by_their_ratios(
