@@ -3,6 +3,8 @@
 x_t = (1 - t) x0 + t eps,    v = dx_t/dt = eps - x0,    x0 = x_t - t v,    eps = x_t + (1 - t) v.
 """
 
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -96,3 +98,62 @@ def consistency(step: Step) -> Tensor:
     """Jump to the predicted x0 and add fresh noise of the next noise level, as few-step students are trained to."""
     clean = step.x - step.t * step.velocity
     return (1 - step.next_t) * clean + step.next_t * step.noise
+
+
+def sample(
+    velocity: Callable[[Tensor, float, float], Tensor],
+    noise: Tensor,
+    levels: Sequence[float],
+    sampler: Callable[[Step], Tensor] = euler,
+) -> Tensor:
+    """Integrate a flow from noise to x0; gradients flow through all steps.
+
+    Args:
+        velocity: Called with x_t, its noise level t and the next noise level.
+        noise: float[...], x_1.
+        levels: Noise level of each step, from 1 down, such as those of `noise_levels`; the last step ends at 0.
+        sampler: One step; `consistency` adds the initial noise again at each step.
+    """
+    x, previous, previous_t = noise, None, 1.0
+    for t, next_t in pairwise([*levels, 0.0]):
+        predicted = velocity(x, t, next_t)
+        x = sampler(Step(x, predicted, t, next_t, previous, previous_t, noise))
+        previous, previous_t = predicted, t
+    return x
+
+
+SMALLEST_STEP = 2.0**-7
+"""Step size of the plain flow in shortcut models, which therefore take 1 to 128 steps."""
+
+
+def shortcut_grid(level: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Place shortcuts of step size d = 2^-level on the grid of this step size.
+
+    Args:
+        level: int64[...], from 0 (a single step from noise to x0) to 6.
+        uniform: float[...] in [0, 1), which selects one of the 2^level steps.
+
+    Returns:
+        The step size d and the noise level t in {d, 2 d, ..., 1} at which the step begins, float[...].
+    """
+    count = 2.0 ** level.to(uniform.dtype)
+    return 1 / count, ((uniform * count).floor() + 1) / count
+
+
+def shortcut_target(
+    velocity: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor, noise_level: Tensor, step_size: Tensor
+) -> Tensor:
+    """Compute the average velocity of two steps of half the size, the target of one step (Frans et al. 2024, eq. 4).
+
+    With x_t = (1 - t) x0 + t eps, a step of size d leads from t to t - d: the second half begins at t - d / 2.
+
+    Args:
+        velocity: Called with x_t, noise levels float[B] and step sizes float[B]; call it without gradients.
+        x: float[B, ...], x_t.
+        noise_level: float[B], t.
+        step_size: float[B], d, at most t.
+    """
+    half = step_size / 2
+    first = velocity(x, noise_level, half)
+    middle = x - half.reshape(-1, *[1] * (x.ndim - 1)) * first
+    return (first + velocity(middle, noise_level - half, half)) / 2

@@ -14,6 +14,9 @@ from owl.flow_matching import (
     euler,
     logit_normal,
     noise_levels,
+    sample,
+    shortcut_grid,
+    shortcut_target,
     velocity_loss,
 )
 
@@ -99,3 +102,61 @@ def test_levels_of_training_are_logit_normal() -> None:
     logits = torch.logit(levels)
     assert logits.mean().item() == pytest.approx(0.5, abs=0.03)
     assert logits.std().item() == pytest.approx(0.8, abs=0.03)
+
+
+def test_a_sampler_goes_through_the_levels_and_gradients_through_the_sampler() -> None:
+    seen: list[tuple[float, float]] = []
+    scale = torch.tensor(1.0, requires_grad=True)
+
+    def velocity(x: torch.Tensor, t: float, next_t: float) -> torch.Tensor:
+        seen.append((t, next_t))
+        return scale * x
+
+    x = sample(velocity, torch.ones(1), [1.0, 0.75, 0.5, 0.25])
+    assert seen == [(1, 0.75), (0.75, 0.5), (0.5, 0.25), (0.25, 0)]
+    assert x.item() == pytest.approx(0.75**4)
+    x.backward()
+    assert scale.grad.item() == pytest.approx(-(0.75**3))  # of (1 - scale / 4)^4
+    second = sample(velocity, torch.ones(1), noise_levels(64), adams_bashforth)
+    assert second.item() == pytest.approx(math.exp(-1), abs=1e-4)
+    clean, noise = torch.randn(2, 5)
+    assert torch.allclose(
+        sample(lambda x, t, _: (x - clean) / t, noise, noise_levels(3), consistency), clean, atol=1e-6
+    )
+
+
+def test_shortcuts_begin_on_the_grid_of_their_own_step_size() -> None:
+    level, uniform = torch.arange(7).repeat_interleave(1000), torch.rand(7000)
+    size, t = shortcut_grid(level, uniform)
+    assert size.unique().tolist() == [2.0**-b for b in range(6, -1, -1)]
+    for b in range(7):
+        begins = (t[level == b] * 2**b).unique()
+        assert torch.equal(begins, torch.arange(1, 2**b + 1).float())
+    assert [x.item() for x in shortcut_grid(torch.tensor(1), torch.tensor(0.999999))] == [0.5, 1]
+    assert [x.item() for x in shortcut_grid(torch.tensor(1), torch.tensor(0.0))] == [0.5, 0.5]
+
+
+def test_the_exact_flow_of_a_linear_equation_is_consistent_with_itself() -> None:
+    """Of dx/dt = a x + b t the step by d from t is known: a wrong direction, half or level does not return it."""
+    a, b = 1.3, -0.7
+
+    def value(x: torch.Tensor, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        """x at the time s of the solution through x at the time t."""
+        particular = lambda time: -b / a * time - b / a**2  # noqa: E731
+        return (x - particular(t)) * torch.exp(a * (s - t)) + particular(s)
+
+    def mean_velocity(x: torch.Tensor, t: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+        t, d = t[:, None], d[:, None]
+        return (x - value(x, t, t - d)) / d
+
+    x, levels = torch.randn(64, 5, dtype=torch.float64), torch.arange(7).repeat(10)[:64]
+    d, t = shortcut_grid(levels, torch.rand(64, dtype=torch.float64))
+    torch.testing.assert_close(shortcut_target(mean_velocity, x, t, d), mean_velocity(x, t, d))
+    sizes: list[torch.Tensor] = []
+
+    def noted(x: torch.Tensor, t: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+        sizes.append(d)
+        return mean_velocity(x, t, d)
+
+    shortcut_target(noted, x, t, d)
+    assert torch.equal(torch.stack(sizes), torch.stack([d / 2, d / 2]))
