@@ -111,10 +111,14 @@ class Block(nn.Module):
         """
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(condition)
         x = x + gate1 * self.attention(modulate(x, shift1, scale1), turns, attend)
-        return x + gate2 * self.down(F.relu(self.up(modulate(x, shift2, scale2))).square())
+        return x + gate2 * self.mlp(modulate(x, shift2, scale2))
 
     def attention(self, x: Tensor, turns: Tensor, attend: Attend) -> Tensor:
         """Compute self-attention over all tokens of all frames allowed by the mask."""
+        return self.out(attend(*self.heads_of(x, turns)).transpose(1, 2).reshape(x.shape))
+
+    def heads_of(self, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute queries, keys and values: float[B, F, n, width] -> float[B, heads, F * n, head width] each."""
         batch, frames, tokens, width = x.shape
         query, key, value = (
             self.qkv(x).view(batch, frames * tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
@@ -122,8 +126,47 @@ class Block(nn.Module):
         # norm and rotation always in float32; when compiled, they are fused
         query = apply_rope(self.query_norm(query.float()), turns).to(value.dtype)
         key = apply_rope(self.key_norm(key.float()), turns).to(value.dtype)
-        attended = attend(query, key, value)
-        return self.out(attended.transpose(1, 2).reshape(batch, frames, tokens, width))
+        return query, key, value
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """Apply the MLP to each token."""
+        return self.down(F.relu(self.up(x)).square())
+
+
+class JointBlock(nn.Module):
+    """A block with separate weights for two groups of tokens, which attend to each other (MMDiT, Esser et al. 2024).
+
+    Args:
+        width: Channels.
+        heads: Number of heads, each with a multiple of 16 channels.
+        hidden: Channels within the MLPs.
+        tokens: Number of tokens of each group.
+    """
+
+    def __init__(self, width: int, heads: int, hidden: int, tokens: tuple[int, int]) -> None:
+        super().__init__()
+        self.first, self.second = Block(width, heads, hidden), Block(width, heads, hidden)
+        self.tokens = list(tokens)
+
+    def forward(self, x: Tensor, condition: Tensor, turns: Tensor, attend: Attend) -> Tensor:
+        """Apply the block to the tokens of one frame, float[B, 1, n, width]; see `Block.forward`."""
+        groups, parts = (self.first, self.second), x.split(self.tokens, 2)
+        shift1, scale1, gate1, shift2, scale2, gate2 = zip(
+            *(block.modulation(condition) for block in groups), strict=True
+        )
+        projected = [
+            block.heads_of(modulate(part, *modulation), own)
+            for block, part, own, *modulation in zip(
+                groups, parts, turns.split(self.tokens, -3), shift1, scale1, strict=True
+            )
+        ]
+        joined = (torch.cat(tensors, 2) for tensors in zip(*projected, strict=True))
+        attended = attend(*joined).transpose(1, 2).reshape(x.shape).split(self.tokens, 2)
+        outputs = []
+        for i, (block, part) in enumerate(zip(groups, parts, strict=True)):
+            part = part + gate1[i] * block.out(attended[i])
+            outputs.append(part + gate2[i] * block.mlp(modulate(part, shift2[i], scale2[i])))
+        return torch.cat(outputs, 2)
 
 
 class HeadNorm(nn.Module):

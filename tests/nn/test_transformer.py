@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from owl.nn.attention import Frames, visible
 from owl.nn.rope import rope
-from owl.nn.transformer import Block, ControlEmbedding, Head, HeadNorm, NoiseLevelEmbedding, modulate
+from owl.nn.transformer import Block, ControlEmbedding, Head, HeadNorm, JointBlock, NoiseLevelEmbedding, modulate
 from tests.helpers.attention import DenseAttention
 
 
@@ -24,6 +25,25 @@ def test_a_block_begins_as_the_identity_and_its_gates_learn_first() -> None:
     gradient = block.modulation.linear.weight.grad
     assert gradient is not None
     assert [bool(part.any()) for part in gradient.chunk(6)] == [False, False, True, False, False, True]
+
+
+def test_a_joint_block_with_the_same_weights_twice_is_a_block_and_with_others_is_not() -> None:
+    block, joint = Block(32, 2, 64), JointBlock(32, 2, 64, (5, 3))
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    for group in (joint.first, joint.second):
+        group.load_state_dict(block.state_dict())
+    x, condition = torch.randn(2, 1, 8, 32), torch.randn(2, 1, 32)
+    turns = rope(torch.zeros(1, dtype=torch.int64), torch.arange(8.0), torch.arange(8.0) % 3, 16)
+    attend = F.scaled_dot_product_attention
+    expected = block(x, condition, turns, attend)
+    torch.testing.assert_close(joint(x, condition, turns, attend), expected)
+    nn.init.normal_(joint.second.down.weight)
+    changed = (joint(x, condition, turns, attend) - expected).abs().amax((0, 1, 3)) > 1e-4
+    assert changed.tolist() == [False] * 5 + [True] * 3
+    nn.init.normal_(joint.second.qkv.weight)  # the keys and values of one group reach the other
+    changed = (joint(x, condition, turns, attend) - expected).abs().amax((0, 1, 3)) > 1e-4
+    assert changed.all()
 
 
 def test_modulation_belongs_to_frames() -> None:
