@@ -22,7 +22,7 @@ from owl.nn.frozen import trained
 from owl.optim.configuration import with_schedule
 from owl.recipes.compilation import compile_for_training
 from owl.recipes.logging import log_losses
-from owl.seeds import derived_seed, run_seed
+from owl.recipes.randomness import each, step_generator, windows
 
 Forcing = Literal["teacher", "diffusion", "full"]
 
@@ -134,12 +134,6 @@ class WorldModel(LightningModule):
                 f"samples hold no {' and no '.join(missing)}, the world model needs {', '.join(needed)}; set "
                 f"data.modalities to [{', '.join(needed)}]",
             )
-        if "window" not in batch:
-            raise OwlError(
-                "recipe.dataset",
-                "samples hold no window, int64[B], from which the world model draws each clip's noise; number the "
-                "windows of your dataset and add their numbers",
-            )
         latents = self.network.standardize({name: batch[key] for name, key in self.network.latent_modalities.items()})
         given = {name: latents.pop(name) for name in self.network.given}
         return latents, Controls(batch["buttons"], batch["axes"], given=given), batch.get("document")
@@ -188,7 +182,7 @@ class WorldModel(LightningModule):
         latents, controls, document = self.inputs(batch)
         frames = controls.buttons.shape[1]
         # noise depends on the window and the step: the distribution over processes does not change the training
-        generators = [step_generator(self.global_step, window, self.device) for window in batch["window"].tolist()]
+        generators = [step_generator(self.global_step, window, self.device) for window in windows(batch)]
         noise_level = logit_normal(each(torch.randn, generators, frames), self.logit_mean, self.logit_std)
         if self.forcing == "full":
             noise_level = noise_level[:, :1].expand(noise_level.shape)
@@ -216,7 +210,7 @@ class WorldModel(LightningModule):
         """Measure the loss of every stream at each of `NOISE_LEVELS`, with the same noise at every validation."""
         latents, controls, document = self.inputs(batch)
         # depends only on the window: neither the batch size nor the number of processes changes the result
-        generators = [torch.Generator(self.device).manual_seed(window) for window in batch["window"].tolist()]
+        generators = [torch.Generator(self.device).manual_seed(window) for window in windows(batch)]
         noise = draw(generators, latents)
         context_noise = draw(generators, latents) if self.forcing == "teacher" else noise
         context_noise_level = torch.full(controls.buttons.shape[:2], self.context_noise / 2, device=self.device)
@@ -251,19 +245,6 @@ class WorldModel(LightningModule):
         """Return the optimizer, with warm-up and a cosine schedule over the trainer's steps."""
         optimizer = self.optimizer(trained(self.network).values())
         return with_schedule(self, optimizer, self.warmup_steps, self.final_lr)
-
-
-def step_generator(step: int, window: int, device: torch.device) -> torch.Generator:
-    """Return a generator for a step and a window of the dataset.
-
-    It is on the device, so that sampling does not use the CPU; the numbers are equal on all devices of one kind.
-    """
-    return torch.Generator(device).manual_seed(derived_seed(step, window, run_seed()))
-
-
-def each(function: Callable[..., Tensor], generators: list[torch.Generator], *shape: int) -> Tensor:
-    """Draw random numbers for each sample from its generator: float[B, *shape] on the generators' device."""
-    return torch.stack([function(shape, generator=own, device=own.device) for own in generators])
 
 
 def draw(generators: list[torch.Generator], like: Streams) -> Streams:
