@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from owl.nn.frozen import trained, whole_state_dicts
 
-METHODS = ("encode", "decode", "label")
+METHODS = ("encode", "decode", "estimate", "label")
 """Names of methods that networks are called by, besides ``forward``."""
 
 
