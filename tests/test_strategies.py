@@ -6,7 +6,8 @@ import multiprocessing
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -138,10 +139,37 @@ def one(lab: Path, recipe: str, name: str, steps: int, *options: str) -> None:
     assert fit(lab, recipe, name, steps, "--data.init_args.batch_size", "8", *options) == 0
 
 
+def spread(strategy: str, *options: str) -> tuple[str, ...]:
+    """The options of two processes of batch 4."""
+    devices = ("--trainer.devices", "2", "--trainer.strategy", strategy, "--data.init_args.batch_size", "4")
+    return (*devices, *options)
+
+
+def start(target: Callable[..., None], arguments: Callable[[int], tuple[Any, ...]] = lambda number: ()) -> list[Any]:
+    """Start two processes as a cluster starts them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for number in range(2):
+        environment = {"RANK": number, "LOCAL_RANK": number, "GROUP_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+        words = {key: str(value) for key, value in environment.items()}
+        processes.append(RANKS.Process(target=target, args=(words, *arguments(number)), daemon=True))
+    for process in processes:
+        process.start()
+    return processes
+
+
+def watch() -> None:
+    """Say where a process hangs, and end it."""
+    faulthandler.enable()
+    faulthandler.dump_traceback_later(100, exit=True)
+
+
 def rank(environment: dict[str, str], *arguments: Any) -> None:
     """One process of a run, which ends with the run's exit status."""
-    faulthandler.enable()
-    faulthandler.dump_traceback_later(100, exit=True)  # says where it hangs
+    watch()
     os.environ.update(environment)
     sys.exit(fit(*arguments))
 
@@ -154,7 +182,7 @@ def note_refusal(environment: dict[str, str], lab: Path, *arguments: Any) -> Non
         (lab / f"refused-{environment['RANK']}").write_text(error.code)
 
 
-def two(
+def two_new(
     lab: Path,
     recipe: str,
     name: str,
@@ -164,22 +192,52 @@ def two(
     status: int = 0,
     target: Callable[..., None] = rank,
 ) -> None:
-    """Two processes of batch 4, started as a cluster starts them; the first one must end with a status."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    spread = ("--trainer.devices", "2", "--trainer.strategy", strategy, "--data.init_args.batch_size", "4")
-    processes = []
-    for number in range(2):
-        environment = {"RANK": number, "LOCAL_RANK": number, "GROUP_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
-        words = {key: str(value) for key, value in environment.items()}
-        processes.append(RANKS.Process(target=target, args=(words, lab, recipe, name, steps, *spread, *options)))
-    for process in processes:
-        process.start()
+    """A run of two processes, which end with it; the first one with a status."""
+    processes = start(target, lambda number: (lab, recipe, name, steps, *spread(strategy, *options)))
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [status, 0]
+
+
+def rank_of_many(environment: dict[str, str], runs: Connection) -> None:
+    """One process of many runs, one after another: most of a short run's time is that of a new process."""
+    os.environ.update(environment)
+    while (arguments := runs.recv()) is not None:
+        watch()
+        runs.send(fit(*arguments))
+        faulthandler.cancel_dump_traceback_later()
+
+
+class Two:
+    """Runs of two processes, which last until one fails."""
+
+    def __init__(self, lab: Path) -> None:
+        self.lab = lab
+        self.processes: list[Any] = []
+
+    def __call__(self, recipe: str, name: str, steps: int, strategy: str, *options: str) -> None:
+        """Train, as `two_new` does."""
+        if not all(process.is_alive() for process in self.processes) or not self.processes:
+            self.runs, theirs = zip(*(RANKS.Pipe() for _ in range(2)), strict=True)
+            self.processes = start(rank_of_many, lambda number: (theirs[number],))
+            for end in theirs:
+                end.close()  # so that the end of a process is seen
+        for runs in self.runs:
+            runs.send((self.lab, recipe, name, steps, *spread(strategy, *options)))
+        assert [runs.recv() for runs in self.runs] == [0, 0]
+
+    def end(self) -> None:
+        """End the processes."""
+        for runs, process in zip(self.runs, self.processes, strict=True):
+            runs.send(None)
+            process.join()
+
+
+@pytest.fixture(scope="module")
+def two(lab: Path) -> Iterator[Two]:
+    two = Two(lab)
+    yield two
+    two.end()
 
 
 def content(lab: Path, name: str) -> dict[str, Any]:
@@ -204,25 +262,31 @@ def weights(lab: Path, name: str) -> torch.Tensor:
     return torch.cat([weight.flatten() for weight in content(lab, name)["ema"]["raw"].values()])
 
 
+def reference(lab: Path, recipe: str, steps: int) -> str:
+    """Name a run of one process from its beginning, which is trained once."""
+    name = f"{recipe}-{steps}"
+    if not (lab / "runs" / name).exists():
+        one(lab, recipe, name, steps)
+    return name
+
+
 @pytest.mark.parametrize("recipe", NAMES)
-def test_two_processes_equal_one_and_go_on_as_one(lab: Path, recipe: str) -> None:
-    first, last = f"{recipe}-first", f"{recipe}-last"
-    one(lab, recipe, first, FIRST)
-    one(lab, recipe, last, LAST)
+def test_two_processes_equal_one_and_go_on_as_one(lab: Path, two: Two, recipe: str) -> None:
+    first, last = reference(lab, recipe, FIRST), reference(lab, recipe, LAST)
     untouched = (lab / "runs" / first / "checkpoints" / "last.ckpt").read_bytes()
     for strategy in possible(recipe):
         name = f"{recipe}-{strategy}"
-        two(lab, recipe, name, FIRST, strategy)
+        two(recipe, name, FIRST, strategy)
         same(content(lab, name), content(lab, first))
         one(lab, recipe, name, LAST, "--ckpt_path", "last")
         same(content(lab, name), content(lab, last))
-        two(lab, recipe, first, LAST, strategy, "--ckpt_path", "last")
+        two(recipe, first, LAST, strategy, "--ckpt_path", "last")
         same(content(lab, first), content(lab, last))
         (lab / "runs" / first / "checkpoints" / "last.ckpt").write_bytes(untouched)
 
 
 def test_each_process_holds_half_of_a_frozen_part_and_no_checkpoint_any(lab: Path) -> None:
-    two(lab, "frozen_parts", "halves", 1, "fsdp2", "--trainer.callbacks", "tests.helpers.taught.Shares")
+    two_new(lab, "frozen_parts", "halves", 1, "fsdp2", "--trainer.callbacks", "tests.helpers.taught.Shares")
     for number in range(2):
         shares = json.loads((lab / f"shares-{number}.json").read_text())
         assert {name.split(".")[0] for name in shares} == {"network", "teacher"}
@@ -237,55 +301,52 @@ def test_a_checkpoint_that_lacks_what_is_trained_is_refused(lab: Path) -> None:
     stored = content(lab, "lacking")
     del stored["state_dict"]["network.3.bias"]
     torch.save(stored, lab / "lacking.ckpt")
-    two(lab, "frozen_parts", "refused", 2, "fsdp2", "--ckpt_path", "lacking.ckpt", target=note_refusal)
+    two_new(lab, "frozen_parts", "refused", 2, "fsdp2", "--ckpt_path", "lacking.ckpt", target=note_refusal)
     assert [(lab / f"refused-{number}").read_text() for number in range(2)] == ["checkpoint.other-network"] * 2
 
 
-def test_a_signal_to_one_process_stops_all_at_the_same_step(lab: Path) -> None:
+def test_a_signal_to_one_process_stops_all_at_the_same_step(lab: Path, two: Two) -> None:
     """One that got none has begun another step by then, after which both stop."""
     send = ["--trainer.callbacks+=tests.helpers.saboteurs.SendSignal", "--trainer.callbacks.rank=1"]
     for key, value in {"signal": "SIGUSR1", "hook": "on_train_batch_start", "call": FIRST - 1}.items():
         send += [f"--trainer.callbacks.{key}={value}"]
-    one(lab, "world_model", "unstopped", LAST)
-    two(lab, "world_model", "stopped", LAST, "ddp", *send, status=138)
+    two_new(lab, "world_model", "stopped", LAST, "ddp", *send, status=138)
     assert content(lab, "stopped")["global_step"] == FIRST
-    two(lab, "world_model", "stopped", LAST, "ddp", "--ckpt_path", "last")
-    same(content(lab, "stopped"), content(lab, "unstopped"))
+    two("world_model", "stopped", LAST, "ddp", "--ckpt_path", "last")
+    same(content(lab, "stopped"), content(lab, reference(lab, "world_model", LAST)))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("recipe", NAMES)
-def test_two_processes_train_in_every_precision(lab: Path, recipe: str, precision: str) -> None:
+def test_two_processes_train_in_every_precision(lab: Path, two: Two, recipe: str, precision: str) -> None:
     name = f"{recipe}-{precision}"
     if precision == "fp8" and recipe in CONVOLUTIONS:
         with refused("fp8.layers", "has 0 trained linear layers", "trainer.precision"):
             one(lab, recipe, name, FIRST, *PRECISIONS[precision])
         return
-    for steps in (1, FIRST):
-        one(lab, recipe, f"{name}-{steps}", steps)
-    exact = weights(lab, f"{name}-{FIRST}")
-    moved = (exact - weights(lab, f"{name}-1")).norm()
+    exact = weights(lab, reference(lab, recipe, FIRST))
+    moved = (weights(lab, reference(lab, recipe, LAST)) - exact).norm()
     for strategy in possible(recipe):
-        two(lab, recipe, f"{name}-{strategy}", FIRST, strategy, *PRECISIONS[precision])
+        two(recipe, f"{name}-{strategy}", FIRST, strategy, *PRECISIONS[precision])
         rounding = (weights(lab, f"{name}-{strategy}") - exact).norm()
-        assert 0 < rounding < moved, f"{strategy}: off by {rounding}, float32 moved by {moved}"
+        assert 0 < rounding < moved, f"{strategy}: off by {rounding}, float32 moves by {moved} in two steps"
 
 
 def test_devices_that_would_choose_different_dtypes_do_not_train_together(lab: Path) -> None:
     unequal = ("--trainer.callbacks", "tests.helpers.arithmetic.UnequalRanks")
-    two(lab, "image_vae", "unequal", 1, "ddp", *unequal, target=note_refusal)
+    two_new(lab, "image_vae", "unequal", 1, "ddp", *unequal, target=note_refusal)
     assert [(lab / f"refused-{number}").read_text() for number in range(2)] == ["trainer.devices"] * 2
     assert not (lab / "runs" / "unequal" / "checkpoints").exists()
 
 
-def test_processes_follow_one_plan_where_time_ends_training(lab: Path) -> None:
+def test_processes_follow_one_plan_where_time_ends_training(lab: Path, two: Two) -> None:
     """By the clock of the first, while that of the other stands still; and the run that has ended stays so."""
     clock = ("--trainer.callbacks+=tests.helpers.saboteurs.Stopwatch", "--trainer.callbacks.seconds=[1.0]")
     limited = ("--trainer.max_time", "00:00:00:12", "--model.init_args.final_lr", "0.1", *clock)
-    two(lab, "image_vae", "timed", 100, "fsdp2", *limited)
+    two("image_vae", "timed", 100, "fsdp2", *limited)
     ended = content(lab, "timed")
     assert 6 <= ended["global_step"] <= 12
     assert ended["global_step"] == ended["budget"]["changes"][-1][1]
     assert ended["lr_schedulers"][0]["_last_lr"] == [pytest.approx(0.1 * 3e-4)]
-    two(lab, "image_vae", "timed", 100, "fsdp2", *limited, "--ckpt_path", "last")
+    two("image_vae", "timed", 100, "fsdp2", *limited, "--ckpt_path", "last")
     assert content(lab, "timed")["global_step"] == ended["global_step"]
