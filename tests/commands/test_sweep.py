@@ -2,6 +2,7 @@
 
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from owl.sweep.plan import parse_plan
 from tests.helpers.errors import refused
 from tests.helpers.lab import make_lab
 from tests.helpers.sweeps import LR, MUON, OPTIMIZER, RATIO, SPACE, SWEEP, plan_of
-from tests.helpers.tiny import REPOSITORY, owl, owl_here, write_config
+from tests.helpers.tiny import REPOSITORY, owl_here, write_config
 from tests.test_docs import blocks, commands
 
 
@@ -55,7 +56,7 @@ def test_the_page_is_true_of_a_real_sweep(lab: Path, cluster: Path, monkeypatch:
                 owl_here(*words, "--print_config", cwd=lab)
             assert exit_.value.code == 0
         else:
-            owl(*words, cwd=lab)
+            assert owl_here(*words, cwd=lab) == 0
     folder = lab / "runs" / "lr"
     text = (folder / "report.md").read_text()
     assert (cluster / "calls").read_text() == "sbatch runs/lr/workers.sh\n"
@@ -71,6 +72,13 @@ def test_the_page_is_true_of_a_real_sweep(lab: Path, cluster: Path, monkeypatch:
     assert sorted(path.name for path in folder.glob("trial-*")) == ["trial-0000", "trial-0001"]
 
 
+@pytest.fixture
+def checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hold the space against the experiment in this process, which has imported what that takes."""
+    monkeypatch.setattr("owl.commands.sweep.ProcessPoolExecutor", ThreadPoolExecutor)
+
+
+@pytest.mark.usefixtures("checked_here")
 def test_workers_on_a_cluster_are_an_array_of_jobs(
     lab: Path, cluster: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -133,13 +141,19 @@ def test_a_sweep_in_a_journal_is_not_overwritten(lab: Path, cluster: Path) -> No
         owl_here("sweep", "--config", "tiny.yaml", "--sweep", "lr.yaml", cwd=cluster)
 
 
-def test_a_killed_trial_is_continued_from_its_checkpoint(lab: Path) -> None:
+@pytest.mark.usefixtures("checked_here")
+def test_a_killed_trial_is_continued_from_its_checkpoint(
+    lab: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """In a real process: fit is killed after its second step, and its trial comes to the same end all the same."""
     write_config(lab / "killed.yaml", {**SWEEP, "trials": 1, "sampler": "random", "space": {LR: SPACE[LR]}})
     saboteur = {"class_path": "tests.helpers.saboteurs.KillOnce", "init_args": {"step": 2}}
     trainer = {"max_steps": 4, "val_check_interval": 2, "check_val_every_n_epoch": None, "callbacks": [saboteur]}
     write_config(lab / "sabotage.yaml", {"trainer": trainer})
-    told = owl("sweep", "--config", "tiny.yaml", "--config", "sabotage.yaml", "--sweep", "killed.yaml", cwd=lab).stdout
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # where the trials find the saboteur
+    files = ("--config", "tiny.yaml", "--config", "sabotage.yaml", "--sweep", "killed.yaml")
+    assert owl_here("sweep", *files, cwd=lab) == 0
+    told = capfd.readouterr().out
     assert "trial 0 is interrupted, its process was killed (status -9)" in told
     assert "trial 0 continues" in told
     assert "1 of 1 trials: 1 complete" in (lab / "runs" / "killed" / "report.md").read_text()
