@@ -129,9 +129,9 @@ def test_streaming_equals_whole_sequences_without_a_cache(name: str, known: int,
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)  # of ten frames, each on those before
 
 
-def test_a_thousand_frames_equal_a_sliding_window_over_the_whole_sequence() -> None:
+def test_hundreds_of_frames_equal_a_sliding_window_over_the_whole_sequence() -> None:
     """One step a frame, so that one pass over [clean frames, noisy frames] must give every frame again."""
-    frames = 1100
+    frames = 300
     network = lively(**streams(video=(2, 4, 4)), sink=2, window=3, global_window=7)
     controls = draw(network, frames)[2]
     engine = Engine(network, noise_levels=(1.0,))
@@ -208,15 +208,15 @@ def test_rollouts_side_by_side_do_not_touch_each_other() -> None:
 @pytest.mark.parametrize("one_pass", [True, False])
 def test_nothing_grows_with_time(one_pass: bool) -> None:
     network = lively(sink=1)
-    controls = draw(network, 300)[2]
+    controls = draw(network, 120)[2]
     engine = Engine(network, noise_levels=(1.0, 0.5), guidance=2, one_pass=one_pass)
     engine.reset()
     places = [(tensor.data_ptr(), tensor.shape) for tensor in engine.cache.tensors()]
     sizes = []
-    for t in range(300):
+    for t in range(120):
         frame = engine.step(*at(controls, t))
         assert frame.latents["video"].isfinite().all()
-        if t % 100 == 99:
+        if t % 40 == 39:
             sizes.append(sum(tensor.numel() for tensor in engine.snapshot().cache))
     assert [(tensor.data_ptr(), tensor.shape) for tensor in engine.cache.tensors()] == places
     assert len(set(sizes)) == 1
