@@ -12,6 +12,7 @@ from owl.errors import OwlError
 from owl.flow_matching import SMALLEST_STEP, noise_levels, sample
 from owl.models.image_autoencoder import check_latent
 from owl.models.image_decoder import ImageDecoder
+from owl.models.proxy import ProxyAutoencoder
 from owl.nn.attention import Attend, attention_among, clip_frames
 from owl.nn.rope import rope
 from owl.nn.statistics import register_latent
@@ -54,6 +55,8 @@ class DiTDecoder(nn.Module):
         guidance: Weight w of classifier-free guidance in `decode`, null + w (conditional - null); 1: none.
         base: Arguments of the `owl.models.image_decoder.ImageDecoder` to whose output the target is relative, set by
             `add_base`. None: none.
+        proxy: Path of a frozen autoencoder, see `owl.models.proxy.ProxyAutoencoder`: the target is its latent instead
+            of the image, and `decode` ends with its decoder. None: the target is the image.
         checkpoint: Whether training recomputes activations in the backward pass to save memory.
 
     Attributes:
@@ -64,6 +67,7 @@ class DiTDecoder(nn.Module):
         target_std: float[channels], buffer: its standard deviation.
         noise: float[*target], buffer: initial noise of every frame. The same noise for all avoids flicker.
         base: The frozen base, or None.
+        proxy: The frozen proxy autoencoder, or None.
         config: The arguments above as plain values; building from them gives a network of the same shape.
 
     Raises:
@@ -94,6 +98,7 @@ class DiTDecoder(nn.Module):
         steps: int = 4,
         guidance: float = 1.0,
         base: dict[str, Any] | None = None,
+        proxy: str | dict[str, Any] | None = None,
         checkpoint: bool = False,
     ) -> None:
         super().__init__()
@@ -113,6 +118,7 @@ class DiTDecoder(nn.Module):
             "steps": steps,
             "guidance": guidance,
             "base": None,
+            "proxy": None,
             "checkpoint": checkpoint,
         }
         self.channels = channels
@@ -121,6 +127,11 @@ class DiTDecoder(nn.Module):
         self.latent_channels = latent_channels
         self.inputs = {"latent": (latent_channels, *self.latent_size)}
         self.target = (channels, *self.size)
+        self.proxy: ProxyAutoencoder | None = None
+        if proxy is not None:
+            self.proxy = ProxyAutoencoder(proxy, self.size)
+            self.config["proxy"] = self.proxy.config
+            self.target = (self.proxy.latent_channels, *self.proxy.latent_size)
         self.patch = (patch[0], patch[1])
         self.width, self.heads = width, heads
         self.latent_tokens, self.prediction, self.shortcut = latent_tokens, prediction, shortcut
@@ -202,11 +213,19 @@ class DiTDecoder(nn.Module):
         return (x - predicted) / noise_level.clamp(min=SMALLEST_STEP)[:, None, None, None]
 
     def estimate(self, latent: Tensor) -> Tensor | None:
-        """Compute the image that the base decodes from a latent, float[B, *target]; None without a base."""
+        """Compute what the base decodes from a latent, in the space of the target; None without a base.
+
+        Args:
+            latent: float[B, c, h, w], not standardised.
+
+        Returns:
+            float[B, *target].
+        """
         if self.base is None:
             return None
         with torch.no_grad():
-            return self.base(latent).float()
+            image = self.base(latent).float()
+            return image if self.proxy is None else self.proxy.encode(image)
 
     def to_target(self, image: Tensor, base: Tensor | None) -> Tensor:
         """Convert images to standardised targets.
@@ -218,13 +237,15 @@ class DiTDecoder(nn.Module):
         Returns:
             float[B, *target].
         """
-        target = image if base is None else image - base
+        target = image if self.proxy is None else self.proxy.encode(image)
+        target = target if base is None else target - base
         return (target - self.target_mean[:, None, None]) / self.target_std[:, None, None]
 
     def to_image(self, target: Tensor, base: Tensor | None) -> Tensor:
         """Undo `to_target`; gradients flow to ``target``."""
         image = target * self.target_std[:, None, None] + self.target_mean[:, None, None]
-        return image if base is None else image + base
+        image = image if base is None else image + base
+        return image if self.proxy is None else self.proxy.decode(image)
 
     def decode(self, latent: Tensor, noise: Tensor | None = None, steps: int | None = None) -> Tensor:
         """Decode latents (not standardised) with Euler steps; deterministic unless ``noise`` is given.
@@ -287,7 +308,8 @@ class DiTDecoder(nn.Module):
         latent = latent.to(dtype)
         local = self.latent_local(latent)
         if self.grid != self.latent_size:
-            local = F.interpolate(local, self.grid, mode="bilinear", antialias=True)
+            # in float32: CPUs have no kernel for bfloat16
+            local = F.interpolate(local.float(), self.grid, mode="bilinear", antialias=True).to(dtype)
         local = torch.where(known, local.flatten(2).mT, null)
         tokens = self.target_in(self._patched(x).to(dtype)) + local
         if base is not None:

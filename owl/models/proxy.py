@@ -101,7 +101,7 @@ class ProxyAutoencoder(nn.Module):
                 f"the image is {list(image.shape)}, the proxy autoencoder expected [batch, 3, {self.size[0]}, "
                 f"{self.size[1]}]; set the data's size to that",
             )
-        encoding = self.autoencoder.encode(image, **self._plainly)
+        encoding = self.autoencoder.encode(image.to(self.mean.dtype), **self._plainly)
         encoding = encoding[0] if self._plainly else encoding
         latent = encoding if isinstance(encoding, Tensor) else encoding.mean
         standardised: Tensor = (latent - self.mean[:, None, None]) / self.std[:, None, None]
@@ -125,7 +125,8 @@ class ProxyAutoencoder(nn.Module):
                 f"the latent is {list(latent.shape)}, the proxy autoencoder expected [batch, {self.latent_channels}, "
                 f"{self.latent_size[0]}, {self.latent_size[1]}]; use latents that it encoded",
             )
-        decoded = self.autoencoder.decode(latent * self.std[:, None, None] + self.mean[:, None, None], **self._plainly)
+        scaled = latent * self.std[:, None, None] + self.mean[:, None, None]
+        decoded = self.autoencoder.decode(scaled.to(self.mean.dtype), **self._plainly)
         image: Tensor = decoded[0] if self._plainly else decoded
         return image.to(latent.dtype)
 

@@ -1,5 +1,7 @@
 """Shapes for any patch, one coordinate system for both grids, a null embedding that learns, decoding without chance."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from owl.models.diffusion_decoder import DiTDecoder
 from owl.models.image_decoder import ImageDecoder
 from owl.nn.frozen import trained
 from tests.helpers.errors import refused
+from tests.helpers.proxies import save_proxy
 
 LATENT_TOKENS = ("shared", "separate", "none")
 BASE = {"widths": [8, 16, 16], "blocks": [1, 1, 1]}
@@ -226,3 +229,38 @@ def test_a_network_in_bfloat16_decodes() -> None:
     found = network.bfloat16().decode(latent.bfloat16())
     assert found.dtype == torch.bfloat16
     assert (found - expected).norm() < 0.1 * expected.norm()
+
+
+def test_the_target_can_be_the_latent_of_another_autoencoder(tmp_path: Path) -> None:
+    save_proxy(tmp_path / "proxy")
+    network = lively(True, proxy=str(tmp_path / "proxy"), patch=(4, 2))
+    assert network.target == (4, 16, 24)
+    x, level, latent = inputs(network)
+    base = network.estimate(latent)
+    assert base.shape == (2, 4, 16, 24)
+    assert network(x, level, latent, base).shape == x.shape
+    with torch.no_grad():
+        image = torch.rand(2, 3, 32, 48) * 2 - 1
+        assert torch.allclose(network.to_target(image, base) + base, network.proxy.encode(image), atol=1e-6)
+        encoded_and_decoded = network.proxy.decode(network.proxy.encode(image))
+        assert torch.allclose(network.to_image(network.to_target(image, base), base), encoded_and_decoded, atol=1e-5)
+    decoded = network.decode(latent)
+    assert decoded.shape == (2, 3, 32, 48)
+    assert not any(name.startswith("proxy") for name in (*trained(network), *network.state_dict()))
+
+    models.save(network, tmp_path / "export")
+    checkpoint = network.state_dict()
+    again = DiTDecoder(**network.config)
+    again.load_state_dict(checkpoint)
+    assert torch.equal(again.decode(latent), decoded)
+    shutil.rmtree(tmp_path / "proxy")
+    loaded = models.load(tmp_path / "export").to(torch.bfloat16)
+    assert torch.allclose(loaded.decode(latent.bfloat16()).float(), decoded, atol=0.2)
+    with refused("proxy.missing", "proxy"):
+        DiTDecoder(**network.config).load_state_dict(checkpoint)
+
+
+def test_a_patch_must_divide_the_latent_of_the_proxy(tmp_path: Path) -> None:
+    save_proxy(tmp_path)
+    with refused("network.arguments", "5x2", "16x24"):
+        lively(proxy=str(tmp_path), patch=(5, 2))
