@@ -20,6 +20,7 @@ COMMANDS = {
     "predict": "run a checkpoint on the test split and write its output",
     "sweep": "try settings of an experiment in parallel, find the best one and what mattered",
     "rollout": "play a world model under recorded controls: quality, obedience, drift and speed, with films",
+    "compare": "show decoders of the same latents side by side on held-out clips: quality, flicker and speed",
     "submit": "run an experiment as a job of a SLURM cluster: --nodes 2 --gpus_per_node 8",
     "bench": "measure how fast an experiment trains or a network runs; predict it for other devices",
     "rerun": "repeat a run from its folder and check that the result is the same",

@@ -34,6 +34,7 @@ EXECUTED_ELSEWHERE = {
     "docs/how-to/controls.md": "tests/commands/test_data_annotate.py",
     "docs/how-to/fp8.md": "tests/precision/test_fp8.py",
     "docs/how-to/rollout.md": "tests/commands/test_rollout.py",
+    "docs/how-to/compare.md": "tests/commands/test_compare.py",
     "docs/how-to/cluster.md": "tests/commands/test_submit.py",
     "docs/how-to/sweep.md": "tests/commands/test_sweep.py",
     "docs/how-to/world-model.md": "tests/commands/test_rollout.py",
