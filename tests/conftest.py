@@ -1,5 +1,6 @@
 """Settings of the whole suite: seeded, quiet, without deadlines (timings are never asserted)."""
 
+import multiprocessing
 import os
 import signal
 
@@ -15,6 +16,19 @@ from hypothesis import settings
 torch.set_num_threads(1)
 # As in a terminal: where the suite runs in the background, it and every process that it starts would ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# What "forkserver" starts has imported these and done nothing: quicker than "spawn", and forks of a test process would
+# inherit what its threads were at.
+multiprocessing.set_forkserver_preload(
+    [
+        "owl.cli.lightning",
+        "owl.data.datamodule",
+        "owl.recipes.image_vae",
+        "owl.recipes.world_model",
+        "torch.distributed.fsdp",
+        "torch.distributed.tensor.parallel",
+        "torch.utils.tensorboard",
+    ]
+)
 settings.register_profile("owl", deadline=None, derandomize=True, max_examples=30)
 settings.load_profile("owl")
 

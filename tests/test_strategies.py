@@ -2,9 +2,7 @@
 
 import faulthandler
 import json
-import multiprocessing
 import os
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
@@ -20,6 +18,7 @@ from owl.models.image_autoencoder import ImageAutoencoder
 from tests.helpers.errors import refused
 from tests.helpers.latents import dot_experiment, make_latents
 from tests.helpers.players import tiny_players
+from tests.helpers.ranks import RANKS, start
 from tests.helpers.shards import make_dataset
 from tests.helpers.taught import tiny_taught
 from tests.helpers.tiny import owl_here, tiny_experiment, tiny_inverse_dynamics, write_config
@@ -27,11 +26,6 @@ from tests.helpers.tiny import owl_here, tiny_experiment, tiny_inverse_dynamics,
 FIRST, LAST = 3, 5
 """Steps after which runs are compared, and continued in another way."""
 STRATEGIES = ("ddp", "fsdp2")
-RANKS = multiprocessing.get_context("forkserver")
-"""Makes processes that have imported all and done nothing; forks of this one would inherit what its threads were at."""
-RANKS.set_forkserver_preload(
-    ["tests.test_strategies", "owl.cli.lightning", "owl.data.datamodule", "torch.utils.tensorboard"]
-)
 TRAINED = [f"{layer}.{name}" for layer in (0, 3) for name in ("weight", "bias")]
 """Of the network with frozen parts."""
 ENCODER = {"class_path": "owl.callbacks.frozen_encoder.FrozenEncoder"}
@@ -143,22 +137,6 @@ def spread(strategy: str, *options: str) -> tuple[str, ...]:
     """The options of two processes of batch 4."""
     devices = ("--trainer.devices", "2", "--trainer.strategy", strategy, "--data.init_args.batch_size", "4")
     return (*devices, *options)
-
-
-def start(target: Callable[..., None], arguments: Callable[[int], tuple[Any, ...]] = lambda number: ()) -> list[Any]:
-    """Start two processes as a cluster starts them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for number in range(2):
-        environment = {"RANK": number, "LOCAL_RANK": number, "GROUP_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
-        words = {key: str(value) for key, value in environment.items()}
-        processes.append(RANKS.Process(target=target, args=(words, *arguments(number)), daemon=True))
-    for process in processes:
-        process.start()
-    return processes
 
 
 def watch() -> None:

@@ -19,7 +19,8 @@ from owl.rollout.engine import Engine
 from owl.rollout.episodes import Episodes, load_decoder
 from owl.rollout.evaluation import horizon_curves, roll_out
 from tests.helpers.errors import refused
-from tests.helpers.tiny import owl, owl_here, tiny_experiment, write_config
+from tests.helpers.ranks import owl_on_two
+from tests.helpers.tiny import owl_here, tiny_experiment, write_config
 from tests.helpers.world import AUTOENCODER, FOOTAGE, INVERSE_DYNAMICS, LATENTS, STRIDE, make_world, tiny_world_model
 
 CONTEXT, HORIZON = 3, 5
@@ -113,7 +114,7 @@ def test_two_processes_log_what_one_does(lab: Path) -> None:
     for more in ([], ["--config", "impatient.yaml", "--trainer.devices", "2", "--trainer.strategy", "ddp"]):
         arguments = ["--config", "alone.yaml", "--name", "alone", "--ckpt_path", "last", *more]
         if more:
-            owl("validate", *arguments, cwd=lab)
+            owl_on_two("validate", *arguments, cwd=lab)
         else:
             assert owl_here("validate", *arguments, cwd=lab) == 0
         found.append(json.loads((lab / "runs/alone/validate.json").read_text()))

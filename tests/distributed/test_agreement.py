@@ -32,7 +32,7 @@ def process(rank: int, folder: str) -> None:
 
 
 def test_two_processes_agree_and_wait(tmp_path: Path) -> None:
-    mp.spawn(process, (str(tmp_path),), nprocs=2)
+    mp.start_processes(process, (str(tmp_path),), nprocs=2, start_method="forkserver")
 
 
 def test_a_single_process_asks_nobody() -> None:

@@ -112,15 +112,15 @@ def gathering(rank: int, folder: str) -> None:
 
 
 def test_a_copy_of_a_spread_network_holds_its_frozen_part(tmp_path: Path) -> None:
-    mp.spawn(gathering, (str(tmp_path),), nprocs=2)
+    mp.start_processes(gathering, (str(tmp_path),), nprocs=2, start_method="forkserver")
 
 
 def test_an_average_is_saved_by_one_process_and_held_whole_by_none_else(tmp_path: Path) -> None:
-    mp.spawn(saving, (str(tmp_path),), nprocs=2)
+    mp.start_processes(saving, (str(tmp_path),), nprocs=2, start_method="forkserver")
 
 
 def test_two_shards_equal_one_whole(tmp_path: Path) -> None:
-    mp.spawn(process, (str(tmp_path),), nprocs=2)
+    mp.start_processes(process, (str(tmp_path),), nprocs=2, start_method="forkserver")
     whole = learn(build(), 0, 1)
     halves = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     for expected, *found in zip(whole, *halves, strict=True):

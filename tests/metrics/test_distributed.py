@@ -70,7 +70,7 @@ def process(rank: int, folder: str) -> None:
 def test_two_processes_equal_one(tmp_path):
     assert FEATURES == 20 * 64
     alone = measure([0, 1, 2, 3, 4])
-    mp.spawn(process, args=(str(tmp_path),), nprocs=2)
+    mp.start_processes(process, (str(tmp_path),), nprocs=2, start_method="forkserver")
     for rank in range(2):
         answers = json.loads((tmp_path / f"{rank}.json").read_text())
         for share in SHARES:

@@ -259,10 +259,11 @@ def test_a_compiled_recipe_from_yaml_runs_float8(
         products.append(sum("autograd_apply" in str(node.target) for node in graph.graph.nodes))
         return graph.forward
 
+    one_graph = ("--model.compile", "true", "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0")
     plain = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda module: plain(module, backend=record))
     monkeypatch.setattr("owl.recipes.compilation.can_compile", lambda device: True)
-    fit(lab, "compiled", "--model.compile", "true")
+    fit(lab, "compiled", *one_graph)
     assert sum(products) >= 10  # of the two blocks' layers
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("float8: ")]
     others = "bfloat16" if multiplies_bfloat16("cpu") else "float32"
@@ -272,7 +273,7 @@ def test_a_compiled_recipe_from_yaml_runs_float8(
     assert len(lines) == 2
     products.clear()
     torch._dynamo.reset()
-    fit(lab, "compiled_bf16", "--model.compile", "true", plugin=False)
+    fit(lab, "compiled_bf16", *one_graph, plugin=False)
     assert products
     assert not any(products)
 

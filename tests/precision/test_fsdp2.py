@@ -135,7 +135,7 @@ def test_the_trainer_converts_shards_scales_and_validates(tmp_path: Path) -> Non
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    mp.spawn(trainer_run, args=(str(tmp_path), port), nprocs=2)
+    mp.start_processes(trainer_run, (str(tmp_path), port), nprocs=2, start_method="forkserver")
     content = torch.load(tmp_path / "last.ckpt", weights_only=True)
     stored = {name.removeprefix("network."): x for name, x in content["state_dict"].items() if "network" in name}
     assert all(type(x) is Tensor for x in [*stored.values(), *content["ema"]["raw"].values()])
