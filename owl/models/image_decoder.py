@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from owl.models import fingerprint
 from owl.models.image_autoencoder import Decoder, ImageAutoencoder, Norm, check_arguments, check_latent, span
 from owl.nn.convolution import fold_weight_norm
 from owl.nn.statistics import register_latent
@@ -91,11 +93,14 @@ class ImageDecoder(nn.Module):
 
     @classmethod
     def of(cls, autoencoder: ImageAutoencoder) -> "ImageDecoder":
-        """Return a copy of an autoencoder's decoder, with the same outputs."""
+        """Return a copy of an autoencoder's decoder, with the same outputs, that identifies the latents it takes."""
         config = dict(autoencoder.config)
         config["blocks"] = config.pop("decoder_blocks")
         decoder = cls(**config)
         decoder.decoder.load_state_dict(autoencoder.decoder.state_dict())
+        decoder.latent_mean.copy_(autoencoder.latent_mean)
+        decoder.latent_std.copy_(autoencoder.latent_std)
+        decoder.latent_encoder.copy_(torch.tensor(list(bytes.fromhex(fingerprint(autoencoder.encoder)))))
         return decoder
 
     def decode(self, latent: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from owl.pixels import to_uint8
 
 TILE_WIDTHS = (160, 320)  # pixels: smaller images are enlarged by an integer factor, larger ones reduced
+LARGE_TILE_WIDTHS = (320, 640)  # where fine detail is compared
 GAP = 6
 CAPTION_HEIGHT = 24
 FONT_SIZE = 13
@@ -75,6 +76,36 @@ def reconstruction_grid(original: Tensor, reconstruction: Tensor, latent: Tensor
     bar = _coloured(torch.linspace(0, 1, COLOUR_BAR_WIDTH).expand(1, CAPTION_HEIGHT // 2, -1))[0]
     picture.paste(Image.fromarray(bar), (round(left), 2 * step + CAPTION_HEIGHT // 4))
     return np.asarray(picture)
+
+
+def comparison_grid(rows: dict[str, Tensor]) -> np.ndarray:
+    """Draw versions of the same frames below each other, each enlarged and with its PSNR against the first row.
+
+    Args:
+        rows: Frames float[B, 3, H, W] by the caption of their row, in [-1, 1] or clipped to it; the first are the
+            originals.
+
+    Returns:
+        uint8[height, width, 3], RGB.
+    """
+    shown = {caption: frames.detach().float().cpu().clamp(-1, 1) for caption, frames in rows.items()}
+    original = next(iter(shown.values()))
+    size = _tile_size(original.shape[-2], original.shape[-1], LARGE_TILE_WIDTHS)
+    font = ImageFont.load_default(FONT_SIZE)
+    blocks = []
+    for number, (caption, frames) in enumerate(shown.items()):
+        tiles = _row(_bytes(frames), size)
+        block = np.full((CAPTION_HEIGHT + size[0], tiles.shape[1] + 2 * GAP, 3), BACKGROUND, np.uint8)
+        block[CAPTION_HEIGHT:, GAP : GAP + tiles.shape[1]] = tiles
+        picture = Image.fromarray(block)
+        pen = ImageDraw.Draw(picture)
+        pen.text((GAP, CAPTION_HEIGHT / 2), caption, fill=TEXT, font=font, anchor="lm")
+        psnr = -10 * torch.log10((original - frames).square().mean(dim=(1, 2, 3)) / 4)
+        for column, value in enumerate(psnr.tolist() if number else []):
+            right = (column + 1) * (size[1] + GAP)
+            pen.text((right, CAPTION_HEIGHT / 2), f"{value:.1f} dB", fill=FAINT, font=font, anchor="rm")
+        blocks.append(np.asarray(picture))
+    return np.concatenate([*blocks, np.full((GAP, blocks[0].shape[1], 3), BACKGROUND, np.uint8)])
 
 
 def controls_strip(
@@ -168,8 +199,8 @@ def principal_components(latent: Tensor, count: int) -> tuple[Tensor, float]:
     return scaled.view(*values.shape[:-1], count).movedim(-1, 1), explained
 
 
-def _tile_size(height: int, width: int) -> tuple[int, int]:
-    smallest, largest = TILE_WIDTHS
+def _tile_size(height: int, width: int, widths: tuple[int, int] = TILE_WIDTHS) -> tuple[int, int]:
+    smallest, largest = widths
     if width > largest:
         return max(1, round(height * largest / width)), largest
     factor = -(-smallest // width)

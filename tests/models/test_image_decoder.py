@@ -36,8 +36,17 @@ def test_a_copy_of_an_autoencoders_decoder_has_its_outputs(autoencoder: ImageAut
     torch.testing.assert_close(autoencoder.decode(latent), expected)
 
 
-def test_an_export_decodes_the_same_and_identifies_its_latents(autoencoder: ImageAutoencoder, tmp_path: Path) -> None:
+def test_a_copy_of_an_autoencoders_decoder_identifies_its_latents(autoencoder: ImageAutoencoder) -> None:
+    autoencoder.latent_mean.copy_(torch.arange(4))
+    autoencoder.latent_std.copy_(torch.arange(1, 5))
     decoder = ImageDecoder.of(autoencoder)
+    assert encoder_of(decoder) == encoder_of(autoencoder)
+    assert torch.equal(decoder.latent_mean, autoencoder.latent_mean)
+    assert torch.equal(decoder.latent_std, autoencoder.latent_std)
+
+
+def test_an_export_decodes_the_same_and_identifies_its_latents(autoencoder: ImageAutoencoder, tmp_path: Path) -> None:
+    decoder = ImageDecoder(**ImageDecoder.of(autoencoder).config)
     assert tells_encoder(decoder)
     assert encoder_of(decoder) == UNKNOWN
     decoder.latent_encoder.copy_(torch.arange(1, 9))

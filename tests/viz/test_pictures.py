@@ -3,7 +3,15 @@ import numpy as np
 import pytest
 import torch
 
-from owl.viz.pictures import BACKGROUND, CAPTION_HEIGHT, GAP, TILE_WIDTHS, principal_components, reconstruction_grid
+from owl.viz.pictures import (
+    BACKGROUND,
+    CAPTION_HEIGHT,
+    GAP,
+    TILE_WIDTHS,
+    comparison_grid,
+    principal_components,
+    reconstruction_grid,
+)
 
 
 def frames(count: int, height: int, width: int) -> torch.Tensor:
@@ -93,3 +101,19 @@ def test_latents_without_variance_or_with_few_channels_are_grey_there():
     single, _ = principal_components(torch.randn(2, 1, 4, 4), 3)
     assert (single[:, 1:] == 0.5).all()
     assert single[:, 0].std() > 0
+
+
+def test_versions_of_frames_are_compared_below_each_other():
+    original = frames(2, 96, 160)
+    rows = {"original": original, "halved": original / 2, "beyond": original * 3}
+    picture = comparison_grid(rows)
+    step = 192 + CAPTION_HEIGHT
+    assert picture.shape == (3 * step + GAP, 2 * 320 + 3 * GAP, 3)
+    for number, images in enumerate(rows.values()):
+        for column in range(2):
+            top, left = number * step + CAPTION_HEIGHT, GAP + column * (320 + GAP)
+            tile = torch.from_numpy(picture[top : top + 192, left : left + 320].copy()).movedim(-1, 0)
+            expected = ((images[column].clamp(-1, 1) + 1) * 127.5).round().byte()
+            assert torch.equal(tile, expected.repeat_interleave(2, 1).repeat_interleave(2, 2))
+    captions = [picture[number * step : number * step + CAPTION_HEIGHT, 200:] != BACKGROUND for number in range(3)]
+    assert [bool(caption.any()) for caption in captions] == [False, True, True]  # PSNR against the first
