@@ -191,7 +191,8 @@ class PatchDiscriminator(Discriminator):
         }
         widths = [self.in_channels, *(width * min(2**i, 8) for i in range(layers + 1))]
         strides = [2] * layers + [1]
-        self.layers = nn.ModuleList(
+        # named as `owl.distributed.sharding.shard` expects parts that are called one by one
+        self.blocks = nn.ModuleList(
             _patch_convolution(fine, coarse, stride, gain=ACTIVATION_GAIN if i else 1.0)
             for i, ((fine, coarse), stride) in enumerate(zip(pairwise(widths), strides, strict=True))
         )
@@ -213,8 +214,8 @@ class PatchDiscriminator(Discriminator):
         """
         _check_images(images, self.in_channels, self.smallest, 1)
         x = images
-        for layer in self.layers:
-            x = leaky_relu(layer(x))
+        for block in self.blocks:
+            x = leaky_relu(block(x))
         logits: Tensor = self.head(x)
         return logits.squeeze(1).to(images.dtype)
 
