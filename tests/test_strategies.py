@@ -15,6 +15,7 @@ import torch
 from owl import models
 from owl.errors import OwlError
 from owl.models.image_autoencoder import ImageAutoencoder
+from tests.helpers.autoencoders import tiny_decoder
 from tests.helpers.errors import refused
 from tests.helpers.latents import dot_experiment, make_latents
 from tests.helpers.players import tiny_players
@@ -85,6 +86,16 @@ def gradient_penalty(folder: Path) -> dict[str, Any]:
     return tiny_players(folder / "footage", penalty=0.1)
 
 
+def distill(folder: Path) -> dict[str, Any]:
+    """With a discriminator; without penalties, for which FSDP2 does not keep the weights."""
+    discriminator = {"class_path": "owl.models.discriminators.PatchDiscriminator"}
+    discriminator["init_args"] = {"width": 8, "layers": 2}
+    student = {"class_path": "owl.models.image_decoder.ImageDecoder"}
+    student["init_args"] = {"widths": [8, 8], "blocks": [1, 1], "patch": 4}
+    options = {"network": student, "discriminator": discriminator, "gamma": 0.0, "weights": {"lpips": 0.0}}
+    return tiny_decoder(folder / "footage", folder / "encoder", "owl.recipes.distill.Distill", **options)
+
+
 RECIPES = (
     image_vae,
     world_model,
@@ -95,6 +106,7 @@ RECIPES = (
     cadence,
     gradient_penalty,
     frozen_parts,
+    distill,
 )
 """Experiments, one for each recipe, whose only randomness is that of a sample. A new recipe joins by a line."""
 NAMES = [recipe.__name__ for recipe in RECIPES]
@@ -102,7 +114,7 @@ IMPOSSIBLE = {("gradient_penalty", "fsdp2")}
 """FSDP2 frees weights after each backward; a second one through the first needs them."""
 
 
-CONVOLUTIONS = {"image_vae", "two_optimizers", "cadence", "gradient_penalty", "frozen_parts"}
+CONVOLUTIONS = {"image_vae", "two_optimizers", "cadence", "gradient_penalty", "frozen_parts", "distill"}
 """Those without a linear layer, in which float8 has nothing to do."""
 
 

@@ -1,0 +1,51 @@
+"""The two sides of adversarial training, shared by recipes of decoders."""
+
+from torch import Tensor
+
+from owl.losses.adversarial import generator_loss, logits_and_penalty
+from owl.models.discriminators import Discriminator
+from owl.optim.stepping import only_towards
+
+
+def judge(
+    discriminator: Discriminator, true: Tensor, decoded: Tensor, penalised: bool
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Compute the logits of both sides and, at some steps, the penalties of their gradients.
+
+    Args:
+        discriminator: The network that is trained on the result.
+        true: float[B, T, 3, H, W] in [-1, 1].
+        decoded: The same shape; no gradient reaches the decoder.
+        penalised: Whether R1 and R2 are computed.
+
+    Returns:
+        Logits of the true and of the decoded side, and the penalties by name, ``r1`` and ``r2``, or none.
+    """
+    sides = discriminator.sides(true, decoded.detach())
+    if not penalised:
+        real, fake = (discriminator(side) for side in sides)
+        return real, fake, {}
+    (real, r1), (fake, r2) = (logits_and_penalty(discriminator, side) for side in sides)
+    return real, fake, {"r1": r1, "r2": r2}
+
+
+def fooled(discriminator: Discriminator, true: Tensor, decoded: Tensor, real_logits: Tensor) -> Tensor:
+    """Compute the adversarial loss of a decoder, whose gradient reaches ``decoded`` only.
+
+    Args:
+        discriminator: The network that judges; it gets no gradient.
+        true: float[B, T, 3, H, W] in [-1, 1].
+        decoded: The same shape.
+        real_logits: Logits of the true side, from `judge`, without gradient; not used by a paired discriminator, whose
+            true side depends on ``decoded``.
+
+    Returns:
+        A scalar, see `owl.losses.adversarial.generator_loss`.
+    """
+
+    def loss(decoded: Tensor) -> Tensor:
+        real_side, fake_side = discriminator.sides(true, decoded)
+        real = discriminator(real_side) if discriminator.paired else real_logits
+        return generator_loss(discriminator(fake_side), real)
+
+    return only_towards(decoded, loss)
