@@ -269,9 +269,12 @@ class Decoder(nn.Module):
         self.head = convolution(widths[0], channels * patch**2, 3, gain=HEAD_GAIN, weight_norm=weight_norm)
         self.resize = Resize(grid, size) if size != grid else nn.Identity()
 
-    def forward(self, latent: Tensor) -> Tensor:
-        """float[B, c, h, w] -> float[B, channels, *size]."""
-        x = F.leaky_relu(self.norm(self.stages(self.stem(latent))), NEGATIVE_SLOPE)
+    def forward(self, latent: Tensor, hint: Tensor | None = None) -> Tensor:
+        """float[B, c, h, w] -> float[B, channels, *size]; a hint float[B, widths[-1], h, w] is added to the stem."""
+        x = self.stem(latent)
+        if hint is not None:
+            x = x + hint
+        x = F.leaky_relu(self.norm(self.stages(x)), NEGATIVE_SLOPE)
         image: Tensor = self.resize(F.pixel_shuffle(self.head(x), self.patch))
         return image
 

@@ -42,12 +42,13 @@ class Frame:
 
 @dataclass
 class Snapshot:
-    """State of a rollout: the cache, the number of frames, the pending frame and the generator."""
+    """State of a rollout: the cache, the number of frames, the pending frame, the generator and the last pictures."""
 
     cache: list[Tensor]
     length: int
     pending: Context | None
     random: Tensor
+    decoded: dict[str, Tensor]
 
 
 class Engine:
@@ -55,7 +56,9 @@ class Engine:
 
     Args:
         network: The world model.
-        decoders: By stream, networks with ``decode(latent float[B, ...])``; other streams are not decoded.
+        decoders: By stream, networks with ``decode(latent float[B, ...])``; other streams are not decoded. One with the
+            attribute ``previous`` also gets the frame that it decoded before; see
+            `owl.models.image_decoder.ImageDecoder`.
         noise_levels: Noise levels of the steps of a frame, from 1 down; the last step ends at 0.
         sampler: "adams_bashforth" (of second order; a single step is Euler's), "euler", or "consistency" for few-step
             students.
@@ -158,6 +161,7 @@ class Engine:
         self._prepare(batch)
         self.cache: Cache = self.network.new_cache(batch, self.schedule.copies, self.dtype, self.device)
         self._pending: Context | None = None
+        self._decoded: dict[str, Tensor] = {}
         if context is None or controls is None:
             return
         latents = self.network.standardize({name: x.to(self.device) for name, x in context.items()})
@@ -168,6 +172,9 @@ class Engine:
             self._await_commit(shown, self._controls(controls.buttons[:, t], controls.axes[:, t], given))
         if not self.one_pass:
             self._commit()
+        for name, decoder in self.decoders.items():
+            if getattr(decoder, "previous", False):
+                self._decode(name, context[name][:, -1].to(self.device))
 
     def wait_compiled(self, batch: int | None = None) -> bool:
         """Wait until all code is compiled, for reproducible frames and representative timings.
@@ -232,7 +239,8 @@ class Engine:
         """
         self._check_begun()
         cached = [tensor.clone() for tensor in self.cache.tensors()]
-        return Snapshot(cached, self.cache.length, deepcopy(self._pending), self._random.get_state())
+        random = self._random.get_state()
+        return Snapshot(cached, self.cache.length, deepcopy(self._pending), random, dict(self._decoded))
 
     def restore(self, snapshot: Snapshot) -> None:
         """Return to a state of this rollout.
@@ -257,6 +265,7 @@ class Engine:
             tensor.copy_(stored)
         self.cache.length, self._pending = snapshot.length, deepcopy(snapshot.pending)
         self._random.set_state(snapshot.random)
+        self._decoded = dict(snapshot.decoded)
 
     @property
     def time(self) -> int:
@@ -299,7 +308,11 @@ class Engine:
 
     def _decode(self, name: str, latent: Tensor) -> Tensor:
         decoder = self.decoders[name]
-        return decoder.decode(latent.to(placement(decoder).dtype)).float()  # type: ignore[operator]
+        latent = latent.to(placement(decoder).dtype)
+        if not getattr(decoder, "previous", False):
+            return decoder.decode(latent).float()  # type: ignore[operator]
+        self._decoded[name] = decoder.decode(latent, self._decoded.get(name))  # type: ignore[operator]
+        return self._decoded[name].float()
 
     def _clock(self) -> float:
         if self.device.type == "cuda":

@@ -13,6 +13,7 @@ from owl.data.shards import DatasetInfo
 from owl.data.windows import WindowDataset
 from owl.errors import OwlError
 from owl.latents import check_encoder, tells_encoder
+from owl.models.image_decoder import decode_clips
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.placement import placement
 from owl.pixels import to_uint8
@@ -92,13 +93,11 @@ class Episodes:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode video latents float[B, T, c, h, w] to uint8[B, T, 3, H, W] on the CPU."""
+        """Decode clips of video latents float[B, T, c, h, w] to uint8[B, T, 3, H, W] on the CPU."""
         dtype = placement(self.decoder).dtype
-        parts = [
-            as_bytes(self.decoder.decode(part.to(self.device, dtype)))  # type: ignore[operator]
-            for part in latents.flatten(0, 1).split(DECODED_TOGETHER)
-        ]
-        return torch.cat(parts).unflatten(0, latents.shape[:2])
+        together = max(1, DECODED_TOGETHER // latents.shape[1])
+        parts = [as_bytes(decode_clips(self.decoder, part.to(self.device, dtype))) for part in latents.split(together)]
+        return torch.cat(parts)
 
     def stream(self, rows: int, skip: int) -> Iterator[Batch]:
         """Yield the frames of the split in order, endlessly, in several rows that start at different positions.

@@ -11,6 +11,7 @@ from torch import Tensor
 from owl import models
 from owl.flow_matching import Step, add_noise
 from owl.models.image_autoencoder import ImageAutoencoder
+from owl.models.image_decoder import ImageDecoder, decode_clips
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.attention import Frames
 from owl.nn.frozen import freeze
@@ -353,6 +354,35 @@ def test_frames_are_decoded_and_everything_comes_from_files(autoencoder: ImageAu
     assert all(seconds > 0 for seconds in frame.seconds.values())
     with refused("network.kind", str(tmp_path / "autoencoder"), "ImageAutoencoder"):
         Engine.load(tmp_path / "autoencoder")
+
+
+def test_a_decoder_that_sees_its_previous_frame_streams_what_it_decodes_in_sequence(
+    autoencoder: ImageAutoencoder,
+) -> None:
+    network = of_encoder(lively(), autoencoder)
+    decoder = ImageDecoder.of(autoencoder, previous=True)
+    decoder.latent_encoder.copy_(network.video_encoder)
+    torch.nn.init.normal_(decoder.hint.weight, std=0.3)
+    engine = Engine(network, {"video": decoder}, noise_levels=LEVELS)
+    latents, _, controls = draw(network, 6, batch=2)
+    context = {name: x[:, :2] for name, x in latents.items()}
+    for known in (2, 0, 2):  # a reset forgets
+        shown = Controls(controls.buttons[:, :known], controls.axes[:, :known])
+        engine.reset(*((context, shown) if known else (None, None)), batch=2)
+        frames, snapshot = [], None
+        for t in range(known, 6):
+            if t == 4:
+                snapshot = engine.snapshot()
+            frames.append(engine.step(*at(controls, t)))
+        latents = torch.stack([frame.latents["video"] for frame in frames], 1)
+        if known:
+            latents = torch.cat([context["video"][:, -1:], latents], 1)  # it begins with the context's last frame
+        with torch.no_grad():
+            expected = decode_clips(decoder, latents)[:, -len(frames) :]
+            assert not torch.allclose(expected[:, -1], decoder.decode(latents[:, -1]), atol=1e-3)
+        torch.testing.assert_close(torch.stack([frame.decoded["video"] for frame in frames], 1), expected)
+        engine.restore(snapshot)
+        assert torch.equal(engine.step(*at(controls, 4)).decoded["video"], frames[4 - known].decoded["video"])
 
 
 @pytest.mark.parametrize("quantization", [None, "fp8_weight_only"])
