@@ -20,6 +20,7 @@ from owl.metrics.flicker import FlickerAlongFlow
 from owl.metrics.frechet import EfficientNetLite0Features, FrechetDistance, frechet_distance
 from owl.metrics.perceptual import PerceptualDistance
 from owl.metrics.psnr import HIGHEST, MeanPSNR
+from owl.models.image_decoder import decode_clips
 from owl.nn.placement import placement
 from owl.pixels import to_float
 from owl.rollout.episodes import DECODED_TOGETHER, load_decoder
@@ -186,8 +187,7 @@ class HeldOutClips:
 def decode(decoder: nn.Module, latent: Tensor) -> Tensor:
     """Decode latents float[T, c, h, w] to float32[T, 3, H, W], clipped to [-1, 1], on the decoder's device."""
     device, dtype = placement(decoder)
-    parts = [decoder.decode(part.to(device, dtype)) for part in latent.split(DECODED_TOGETHER)]  # type: ignore[operator]
-    return torch.cat(parts).float().clamp(-1, 1)
+    return decode_clips(decoder, latent[None].to(device, dtype), DECODED_TOGETHER)[0].float().clamp(-1, 1)
 
 
 def check_sizes(decoders: dict[str, nn.Module], clip: Clip) -> None:

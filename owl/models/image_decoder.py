@@ -165,19 +165,22 @@ class ImageDecoder(nn.Module):
         return self
 
 
-def decode_clips(decoder: nn.Module, latents: Tensor) -> Tensor:
+def decode_clips(decoder: nn.Module, latents: Tensor, together: int | None = None) -> Tensor:
     """Decode clips frame by frame as a stream would, with whatever the decoder remembers of the frames before.
 
     Args:
         decoder: A network with ``decode``. One with the attribute ``previous`` gets the frame that it decoded before,
             without gradient: its own errors, as at inference.
         latents: float[B, T, c, h, w], not standardised; each clip begins an episode.
+        together: Maximum number of frames in one pass of a decoder without memory. None: all.
 
     Returns:
         float[B, T, 3, H, W].
     """
     if not getattr(decoder, "previous", False):
-        return decoder.decode(latents.flatten(0, 1)).unflatten(0, latents.shape[:2])  # type: ignore[operator]
+        parts = latents.flatten(0, 1).split(together or latents.shape[:2].numel())
+        decoded = torch.cat([decoder.decode(part) for part in parts])  # type: ignore[operator]
+        return decoded.unflatten(0, latents.shape[:2])
     frames: list[Tensor] = []
     for latent in latents.unbind(1):
         frames.append(decoder.decode(latent, frames[-1].detach() if frames else None))  # type: ignore[operator]

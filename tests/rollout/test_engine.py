@@ -361,7 +361,6 @@ def test_a_decoder_that_sees_its_previous_frame_streams_what_it_decodes_in_seque
 ) -> None:
     network = of_encoder(lively(), autoencoder)
     decoder = ImageDecoder.of(autoencoder, previous=True)
-    decoder.latent_encoder.copy_(network.video_encoder)
     torch.nn.init.normal_(decoder.hint.weight, std=0.3)
     engine = Engine(network, {"video": decoder}, noise_levels=LEVELS)
     latents, _, controls = draw(network, 6, batch=2)
