@@ -76,6 +76,19 @@ def noise_levels(steps: int, shift: float = 1.0) -> list[float]:
     return [shift * u / (1 + (shift - 1) * u) for u in even]
 
 
+def random_levels(steps: int, generator: torch.Generator) -> list[float]:
+    """Draw noise levels with random spacing, so that a loss on samples improves those by any number of steps.
+
+    Args:
+        steps: Number of steps.
+        generator: Generator on the CPU.
+
+    Returns:
+        1, and ``steps - 1`` uniform numbers, descending.
+    """
+    return [1.0, *torch.rand(steps - 1, generator=generator).sort(descending=True).values.tolist()]
+
+
 def euler(step: Step) -> Tensor:
     """Take an Euler step to the next noise level."""
     return step.x + (step.next_t - step.t) * step.velocity
@@ -157,3 +170,31 @@ def shortcut_target(
     first = velocity(x, noise_level, half)
     middle = x - half.reshape(-1, *[1] * (x.ndim - 1)) * first
     return (first + velocity(middle, noise_level - half, half)) / 2
+
+
+def consistency_target(
+    teacher: Callable[[Tensor, Tensor], Tensor],
+    student: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    noise_level: Tensor,
+    next_level: Tensor,
+) -> Tensor:
+    """Compute the target of the student's x0 in consistency distillation (Song et al. 2023, algorithm 2).
+
+    It is the student's own prediction a little further along the teacher's flow, after one Euler step of the teacher
+    from t to t'. At t' = 0 that prediction is x itself, since x0 = x_t - t v, and this holds all others in place.
+
+    Args:
+        teacher: Velocity at x_t and t float[B].
+        student: The same of the student.
+        x: float[B, ...], x_t.
+        noise_level: float[B], t.
+        next_level: float[B], t', in [0, t).
+
+    Returns:
+        float[B, ...], without gradient.
+    """
+    per_sample = (-1, *[1] * (x.ndim - 1))
+    with torch.no_grad():
+        moved = x + (next_level - noise_level).view(per_sample) * teacher(x, noise_level)
+        return moved - next_level.view(per_sample) * student(moved, next_level)
