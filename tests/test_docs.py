@@ -3,10 +3,12 @@
 import pkgutil
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -14,6 +16,7 @@ import torch
 import yaml
 
 from owl.__main__ import COMMANDS, find_command
+from owl.data import jobs
 from tests.data.test_game import can_sound
 from tests.helpers.tiny import REPOSITORY, owl_here
 
@@ -56,7 +59,10 @@ SHORTER = {
     "data record": ("--frames", "90", "--workers", "1"),
     "fit": (*MEASURE, "--trainer.max_time", "null", "--trainer.max_steps", "2"),
     "fit on": (*MEASURE, "--trainer.max_time", "null", "--trainer.max_steps", "3"),  # where the page trains longer
-    "fit quickstart": ("--data.init_args.record.frames", "90"),
+    "fit quickstart": (
+        *("--data.init_args.record.frames", "90"),
+        *("--data.init_args.record.scenario", "deathmatch,freedoom2:MAP01"),  # six games instead of 48
+    ),
     "validate": MEASURE,
     "test": MEASURE,
     "predict": MEASURE,
@@ -142,6 +148,20 @@ def check(command: str) -> None:
         pytest.fail(f"no rule says how to check {command!r}")
 
 
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Record and rerun here: a new process imports all anew for each command. tests/data/test_recorder.py and
+    tests/commands/test_rerun.py have such.
+    """
+
+    def run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.CompletedProcess(command, owl_here(*command[3:], cwd=Path.cwd()))
+
+    monkeypatch.setattr("owl.data.recorder.run", lambda job, root, workers: jobs.run(job, root))
+    monkeypatch.setattr("owl.commands.rerun.subprocess", SimpleNamespace(run=run))
+
+
+@pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize("page", EXECUTED)
 def test_every_block_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -11,6 +11,8 @@ import torch
 import yaml
 
 from owl.commands.sweep import check
+from owl.data.game import find_scenario
+from owl.data.recorder import GameRecording
 from owl.models.image_autoencoder import ImageAutoencoder
 from owl.models.world_model import WorldTransformer
 from owl.sweep.plan import load_plan
@@ -117,6 +119,14 @@ def test_an_experiment_trains_two_steps(path: Path, tmp_path: Path, monkeypatch:
     assert bool(compiled) == shipped["model"]["init_args"].get("compile", False)
     monitor = shipped.get("checkpoint", {}).get("monitor")
     assert monitor is None or (run / "checkpoints" / "best.ckpt").exists()
+
+
+def test_an_experiment_records_what_there_is_to_play() -> None:
+    recorded = [yaml.safe_load(path.read_text())["data"]["init_args"].get("record") for path in EXPERIMENTS]
+    scenarios = {name for record in recorded if record for name in GameRecording(**record).scenarios()}
+    assert scenarios
+    for name in scenarios:
+        find_scenario(name)
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
