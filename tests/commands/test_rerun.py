@@ -116,7 +116,7 @@ def test_a_run_that_time_ended_is_repeated_by_its_plan(here: Path) -> None:
     """On a machine of another speed; here it had no last step, and turned out slower on the way."""
     clock = ("--trainer.callbacks+=tests.helpers.saboteurs.Stopwatch", "--trainer.callbacks.seconds=[1.0]")
     slower = ("--trainer.callbacks.later", "2", "--trainer.callbacks.at", "8")
-    limits = ("--trainer.max_steps", "-1", "--trainer.max_time", "00:00:00:25")
+    limits = ("--trainer.max_steps", "-1", "--trainer.max_time", "00:00:00:25", "--trainer.limit_val_batches", "0")
     assert owl_here("fit", "--config", "first.yaml", "--name", "timed", *limits, *clock, *slower, cwd=here) == 0
     plan = load_checkpoint(here / "runs/timed/checkpoints/last.ckpt")["budget"]["changes"]
     assert len(plan) > 1
