@@ -1,0 +1,325 @@
+"""Stage 2: a diffusion transformer trained to decode the latents of a frozen encoder by a rectified flow."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from owl.distributed.reduction import mean_over_processes
+from owl.distributed.sharding import shard
+from owl.errors import OwlError
+from owl.flow_matching import SMALLEST_STEP, add_noise, logit_normal, shortcut_grid, shortcut_target
+from owl.latents import check_encoder, described, load_latent_stats
+from owl.losses.lpips import LPIPS
+from owl.losses.reconstruction import ReconstructionLoss, ReconstructionWeights, weighted_sum
+from owl.metrics.perceptual import PerceptualDistance
+from owl.models.diffusion_decoder import DiTDecoder
+from owl.models.image_decoder import ImageDecoder
+from owl.nn.frozen import freeze, trained
+from owl.optim.configuration import with_schedule
+from owl.recipes.compilation import compile_for_training
+from owl.recipes.decoders import DecoderMetrics, clips, latents, load_autoencoder, with_noise
+from owl.recipes.images import images
+from owl.recipes.logging import log_losses
+from owl.recipes.randomness import each, step_generator, windows
+from owl.viz.pictures import comparison_grid
+
+SHORTCUT_LEVELS = 7
+"""Step sizes 2^-level of shortcuts, level 0 to 6, each learned from two steps of half the size."""
+CLAMPED_LEVEL = 0.05
+"""Below this noise level the loss of a "clean" prediction grows no further (Li and He 2025)."""
+MEASURED_STEPS = (1, 4, 32)
+"""Steps at which validation also measures the LPIPS of shortcut models, on its first batch."""
+SMALLEST_STD = 1e-3
+SHOWN = 4
+"""Frames of a picture."""
+
+
+@dataclass
+class Weights(ReconstructionWeights):
+    """Weights of the flow's loss, and of reconstruction terms of the predicted x0 (epsilon-VAE, Zhao et al. 2025).
+
+    A perfect sampler of the posterior has twice the squared error of its mean: the reconstruction terms choose between
+    PSNR and detail.
+
+    Args:
+        flow: Mean squared error of the velocity.
+    """
+
+    flow: float = 1.0
+    l1: float = 0.0
+    lpips: float = 0.5
+
+
+class Draws(NamedTuple):
+    """Random choices of a step, for each frame.
+
+    Attributes:
+        noise_level: float[N], t.
+        step_size: float[N], d.
+        known: bool[N], False where the latent is dropped.
+        flow: int64[n], numbers of the frames that learn the flow.
+        bootstrapped: int64[m], numbers of the frames that learn a shortcut.
+        noise: float[N, *target], eps.
+    """
+
+    noise_level: Tensor
+    step_size: Tensor
+    known: Tensor
+    flow: Tensor
+    bootstrapped: Tensor
+    noise: Tensor
+
+
+class DiffusionDecoder(LightningModule):
+    """Train a diffusion transformer to decode latents; the encoder is frozen.
+
+    loss = sum of weight * term over `Weights`. Noise levels are t = sigmoid(N(logit_mean, logit_std)). A shortcut model
+    learns step sizes by bootstrapping: a part of the frames learns, for a step of size d, the mean velocity of the
+    network's own two steps of size d / 2, computed from the current weights without gradients.
+
+    Needs frames and their latents: from `owl.callbacks.frozen_encoder.FrozenEncoder`, or from a dataset that
+    `data encode --keep rgb` wrote. Validation decodes with the network's ``steps``.
+
+    Args:
+        autoencoder: Checkpoint or export of the image autoencoder whose latents are decoded.
+        network: The decoder without its geometry, which is that of the autoencoder.
+        residual: Whether the flow generates the residual to what the autoencoder's own decoder makes of the latent; a
+            frozen copy of that becomes part of the network.
+        weights: Weight of every term.
+        lpips: The perceptual distance, as a loss and as a metric.
+        lpips_crop: Side in pixels of random squares on which LPIPS is estimated in training, at a lower cost. None:
+            whole frames.
+        lpips_samples: With ``lpips_crop``: number of frames of a batch that are cropped. None: all.
+        logit_mean: Mean of the logits of noise levels.
+        logit_std: Their standard deviation.
+        bootstrap: Probability that a frame learns a shortcut, in networks with ``shortcut``.
+        latent_dropout: Probability that a frame's latent is replaced by the null embedding, for guidance.
+        noise: Noise augmentation: latents get noise of up to this many of their standard deviations in training, so
+            that the decoder tolerates the errors of generated latents.
+        optimizer: Called with the network's parameters.
+        warmup_steps: Steps of linear warm-up; a cosine follows until training ends.
+        final_lr: Learning rate at the end, as a fraction of its peak.
+        compile: Whether to compile the blocks with ``torch.compile``; on CPUs this requires a C++ compiler.
+
+    Raises:
+        OwlError: An argument is out of range, or ``autoencoder`` is none.
+    """
+
+    def __init__(
+        self,
+        autoencoder: str,
+        network: Callable[[int, tuple[int, int], tuple[int, int], int], DiTDecoder] = DiTDecoder,
+        residual: bool = False,
+        weights: Weights = Weights(),  # noqa: B008 (a dataclass of floats, never changed)
+        lpips: LPIPS | None = None,
+        lpips_crop: int | None = None,
+        lpips_samples: int | None = None,
+        logit_mean: float = -0.4,
+        logit_std: float = 1.0,
+        bootstrap: float = 0.125,
+        latent_dropout: float = 0.0,
+        noise: float = 0.0,
+        optimizer: Callable[[Iterable], Optimizer] = lambda p: AdamW(p, lr=3e-4, weight_decay=0.01),
+        warmup_steps: int = 100,
+        final_lr: float = 0.0,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value in (("bootstrap", bootstrap), ("latent_dropout", latent_dropout)):
+            if not 0 <= value <= 1:
+                raise OwlError(
+                    "recipe.arguments",
+                    f"{name} is {value}, expected a number from 0 to 1; correct model.init_args.{name}",
+                )
+        if not any(asdict(weights).values()):
+            raise OwlError(
+                "recipe.weights",
+                "every weight of the loss is 0, expected at least one above 0; set one in model.weights",
+            )
+        self.save_hyperparameters(logger=False)
+        source = load_autoencoder(autoencoder)
+        self.network = network(source.channels, source.size, source.latent_size, source.latent_channels)
+        self.original = freeze(ImageDecoder.of(source))
+        if residual:
+            self.network.add_base(ImageDecoder.of(source))
+        self.weights = weights
+        lpips = lpips or LPIPS()
+        self.reconstruction_loss = ReconstructionLoss(weights, lpips, lpips_crop, lpips_samples)
+        self.logit_mean, self.logit_std = logit_mean, logit_std
+        self.bootstrap = bootstrap if self.network.shortcut else 0.0
+        self.latent_dropout = latent_dropout
+        self.noise = noise
+        self.optimizer = optimizer
+        self.warmup_steps = warmup_steps
+        self.final_lr = final_lr
+        self.compile_network = compile
+        self.metrics = DecoderMetrics(lpips)
+        self.by_steps = {steps: PerceptualDistance(lpips) for steps in MEASURED_STEPS if self.network.shortcut}
+        self.steps_metrics = nn.ModuleList(self.by_steps.values())  # registered, so that they move to the device
+
+    def configure_model(self) -> None:
+        """Compile each block, which keeps the parameter names in checkpoints; spread the weights under FSDP2."""
+        networks = (self.network, self.original)
+        for network in networks:
+            network.to(memory_format=torch.channels_last)
+        if self.compile_network:
+            compile_for_training(self, *self.network.blocks)
+        if self.device_mesh is not None:
+            for network in networks:
+                shard(network, self.device_mesh["data_parallel"])
+
+    def setup(self, stage: str) -> None:
+        """Read the latents' statistics, which the network stores, and check that they come from the autoencoder."""
+        self._described = described(self.trainer.datamodule)  # type: ignore[attr-defined]
+        load_latent_stats(self.network, *self._described)
+        check_encoder(self.original, *self._described)
+
+    def on_fit_start(self) -> None:
+        """Check that a resumed checkpoint was trained on the same latents."""
+        check_encoder(self.network, *self._described)
+
+    def on_validation_start(self) -> None:
+        """See `on_fit_start`."""
+        self.on_fit_start()
+
+    def on_test_start(self) -> None:
+        """See `on_fit_start`."""
+        self.on_fit_start()
+
+    def transfer_batch_to_device(self, batch: dict[str, Tensor], device: torch.device, dataloader_idx: int) -> Any:
+        """Keep the window indices, which seed the noise, on the CPU, where reading them does not synchronize."""
+        moved: dict[str, Tensor] = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return moved | {name: batch[name] for name in ("window",) if name in batch}
+
+    @torch.no_grad()
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Measure mean and standard deviation of the target on the first batch of a run; checkpoints store them."""
+        if self.global_step or batch_idx:
+            return
+        target = self.network.to_target(images(batch), self.network.estimate(latents(batch)))
+        moments = torch.stack([target.mean((0, 2, 3)), target.square().mean((0, 2, 3))])
+        mean, square = mean_over_processes(moments)
+        self.network.target_mean.copy_(mean)
+        self.network.target_std.copy_((square - mean.square()).clamp(min=SMALLEST_STD**2).sqrt())
+
+    def draw(self, batch: dict[str, Tensor]) -> Draws:
+        """Draw the noise levels, step sizes and noise of a step.
+
+        They depend on the window and the step: the distribution over processes does not change the training.
+        """
+        frames, numbers = batch["rgb"].shape[1], windows(batch)
+        # choices are drawn on the CPU, so that the number of shortcuts is known without synchronising a GPU
+        chances = [step_generator(self.global_step, number, torch.device("cpu")) for number in numbers]
+        noise_level = logit_normal(each(torch.randn, chances, frames), self.logit_mean, self.logit_std).flatten()
+        dropped, chosen, level, place = each(torch.rand, chances, 4, frames).transpose(0, 1).flatten(1)
+        bootstrapped = chosen < self.bootstrap
+        d, t = shortcut_grid((level * SHORTCUT_LEVELS).long(), place)
+        generators = [step_generator(self.global_step, number, self.device) for number in numbers]
+        return Draws(
+            torch.where(bootstrapped, t, noise_level).to(self.device),
+            torch.where(bootstrapped, d, SMALLEST_STEP).to(self.device),
+            (dropped >= self.latent_dropout).to(self.device),
+            (~bootstrapped).nonzero().flatten().to(self.device),
+            bootstrapped.nonzero().flatten().to(self.device),
+            each(torch.randn, generators, frames, *self.network.target).flatten(0, 1),
+        )
+
+    def losses(self, image: Tensor, latent: Tensor, draws: Draws) -> tuple[dict[str, Tensor], Tensor]:
+        """Compute the terms of the loss.
+
+        Args:
+            image: float[N, 3, H, W] in [-1, 1].
+            latent: float[N, c, h, w], not standardised.
+            draws: Random choices.
+
+        Returns:
+            A scalar for each term, unweighted, and the loss of the flow for each frame, float[N].
+        """
+        network, t = self.network, draws.noise_level
+        base = network.estimate(latent)
+        clean = network.to_target(image, base)
+        x = add_noise(clean, draws.noise, t)
+        target = draws.noise - clean
+        if rows := len(draws.bootstrapped):
+            target = target.index_copy(0, draws.bootstrapped, self.bootstrap_target(x, latent, base, draws))
+        velocity = network(x, t, latent, base, draws.step_size, draws.known)
+        error = (velocity - target).square().flatten(1).mean(1)
+        if network.prediction == "clean":
+            error = error * (t / t.clamp(min=CLAMPED_LEVEL)).square()
+        terms = {"flow": error.mean()}
+        if rows < len(x):  # the mean velocity of a shortcut does not lead to x0
+            of_flow = draws.flow
+            predicted = (x - t[:, None, None, None] * velocity)[of_flow]
+            decoded = network.to_image(predicted, None if base is None else base[of_flow])
+            terms |= self.reconstruction_loss(decoded, image[of_flow])
+        return terms, error.detach()
+
+    @torch.no_grad()
+    def bootstrap_target(self, x: Tensor, latent: Tensor, base: Tensor | None, draws: Draws) -> Tensor:
+        """Compute the mean velocity of two steps of half the size for the frames that learn a shortcut."""
+        rows = draws.bootstrapped
+        own_latent, own_base, known = latent[rows], None if base is None else base[rows], draws.known[rows]
+
+        def velocity(x: Tensor, t: Tensor, d: Tensor) -> Tensor:
+            predicted: Tensor = self.network(x, t, own_latent, own_base, d, known)
+            return predicted
+
+        return shortcut_target(velocity, x[rows], draws.noise_level[rows], draws.step_size[rows])
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Compute the loss of a step, and log each term unweighted."""
+        image, latent = images(batch), with_noise(latents(batch), self.network.latent_std, self.noise)
+        draws = self.draw(batch)
+        terms, error = self.losses(image, latent, draws)
+        loss = weighted_sum(terms, self.weights)
+        logged = {"shortcut": error[draws.bootstrapped].mean()} if len(draws.bootstrapped) else {}
+        log_losses(self, loss, terms | logged)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Measure decoded frames."""
+        self.measure(batch, batch_idx, "val")
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Measure decoded frames."""
+        self.measure(batch, batch_idx, "test")
+
+    def measure(self, batch: dict[str, Tensor], batch_idx: int, split: str) -> None:
+        """Update and log every metric; of shortcut models, on the first batch, also LPIPS by the number of steps."""
+        image, latent = images(batch), latents(batch)
+        self.metrics.update(self.network.decode(latent), image, batch.get("flow"))
+        named = self.metrics.named(split)
+        if batch_idx == 0:
+            for steps, metric in self.by_steps.items():
+                metric.update(self.network.decode(latent, steps=steps).float().clamp(-1, 1), image)
+                named[f"{split}/{metric.name}_{steps}_steps"] = metric
+        self.log_dict(named, on_epoch=True, batch_size=len(image))
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Return the decoded frames, float[B * T, 3, H, W] in [-1, 1]."""
+        return {"reconstruction": self.network.decode(latents(batch)).clamp(-1, 1)}
+
+    @torch.no_grad()
+    def media(self, batch: dict[str, Tensor]) -> dict[str, np.ndarray]:
+        """Draw original frames, those of stage 1 and generated ones; of long windows also a clip."""
+        image, latent, length = images(batch), latents(batch), batch["rgb"].shape[1]
+        chosen = slice(None, None, max(1, len(image) // SHOWN))
+        few = latent[chosen][:SHOWN]
+        rows = {"original": image[chosen][:SHOWN], "stage 1": self.original.decode(few)}
+        steps = sorted({self.network.steps, *self.by_steps})
+        rows |= {f"steps: {count}": self.network.decode(few, steps=count) for count in steps}
+        first = latent[:length]
+        films = {"original": image, "stage 1": self.original.decode(first), "generated": self.network.decode(first)}
+        return {"decoders": comparison_grid(rows)} | clips(films, length)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return the optimiser with warm-up and cosine."""
+        optimizer = self.optimizer(trained(self.network).values())
+        return with_schedule(self, optimizer, self.warmup_steps, self.final_lr)
