@@ -37,7 +37,7 @@ world: $(VENV)/.installed-game ## the whole chain (80 to 100 minutes): game, ima
 	  --frames 1000 --clips 64 --horizon 16 --steps 6
 
 test: $(VENV)/.installed-dev ## the whole test suite
-	$(RUN) pytest -n 2 --dist loadfile
+	$(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.installed-dev ## longer checks of what training reaches
 	$(RUN) pytest -m slow
