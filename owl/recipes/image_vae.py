@@ -18,6 +18,7 @@ from owl.losses.reconstruction import ReconstructionLoss, ReconstructionWeights,
 from owl.metrics.latents import LatentStatistics
 from owl.metrics.reconstruction import ReconstructionMetrics
 from owl.models.image_autoencoder import ImageAutoencoder
+from owl.models.image_decoder import ImageDecoder
 from owl.nn.bottleneck import Encoding
 from owl.nn.frozen import trained
 from owl.optim.configuration import with_schedule
@@ -44,6 +45,11 @@ class ImageVAE(LightningModule):
     loss = sum of weight * term over `Weights`, where the terms compare decode(sample of encode(x)) with x. Losses of
     the network's bottleneck without a weight are added with weight 1.
 
+    With an auxiliary decoder the encoder learns from that decoder's reconstruction terms only: the gradient of the
+    network's own decoder ends at the latent. The latent is then shaped by one architecture and loss, and the images by
+    another (De Fauw et al. 2019, "Hierarchical Autoregressive Image Models with Auxiliary Decoders"). The auxiliary
+    decoder is not exported.
+
     Args:
         network: The autoencoder.
         weights: Weight of every term.
@@ -54,11 +60,16 @@ class ImageVAE(LightningModule):
         equivariance: Probability that a step fits decode(T z) to T x for a random scaling and rotation T (EQ-VAE,
             Kouzelis et al. 2025).
         sample: Whether to decode a sample of the posterior in training, or its mean.
+        auxiliary: Architecture of the decoder through which the encoder learns, called with the network's geometry.
+            None: it learns through the network's decoder.
+        auxiliary_weights: Weights of the auxiliary decoder's terms. None: as ``weights``.
         optimizer: Called with the parameters; e.g. ``owl.optim.MuonAdamW``.
         warmup_steps: Steps of linear warm-up; a cosine follows until training ends.
         final_lr: Learning rate at the end, as a fraction of its peak.
         compile: Whether encoder and decoder run through ``torch.compile``.
     """
+
+    exports = ("network",)  # without the auxiliary decoder
 
     def __init__(
         self,
@@ -69,6 +80,8 @@ class ImageVAE(LightningModule):
         lpips_samples: int | None = None,
         equivariance: float = 0.0,
         sample: bool = True,
+        auxiliary: Callable[[int, tuple[int, int], tuple[int, int], int], ImageDecoder] | None = None,
+        auxiliary_weights: ReconstructionWeights | None = None,
         optimizer: Callable[[Iterable], Optimizer] = lambda p: AdamW(p, lr=3e-4, weight_decay=1e-4),
         warmup_steps: int = 100,
         final_lr: float = 0.0,
@@ -91,6 +104,10 @@ class ImageVAE(LightningModule):
         self.weights = weights
         lpips = lpips or LPIPS()
         self.reconstruction_loss = ReconstructionLoss(weights, lpips, lpips_crop, lpips_samples)
+        self.auxiliary: ImageDecoder | None = None
+        if auxiliary is not None:
+            self.auxiliary = auxiliary(network.channels, network.size, network.latent_size, network.latent_channels)
+            self.auxiliary_loss = ReconstructionLoss(auxiliary_weights or weights, lpips, lpips_crop, lpips_samples)
         self.equivariance = equivariance
         self.sample = sample
         if not (sample or weights.kl):  # it has no gradient, for which DDP would wait
@@ -104,27 +121,39 @@ class ImageVAE(LightningModule):
 
     def configure_model(self) -> None:
         """Set the memory format of convolutions; compile in place, which keeps the names in checkpoints."""
-        self.network.to(memory_format=torch.channels_last)
+        auxiliary = [] if self.auxiliary is None else [self.auxiliary]
+        for network in (self.network, *auxiliary):
+            network.to(memory_format=torch.channels_last)
         if self.compile_network:
-            compile_for_training(self, self.network.encoder, self.network.decoder)
+            parts = (self.network.encoder, self.network.decoder, *(network.decoder for network in auxiliary))
+            compile_for_training(self, *parts)
         if self.device_mesh is not None:
-            shard(self.network, self.device_mesh["data_parallel"])
+            for network in (self.network, *auxiliary):
+                shard(network, self.device_mesh["data_parallel"])
 
-    def reconstruct(self, image: Tensor) -> tuple[Tensor, Tensor, Encoding]:
+    def reconstruct(self, image: Tensor) -> tuple[Tensor, Tensor, Encoding, Tensor | None]:
         """Reconstruct for training.
 
         Returns:
-            The reconstruction, the target image (with the same transform if equivariance is drawn), and the encoding.
+            The reconstruction, the target image (with the same transform if equivariance is drawn), the encoding, and
+            the auxiliary decoder's reconstruction (None without one).
         """
         encoding = self.network.encode(image)
         latent = encoding.sample() if self.sample else encoding.mean
-        if self.equivariance and torch.rand(()).item() < self.equivariance:
+        transformed = bool(self.equivariance) and torch.rand(()).item() < self.equivariance
+        if transformed:
             fixed_size = not isinstance(self.network.encoder.resize, nn.Identity)
             transform = draw(image, latent, fixed_size, smallest=SMALLEST)
             # in one memory format for every rotation, since each format is compiled separately
-            transformed = transform(latent).contiguous(memory_format=torch.channels_last)
-            return self.network.decoder(transformed).float(), transform(image), encoding
-        return self.network.decode(latent), image, encoding
+            latent = transform(latent).contiguous(memory_format=torch.channels_last)
+            image = transform(image)
+
+        def decode(network: ImageAutoencoder | ImageDecoder, latent: Tensor) -> Tensor:
+            return network.decoder(latent).float() if transformed else network.decode(latent)
+
+        if self.auxiliary is None:
+            return decode(self.network, latent), image, encoding, None
+        return decode(self.network, latent.detach()), image, encoding, decode(self.auxiliary, latent)
 
     def terms(self, reconstruction: Tensor, image: Tensor, encoding: Encoding) -> dict[str, Tensor]:
         """Compute every term of the loss whose weight is not zero, each a scalar."""
@@ -134,8 +163,13 @@ class ImageVAE(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Reconstruct, return the weighted sum of the terms, and log each of them unweighted."""
-        terms = self.terms(*self.reconstruct(images(batch)))
+        reconstruction, image, encoding, auxiliary = self.reconstruct(images(batch))
+        terms = self.terms(reconstruction, image, encoding)
         loss = weighted_sum(terms, self.weights)
+        if auxiliary is not None:
+            own = self.auxiliary_loss(auxiliary, image)
+            loss = loss + weighted_sum(own, self.auxiliary_loss.weights)
+            terms |= {f"auxiliary_{name}": term for name, term in own.items()}
         log_losses(self, loss, terms)
         return loss
 
@@ -189,5 +223,8 @@ class ImageVAE(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimiser with warm-up and cosine."""
-        optimizer = self.optimizer(trained(self.network).values())
+        parameters = [*trained(self.network).values()]
+        if self.auxiliary is not None:
+            parameters += trained(self.auxiliary).values()
+        optimizer = self.optimizer(parameters)
         return with_schedule(self, optimizer, self.warmup_steps, self.final_lr)

@@ -14,7 +14,9 @@ from owl import models
 from owl.data.datamodule import ShardDataModule
 from owl.losses import pixel, reconstruction
 from owl.losses.lpips import LPIPS
+from owl.losses.reconstruction import ReconstructionWeights
 from owl.models.image_autoencoder import ImageAutoencoder
+from owl.models.image_decoder import ImageDecoder
 from owl.nn.frozen import trained
 from owl.nn.posterior import Posterior
 from owl.recipes import image_vae
@@ -193,9 +195,41 @@ def test_equivariance_with_learned_ends_only_turns_round(lpips: LPIPS) -> None:
     square = network(size=(24, 48), latent_size=(4, 6))  # a grid of 32x48
     made = recipe(lpips, NONE | {"l1": 1.0}, network=square, equivariance=1.0, sample=False)
     image = torch.rand(2, 3, 24, 48) * 2 - 1
-    reconstruction, target, posterior = made.reconstruct(image)
+    reconstruction, target, posterior, _ = made.reconstruct(image)
     assert torch.equal(target, image.flip(-1, -2))
     torch.testing.assert_close(reconstruction, square.decode(posterior.mean.flip(-1, -2)))
+
+
+def auxiliary(*geometry: Any) -> ImageDecoder:
+    torch.manual_seed(5)
+    return ImageDecoder(*geometry, widths=[8, 8], blocks=[1, 1], patch=4)
+
+
+def gradients(made: ImageVAE) -> dict[str, Tensor]:
+    """The gradient of one training step, a vector for each part."""
+    gradient(made)
+    parts = {"encoder": made.network.encoder, "decoder": made.network.decoder, "auxiliary": made.auxiliary}
+    found = {}
+    for name, part in parts.items():
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in part.parameters()]
+        found[name] = torch.cat([grad.flatten() for grad in grads])
+    return found
+
+
+@pytest.mark.parametrize("equivariance", [0.0, 1.0])
+def test_with_an_auxiliary_decoder_the_encoder_learns_through_it_alone(lpips: LPIPS, equivariance: float) -> None:
+    base, none = NONE | {"l1": 1.0}, ReconstructionWeights(l1=0.0, lpips=0.0, l2=1e-30)
+
+    def of(weights: dict[str, float], own: ReconstructionWeights | None = None) -> dict[str, Tensor]:
+        return gradients(recipe(lpips, weights, equivariance=equivariance, auxiliary=auxiliary, auxiliary_weights=own))
+
+    both, main, other = of(base), of(base, none), of(NONE | {"l1": 1e-30}, ReconstructionWeights(lpips=0.0))
+    assert both["encoder"].norm() > 0
+    assert main["encoder"].norm() < 1e-12 * both["encoder"].norm()
+    torch.testing.assert_close(other["encoder"], both["encoder"])
+    torch.testing.assert_close(main["decoder"], both["decoder"])
+    torch.testing.assert_close(other["auxiliary"], both["auxiliary"])
+    assert min(both["decoder"].norm(), both["auxiliary"].norm()) > 1e-3
 
 
 def test_the_divergence_is_that_of_the_posterior(lpips: LPIPS) -> None:
@@ -296,6 +330,23 @@ def test_statistics_of_the_latents_are_in_the_checkpoint(lab: Path, plain: dict[
     stored = torch.stack([plain["state_dict"][f"network.latent_{name}"] for name in ("mean", "std")])
     torch.testing.assert_close(stored, statistics(plain["state_dict"]), atol=1e-6, rtol=1e-5)
     assert (stored - statistics(plain["ema"]["raw"])).abs().max() > 1e-5
+
+
+def test_an_auxiliary_decoder_is_trained_and_resumed_but_not_exported(lab: Path, plain: dict[str, Any]) -> None:
+    options = ["--model.auxiliary", "owl.models.image_decoder.ImageDecoder"]
+    options += [f"--model.auxiliary.{name}={value}" for name, value in (("widths", "[8]"), ("blocks", "[1]"))]
+    options += ["--model.auxiliary.patch=8", "--model.auxiliary_weights.lpips=0"]
+    fit(lab, "auxiliary-stopped", *options, "--trainer.max_steps=1", "--model.final_lr=1")
+    whole = fit(lab, "auxiliary", *options, "--model.final_lr=1")
+    resumed = fit(lab, "auxiliary-stopped", *options, "--model.final_lr=1", "--ckpt_path", "last")
+    for key in ("state_dict", "optimizer_states"):
+        torch.testing.assert_close(resumed[key], whole[key], rtol=0, atol=0)
+    auxiliary = [name for name in whole["state_dict"] if name.startswith("auxiliary.") and "latent_" not in name]
+    trained = [len(run["optimizer_states"][0]["state"]) for run in (whole, plain)]
+    assert trained[0] - trained[1] == len(auxiliary) > 5
+    assert whole["ema"]["raw"].keys() == plain["ema"]["raw"].keys()
+    network = models.load(lab / "runs" / "auxiliary" / "checkpoints" / "last.ckpt")
+    assert {f"network.{name}" for name in network.state_dict()} == plain["state_dict"].keys()
 
 
 def test_bfloat16_trains_and_keeps_weights_in_float32(lab: Path, plain: dict[str, Any]) -> None:
