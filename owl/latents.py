@@ -9,7 +9,8 @@ A network that is trained on latents of a frozen encoder declares them in its at
   the encoder's fingerprint, zeros until `load_latent_stats` has set them.
 
 Buffers are stored in checkpoints and exports: they identify the latents that a decoder takes, without its encoder. An
-autoencoder is identified by its encoder.
+autoencoder is identified by its encoder. An encoder that imitates another one (`owl.models.image_encoder`) stores the
+other's fingerprint in such a buffer: its latents are meant for the same networks.
 """
 
 from typing import Any
@@ -79,11 +80,13 @@ def load_encoder(path: str) -> LoadedEncoder:
                 f"the network of {path} is {name}, which has no {attribute}, expected an autoencoder that declares "
                 "what it encodes; give the checkpoint of one",
             )
+    fingerprint, own = encoder_of(network), models.fingerprint(network.encoder)  # type: ignore[arg-type]
     return LoadedEncoder(
         network=network,
-        fingerprint=models.fingerprint(network.encoder),  # type: ignore[arg-type]
+        fingerprint=fingerprint,
         class_path=f"{type(network).__module__}.{name}",
         checkpoint=path,
+        distilled=None if own == fingerprint else own,
     )
 
 

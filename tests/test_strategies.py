@@ -96,6 +96,15 @@ def distill(folder: Path) -> dict[str, Any]:
     return tiny_decoder(folder / "footage", folder / "encoder", "owl.recipes.distill.Distill", **options)
 
 
+def distill_encoder(folder: Path) -> dict[str, Any]:
+    experiment = tiny_experiment(folder / "footage")
+    student = {"class_path": "owl.models.image_encoder.ImageEncoder"}
+    student["init_args"] = {"widths": [8, 8], "blocks": [1, 1], "patch": 4}
+    arguments = {"autoencoder": str(folder / "encoder"), "network": student}
+    experiment["model"] = {"class_path": "owl.recipes.distill_encoder.DistillEncoder", "init_args": arguments}
+    return experiment
+
+
 RECIPES = (
     image_vae,
     world_model,
@@ -107,6 +116,7 @@ RECIPES = (
     gradient_penalty,
     frozen_parts,
     distill,
+    distill_encoder,
 )
 """Experiments, one for each recipe, whose only randomness is that of a sample. A new recipe joins by a line."""
 NAMES = [recipe.__name__ for recipe in RECIPES]
@@ -114,7 +124,15 @@ IMPOSSIBLE = {("gradient_penalty", "fsdp2")}
 """FSDP2 frees weights after each backward; a second one through the first needs them."""
 
 
-CONVOLUTIONS = {"image_vae", "two_optimizers", "cadence", "gradient_penalty", "frozen_parts", "distill"}
+CONVOLUTIONS = {
+    "image_vae",
+    "two_optimizers",
+    "cadence",
+    "gradient_penalty",
+    "frozen_parts",
+    "distill",
+    "distill_encoder",
+}
 """Those without a linear layer, in which float8 has nothing to do."""
 
 

@@ -43,20 +43,24 @@ class FrameEncoder:
 
     Attributes:
         network: The network.
-        fingerprint: Hash of the weights, which identifies the encoder.
+        fingerprint: Hash of the weights, which identifies the encoder; for one that imitates another, that of the
+            other.
         class_path: Class path of the network.
         checkpoint: Path from which the network was loaded.
+        distilled: Hash of its own weights if it imitates another encoder, else None.
     """
 
     network: Any
     fingerprint: str
     class_path: str
     checkpoint: str
+    distilled: str | None = None
 
     @property
     def identity(self) -> dict[str, str]:
         """The entry of the encoder in ``dataset.json``."""
-        return {"fingerprint": self.fingerprint, "class_path": self.class_path, "checkpoint": self.checkpoint}
+        entry = {"fingerprint": self.fingerprint, "class_path": self.class_path, "checkpoint": self.checkpoint}
+        return entry if self.distilled is None else entry | {"distilled": self.distilled}
 
     @property
     def size(self) -> tuple[int, int]:
@@ -232,7 +236,8 @@ class _EncodeJob(ShardJob):
         }
         if self._name in info.modalities:
             latent = info.modalities[self._name]
-            settings["encoder"] = Made(latent["encoder"]["fingerprint"], latent["encoder"]["checkpoint"])
+            encoder = latent["encoder"]
+            settings["encoder"] = Made(encoder.get("distilled", encoder["fingerprint"]), encoder["checkpoint"])
             settings["posterior"] = latent["posterior"]
         return settings
 

@@ -141,12 +141,7 @@ class ImageAutoencoder(nn.Module):
         Raises:
             OwlError: The image has other channels or another size.
         """
-        if image.shape[1:] != (self.channels, *self.size):
-            raise OwlError(
-                "network.input",
-                f"the image is {list(image.shape)}, expected [batch, {self.channels}, {self.size[0]}, {self.size[1]}]; "
-                "set the data's size, or the network's size and channels, so that they agree",
-            )
+        check_image(image, self.channels, *self.size)
         mean, logvar = self.encoder(image)
         return Posterior(mean.to(image.dtype), logvar.to(image.dtype))
 
@@ -317,6 +312,20 @@ def span(latent_size: tuple[int, int], widths: list[int], patch: int) -> tuple[i
     """(height, width) in pixels that the stages and the patch span."""
     factor = patch * 2 ** (len(widths) - 1)
     return latent_size[0] * factor, latent_size[1] * factor
+
+
+def check_image(image: Tensor, channels: int, height: int, width: int) -> None:
+    """Reject images that are not float[B, channels, height, width].
+
+    Raises:
+        OwlError: The image has another shape.
+    """
+    if image.ndim != 4 or image.shape[1:] != (channels, height, width):
+        raise OwlError(
+            "network.input",
+            f"the image is {list(image.shape)}, expected [batch, {channels}, {height}, {width}]; "
+            "set the data's size, or the network's size and channels, so that they agree",
+        )
 
 
 def check_latent(latent: Tensor, channels: int, height: int, width: int) -> None:
