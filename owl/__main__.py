@@ -87,7 +87,8 @@ def join_lists(function: Callable[..., Any], arguments: list[str]) -> list[str]:
             joined.append(argument)
         else:
             words.append(argument)
-    return [*([json.dumps(words)] if words else []), *joined]
+    listed = any(p.annotation == list[str] and p.default is p.empty for p in parameters.values())
+    return [*([json.dumps(words)] if words and listed else words), *joined]
 
 
 def underscored(function: Callable[..., Any], arguments: list[str]) -> list[str]:

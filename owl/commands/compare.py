@@ -14,18 +14,9 @@ from torch import nn
 from tqdm import tqdm
 
 from owl.atomic import atomic_write
-from owl.comparison import (
-    FLICKER,
-    ComparisonMetrics,
-    HeldOutClips,
-    check_sizes,
-    count_parameters,
-    decode,
-    load_decoders,
-    measure_speed,
-    quality,
-    run_folder,
-)
+from owl.comparison.clips import HeldOutClips
+from owl.comparison.decoders import check_sizes, count_parameters, decode_all, load_decoders, measure_speed, run_folder
+from owl.comparison.metrics import FLICKER, ComparisonMetrics, quality
 from owl.environment import devices
 from owl.errors import at_least
 from owl.latents import encoder_of
@@ -33,7 +24,7 @@ from owl.losses.lpips import LPIPS
 from owl.metrics.frechet import FrechetDistance
 from owl.pixels import to_float, to_uint8
 from owl.version import code_version
-from owl.viz.comparison import TRUTH, Column, ShownClip, figure, page
+from owl.viz.comparison import TRUTH, Column, ShownClip, figure, find_detail, page
 
 
 def main(
@@ -46,7 +37,6 @@ def main(
     clips: int = 12,
     length: int = 32,
     show: int = 4,
-    seed: int = 0,
 ) -> None:
     """Decode the same held-out clips with several decoders and write a page that compares them.
 
@@ -65,7 +55,6 @@ def main(
         clips: Number of clips to measure, evenly spaced over the split.
         length: Frames in a clip.
         show: Number of clips on the page.
-        seed: Seed of decoders that use noise; the same for each clip.
     """
     at_least(1, clips=clips, length=length, show=show)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -79,10 +68,10 @@ def main(
     folder = Path(out) if out else run_folder(runs[0]).parent / "comparison"
     start = time.monotonic()
     lpips = LPIPS().to(device)
-    values, shown = measure(decoders, held_out, lpips, show, seed)
+    values, shown = measure(decoders, held_out, lpips, show)
     columns = [column for column in columns_of(lpips) if column.name in values[next(iter(values))]]
     settings: dict[str, Any] = {"data": data, "out": str(folder), "encoder": encoder, "split": split}
-    settings |= {"clips": clips, "length": length, "show": show, "seed": seed}
+    settings |= {"clips": clips, "length": length, "show": show}
     command = ["python", "-m", "owl", "compare", *runs]
     command += [word for name, value in settings.items() if value is not None for word in (f"--{name}", str(value))]
     text = page(
@@ -91,7 +80,7 @@ def main(
             "dataset": f"{data}, {split} split",
             "measured on": f"{len(held_out)} clips of {length} frames, {held_out.dataset.info.fps:g} frames/s",
             "latents": f"{'x'.join(map(str, held_out.latent_shape))} of encoder {encoder_of(first)}",
-            "device": described(device),
+            "device": describe(device),
             "written": f"{time.strftime('%Y-%m-%d %H:%M')} by OWL {code_version()}",
         },
         columns=columns,
@@ -113,7 +102,7 @@ def main(
 
 
 def measure(
-    decoders: dict[str, nn.Module], held_out: HeldOutClips, lpips: LPIPS, show: int, seed: int
+    decoders: dict[str, nn.Module], held_out: HeldOutClips, lpips: LPIPS, show: int
 ) -> tuple[dict[str, dict[str, float]], list[ShownClip]]:
     """Decode and measure all clips with all decoders, in one pass over the data.
 
@@ -127,19 +116,16 @@ def measure(
     progress = tqdm(held_out, "clips", unit="clip")
     for number, clip in enumerate(progress):
         if not number:
-            check_sizes(decoders, clip)
+            check_sizes(decoders, clip.true, clip.latent)
             latent = clip.latent
         true, flow = to_float(clip.true.to(device)), None if clip.flow is None else clip.flow.to(device)
-        decoded = {}
-        for name, decoder in decoders.items():
-            torch.manual_seed(seed)
-            decoded[name] = decode(decoder, clip.latent)
+        decoded = decode_all(decoders, clip.latent)
         metrics.update(decoded, true, flow)
         if number % every == 0 and len(shown) < show:
-            pictures = {name: to_uint8(images).cpu() for name, images in decoded.items()}
+            pictures = {TRUTH: clip.true} | {name: to_uint8(images).cpu() for name, images in decoded.items()}
             scores = {name: quality(images, true, lpips) for name, images in decoded.items()}
             captions = {name: f"{psnr:.1f} dB, LPIPS {distance:.3f}" for name, (psnr, distance) in scores.items()}
-            shown.append(ShownClip(clip.source, {TRUTH: clip.true, **pictures}, captions))
+            shown.append(ShownClip(clip.source, pictures, captions, find_detail([*pictures.values()])))
     values, speeds = metrics.compute(), measure_speed(decoders, latent)
     return {
         name: values[name] | {"parameters": count_parameters(decoder)} | speeds[name]
@@ -174,7 +160,7 @@ def notes(lpips: LPIPS, held_out: HeldOutClips, first: str) -> list[str]:
     ]
 
 
-def described(device: torch.device) -> str:
+def describe(device: torch.device) -> str:
     """Return the name of a device."""
     found = devices()
     return str(found["gpus"][0]) if device.type == "cuda" else f"{found['cpu']}, {found['threads']} threads"

@@ -12,12 +12,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from owl import models
 from owl.atomic import atomic_write
 from owl.callbacks.report import format_number, print_table
+from owl.comparison.decoders import load_decoders
+from owl.comparison.rollouts import flat, measure_on_rollouts, section, shown_rollouts, write_page
 from owl.data.shards import DatasetInfo
 from owl.errors import OwlError, at_least
 from owl.flow_matching import noise_levels
@@ -25,10 +27,11 @@ from owl.hardware import cost_of_bfloat16, fast_dtype, multiplies_bfloat16
 from owl.losses.lpips import LPIPS
 from owl.metrics.frechet import FrechetDistance
 from owl.models.world_model import WorldTransformer
-from owl.rollout.checks import as_world_model
+from owl.rollout.checks import as_world_model, check_decoder
 from owl.rollout.engine import Engine
-from owl.rollout.episodes import Batch, Episodes, check_dataset, load_decoder, trained_stride
+from owl.rollout.episodes import Batch, Episodes, check_dataset, trained_stride
 from owl.rollout.evaluation import (
+    Clips,
     Drift,
     DriftMeter,
     InverseDynamicsReader,
@@ -57,7 +60,7 @@ class Settings:
     checkpoint: str
     data: str
     split: str
-    decoder: str
+    decoder: list[str]
     inverse_dynamics: str | None
     frames: int
     clips: int
@@ -78,7 +81,8 @@ class Settings:
         for name, value in self.__dict__.items():
             if name in ("checkpoint", "data") or value is None or value is False:
                 continue
-            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+            values = value if isinstance(value, list) else [] if value is True else [value]
+            words += [f"--{name}", *map(str, values)]
         return shlex.join(words)
 
 
@@ -87,7 +91,7 @@ def main(
     *,
     data: str,
     out: str | None = None,
-    decoder: str | None = None,
+    decoder: list[str] = [],  # noqa: B006  (never changed)
     inverse_dynamics: str | None = None,
     split: Literal["train", "validation", "test"] = "test",
     frames: int = 1000,
@@ -112,7 +116,9 @@ def main(
         checkpoint: A .ckpt file of the recipe owl.recipes.world_model.WorldModel, or a folder written by export.
         data: Dataset of latents of the autoencoder with which the world model was trained: a folder, or any fsspec URL.
         out: Folder for the results; by default "rollout" in the run folder.
-        decoder: Checkpoint or export of the autoencoder; by default the one named in the dataset.
+        decoder: Run folder, checkpoint or export of the autoencoder, or of a decoder trained on its latents; by default
+            the autoencoder named in the dataset. If several are given, the first decodes the rollouts, and a page
+            compares all of them on generated latents.
         inverse_dynamics: Checkpoint of the recipe owl.recipes.inverse_dynamics.InverseDynamics, trained with the world
             model's stride, to measure whether the controls are followed.
         split: Split of the episodes.
@@ -136,11 +142,19 @@ def main(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network, trained = load_world_model(checkpoint)
     check_dataset(network, DatasetInfo.load(data), data)
+    paths = decoder or [named_decoder(data)]
+    decoders = load_decoders(paths)
+    if len(decoders) > 1 and "rgb" not in DatasetInfo.load(data).modalities:
+        raise OwlError(
+            "dataset.modalities",
+            f"{data} has no rgb, with which {len(decoders)} decoders could be compared; encode it with --keep "
+            "controls,rgb, or give one decoder",
+        )
     settings = Settings(
         checkpoint=checkpoint,
         data=data,
         split=split,
-        decoder=decoder or named_decoder(data),
+        decoder=paths,
         inverse_dynamics=inverse_dynamics,
         **counts,
         side_by_side=side_by_side,
@@ -157,7 +171,7 @@ def main(
     reader = InverseDynamicsReader.load(inverse_dynamics, network, settings.stride) if inverse_dynamics else None
     engine = Engine(
         network,
-        {"video": load_decoder(settings.decoder)},
+        {"video": next(iter(decoders.values()))},
         noise_levels=noise_levels(steps),
         context_noise=context_noise,
         guidance=guidance,
@@ -167,7 +181,10 @@ def main(
         device=device,
     )
     episodes = Episodes(data, split, network, engine.decoders["video"], settings.stride, context + horizon, device)
-    Evaluation(settings, engine, episodes, reader, Path(out) if out else default_folder(checkpoint)).run()
+    for other in decoders.values():
+        check_decoder(network, "video", other)
+        other.to(device)
+    Evaluation(settings, engine, decoders, episodes, reader, Path(out) if out else default_folder(checkpoint)).run()
 
 
 class Evaluation:
@@ -175,16 +192,24 @@ class Evaluation:
 
     Args:
         settings: Its arguments.
-        engine: Engine of the world model, with a decoder for "video".
+        engine: Engine of the world model, with the first decoder for "video".
+        decoders: Decoders by name; if there are several, they are compared.
         episodes: Ground truth.
         reader: Inverse dynamics model, or None.
         out: Folder for the results.
     """
 
     def __init__(
-        self, settings: Settings, engine: Engine, episodes: Episodes, reader: InverseDynamicsReader | None, out: Path
+        self,
+        settings: Settings,
+        engine: Engine,
+        decoders: dict[str, nn.Module],
+        episodes: Episodes,
+        reader: InverseDynamicsReader | None,
+        out: Path,
     ) -> None:
-        self.settings, self.engine, self.episodes, self.reader, self.out = settings, engine, episodes, reader, out
+        self.settings, self.engine, self.decoders = settings, engine, decoders
+        self.episodes, self.reader, self.out = episodes, reader, out
         self.lpips = LPIPS().to(engine.device)
         if reader is not None:
             reader.network.to(engine.device)
@@ -210,6 +235,8 @@ class Evaluation:
         atomic_write(self.out / "strip.png", _png(pictures.strip(clips)))
         film = pictures.comparison_film(clips, network.buttons, network.axes)
         write_film(self.out / "comparison.mp4", film, self.episodes.fps)
+        decoders = self.compare_decoders(clips) if len(self.decoders) > 1 else {}
+        metrics |= flat(decoders)
         drift = self.long_rollout(pictures.axis_scales(clips.axes))
         if drift is not None:
             atomic_write(self.out / "drift.png", pictures.drift_chart(drift, FrechetDistance.name))
@@ -218,9 +245,22 @@ class Evaluation:
         metrics["clips"] = len(clips.true)
         metrics["seconds"] = round(time.monotonic() - start, 1)
         atomic_write(self.out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-        atomic_write(self.out / "report.md", self.report(metrics, drift is not None))
+        atomic_write(self.out / "report.md", self.report(metrics, drift is not None, decoders))
         print_table(f"{settings.checkpoint} on the {settings.split} split of {settings.data}", headline(metrics))
         print(f"Report: {self.out / 'report.md'}")
+
+    def compare_decoders(self, clips: Clips) -> dict[str, dict[str, float]]:
+        """Measure all decoders on the generated latents, and write decoders.html and decoders.png."""
+        settings = self.settings
+        facts = {
+            "world model": settings.checkpoint,
+            "dataset": f"{settings.data}, {settings.split} split",
+            "device": _device_name(self.engine.device),
+        }
+        values = measure_on_rollouts(self.decoders, clips, self.lpips)
+        shown = shown_rollouts(self.decoders, clips)
+        write_page(self.out, values, shown, self.lpips, facts, self.episodes.fps, settings.command(self.out))
+        return values
 
     def long_rollout(self, scales: list[float]) -> Drift | None:
         """Generate the long rollouts, write their video and measure their drift."""
@@ -240,7 +280,7 @@ class Evaluation:
         write_film(self.out / "rollout.mp4", film, fps)
         return meter.compute()
 
-    def report(self, metrics: dict[str, float], drifts: bool) -> str:
+    def report(self, metrics: dict[str, float], drifts: bool, decoders: dict[str, dict[str, float]]) -> str:
         """Return the text of report.md."""
         settings = self.settings
         truth = (
@@ -261,6 +301,7 @@ class Evaluation:
             "![PSNR and LPIPS against the horizon](horizon.png)",
             "![True frames above generated ones](strip.png)",
             "Film, true beside generated: [comparison.mp4](comparison.mp4)",
+            *([section(decoders, self.lpips)] if decoders else []),
             "## Obedient",
             following_table(metrics, settings.inverse_dynamics),
             "## Lasting",

@@ -4,7 +4,6 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -53,16 +52,13 @@ class ShownClip:
         source: Where it is from.
         pictures: uint8[T, 3, H, W] by name, `TRUTH` first.
         captions: Text below each, such as its PSNR.
+        detail: The magnified place; see `find_detail`.
     """
 
     source: str
     pictures: dict[str, Tensor]
     captions: dict[str, str]
-
-    @cached_property
-    def detail(self) -> Detail:
-        """Where the versions differ most."""
-        return find_detail([*self.pictures.values()])
+    detail: Detail
 
 
 @dataclass(frozen=True)
@@ -73,7 +69,7 @@ class Column:
         name: Its name in the values.
         label: Heading.
         digits: Decimals.
-        better: "higher" or "lower".
+        better: "higher" or "lower", or "" if neither is.
         unit: Unit of the displayed value.
         scale: The displayed value is the value times this.
     """
@@ -81,7 +77,7 @@ class Column:
     name: str
     label: str
     digits: int
-    better: Literal["higher", "lower"]
+    better: Literal["higher", "lower", ""]
     unit: str = ""
     scale: float = 1.0
 
@@ -92,7 +88,7 @@ class Column:
     def best(self, values: dict[str, dict[str, float]]) -> set[str]:
         """Return the names with the best value as displayed; none if they are all equal."""
         shown = {name: float(self.text(row[self.name])) for name, row in values.items() if self.name in row}
-        if len(set(shown.values())) < 2:
+        if not self.better or len(set(shown.values())) < 2:
             return set()
         best = max(shown.values()) if self.better == "higher" else min(shown.values())
         return {name for name, value in shown.items() if value == best}

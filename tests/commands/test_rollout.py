@@ -10,11 +10,14 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from owl import models
 from owl.data.shards import DatasetInfo
 from owl.latents import encoder_of, load_latent_stats
+from owl.models.image_autoencoder import ImageAutoencoder
+from owl.models.image_decoder import ImageDecoder
 from tests.helpers.decoders import LatentDecoder
 from tests.helpers.errors import refused
 from tests.helpers.tiny import REPOSITORY, owl_here
@@ -100,14 +103,61 @@ def test_an_export_takes_its_stride_from_the_option(lab: Path) -> None:
     assert film(lab / "exported/rollout/rollout.mp4")[0] == Fraction(35, 2)
 
 
+def save_decoder(folder: Path, change: float, autoencoder: Path) -> None:
+    """Export an autoencoder's decoder with slightly different weights."""
+    network = models.load(autoencoder)
+    assert isinstance(network, ImageAutoencoder)
+    decoder = ImageDecoder.of(network)
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.mul_(1 + change * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    models.save(decoder, folder)
+
+
+def test_several_decoders_are_compared_on_generated_latents(lab: Path) -> None:
+    """The first is measured like the world model itself, a copy of it alike, and one that is worse as worse."""
+    for name, change in (("same", 0.0), ("worse", 1.0)):
+        save_decoder(lab / name, change, lab / AUTOENCODER)
+    decoders = ("--decoder", "runs/quickstart", "same", "worse")
+    with refused("dataset.modalities", LATENTS, "no rgb", "3 decoders"):
+        owl_here("rollout", WORLD_MODEL, "--data", LATENTS, *decoders, cwd=lab)
+    assert owl_here("data", "encode", AUTOENCODER, FOOTAGE, "data/kept", "--keep", "rgb,controls", cwd=lab) == 0
+    arguments = ("--data", "data/kept", *SMALL, "--horizon", "2", "--frames", "2", "--out", "several")
+    assert owl_here("rollout", WORLD_MODEL, *arguments, *decoders, cwd=lab) == 0
+    metrics = json.loads((lab / "several/metrics.json").read_text())
+    for side, suffix in (("", ""), ("reconstruction_", "_true")):
+        for metric, name in (("psnr", "psnr"), ("lpips", "lpips_st_alex")):
+            expected = np.mean([metrics[f"{side}{metric}_{h}"] for h in (1, 2)])
+            assert metrics[f"decoder_quickstart_{name}{suffix}"] == pytest.approx(expected, rel=1e-2)
+    assert metrics["decoder_quickstart_flicker"] == pytest.approx(metrics["flicker"], rel=0.05, abs=1e-6)
+    of = {
+        name: {key.removeprefix(f"decoder_{name}_"): value for key, value in metrics.items() if f"r_{name}_" in key}
+        for name in ("quickstart", "same", "worse")
+    }
+    assert of["same"] == pytest.approx(of["quickstart"], rel=1e-3, abs=1e-6)
+    assert of["worse"].keys() == of["same"].keys()
+    assert of["worse"]["psnr_true"] < of["same"]["psnr_true"]
+    report = (lab / "several/report.md").read_text()
+    assert f"| worse | {of['worse']['lpips_st_alex']:.3f} |" in report
+    assert "](decoders.html)" in report
+    assert "](decoders.png)" in report
+    assert "--decoder runs/quickstart same worse" in report
+    page = (lab / "several/decoders.html").read_text()
+    assert page.count("<video") == 2
+    assert (lab / "several/decoders.png").exists()
+
+
 @pytest.mark.parametrize("page", ["rollout.md", "fp8.md"])
 def test_the_how_to_page_from_top_to_bottom(page: str, lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(lab)
+    save_decoder(lab / "runs/gan_decoder_quickstart", 0.3, lab / AUTOENCODER)
     for block in blocks(REPOSITORY / "docs" / "how-to" / page):
         for command in lines(block.content) if block.language == "bash" else ():
             words = shlex.split(command)[3:]
             if words[0] == "rollout":
                 assert owl_here(*words, *SMALL, cwd=lab) == 0, command
+            elif words[:2] == ["data", "encode"]:
+                assert owl_here(*words, cwd=lab) == 0, command
     assert (lab / "runs/world_model_quickstart/rollout/report.md").exists()
 
 

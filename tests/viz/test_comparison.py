@@ -35,7 +35,7 @@ def test_the_figure_drops_clips_until_it_fits() -> None:
             name: torch.randint(0, 256, (1, 3, width // 2, width), generator=random, dtype=torch.uint8)
             for name in (TRUTH, "a decoder whose name is far too long for its column of the figure")
         }
-        return ShownClip("somewhere", pictures, {})
+        return ShownClip("somewhere", pictures, {}, find_detail([*pictures.values()]))
 
     clips = [clip(64), clip(64), clip(64)]
     whole = figure(clips, {})
