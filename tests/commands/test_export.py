@@ -1,5 +1,6 @@
 """What is exported gives the outputs that were validated, and says where it comes from."""
 
+import shutil
 from copy import deepcopy
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import yaml
 
 from owl import models
 from owl.commands.export import main
+from owl.latents import encoder_of
 from owl.models.image_autoencoder import ImageAutoencoder
+from tests.helpers.autoencoders import save_autoencoder, tiny_decoder
 from tests.helpers.decoders import LatentDecoder, Pair, PatchEncoder, tiny_pair
 from tests.helpers.errors import refused
 from tests.helpers.shards import make_dataset
@@ -171,3 +174,31 @@ def test_a_network_that_is_named_must_be_there() -> None:
     recipe.exports = ("encoder", "denoiser")  # type: ignore[assignment]
     with refused("recipe.exports", "Pair", "denoiser"):
         models.exported(recipe)
+
+
+def test_a_decoder_decodes_the_same_from_its_checkpoint_and_its_export_without_its_autoencoder(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    autoencoder = save_autoencoder(tmp_path / "autoencoder")
+    trainer = {"max_steps": 2, "limit_val_batches": 0}
+    data = checkpoint.parents[3] / "data"
+    configuration = tiny_decoder(data, autoencoder, "owl.recipes.distill.Distill", trainer=trainer)
+    configuration["model"]["init_args"]["network"] = {
+        "class_path": "owl.models.image_decoder.ImageDecoder",
+        "init_args": {"widths": [16], "blocks": [1], "patch": 8},
+    }
+    write_config(tmp_path / "small.yaml", configuration)
+    assert owl_here("fit", "--config", "small.yaml", cwd=tmp_path) == 0
+    mark = encoder_of(models.load(autoencoder))
+    shutil.rmtree(autoencoder)
+    trained = tmp_path / "runs/small/checkpoints/last.ckpt"
+    assert owl_here("export", trained, tmp_path / "decoder", cwd=tmp_path) == 0
+    assert owl_here("export", trained, tmp_path / "folded", "--fold", cwd=tmp_path) == 0
+    loaded, exported, folded = (models.load(path) for path in (trained, tmp_path / "decoder", tmp_path / "folded"))
+    assert encoder_of(loaded) == encoder_of(exported) == mark
+    latent = torch.randn(2, 4, 4, 6)
+    with torch.no_grad():
+        decoded, again, faster = (network.decode(latent) for network in (loaded, exported, folded))
+    assert decoded.std() > 0
+    assert torch.equal(again, decoded)
+    torch.testing.assert_close(faster, decoded, atol=1e-5, rtol=1e-5)
