@@ -1,5 +1,6 @@
 """Diffusion transformer that decodes latents: a rectified flow from noise to the image, conditioned on the latent."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -266,16 +267,41 @@ class DiTDecoder(nn.Module):
         self._check_steps(steps)
         noise = (self.noise if noise is None else noise).float().expand(len(latent), *self.target)
         base = self.estimate(latent)
+        return self.to_image(self.generate(latent, base, noise, noise_levels(steps)), base).to(latent.dtype)
+
+    def generate(self, latent: Tensor, base: Tensor | None, noise: Tensor, levels: Sequence[float]) -> Tensor:
+        """Integrate the flow by Euler steps; gradients flow through all of them.
+
+        Args:
+            latent: float[B, c, h, w], not standardised.
+            base: float[B, *target], the result of `estimate`.
+            noise: float[B, *target], N(0, 1).
+            levels: Noise level of each step, from 1 down; in shortcut models evenly spaced, a power of two of them.
+
+        Returns:
+            float[B, *target], standardised.
+        """
 
         def velocity(x: Tensor, t: float, next_t: float) -> Tensor:
             level, step_size = (torch.full((len(x),), value, device=x.device) for value in (t, t - next_t))
-            conditional = self(x, level, latent, base, step_size)
-            if self.guidance == 1:
-                return conditional
-            null = self(x, level, latent, base, step_size, torch.zeros_like(level, dtype=torch.bool))
-            return null + self.guidance * (conditional - null)
+            return self.guided(x, level, latent, base, step_size)
 
-        return self.to_image(sample(velocity, noise, noise_levels(steps)), base).to(latent.dtype)
+        return sample(velocity, noise, levels)
+
+    def guided(
+        self,
+        x: Tensor,
+        noise_level: Tensor,
+        latent: Tensor,
+        base: Tensor | None = None,
+        step_size: Tensor | None = None,
+    ) -> Tensor:
+        """Predict the velocity with ``guidance``; arguments as of `forward`."""
+        conditional: Tensor = self(x, noise_level, latent, base, step_size)
+        if self.guidance == 1:
+            return conditional
+        null: Tensor = self(x, noise_level, latent, base, step_size, torch.zeros_like(noise_level, dtype=torch.bool))
+        return null + self.guidance * (conditional - null)
 
     def positions(self) -> tuple[Tensor, Tensor]:
         """Return row and column of the centre of every token in units of patches: float[tokens] each.

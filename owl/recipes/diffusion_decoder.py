@@ -1,7 +1,7 @@
 """Stage 2: a diffusion transformer trained to decode the latents of a frozen encoder by a rectified flow."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch.optim import AdamW, Optimizer
 
 from owl.distributed.reduction import mean_over_processes
 from owl.distributed.sharding import shard
-from owl.errors import OwlError
+from owl.errors import OwlError, at_least
 from owl.flow_matching import SMALLEST_STEP, add_noise, logit_normal, shortcut_grid, shortcut_target
 from owl.latents import check_encoder, described, load_latent_stats
 from owl.losses.lpips import LPIPS
@@ -27,6 +27,7 @@ from owl.recipes.compilation import compile_for_training
 from owl.recipes.decoders import DecoderMetrics, clips, latents, load_autoencoder, with_noise
 from owl.recipes.images import images
 from owl.recipes.logging import log_losses
+from owl.recipes.post_training import consistency_loss, copy_weights, sampled, teacher_of, to_interval
 from owl.recipes.randomness import each, step_generator, windows
 from owl.viz.pictures import comparison_grid
 
@@ -50,11 +51,17 @@ class Weights(ReconstructionWeights):
 
     Args:
         flow: Mean squared error of the velocity.
+        sample_lpips: LPIPS of samples, with gradients through all steps of the sampler: mode-seeking post-training
+            (FlowMo, Sargent et al. 2025).
+        consistency: Mean squared error of x0 against a target on the flow of the decoder at ``start``: consistency
+            distillation (Song et al. 2023).
     """
 
     flow: float = 1.0
     l1: float = 0.0
     lpips: float = 0.5
+    sample_lpips: float = 0.0
+    consistency: float = 0.0
 
 
 class Draws(NamedTuple):
@@ -92,6 +99,8 @@ class DiffusionDecoder(LightningModule):
         network: The decoder without its geometry, which is that of the autoencoder.
         residual: Whether the flow generates the residual to what the autoencoder's own decoder makes of the latent; a
             frozen copy of that becomes part of the network.
+        start: Checkpoint or export of a decoder with the same ``network``, from whose weights training starts:
+            post-training. None: from random weights.
         weights: Weight of every term.
         lpips: The perceptual distance, as a loss and as a metric.
         lpips_crop: Side in pixels of random squares on which LPIPS is estimated in training, at a lower cost. None:
@@ -99,6 +108,9 @@ class DiffusionDecoder(LightningModule):
         lpips_samples: With ``lpips_crop``: number of frames of a batch that are cropped. None: all.
         logit_mean: Mean of the logits of noise levels.
         logit_std: Their standard deviation.
+        sample_steps: Steps of the samples for ``sample_lpips``, randomly spaced; shortcut models take their own
+            ``steps``. Set the network's ``checkpoint``, or the memory of activations is that of all steps.
+        intervals: Noise levels of consistency distillation.
         bootstrap: Probability that a frame learns a shortcut, in networks with ``shortcut``.
         latent_dropout: Probability that a frame's latent is replaced by the null embedding, for guidance.
         noise: Noise augmentation: latents get noise of up to this many of their standard deviations in training, so
@@ -117,12 +129,15 @@ class DiffusionDecoder(LightningModule):
         autoencoder: str,
         network: Callable[[int, tuple[int, int], tuple[int, int], int], DiTDecoder] = DiTDecoder,
         residual: bool = False,
+        start: str | None = None,
         weights: Weights = Weights(),  # noqa: B008 (a dataclass of floats, never changed)
         lpips: LPIPS | None = None,
         lpips_crop: int | None = None,
         lpips_samples: int | None = None,
         logit_mean: float = -0.4,
         logit_std: float = 1.0,
+        sample_steps: int = 8,
+        intervals: int = 16,
         bootstrap: float = 0.125,
         latent_dropout: float = 0.0,
         noise: float = 0.0,
@@ -143,15 +158,22 @@ class DiffusionDecoder(LightningModule):
                 "recipe.weights",
                 "every weight of the loss is 0, expected at least one above 0; set one in model.weights",
             )
+        at_least(1, sample_steps=sample_steps, intervals=intervals)
         self.save_hyperparameters(logger=False)
         source = load_autoencoder(autoencoder)
         self.network = network(source.channels, source.size, source.latent_size, source.latent_channels)
         self.original = freeze(ImageDecoder.of(source))
         if residual:
             self.network.add_base(ImageDecoder.of(source))
+        self.start = start
+        if start is not None:
+            copy_weights(start, self.network)
+        self.teacher = teacher_of(self.network, start) if weights.consistency else None
         self.weights = weights
         lpips = lpips or LPIPS()
         self.reconstruction_loss = ReconstructionLoss(weights, lpips, lpips_crop, lpips_samples)
+        self.reconstructs = any(getattr(weights, field.name) for field in fields(ReconstructionWeights))
+        self.sample_steps, self.intervals = sample_steps, intervals
         self.logit_mean, self.logit_std = logit_mean, logit_std
         self.bootstrap = bootstrap if self.network.shortcut else 0.0
         self.latent_dropout = latent_dropout
@@ -166,7 +188,9 @@ class DiffusionDecoder(LightningModule):
 
     def configure_model(self) -> None:
         """Compile each block, which keeps the parameter names in checkpoints; spread the weights under FSDP2."""
-        networks = (self.network, self.original)
+        # the proxy apart from the network, which calls it by its methods
+        parts = (self.network.proxy, self.network, self.original, self.teacher)
+        networks = [part for part in parts if part is not None]
         for network in networks:
             network.to(memory_format=torch.channels_last)
         if self.compile_network:
@@ -178,6 +202,8 @@ class DiffusionDecoder(LightningModule):
     def setup(self, stage: str) -> None:
         """Read the latents' statistics, which the network stores, and check that they come from the autoencoder."""
         self._described = described(self.trainer.datamodule)  # type: ignore[attr-defined]
+        if self.start is not None:
+            check_encoder(self.network, *self._described)
         load_latent_stats(self.network, *self._described)
         check_encoder(self.original, *self._described)
 
@@ -201,7 +227,7 @@ class DiffusionDecoder(LightningModule):
     @torch.no_grad()
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Measure mean and standard deviation of the target on the first batch of a run; checkpoints store them."""
-        if self.global_step or batch_idx:
+        if self.global_step or batch_idx or self.start is not None:
             return
         target = self.network.to_target(images(batch), self.network.estimate(latents(batch)))
         moments = torch.stack([target.mean((0, 2, 3)), target.square().mean((0, 2, 3))])
@@ -243,6 +269,8 @@ class DiffusionDecoder(LightningModule):
             A scalar for each term, unweighted, and the loss of the flow for each frame, float[N].
         """
         network, t = self.network, draws.noise_level
+        if self.teacher is not None:
+            t = to_interval(t, self.intervals)
         base = network.estimate(latent)
         clean = network.to_target(image, base)
         x = add_noise(clean, draws.noise, t)
@@ -254,10 +282,18 @@ class DiffusionDecoder(LightningModule):
         if network.prediction == "clean":
             error = error * (t / t.clamp(min=CLAMPED_LEVEL)).square()
         terms = {"flow": error.mean()}
-        if rows < len(x):  # the mean velocity of a shortcut does not lead to x0
+        predicted = x - t[:, None, None, None] * velocity
+        if self.teacher is not None:
+            terms["consistency"] = consistency_loss(
+                network, self.teacher, predicted, x, t, latent, base, self.intervals
+            )
+        if self.weights.sample_lpips:
+            sample = sampled(network, latent, base, draws.noise, self.sample_steps, self.global_step)
+            terms["sample_lpips"] = self.reconstruction_loss.perceptual(sample, image)
+        # the mean velocity of a shortcut does not lead to x0; decoding a proxy's latent is not for free
+        if rows < len(x) and self.reconstructs:
             of_flow = draws.flow
-            predicted = (x - t[:, None, None, None] * velocity)[of_flow]
-            decoded = network.to_image(predicted, None if base is None else base[of_flow])
+            decoded = network.to_image(predicted[of_flow], None if base is None else base[of_flow])
             terms |= self.reconstruction_loss(decoded, image[of_flow])
         return terms, error.detach()
 
