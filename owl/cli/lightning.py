@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jsonargparse import ArgumentError, set_dumper, set_parsing_settings
+from jsonargparse import ArgumentError, Namespace, set_dumper, set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -81,6 +81,17 @@ class Parser(LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "exit_on_error": False, "allow_abbrev": False})
+
+    def validate(self, namespace: Namespace, *args: Any, **kwargs: Any) -> None:
+        """Check a configuration, also that sections and dataclass arguments have keys: jsonargparse accepts a number.
+
+        Raises:
+            TypeError: A value is invalid.
+        """
+        for section in self.groups or ():
+            if not isinstance(namespace.get(section, namespace), Namespace | dict | str):  # a string names a file
+                raise TypeError(f"{section} has no keys")
+        super().validate(namespace, *args, **kwargs)
 
 
 class OwlTrainer(Trainer):

@@ -81,7 +81,7 @@ def gather_settings(arguments: list[str], parser: ArgumentParser) -> Setting:
     takes_files = any(isinstance(action, ActionConfigFile) for action in parser._actions)
     for file in map(Path, config_files(arguments) if takes_files else []):
         if file.is_dir():
-            raise OwlError("arguments.folder", f"'{file}' is a folder, a YAML file was expected; give one of its files")
+            raise OwlError("arguments.folder", f"'{file}' is a folder, expected a YAML file; give one of its files")
         if not file.is_file():
             raise OwlError("arguments.missing-file", f"there is no file '{file.absolute()}'; give an existing one")
         given = read(file)
@@ -215,7 +215,7 @@ def mistake_in(
             if isinstance(setting.value, dict):
                 inner = object_arguments(setting.value) if owner else setting.value
                 found = mistake_in(inner, parser, f"{key}.", owner)
-            elif setting.value is not None:
+            elif owner or setting.value is not None:
                 found = no_keys(setting)
         elif not fits(setting, key, parser):
             action = next(action for action in parser._actions if action.dest == key)
@@ -231,10 +231,17 @@ def misfit(setting: Setting, hint: Any, default: Any = None) -> OwlError | None:
     for member in members:  # which grows by those of Unions
         members += get_args(member) if get_origin(member) in (Union, UnionType) else ()
     members = [member for member in members if get_origin(member) not in (Union, UnionType)]
-    bases = {base: skip for member in members for base, skip in bases_in(member).items()}
-    simple = any(not bases_in(member) and member is not NoneType for member in members)
-    if isinstance(value, list) and (inner := [m for m in members if bases_in(m) and get_args(m)]):
-        return next(filter(None, (misfit(part, get_args(inner[0])[0]) for part in value)), None)
+    mappings = [member for member in members if get_origin(member) in (dict, collections.abc.Mapping)]
+    others = [member for member in members if member not in mappings]
+    bases = {base: skip for member in others for base, skip in bases_in(member).items()}
+    simple = any(not bases_in(member) and member is not NoneType for member in others)
+    parts: list[tuple[Setting, Any]] = []
+    if isinstance(value, list) and (inner := [m for m in others if bases_in(m) and get_args(m)]):
+        parts = [(part, get_args(inner[0])[0]) for part in value]
+    if isinstance(value, dict) and (inner := [m for m in mappings if bases_in(m)]):
+        parts = [(part, get_args(inner[0])[1]) for part in value.values()]
+    if parts:
+        return next(filter(None, (misfit(part, kind) for part, kind in parts)), None)
     if bases and (isinstance(value, dict) or (isinstance(value, str) and ("." in value or not simple))):
         return object_mistake(setting, bases, default)
     return None if "${" in str(value) else wrong_value(setting, members)
@@ -245,7 +252,7 @@ def bases_in(hint: Any) -> dict[type, int]:
     members = get_args(hint)
     if get_origin(hint) is collections.abc.Callable:
         return dict.fromkeys(bases_in(members[-1]), len(members[0]) if isinstance(members[0], list) else 0)
-    if inspect.isclass(hint) and not members and hint.__module__ != "builtins":
+    if inspect.isclass(hint) and not members and hint.__module__ not in ("builtins", "typing"):
         return {hint: 0}
     return {base: skip for member in members for base, skip in bases_in(member).items()}
 
@@ -329,9 +336,9 @@ def unknown_class(named: Setting, reason: str) -> OwlError:
 
 
 def no_keys(setting: Setting) -> OwlError:
-    """Say that a value stands where keys belong; a string is the name of a file that has them."""
+    """Say that a value stands where keys belong; words name a file that has them."""
     found = str(plain(setting))
-    if isinstance(setting.value, str):
+    if isinstance(setting.value, str) and not re.fullmatch(r"-?[\d.]+|true|false|null", setting.value):
         advice = "which is not there; paths are relative to the naming file"
         return OwlError("arguments.missing-file", f"{setting.where} names the file {found!r}, {advice}")
     return OwlError("arguments.no-mapping", f"{setting.where} holds {found!r}, expected keys with values below it")

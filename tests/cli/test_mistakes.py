@@ -152,6 +152,16 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, list[str]]] = {
         "arguments.no-mapping",
         ["wrong.yaml: key 'trainer'", "'3'"],
     ),
+    "a number in the place of the weights": (
+        at("model.init_args.weights", 3),
+        "arguments.no-mapping",
+        ["wrong.yaml: key 'model.init_args.weights'", "'3'"],
+    ),
+    "nothing in the place of the weights": (
+        at("model.init_args.weights", None),
+        "arguments.no-mapping",
+        ["wrong.yaml: key 'model.init_args.weights'"],
+    ),
     "no recipe": (at("model", 3), "arguments.no-mapping", ["wrong.yaml: key 'model'", "'3'"]),
     "weights in bfloat16": (at("trainer.precision", "bf16-true"), "trainer.precision", ["bf16-true", "bf16-mixed"]),
     "a number in the place of arguments": (
@@ -238,6 +248,7 @@ MISTAKEN_OPTIONS = {
         "arguments.unknown-key",
         ["--model.network.latent_chanels", "'latent_channels'"],
     ),
+    ("--model.init_args.weights", "3"): ("arguments.no-mapping", ["--model.init_args.weights", "'3'"]),
     ("--trainer.max_steps",): ("arguments.missing-value", ["--trainer.max_steps"]),
     ("--trainer.max_steps=${nmae}",): ("arguments.unknown-reference", ["--trainer.max_steps", "${nmae}", "'name'"]),
     ("--data.size", "[tall, 48]"): ("arguments.wrong-value", ["--data.size", "tall"]),
@@ -262,6 +273,23 @@ def test_a_wrong_option_is_told_the_nearest_one(lab: Path, tell: Tell, words: tu
     write_config(lab / "network.yaml", tiny_experiment(Path("data"))["model"]["init_args"]["network"])
     line = tell("--config", "base.yaml", *words)
     check_line(line, code, *named)
+
+
+def test_the_streams_of_a_world_model_are_told_one_by_one(lab: Path, tell: Tell) -> None:
+    """A dict of dataclass objects: what is wrong is in one of them, or there is no dict at all."""
+    experiment = tiny_experiment(Path("data"))
+    network = {"class_path": "owl.models.world_model.WorldTransformer", "init_args": {"buttons": [], "axes": []}}
+    experiment["model"] = {"class_path": "owl.recipes.world_model.WorldModel", "init_args": {"network": network}}
+    write_config(lab / "base.yaml", experiment)
+    video = {"shape": [4, 4, 6]}
+    for streams, code, named in (
+        (3, "arguments.wrong-value", ["streams'", "'3'", "Stream"]),
+        ({"video": video, "depth": 3}, "arguments.wrong-value", ["streams.depth'", "'3'", "Stream"]),
+        ({"video": video, "depth": {"shap": [1]}}, "arguments.unknown-key", ["streams.depth.shap'", "'shape'"]),
+        ({"video": {**video, "patch": "x"}}, "arguments.wrong-value", ["streams.video.patch'", "'x'", "int"]),
+    ):
+        write_config(lab / "wrong.yaml", at(f"{NETWORK}.init_args.streams", streams))
+        check_line(tell("--config", "base.yaml", "--config", "wrong.yaml"), code, "wrong.yaml: key", *named)
 
 
 def test_a_file_that_is_missing_or_broken_is_named(lab: Path, tell: Tell) -> None:
