@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ class Measurement:
         precision: "fp32" or "bf16".
         compiled: Whether torch.compile was used.
         metrics: Values by name.
-        operators: Operators of one unit.
+        operators: Number of calls of each operator in one unit.
         kernels: The most expensive ones of `PROFILED` units: name, calls, milliseconds, share.
     """
 
@@ -39,7 +39,7 @@ class Measurement:
     precision: Precision
     compiled: bool
     metrics: dict[str, float]
-    operators: Counter[Operator] = field(default_factory=Counter)
+    operators: Mapping[Operator, float] = field(default_factory=dict)
     kernels: list[dict[str, Any]] = field(default_factory=list)
 
 

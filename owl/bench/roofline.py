@@ -3,7 +3,7 @@
 import functools
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -104,12 +104,12 @@ class Operators(FlopCounterMode):
         return out
 
 
-def total_flops(calls: Counter[Operator], optimizer: bool = False) -> int:
+def total_flops(calls: Mapping[Operator, float], optimizer: bool = False) -> float:
     """Return the FLOPs of everything except the optimiser, or of the optimiser."""
     return sum(call.flops * count for call, count in calls.items() if call.optimizer == optimizer)
 
 
-def predict(calls: Counter[Operator], device: Device, fp8: bool = False) -> tuple[float, float]:
+def predict(calls: Mapping[Operator, float], device: Device, fp8: bool = False) -> tuple[float, float]:
     """Return bounds of the time of operators by the roofline model, in seconds.
 
     An operator takes flops / rate or bytes / bandwidth, whichever is more; its operands (weights, activations,

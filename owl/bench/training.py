@@ -2,10 +2,10 @@
 
 import io
 import json
+import math
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
@@ -41,9 +41,12 @@ from owl.callbacks.frozen_encoder import FrozenEncoder
 from owl.callbacks.report import Report
 from owl.callbacks.throughput import Throughput, samples_in
 from owl.errors import OwlError
+from owl.optim.stepping import cycle_of
 
 RESULT = "bench.json"
 TRACE = "trace.json"
+NEVER = 2**40
+"""Steps between checkpoints."""
 
 
 class StepMeter(Callback):
@@ -53,8 +56,11 @@ class StepMeter(Callback):
     measured steps, and, for kernels and traces, some steps under the profiler. The default callbacks that write reports
     are removed.
 
+    If optimisers are stepped at different cadences (`owl.optim.stepping.ManualStep.due`), operators are counted over
+    the first cycle, whole cycles are measured, and all results are means per step.
+
     Args:
-        steps: Number of measured steps.
+        steps: Number of measured steps; rounded up to whole cycles.
         warm_up: Number of steps before, at least 1.
         kernels: Rows of the kernel table; 0 for none.
         trace: Whether to write a Chrome trace, ``trace.json``.
@@ -62,6 +68,7 @@ class StepMeter(Callback):
 
     def __init__(self, steps: int, warm_up: int, kernels: int = 0, trace: bool = False) -> None:
         self.steps, self.warm_up, self.kernels, self.trace = steps, warm_up, kernels, trace
+        self._cycle = 1
         self._operators = Operators()
         self._counting = ExitStack()
         self._step = self._samples = 0
@@ -72,7 +79,12 @@ class StepMeter(Callback):
     @property
     def total(self) -> int:
         """Steps altogether."""
-        return 1 + self.warm_up + self.steps + (PROFILED if self.kernels or self.trace else 0)
+        return self._first + self.steps + (PROFILED if self.kernels or self.trace else 0)
+
+    @property
+    def _first(self) -> int:
+        """Steps before the measured ones."""
+        return self._cycle + self.warm_up
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Remove the callbacks that write reports."""
@@ -96,9 +108,9 @@ class StepMeter(Callback):
         self._operators.optimizer = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Count the time since the last batch as waiting; start counting operators in the first step."""
+        """Count the time since the last batch as waiting; count operators in the first cycle."""
         self._wait += time.perf_counter() - self._end
-        if self._step == 0:
+        if self._step < self._cycle:
             self._counting.enter_context(torch.compiler.set_stance("force_eager"))  # fused operators are not counted
             self._counting.enter_context(self._operators)
 
@@ -110,15 +122,19 @@ class StepMeter(Callback):
         self._samples += samples_in(batch) * trainer.world_size
         if trainer.global_step > self._step:
             self._step = trainer.global_step
+            if self._step == 1:
+                self._cycle = cycle_of(pl_module)
+                self.steps = math.ceil(self.steps / self._cycle) * self._cycle
+                trainer.fit_loop.epoch_loop.max_steps = self.total
             self._advance(trainer, pl_module, pl_module.device.type)
         self._end = time.perf_counter()
 
     def _advance(self, trainer: Trainer, pl_module: LightningModule, device: str) -> None:
-        if self._step == 1 + self.warm_up:
+        if self._step == self._first:
             reset_peak_memory(device)
             synchronize(device)
             self._begin, self._wait, self._samples = time.perf_counter(), 0.0, 0
-        if self._step == 1 + self.warm_up + self.steps:
+        if self._step == self._first + self.steps:
             synchronize(device)
             self._result = self._measured(trainer, device, time.perf_counter() - self._begin)
             self._result["compiled"] = any(m._compiled_call_impl is not None for m in pl_module.modules())
@@ -133,7 +149,7 @@ class StepMeter(Callback):
     def _measured(self, trainer: Trainer, device: str, seconds: float) -> dict[str, Any]:
         memory = peak_memory(device)  # before matrices are allocated to measure the rate of their products
         precision = trained_precision(str(trainer.precision))
-        calls = self._operators.calls
+        calls = {call: count / self._cycle for call, count in self._operators.calls.items()}
         rate, flops = matmul_rate(device, DTYPES[precision]), total_flops(calls)
         metrics = {
             "steps_per_second": self.steps / seconds,
@@ -206,7 +222,7 @@ def measure_training(
             *("--trainer.max_steps", str(meter.total), "--trainer.max_epochs", "-1", "--trainer.max_time", "null"),
             *("--trainer.limit_val_batches", "0", "--trainer.num_sanity_val_steps", "0"),
             *("--trainer.logger", "false", "--trainer.enable_progress_bar", "false"),
-            *("--checkpoint.every_n_steps", str(meter.total + 1)),
+            *("--checkpoint.every_n_steps", str(NEVER)),
             f"--trainer.callbacks={json.dumps([described, *encoders_of(experiment)])}",
         ]
         with as_command_line(arguments), redirect_stdout(io.StringIO()):
@@ -220,7 +236,7 @@ def measure_training(
         content = json.loads(result.read_bytes())
         if trace is not None:
             atomic_write(trace, (result.parent / TRACE).read_bytes())
-    operators = Counter({Operator(*call): count for *call, count in content.pop("operators")})
+    operators = {Operator(*call): count for *call, count in content.pop("operators")}
     return Measurement("training", "step", operators=operators, **content)
 
 

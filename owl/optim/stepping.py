@@ -9,6 +9,7 @@ A recipe sets ``automatic_optimization = False`` and steps its optimisers in ``t
         step(critic, self.critic_loss(batch), clip=10.0)
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from warnings import catch_warnings
@@ -44,7 +45,10 @@ class ManualStep:
 
         Depends only on the step's number, so a run that is interrupted within a cycle continues there, and all ranks
         and all batches of an accumulation agree.
+
+        The recipe's attribute ``cycle`` is set to the number of steps after which its cadences repeat.
         """
+        self._recipe.cycle = math.lcm(cycle_of(self._recipe), every)  # type: ignore[assignment]
         return (self.number + 1) % every == 0
 
     def __call__(self, optimizer: Optimizer | LightningOptimizer, loss: Tensor, clip: float | None = None) -> None:
@@ -115,6 +119,11 @@ def manual_step(recipe: LightningModule, accumulate: int = 1) -> Iterator[Manual
     yield step
     if step.complete:
         step._finish()
+
+
+def cycle_of(recipe: LightningModule) -> int:
+    """Return the number of steps after which the cadences of a recipe repeat, known once it has taken a step."""
+    return int(getattr(recipe, "cycle", 1))
 
 
 def weights(optimizer: Optimizer) -> list[Tensor]:

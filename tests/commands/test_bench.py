@@ -202,3 +202,18 @@ def test_two_optimizers_are_told_from_what_they_optimize(lab: Path) -> None:
     write_config(lab / "players.yaml", tiny_players(lab / "data"))
     metrics = measure(lab, "players.yaml")["players.yaml"]["metrics"]
     assert metrics["gflop_per_step"] > 10 * metrics["gflop_per_step_of_optimizer"] > 0
+
+
+def test_a_cycle_of_several_cadences_is_measured_whole(lab: Path) -> None:
+    """Of two steps of the discriminator, one is the generator's too: a step costs the mean of both kinds."""
+
+    def gflop(every: int) -> tuple[float, float]:
+        write_config(lab / "players.yaml", tiny_players(lab / "data", generator_every=every))
+        result = measure(lab, "players.yaml", "--predict", "cpu")["players.yaml"]["metrics"]
+        return result["gflop_per_step"], result["gflop_per_step_of_optimizer"]
+
+    (both, own), (mean, own_mean), (third, _) = gflop(1), gflop(2), gflop(3)
+    assert own_mean == pytest.approx(own / 2)  # Muon is the generator's
+    generator = 2 * (both - mean)
+    assert 0 < generator < both
+    assert third == pytest.approx(both - generator * 2 / 3)
