@@ -105,6 +105,13 @@ def load_latent_stats(network: nn.Module, modalities: dict[str, dict[str, Any]],
                 f"{url} has no {modality}, the network's {name} input needs it; make a dataset of latents with "
                 "`python -m owl data encode`, or encode in training with owl.callbacks.frozen_encoder.FrozenEncoder",
             )
+        if "rate" in description:
+            raise OwlError(
+                "latents.shape",
+                f"{modality} of {url} has {description['rate']:g} tokens per second, not the same number in every "
+                f"frame, the network expects {list(shape)} per frame; encode with an encoder whose tokens per second "
+                "(sample_rate / hop) are a multiple of the frame rate",
+            )
         if tuple(description["shape"]) != shape:
             raise OwlError(
                 "latents.shape",

@@ -69,3 +69,8 @@ def test_a_decoder_of_a_stream_is_known_by_the_name_of_its_latents(decoder: nn.M
 def test_latents_of_another_shape_are_refused() -> None:
     with refused("latents.shape", "latent of data", "[4, 4, 6]", "[2, 4, 6]"):
         load_latent_stats(LatentDecoder((4, 4, 6)), described(), "data")
+
+
+def test_tokens_at_a_rate_of_their_own_are_refused() -> None:
+    with refused("latents.shape", "latent of data", "21.5 tokens", "[2, 4, 6]", "sample_rate / hop"):
+        load_latent_stats(LatentDecoder((2, 4, 6)), described(shape=[2], rate=21.5), "data")

@@ -34,6 +34,9 @@ class FrozenEncoder(Callback):
     With a dataset that already contains ``latent``, the callback only checks that it comes from this encoder, so that
     one configuration works for both.
 
+    Only pictures (``rgb``) are encoded. For latents of depth, flow, sound or several modalities, encode the dataset
+    beforehand with `data encode`.
+
     The encoder is not part of the recipe: it is not trained, averaged, saved or wrapped by DDP, and each rank has a
     full copy.
 

@@ -45,18 +45,25 @@ class Source:
         """Open a dataset; without ``kept``, controls are copied if there are any.
 
         Raises:
-            OwlError: The dataset is unfinished, or lacks one of the modalities.
+            OwlError: The dataset is unfinished, or lacks one of the modalities, or OWL has no modality of that name.
         """
+        taken = tuple(taken)
+        if unknown := [name for name in taken if name not in MODALITIES]:
+            raise OwlError(
+                "dataset.modalities",
+                f"the network declares the modality '{unknown[0]}', expected one of {', '.join(MODALITIES)}; correct "
+                "the attribute modalities of its class",
+            )
         info, index = DatasetInfo.load(url), ShardIndex.load(url)
         kept = [name for name in ("controls",) if name in info.modalities] if kept is None else list(kept)
         for name in (*taken, *kept):
             if name not in info.modalities:
                 raise OwlError(
                     "dataset.modalities",
-                    f"{url} has no {name} to encode or to keep, it holds {', '.join(info.modalities)}; ask for what is "
-                    "there",
+                    f"{url} has no {name} to encode or to keep, it holds {', '.join(info.modalities)}; choose "
+                    "from these",
                 )
-        return cls(str(url), info, index, tuple(taken), tuple(name for name in info.modalities if name in kept), size)
+        return cls(str(url), info, index, taken, tuple(name for name in info.modalities if name in kept), size)
 
     def modality(self, name: str, frames: int) -> Modality:
         """Return a modality for decoding spans of ``frames`` frames."""

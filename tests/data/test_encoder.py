@@ -6,7 +6,9 @@ import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -224,6 +226,9 @@ def test_what_cannot_be_encoded_is_refused_before_anything_is_written(source: Pa
         encode_dataset(make_encoder(size=(32, 32), latent_size=(4, 4)), str(source), out)
     with refused("dataset.modalities", str(source), "no depth", "rgb, audio, controls"):
         encode_dataset(make_encoder(), str(source), out, keep=["depth"])
+    unknown = replace(make_encoder(), network=SimpleNamespace(modalities={"smell": 3}))
+    with refused("dataset.modalities", "'smell'", "rgb, depth"):
+        encode_dataset(unknown, str(source), out)
     both = tmp_path / "both"
     encode_dataset(make_encoder(), str(source), both, keep=["rgb"])
     with refused("dataset.modalities", f"latent of {both}"):
