@@ -197,8 +197,10 @@ def test_sigterm_to_a_real_process_saves_and_exits_with_143(lab: Path, uninterru
 
 
 def test_a_sigterm_to_all_processes_leaves_training_its_loader(lab: Path) -> None:
-    """As job schedulers send it."""
-    sabotage = ["--trainer.callbacks+=tests.helpers.saboteurs.SignalWorkers", "--trainer.callbacks.step=2"]
+    """As job schedulers send it; to this very process only a whole epoch later."""
+    sabotage = ["--trainer.callbacks+=tests.helpers.saboteurs.SignalWorkers", "--trainer.callbacks.signal=SIGTERM"]
+    sabotage += ["--trainer.callbacks.step=2", "--trainer.callbacks+=tests.helpers.saboteurs.SendSignal"]
+    sabotage += [f"--trainer.callbacks.{key}" for key in ("signal=SIGTERM", "hook=on_train_batch_start", "call=9")]
     options = ["--data.num_workers", "2", "--checkpoint.every_n_steps", "100", *sabotage]
     assert fit(lab, "scheduler", *options, "--trainer.max_steps", "12") == 143
     assert checkpoint(lab, "scheduler")["global_step"] == 9

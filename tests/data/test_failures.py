@@ -57,7 +57,8 @@ def test_an_error_for_the_user_comes_through_as_it_is(
 def test_a_worker_that_was_killed_is_told(tmp_path: Path, when: int) -> None:
     lab = make_lab(tmp_path)
     before = set(psutil.Process().children())  # such as the resource tracker that another test has started
-    sabotage = ["--trainer.callbacks+=tests.helpers.saboteurs.KillWorkers", f"--trainer.callbacks.step={when}"]
+    sabotage = ["--trainer.callbacks+=tests.helpers.saboteurs.SignalWorkers", "--trainer.callbacks.signal=SIGKILL"]
+    sabotage += [f"--trainer.callbacks.step={when}"]
     options = ["--data.num_workers", "1", "--trainer.max_steps", "30", "--trainer.limit_val_batches", "0"]
     with refused("loader.worker", "num_workers"):
         fit(lab, "killed", *options, *sabotage)

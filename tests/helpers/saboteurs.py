@@ -62,22 +62,21 @@ class KillOnce(Callback):
 
 
 class SignalWorkers(Callback):
-    """Sends SIGTERM to the loader's workers, and to this very process only a whole epoch later.
+    """Sends a signal to the loader's workers: a job scheduler's, or that of the system when memory runs out.
 
     Args:
         step: Optimiser steps before it.
+        signal: SIGTERM or SIGKILL.
     """
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, step: int, signal: str) -> None:
+        self.step, self.signal = step, signal
 
     def on_train_batch_start(self, trainer: Trainer, *arguments: Any) -> None:
-        """Send them when their time has come."""
+        """Send it when its time has come."""
         if trainer.global_step == self.step:
             workers = [str(child.pid) for child in psutil.Process().children()]
-            subprocess.run(["kill", *workers], check=True)  # from outside: a parent may end its workers
-        if trainer.global_step == self.step + 6:
-            os.kill(os.getpid(), signals.SIGTERM)
+            subprocess.run(["kill", "-s", self.signal, *workers], check=True)  # from outside: a parent may end its own
 
 
 class Poison(Callback):
@@ -174,20 +173,3 @@ class Stopwatch(Callback):
     def _pass(self, trainer: Trainer, seconds: float) -> None:
         if trainer.global_rank == self.rank:
             self.now += seconds
-
-
-class KillWorkers(Callback):
-    """Kills the loader's workers, as the system does when memory runs out.
-
-    Args:
-        step: Optimiser steps before it.
-    """
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer: Trainer, *arguments: Any) -> None:
-        """Kill them when their time has come."""
-        if trainer.global_step == self.step:
-            for child in psutil.Process().children():
-                child.kill()
