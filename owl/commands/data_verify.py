@@ -31,5 +31,5 @@ def main(directory: str, *, repair: bool = False) -> int:
     if problems and not index_is_current(directory):
         print(f"the index of {directory} does not fit its shards, which were changed since; --repair rebuilds it")
     members = sum(int((reader.index.sizes[:, column] >= 0).sum()) for column in reader.columns.values())
-    print(f"{members:,} members: " + (f"{len(problems):,} problems" if problems else "all are well"))
+    print(f"{members:,} members: " + (f"{len(problems):,} problems" if problems else "all valid"))
     return int(bool(problems))

@@ -284,7 +284,7 @@ class Evaluation:
         """Return the text of report.md."""
         settings = self.settings
         truth = (
-            "the dataset's own pictures; what the autoencoder loses counts against the world model"
+            "the dataset's own pictures; errors of the autoencoder count as errors of the world model"
             if self.episodes.truth == "rgb"
             else "the dataset's latents, decoded by the same autoencoder as the generated ones"
         )
@@ -294,18 +294,18 @@ class Evaluation:
             f"{time.strftime('%Y-%m-%d %H:%M')} by OWL {code_version()} on {_device_name(self.engine.device)}, in "
             f"{settings.precision}{', compiled' if self.engine.wait_compiled() else ''}. Repeat with:",
             f"    {settings.command(self.out)}",
-            "## Near to what happened",
+            "## Accuracy",
             f"{metrics['clips']:.0f} clips, {settings.context} frames of context, then {settings.horizon} generated "
-            f"under the true controls. True frames are {truth}. The baseline repeats the last frame of the context.",
+            f"with the true controls. True frames are {truth}. The baseline repeats the last frame of the context.",
             horizon_table(metrics, self.lpips.name),
             "![PSNR and LPIPS against the horizon](horizon.png)",
             "![True frames above generated ones](strip.png)",
-            "Film, true beside generated: [comparison.mp4](comparison.mp4)",
+            "Video, true beside generated: [comparison.mp4](comparison.mp4)",
             *([section(decoders, self.lpips)] if decoders else []),
-            "## Obedient",
+            "## Action following",
             following_table(metrics, settings.inverse_dynamics),
-            "## Lasting",
-            f"{settings.side_by_side} rollouts of {settings.frames} frames, under the controls of the split's episodes "
+            "## Long rollouts",
+            f"{settings.side_by_side} rollouts of {settings.frames} frames, with the controls of the split's episodes "
             "one after another: [rollout.mp4](rollout.mp4)",
             *(["![Drift](drift.png)"] if drifts else []),
             value_table(
@@ -316,9 +316,9 @@ class Evaluation:
                 }
             ),
             f"`{FrechetDistance.name}` is the Frechet distance of a segment to true frames of the split: compare "
-            "equally many frames only. `flicker` is the energy of fine detail that changes from frame to frame, "
-            "generated less true.",
-            "## Fast",
+            "segments of equal length only. `flicker` is the energy of fine detail that changes from frame to frame, "
+            "generated minus true.",
+            "## Speed",
             f"Batch 1, {settings.steps} steps per frame, in seconds, after a warm-up:",
             value_table({n: v for n, v in metrics.items() if n.startswith(("latency", "frames_per_second"))}),
         ]
@@ -412,16 +412,16 @@ def horizon_table(metrics: dict[str, float], lpips_name: str) -> str:
 def following_table(metrics: dict[str, float], reader: str | None) -> str:
     """Format the accuracy of predicted controls as a Markdown table."""
     if reader is None:
-        return "Not measured: give a network that reads controls from frames with `--inverse_dynamics`."
+        return "Not measured. To measure it, give an inverse dynamics model with `--inverse_dynamics`."
     lines = ["| control | generated frames | true frames |", "| --- | ---: | ---: |"]
     for name, value in metrics.items():
         if name.startswith(("action_accuracy", "axis_accuracy", "button_accuracy")) and f"{name}_true" in metrics:
             lines.append(f"| {name} | {format_number(value)} | {format_number(metrics[f'{name}_true'])} |")
     ratios = [f"{name} {format_number(metrics[name])}" for name in metrics if name.endswith("accuracy_ratio")]
     explanation = (
-        f"Share of frames whose controls {reader} reads as given: for an axis its direction, for a button the "
-        "mean of its pressed and released frames. The reader errs on true frames too; generated over true: "
-        f"{', '.join(ratios) or 'nothing was pressed'}."
+        f"Share of frames for which {reader} predicts the given controls: for an axis its direction, for a button the "
+        "mean over pressed and released frames. It also makes errors on true frames; generated divided by true: "
+        f"{', '.join(ratios) or 'no control was used'}."
     )
     return "\n".join([explanation, "", *lines])
 

@@ -49,7 +49,7 @@ def decode_rgb(data: bytes | memoryview, size: tuple[int, int] | None = None) ->
 def encode_depth(depth: np.ndarray) -> bytes:
     """Compress a depth map to 8-bit PNG (lossless). depth: uint8[H, W]."""
     if depth.dtype != np.uint8 or depth.ndim != 2:
-        raise ValueError(f"depth is {depth.dtype}{list(depth.shape)}, uint8[H, W] was expected")
+        raise ValueError(f"depth is {depth.dtype}{list(depth.shape)}, expected uint8[H, W]")
     return _encode_png(depth)
 
 
@@ -64,7 +64,7 @@ def decode_depth(data: bytes | memoryview) -> np.ndarray:
     """
     depth = _decode_png(data)
     if depth.dtype != np.uint8 or depth.ndim != 2:
-        raise ValueError(f"depth PNG holds {depth.dtype}{list(depth.shape)}, uint8[H, W] was expected")
+        raise ValueError(f"depth PNG holds {depth.dtype}{list(depth.shape)}, expected uint8[H, W]")
     return depth
 
 
@@ -75,7 +75,7 @@ def encode_flow(flow: np.ndarray) -> bytes:
         flow: float32[h, w, 2], (dx, dy) in pixels; values beyond +-511 pixels are clipped.
     """
     if flow.ndim != 3 or flow.shape[2] != 2:
-        raise ValueError(f"flow has shape {list(flow.shape)}, [h, w, 2] was expected")
+        raise ValueError(f"flow has shape {list(flow.shape)}, expected [h, w, 2]")
     fixed = np.clip(np.rint(flow * FLOW_SCALE) + FLOW_ZERO, 0, 2**16 - 1).astype(np.uint16)
     valid = np.ones(flow.shape[:2], np.uint16)
     return _encode_png(np.dstack([valid, fixed[..., 1], fixed[..., 0]]))  # OpenCV's channel order is B, G, R
@@ -92,7 +92,7 @@ def decode_flow(data: bytes | memoryview) -> np.ndarray:
     """
     bgr = _decode_png(data)
     if bgr.dtype != np.uint16 or bgr.ndim != 3 or bgr.shape[2] != 3:
-        raise ValueError(f"flow PNG holds {bgr.dtype}{list(bgr.shape)}, uint16[h, w, 3] was expected")
+        raise ValueError(f"flow PNG holds {bgr.dtype}{list(bgr.shape)}, expected uint16[h, w, 3]")
     return (bgr[..., :0:-1].astype(np.float32) - FLOW_ZERO) / FLOW_SCALE
 
 

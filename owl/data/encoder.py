@@ -91,8 +91,8 @@ class FrameEncoder:
         if name not in fitting:
             raise OwlError(
                 "arguments.wrong-value",
-                f"latents of {', '.join(self.network.modalities)} were to be called {name}, {' or '.join(fitting)} was "
-                "expected; use --name with that",
+                f"latents of {', '.join(self.network.modalities)} cannot be named {name}, expected "
+                f"{' or '.join(fitting)}; set --name to one of these",
             )
         return name
 
@@ -200,7 +200,7 @@ def encode_dataset(
     if name in original.kept:
         raise OwlError(
             "dataset.modalities",
-            f"the {name} of {source} has no place beside the new one; leave it out of what is kept",
+            f"the {name} of {source} has the name of the new latents; do not keep it, or choose another --name",
         )
     if not original.info.splits.get("train"):
         raise OwlError(
@@ -258,8 +258,8 @@ class _EncodeJob(ShardJob):
                 if not all(np.isfinite(latent).all() for latent in latents):
                     raise OwlError(
                         "latents.non-finite",
-                        f"the encoder of {self._encoder.checkpoint} gives latents of episode {name} that are no finite "
-                        "float16; use a checkpoint of a run that did not diverge",
+                        f"the encoder of {self._encoder.checkpoint} gives latents of episode {name} that are not "
+                        "finite in float16; use a checkpoint of a run that did not diverge",
                     )
                 for latent, members in zip(latents, kept, strict=True):
                     yield name, {self._extension: codecs.encode_array(latent), **members}
@@ -273,8 +273,8 @@ class _EncodeJob(ShardJob):
         if list(latents.shape[1:]) != shape or len(latents) < cuts[-1]:
             raise OwlError(
                 "latents.shape",
-                f"the encoder of {self._encoder.checkpoint} gives {list(latents.shape)} for {frames} frames, by what "
-                f"it declares {[cuts[-1], *shape]} was expected; correct its class",
+                f"the encoder of {self._encoder.checkpoint} gives {list(latents.shape)} for {frames} frames, "
+                f"expected {[cuts[-1], *shape]} as it declares; correct its class",
             )
         return [latents[a:b] if self._encoder.is_of_sound else latents[a] for a, b in pairwise(cuts)]
 
@@ -319,7 +319,7 @@ def measure(latents: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     if not count:
         raise OwlError(
             "dataset.empty-split",
-            "no training episode could be encoded, at least one was expected; make the source dataset again",
+            "no training episode could be encoded, expected at least one; make the source dataset again",
         )
     mean = total / count
     return mean, np.sqrt(np.maximum(squares / count - np.square(mean), 0))

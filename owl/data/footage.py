@@ -143,7 +143,7 @@ def _examine_folder(folder: Path, name: str) -> Recording:
         raise ValueError(f"{INPUTS_NAME} ends before the video starts")
     if events.logged < facts.seconds:
         problems.append(
-            f"{INPUTS_NAME} breaks off after {events.logged:.1f} of {float(facts.seconds):.1f} s, the rest is left out"
+            f"{INPUTS_NAME} ends after {events.logged:.1f} of {float(facts.seconds):.1f} s, the rest is left out"
         )
     if video.name != VIDEO_NAME:
         problems.append(f"its video is {_readable(video.name)} instead of {VIDEO_NAME}")
@@ -156,7 +156,7 @@ def _examine_folder(folder: Path, name: str) -> Recording:
     if abs(events.seconds - facts.seconds) > max(1.0, 0.01 * facts.seconds):  # NaN is not
         problems.append(
             f"{INPUTS_NAME} logs {events.seconds:.1f} s of video and the video has {float(facts.seconds):.1f} s, so a "
-            "clock jumped or frames were lost: inputs may be out of step"
+            "clock jumped or frames were lost: inputs may not match the video"
         )
     size = video.stat().st_size + inputs.stat().st_size
     return Recording(name, facts, size, inputs, events.names, events.logged, problems)
@@ -169,7 +169,7 @@ def _find_video(folder: Path) -> Path:
     videos = sorted(path for path in folder.iterdir() if path.is_file() and path.name[0] != "." and _may_be_video(path))
     if len(videos) > 1:
         names = ", ".join(_readable(path.name) for path in videos[:3])
-        raise ValueError(f"it has no {VIDEO_NAME} and {len(videos)} other videos ({names}), one was expected")
+        raise ValueError(f"it has no {VIDEO_NAME} and {len(videos)} other videos ({names}), expected one")
     if not videos:
         raise ValueError(f"it has no {VIDEO_NAME}")
     return videos[0]

@@ -6,7 +6,6 @@ tic. The first frame of an episode has idle controls. Every tic (1/35 s) is a fr
 
 import contextlib
 import ctypes
-import difflib
 import itertools
 import os
 import re
@@ -22,7 +21,7 @@ import psutil
 
 from owl.data.codecs import nearest
 from owl.data.screen import camera, crop, find_resolution, fit, load_vizdoom, read_labels
-from owl.errors import OwlError
+from owl.errors import OwlError, suggestion
 
 FPS = 35.0
 SAMPLE_RATE = 44_100
@@ -89,9 +88,8 @@ def find_scenario(name: str) -> tuple[Path, str | None]:
     maps = {scenario: _read_maps(wad) for scenario, wad in wads.items() if wad.exists()}
     known = [scenario for scenario, starts in maps.items() if next(iter(starts.values()))]
     if name not in known:
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-        meant = f"did you mean {nearest[0]}? " if nearest else ""
-        raise OwlError("game.scenario", f"there is no scenario {name}; {meant}(the scenarios are: {', '.join(known)})")
+        meant = suggestion(name, known) or "; choose another"
+        raise OwlError("game.scenario", f"there is no scenario '{name}'{meant} (the scenarios are: {', '.join(known)})")
     playable = [level for level, can_start in maps[name].items() if can_start]
     if wanted and wanted.upper() not in playable:
         raise OwlError(

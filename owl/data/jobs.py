@@ -121,10 +121,10 @@ def local_folder(path: str | Path) -> Path:
     if not isinstance(filesystem, LocalFileSystem):
         raise OwlError(
             "dataset.not-local",
-            f"{path} is not a local folder, one was expected; write into one and copy the dataset there afterwards",
+            f"{path} is not a local folder; write to a local folder and copy the dataset afterwards",
         )
     if Path(folder).is_file():
-        raise OwlError("dataset.not-a-folder", f"{path} is a file, a folder was expected; give another one")
+        raise OwlError("dataset.not-a-folder", f"{path} is a file, expected a folder; give another path")
     return Path(folder)
 
 
@@ -162,7 +162,7 @@ def run(job: ShardJob, root: Path, workers: int = 0) -> DatasetInfo:
         raise OwlError(
             "dataset.unwritable",
             f"{root} cannot be written ({error.strerror or error}); {action}, then run the same command again: "
-            "complete shards are kept, and it goes on from there",
+            "complete shards are kept",
         ) from error
     return info
 
@@ -199,7 +199,7 @@ def _begin(root: Path, job: ShardJob) -> DatasetInfo:
         if any(root.glob("shard-*.tar")):
             raise OwlError(
                 "dataset.occupied",
-                f"{root} holds shards but no {INFO_NAME}, an empty folder was expected; give another folder",
+                f"{root} holds shards but no {INFO_NAME}, expected an empty folder; give another folder",
             )
         job.info.save(root)
         return job.info
@@ -207,8 +207,8 @@ def _begin(root: Path, job: ShardJob) -> DatasetInfo:
     if info.source.get("kind") not in job.kinds:
         raise OwlError(
             "dataset.occupied",
-            f"{root} holds a dataset of kind {info.source.get('kind')}, an empty folder or one of kind "
-            f"{' or '.join(job.kinds)} was expected; give another folder",
+            f"{root} holds a dataset of kind {info.source.get('kind')}, expected an empty folder or one of "
+            f"kind {' or '.join(job.kinds)}; give another folder",
         )
     begun, wanted = job.settings(info), job.settings(job.info)
     for name in wanted | begun:
@@ -281,8 +281,8 @@ def _write_with_workers(root: Path, job: ShardJob, missing: list[int], workers: 
         except BrokenProcessPool as error:
             raise OwlError(
                 "worker.killed",
-                f"a process that wrote {root} was killed, perhaps for want of memory; complete shards are kept, run "
-                "the same command again to go on, with fewer workers if memory is short",
+                f"a process that wrote {root} was killed, perhaps because memory ran out; complete shards are kept, "
+                "run the same command again to continue, with fewer workers if memory is short",
             ) from error
         finally:
             stop.set()

@@ -50,9 +50,8 @@ class GlobalBatches(Sampler[list[tuple[int, int]]]):
         if len(dataset) < self.global_batch:
             raise OwlError(
                 "loader.too-few-windows",
-                f"split {dataset.split!r} of {dataset.path} has {len(dataset)} windows, at least one batch "
-                f"of {self.global_batch} ({world_size} x {batch_size}) was expected; use a smaller batch_size or more "
-                "data",
+                f"split {dataset.split!r} of {dataset.path} has {len(dataset)} windows, expected at least one "
+                f"batch of {self.global_batch} ({world_size} x {batch_size}); use a smaller batch_size or more data",
             )
         self.batch_size = batch_size
         self.seed = seed
@@ -282,8 +281,8 @@ def evaluation_loader(
     if count < world_size:
         raise OwlError(
             "loader.too-few-windows",
-            f"{count} of the {len(dataset)} windows of split {dataset.split!r} of {dataset.path} are to be measured by "
-            f"{world_size} processes, at least one for each was expected; raise validation_windows, use more data, or "
+            f"{count} of the {len(dataset)} windows of split {dataset.split!r} of {dataset.path} are measured by "
+            f"{world_size} processes, expected at least one for each; raise validation_windows, use more data, or "
             "use fewer devices",
         )
     chosen = np.unique(np.linspace(0, len(dataset) - 1, count).round().astype(int)).tolist()

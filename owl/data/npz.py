@@ -48,11 +48,11 @@ def map_npz(file: IO[bytes], check: bool = True) -> tuple[dict[str, np.ndarray],
             raise ValueError(f"the checksum of {entry.filename} is wrong")
         header = io.BytesIO(content[begin : min(end, begin + 2**16)])
         if np.lib.format.read_magic(header) != (1, 0):
-            raise ValueError(f"{entry.filename} is no .npy file of version 1.0")
+            raise ValueError(f"{entry.filename} is not a .npy file of version 1.0")
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(header)
         data = begin + header.tell()
         if dtype.hasobject or data + prod(shape) * dtype.itemsize != end:
-            raise ValueError(f"{entry.filename} is no plain array")
+            raise ValueError(f"{entry.filename} is not a plain array")
         array: np.ndarray = np.ndarray(shape, dtype, content, data, order="F" if fortran else "C")
         arrays[entry.filename.removesuffix(".npy")] = array
     return arrays, tuple(entry.CRC for entry in entries)

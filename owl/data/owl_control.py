@@ -147,15 +147,15 @@ def read_inputs(path: str | Path) -> Inputs:
         problems=[],
     )
     if unreadable:
-        inputs.problems.append(f"{unreadable} unreadable lines of {INPUTS_NAME} left out")
+        inputs.problems.append(f"{unreadable} unreadable lines of {INPUTS_NAME} were skipped")
     if gamepad:
-        inputs.problems.append(f"{gamepad} gamepad events left out")
+        inputs.problems.append(f"{gamepad} gamepad events were skipped")
     if jump:
         inputs.problems.append(
-            f"its clock jumps back by {jump:.1f} s after {jumped - start:.1f} s, inputs after that may be out of step"
+            f"its clock jumps back by {jump:.1f} s after {jumped - start:.1f} s, later inputs may not match the video"
         )
     if held is not None and (stuck := [name for name in _down_at_the_end(inputs) if name not in held]):
-        inputs.problems.append(f"the release of {', '.join(stuck)} was not logged, it counts as down up to the end")
+        inputs.problems.append(f"the release of {', '.join(stuck)} was not logged, it is treated as held to the end")
     return inputs
 
 

@@ -108,31 +108,31 @@ def count_recorded(path: str) -> int:
 
 def _check(recording: GameRecording) -> None:
     if not recording.scenarios():
-        raise OwlError("arguments.empty", "scenario is an empty list, at least one name was expected; give one")
+        raise OwlError("arguments.empty", "scenario is an empty list, expected at least one name; give one")
     if not 0 < recording.held_out <= 0.5:
         raise OwlError(
             "arguments.held-out",
-            f"held_out is {recording.held_out}, above 0 and at most 0.5 was expected; it is the share of the "
+            f"held_out is {recording.held_out}, expected above 0 and at most 0.5; it is the share of the "
             "validation split and that of the test split",
         )
     least = 3 * len(recording.scenarios())
     if recording.frames < least or recording.episode_frames < 1:
         raise OwlError(
             "arguments.too-small",
-            f"frames is {recording.frames} and episode_frames {recording.episode_frames}, at least {least} and 1 were "
-            "expected (three splits of an episode of each scenario); use larger numbers",
+            f"frames is {recording.frames} and episode_frames {recording.episode_frames}, expected at least "
+            f"{least} and 1 (three splits with an episode of each scenario); use larger numbers",
         )
     if recording.workers is not None and recording.workers < 1:
         raise OwlError(
             "arguments.too-small",
-            f"workers is {recording.workers}, at least 1 was expected; leave it out for one per core",
+            f"workers is {recording.workers}, expected at least 1; leave it out for one per core",
         )
     if recording.seed < 0:
-        raise OwlError("arguments.seed", f"seed is {recording.seed}, 0 or more was expected; use another seed")
+        raise OwlError("arguments.seed", f"seed is {recording.seed}, expected 0 or more; use another seed")
     if min(recording.size) < 32:
         raise OwlError(
             "arguments.size",
-            f"size is {recording.size[0]}x{recording.size[1]} (height x width), at least 32 of each were expected; "
+            f"size is {recording.size[0]}x{recording.size[1]} (height x width), expected at least 32 each; "
             "use for example 96x160 or 360x640",
         )
     for name in recording.scenarios():

@@ -42,7 +42,7 @@ def scan_shards(root: str | Path) -> ShardIndex:
     shards = list_shards(filesystem, path)
     if not shards:
         raise OwlError(
-            "shard.none", f"{root} holds no shard-*.tar, at least one was expected; run the command that makes it again"
+            "shard.none", f"{root} holds no shard-*.tar, expected at least one; run the command that makes it again"
         )
     shard_of: dict[str, int] = {}
     tables: list[np.ndarray] = []  # one per episode: a list of all members would take ten times as much memory
@@ -51,8 +51,8 @@ def scan_shards(root: str | Path) -> ShardIndex:
             if episode in shard_of:
                 raise OwlError(
                     "shard.order",
-                    f"{shard} holds frame 0 of episode {episode}, which {shards[shard_of[episode]]} holds too, each "
-                    "episode was expected in one shard; remove one of them",
+                    f"{shard} holds frame 0 of episode {episode}, which {shards[shard_of[episode]]} also holds, "
+                    "expected each episode in one shard; remove one of them",
                 )
             shard_of[episode] = number
             tables.append(table)
@@ -84,7 +84,7 @@ def _scan_shard(
         if not match:
             raise OwlError(
                 "shard.member",
-                f"{shard} holds {name}, <episode>/<frame>.<extension> was expected; pack it again without that, or "
+                f"{shard} holds {name}, expected <episode>/<frame>.<extension>; pack it again without that, or "
                 "remove the shard",
             )
         members = episodes.setdefault(match["episode"], {}).setdefault(int(match["frame"]), [ABSENT] * len(columns))
@@ -96,7 +96,7 @@ def _scan_shard(
             if frame != expected:
                 raise OwlError(
                     "shard.order",
-                    f"{shard} holds frame {frame} of episode {episode}, frame {expected} was expected; make the "
+                    f"{shard} holds frame {frame} of episode {episode}, expected frame {expected}; make the "
                     "dataset again",
                 )
         table = np.array([frames[frame] for frame in range(len(frames))], np.int64).reshape(-1, len(columns), 3)
@@ -105,7 +105,7 @@ def _scan_shard(
         yield episode, table
     if not in_order:
         warnings.warn(
-            f"{shard} does not hold its frames in the order of time, so that reading takes longer; pack it again with "
+            f"{shard} does not store its frames in temporal order, which makes reading slower; pack it again with "
             "`tar --sort=name`",
             stacklevel=4,
         )
@@ -129,7 +129,7 @@ def _members(filesystem: fsspec.AbstractFileSystem, shard: str) -> Iterator[tupl
                     if not member.isreg() or member.issparse():
                         raise OwlError(
                             "shard.member",
-                            f"{shard} holds {name} as a link or with holes, plain files were expected; pack it again "
+                            f"{shard} holds {name} as a link or with holes, expected plain files; pack it again "
                             "with `tar --hard-dereference --dereference` and without --sparse",
                         )
                     file.seek(member.offset_data)

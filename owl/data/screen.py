@@ -60,8 +60,8 @@ def _screen(size: tuple[int, int]) -> tuple[int, int]:
     if not covering or min(size) < 1:
         raise OwlError(
             "game.size",
-            f"size {size[0]}x{size[1]} (height x width) is none the game can draw, up to 1080x1920 was expected; "
-            "use a smaller size",
+            f"size {size[0]}x{size[1]} (height x width) is larger than the game can draw, expected up to "
+            "1080x1920; use a smaller size",
         )
     return min(covering, key=lambda screen: screen[0] * screen[1])
 

@@ -118,11 +118,11 @@ class DatasetInfo:
             found = f"{url} holds no {INFO_NAME}" if filesystem.exists(path) else f"there is no folder {url}"
             raise OwlError(
                 "dataset.missing",
-                f"{found}, a dataset was expected; make one with `python -m owl data record` or `data import`",
+                f"{found}, expected a dataset; make one with `python -m owl data record` or `data import`",
             ) from None
         except NotADirectoryError:
             raise OwlError(
-                "dataset.not-a-folder", f"{url} is a file, the folder of a dataset was expected; give that"
+                "dataset.not-a-folder", f"{url} is a file, expected the folder of a dataset; give that"
             ) from None
         try:
             content: dict[str, Any] = json.loads(text)
@@ -143,7 +143,7 @@ class DatasetInfo:
                 description["extension"]
         except (TypeError, KeyError) as error:
             raise OwlError(
-                "dataset.damaged", f"{url}/{INFO_NAME} lacks or adds a key ({error}); make the dataset again"
+                "dataset.damaged", f"{url}/{INFO_NAME} has missing or unknown keys ({error}); make the dataset again"
             ) from error
         return info
 
@@ -290,7 +290,9 @@ class ShardIndex:
         try:
             return cls(**arrays, origin=(str(url), cache_dir, checksums))
         except TypeError as error:
-            raise OwlError("index.damaged", f"{url}/{INDEX_NAME} lacks or adds an array ({error}); {repair}") from error
+            raise OwlError(
+                "index.damaged", f"{url}/{INDEX_NAME} has missing or unknown arrays ({error}); {repair}"
+            ) from error
 
     def save(self, url: str | Path) -> None:
         """Write the index into the folder, atomically."""
@@ -330,7 +332,7 @@ def _reopen(url: str, cache_dir: str | Path | None, checksums: tuple[int, ...]) 
     if index.origin[2] != checksums:
         raise OwlError(
             "index.changed",
-            f"{url}/{INDEX_NAME} has changed since this run began, the same one was expected; start the run again",
+            f"{url}/{INDEX_NAME} has changed since this run began; start the run again",
         )
     return index
 

@@ -48,7 +48,7 @@ def answering(url: str | Path) -> Iterator[None]:
     except Exception as error:  # the packages of the protocols raise their own types
         reason = " ".join(str(error).split()) or type(error).__name__
         raise OwlError(
-            "storage.unreadable", f"{url} could not be read ({reason}); check the connection and your rights"
+            "storage.unreadable", f"{url} could not be read ({reason}); check the connection and your permissions"
         ) from error
 
 

@@ -80,7 +80,7 @@ def repair_index(url: str) -> bool:
         raise OwlError(
             "dataset.unfinished",
             f"{url} is unfinished: {len(lost)} of its episodes, such as {lost[0][1]}, are in no shard; run the command "
-            "that made it again, which goes on where it stopped",
+            "that made it again, which continues where it stopped",
         )
     index.save(url)
     return True

@@ -145,11 +145,11 @@ class WindowDataset(Dataset):
                 known = ", ".join(m for m in stored if m in MODALITIES)
                 raise OwlError(
                     "windows.modalities",
-                    f"{self.path} has no modality {modality!r}, it holds {known}; ask for one of these",
+                    f"{self.path} has no modality {modality!r}, it holds {known}; choose from these",
                 )
         if not self.modalities:
             raise OwlError(
-                "windows.modalities", f"no modality of {self.path} was asked for; name some of {', '.join(stored)}"
+                "windows.modalities", f"no modality of {self.path} is requested; choose from {', '.join(stored)}"
             )
         extensions = list(self._index.extensions)
         return {m: extensions.index(self.info.modalities[m]["extension"]) for m in self.modalities}
@@ -167,7 +167,7 @@ class WindowDataset(Dataset):
             counts = ", ".join(f"{split} {len(episodes)}" for split, episodes in self.info.splits.items())
             raise OwlError(
                 "dataset.empty-split",
-                f"split {self.split!r} of {self.path} is empty (episodes: {counts}), at least one was expected; "
+                f"split {self.split!r} of {self.path} is empty (episodes: {counts}), expected at least one; "
                 "record or import more episodes, or use another split",
             )
         positions = {str(name): position for position, name in enumerate(index.episodes)}
@@ -196,7 +196,7 @@ class WindowDataset(Dataset):
             raise OwlError(
                 "windows.incomplete",
                 f"no episode of split {self.split!r} of {self.path} is complete for {', '.join(self.modalities)}; "
-                "ask for other modalities or make the dataset again",
+                "request other modalities or make the dataset again",
             )
         if short:
             self._skip(f"{len(short)} short ones", f"a window is {self._span} frames, the longest has {max(short)}")
@@ -318,8 +318,8 @@ class WindowDataset(Dataset):
                 continue  # the choice of the replacement depends only on the window, so it is the same in every worker
         raise OwlError(
             "windows.damaged",
-            f"{attempt + 1} windows of {self.path} could not be decoded one after another, valid ones were expected; "
-            f"find the damage with `python -m owl data verify {self.path}` and make the dataset again",
+            f"{attempt + 1} consecutive windows of {self.path} could not be decoded; find the damage with "
+            f"`python -m owl data verify {self.path}` and make the dataset again",
         )
 
     def _load(self, window: int, seed: int | None, into: dict[str, np.ndarray]) -> None:
@@ -384,7 +384,7 @@ class WindowDataset(Dataset):
             consequence = "packs leave its clip out, and other windows" if self.pack else "other windows"
             warnings.warn(
                 f"{self.path}: episode {name}, frame {frame}: member {member} is corrupt ({error}); "
-                f"{consequence} stand in for those that hold it",
+                f"{consequence} replace those that contain it",
                 CorruptSampleWarning,
                 stacklevel=5,
             )

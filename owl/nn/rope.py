@@ -14,7 +14,7 @@ def split_channels(head_width: int) -> tuple[int, int]:
         ValueError: ``head_width`` is no multiple of 16.
     """
     if head_width % 16:
-        raise ValueError(f"head_width is {head_width}, a multiple of 16 was expected")
+        raise ValueError(f"head_width is {head_width}, expected a multiple of 16")
     return head_width // 4, head_width * 3 // 8
 
 

@@ -167,8 +167,8 @@ def load_decoder(path: str | Path) -> nn.Module:
     if not (hasattr(network, "decode") and tells_encoder(network)):
         raise OwlError(
             "network.kind",
-            f"the network of {path} is {type(network).__qualname__}, an autoencoder was expected to decode the "
-            "latents, or a decoder that names its encoder; give the checkpoint that the dataset was encoded with",
+            f"the network of {path} is {type(network).__qualname__}, expected an autoencoder or a decoder that "
+            "names its encoder; give the checkpoint that the dataset was encoded with",
         )
     return network
 

@@ -58,7 +58,7 @@ def test_the_how_to_page_from_top_to_bottom(
     printed, warned = capsys.readouterr()
     assert "data/doom-latents holds 36 frames, latent, controls, latents of 4x4x6" in printed
     assert "data/doom-both holds 36 frames, latent, rgb, controls" in printed
-    assert "72 members: all are well" in printed
+    assert "72 members: all valid" in printed
     assert "warning" not in warned
     assert owl_here("data", "encode", CHECKPOINT, SOURCE, "data/doom-latents", cwd=lab) == 0
     assert "data/doom-latents is complete already and was left as it is: it holds 36" in capsys.readouterr().out

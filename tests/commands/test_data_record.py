@@ -38,7 +38,7 @@ def test_camera_and_labels_are_recorded_on_demand(tmp_path: Path) -> None:
     ("option", "code", "tokens"),
     [
         ("--size=48", "arguments.size", ["--size is 48", "96x160"]),
-        ("--scenario=deathmach", "game.scenario", ["deathmach;", "did you mean deathmatch?"]),
+        ("--scenario=deathmach", "game.scenario", ["'deathmach'", "did you mean 'deathmatch'?"]),
         ("--farmes=30", "arguments.unknown-key", ["--farmes", "did you mean '--frames'?"]),
     ],
 )

@@ -17,7 +17,7 @@ def dataset(tmp_path: Path) -> Path:
 
 def test_a_sound_dataset_ends_with_status_0(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(str(dataset)) == 0
-    assert "45 members: all are well" in capsys.readouterr().out
+    assert "45 members: all valid" in capsys.readouterr().out
 
 
 def test_damage_is_named_and_ends_with_status_1(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -46,4 +46,4 @@ def test_shards_that_were_changed_since_are_told(dataset: Path, capsys: pytest.C
     assert main(str(dataset)) == 1
     assert "--repair rebuilds it" in capsys.readouterr().out
     assert main(str(dataset), repair=True) == 0
-    assert "45 members: all are well" in capsys.readouterr().out
+    assert "45 members: all valid" in capsys.readouterr().out

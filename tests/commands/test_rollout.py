@@ -80,7 +80,7 @@ def test_the_command_in_the_report_repeats_it(lab: Path) -> None:
     assert owl_here("rollout", WORLD_MODEL, "--data", LATENTS, "--out", "once", *SMALL, cwd=lab) == 0
     first = json.loads((lab / "once" / "metrics.json").read_text())
     report = (lab / "once" / "report.md").read_text()
-    assert "Not measured: give a network that reads controls" in report
+    assert "Not measured. To measure it" in report
     command = next(line for line in report.splitlines() if line.startswith("    python -m owl rollout"))
     assert "--stride 2" in command
     assert owl_here(*shlex.split(command)[3:], "--out", "again", cwd=lab) == 0
@@ -185,7 +185,7 @@ def test_the_page_on_training_plays_from_python(lab: Path, monkeypatch: pytest.M
             WORLD_MODEL,
             ("--decoder", INVERSE_DYNAMICS),
             "network.kind",
-            [INVERSE_DYNAMICS, "InverseDynamicsModel", "autoencoder was"],
+            [INVERSE_DYNAMICS, "InverseDynamicsModel", "an autoencoder"],
         ),
         (WORLD_MODEL, ("--decoder", "other.ckpt"), "latents.encoder", ["video decoder"]),
         (WORLD_MODEL, ("--inverse_dynamics", WORLD_MODEL), "network.kind", ["WorldTransformer", "InverseDynamics"]),

@@ -150,16 +150,16 @@ def test_a_map_of_a_scenario_can_be_chosen() -> None:
 
 @pytest.mark.parametrize("scenario", ["cig", "multi_duel"])
 def test_a_scenario_without_a_start_for_one_player_is_refused(scenario: str) -> None:
-    with refused("game.scenario", f"{scenario};"):  # the game would crash
+    with refused("game.scenario", f"'{scenario}'"):  # the game would crash
         next(game.play(scenario, 1, size=(48, 80)))
 
 
 def test_wrong_names_and_sizes_are_explained(tmp_path: Path) -> None:
-    with refused("game.scenario", "deathmach;", "did you mean deathmatch?", "basic, ", "take_cover"):
+    with refused("game.scenario", "'deathmach'", "did you mean 'deathmatch'?", "basic, ", "take_cover"):
         game.find_scenario("deathmach")
     with refused("game.scenario", str(tmp_path / "none.cfg"), ".cfg or"):
         game.find_scenario(str(tmp_path / "none.cfg"))
-    with refused("game.scenario", "doom2;"):  # it needs a game that ViZDoom does not bring along
+    with refused("game.scenario", "'doom2'"):  # it needs a game that ViZDoom does not bring along
         game.find_scenario("doom2")
     with refused("game.size", "2000x4000", "1080x1920"):
         game.check_size((2000, 4000))

@@ -115,7 +115,7 @@ def test_what_is_held_at_the_start_is_released_by_its_event(tmp_path: Path) -> N
     assert on(columns["W"]) == list(range(12))
     assert on(columns["SPACE"]) == list(range(21, 30))
     problems = read_events(tmp_path, events).problems
-    assert problems == ["the release of MOUSE_RIGHT was not logged, it counts as down up to the end"]
+    assert problems == ["the release of MOUSE_RIGHT was not logged, it is treated as held to the end"]
 
 
 def test_properly_quoted_and_damaged_lists_of_what_is_held(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_a_clock_that_jumps_back_is_told(tmp_path: Path) -> None:
     rows = [f'{time},MOUSE_MOVE,"[1, 0]"' for time in times]
     path.write_text("\n".join(["timestamp,event_type,event_args", '1000.0,VIDEO_START,"[]"', *rows]))
     assert read_inputs(path).problems == [
-        "its clock jumps back by 7.0 s after 10.0 s, inputs after that may be out of step"
+        "its clock jumps back by 7.0 s after 10.0 s, later inputs may not match the video"
     ]
 
 
@@ -179,7 +179,7 @@ def test_what_is_doubtful_about_a_recording_is_named(tmp_path: Path) -> None:
         "black": ["its first 15 frames come before HOOK_START, so they are probably black"],
         "late": [
             "inputs.csv logs 9.0 s of video and the video has 2.0 s, so a clock jumped or frames were lost: inputs "
-            "may be out of step"
+            "may not match the video"
         ],
         "marked": [
             "OWL Control marked it as invalid in .invalid (Video too short No mouse movement)",
@@ -227,7 +227,7 @@ def test_unreadable_lines_cost_themselves_only(tmp_path: Path) -> None:
     assert inputs.values[inputs.kinds != RELEASE].tolist() == [[0, 1], [4, 5]]
     assert inputs.times[inputs.kinds != RELEASE] == pytest.approx([0.1, 0.3], abs=1e-6)
     assert inputs.logged == pytest.approx(0.3, abs=1e-6)  # END is missing
-    assert inputs.problems == ["5 unreadable lines of inputs.csv left out", "1 gamepad events left out"]
+    assert inputs.problems == ["5 unreadable lines of inputs.csv were skipped", "1 gamepad events were skipped"]
 
 
 @pytest.fixture
@@ -267,7 +267,7 @@ def test_a_folder_of_recordings_becomes_a_dataset_with_controls(recordings: Path
         "wrong-header",
     ]
     assert all(f"{name} is left out: " in warned for name in imported.footage.skipped)
-    assert "cut: inputs.csv breaks off after 0.8 of 2.0 s, the rest is left out" in warned
+    assert "cut: inputs.csv ends after 0.8 of 2.0 s, the rest is left out" in warned
     assert [recording.name for recording in imported.footage.recordings] == ["a", "b/deep", "c", "cut"]
     assert list(imported.episodes.values()) == [60, 60, 60, 25]
     assert all(imported.info.splits.values())

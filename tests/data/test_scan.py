@@ -117,7 +117,7 @@ def shuffle(dataset: Path) -> None:
 def test_frames_in_any_order_are_read_and_named(dataset: Path) -> None:
     expected = samples(dataset)
     shuffle(dataset)
-    with pytest.warns(UserWarning, match="order of time"):
+    with pytest.warns(UserWarning, match="temporal order"):
         assert repair_index(str(dataset))
     for found, sample in zip(samples(dataset), expected, strict=True):
         assert all(torch.equal(found[name], sample[name]) for name in sample)
@@ -160,7 +160,7 @@ def test_a_shard_packed_again_in_another_order_of_the_same_size_is_indexed_anew(
     assert not repair_index(str(dataset))
     shuffle(dataset)
     assert [shard.stat().st_size for shard in sorted(dataset.glob("shard-*.tar"))] == sizes
-    with pytest.warns(UserWarning, match="order of time"):
+    with pytest.warns(UserWarning, match="temporal order"):
         assert repair_index(str(dataset))
     for found, sample in zip(samples(dataset), expected, strict=True):
         assert all(torch.equal(found[name], sample[name]) for name in sample)

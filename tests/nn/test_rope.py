@@ -71,5 +71,5 @@ def test_each_item_of_a_batch_has_its_own_times() -> None:
 
 
 def test_a_head_that_cannot_be_divided_is_told() -> None:
-    with pytest.raises(ValueError, match="head_width is 24, a multiple of 16 was expected"):
+    with pytest.raises(ValueError, match="head_width is 24, expected a multiple of 16"):
         split_channels(24)

@@ -328,5 +328,5 @@ def test_datasets_that_do_not_fit_are_refused(engine: Engine) -> None:
 
 
 def test_a_decoder_that_decodes_nothing_is_refused() -> None:
-    with refused("network.kind", INVERSE_DYNAMICS, "InverseDynamicsModel", "autoencoder was"):
+    with refused("network.kind", INVERSE_DYNAMICS, "InverseDynamicsModel", "an autoencoder"):
         load_decoder(INVERSE_DYNAMICS)

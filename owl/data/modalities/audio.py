@@ -48,7 +48,7 @@ class Audio(Modality):
     def assemble(self, frames: Iterable[np.ndarray], view: View, into: dict[str, np.ndarray], before: int = 0) -> None:
         audio = np.concatenate(list(frames))
         if len(audio) < self._samples:
-            raise ValueError(f"a window holds {len(audio)} audio samples, {self._samples} were expected")
+            raise ValueError(f"a window holds {len(audio)} audio samples, expected {self._samples}")
         # mirroring swaps the left and the right channel
         swapped = view.mirrored and audio.shape[1] == 2
         channels = audio[: self._samples, ::-1] if swapped else audio[: self._samples]
@@ -71,6 +71,6 @@ def refuse_packing(name: str, sampling: Sampling) -> None:
     if sampling.pack:
         raise OwlError(
             "windows.pack",
-            f"{name} of {sampling.url} cannot be packed, it is not cut at frames; set pack to false, or use an "
-            "audio_latent with the same number of tokens in every frame",
+            f"{name} of {sampling.url} cannot be packed, since it is not divided into frames; set pack to false, or "
+            "use an audio_latent with the same number of tokens in every frame",
         )

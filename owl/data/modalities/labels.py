@@ -86,7 +86,7 @@ class Labels(Modality):
         except (OSError, SyntaxError) as error:
             raise ValueError(f"the PNG is damaged ({error!r})") from error
         if objects.dtype != np.uint16 or objects.ndim != 2:
-            raise ValueError(f"labels PNG holds {objects.dtype}{list(objects.shape)}, uint16[H, W] was expected")
+            raise ValueError(f"labels PNG holds {objects.dtype}{list(objects.shape)}, expected uint16[H, W]")
         return objects, names
 
     def shapes(self) -> Shapes:

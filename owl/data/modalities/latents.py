@@ -117,9 +117,9 @@ class AudioLatent(Latent):
         if (len(self._shape), rate is not None) not in ((2, False), (1, True)) or (rate is not None and not rate > 0):
             raise OwlError(
                 "dataset.rate",
-                f"{name} of {sampling.url} has shape {list(self._shape)} and rate {rate}, either shape [tokens a "
-                "frame, channels] and no rate, or shape [channels] and a rate in tokens a second was expected; correct "
-                "dataset.json",
+                f"{name} of {sampling.url} has shape {list(self._shape)} and rate {rate}, expected either shape "
+                "[tokens per frame, channels] and no rate, or shape [channels] and a rate in tokens per second; "
+                "correct dataset.json",
             )
         self._clock = Clock(rate, sampling.fps) if rate is not None else None
         if self._clock is not None:
@@ -139,7 +139,7 @@ class AudioLatent(Latent):
         least, most = self._clock.least(1), self._clock.most(1)
         if not (array.ndim == 2 and least <= len(array) <= most and array.shape[1:] == self._shape):
             raise ValueError(
-                f"it has shape {list(array.shape)}, a frame at {self._clock.rate:g} tokens a second has "
+                f"it has shape {list(array.shape)}, a frame at {self._clock.rate:g} tokens per second has "
                 f"{least if least == most else f'{least} or {most}'} of {self._shape[0]} channels"
             )
         if not np.isfinite(array).all():
@@ -151,7 +151,7 @@ class AudioLatent(Latent):
             return super().assemble(frames, view, into, before)
         tokens = np.concatenate(list(frames))
         if len(tokens) < self._tokens:
-            raise ValueError(f"a window holds {len(tokens)} tokens, {self._tokens} were expected")
+            raise ValueError(f"a window holds {len(tokens)} tokens, expected {self._tokens}")
         into[self.name][:] = tokens[: self._tokens]
 
     def preview(self, frames: Iterable[np.ndarray | None], size: tuple[int, int]) -> None:
