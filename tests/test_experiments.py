@@ -10,12 +10,11 @@ import pytest
 import torch
 import yaml
 
-from owl.commands.sweep import check
+from owl.commands.sweep import check, load_plan
 from owl.data.game import find_scenario
 from owl.data.recorder import GameRecording
 from owl.models.image_autoencoder import ImageAutoencoder
 from owl.models.world_model import WorldTransformer
-from owl.sweep.plan import load_plan
 from tests.helpers.latents import LATENT, draw, make_latents
 from tests.helpers.shards import AXES, BUTTONS, make_dataset
 from tests.helpers.tiny import REPOSITORY, owl_here

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
@@ -32,6 +32,9 @@ NEAR = 0.5
 """Least similarity of a name that is suggested."""
 UNKNOWN = (ImportError, AttributeError, TypeError, ValueError)
 """What importing a class that is not there raises."""
+
+
+T = TypeVar("T")
 
 
 class Setting(NamedTuple):
@@ -184,6 +187,24 @@ def parser_of(kind: Any, skip: int = 0) -> ArgumentParser:
     add = parser.add_class_arguments if inspect.isclass(kind) else parser.add_function_arguments
     add(kind, skip={skip} if skip else None, fail_untyped=False)
     return parser
+
+
+def build(kind: type[T], settings: Setting) -> T:
+    """Build an object, such as a dataclass, whose arguments are the keys of a YAML file; null is a key left out.
+
+    Raises:
+        OwlError: A key or the type of a value is wrong, a key is missing, or the object refuses the values.
+    """
+    given = {key: setting for key, setting in settings.value.items() if setting.value is not None}
+    parser = parser_of(kind)
+    named = Setting(settings.where, kind.__name__)
+    if mistake := mistake_in(given, parser) or missing_argument(given, parser, named):
+        raise mistake
+    try:
+        return kind(**parser.instantiate(parser.parse_object(plain(Setting("", given)))))
+    except OwlError as error:
+        error.message = f"{settings.where}: {error.message}"
+        raise
 
 
 def names_below(parser: ArgumentParser, prefix: str = "") -> list[str]:

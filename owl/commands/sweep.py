@@ -10,9 +10,12 @@ from io import StringIO
 from pathlib import Path
 from typing import Literal
 
+from owl.cli import mistakes
+from owl.cli.mistakes import Setting
+from owl.configuration import check_file
 from owl.errors import OwlError, at_least
 from owl.slurm import Job, queue
-from owl.sweep.plan import Plan, load_plan
+from owl.sweep.plan import Plan
 from owl.sweep.plan import options as as_options
 from owl.sweep.report import write_report
 from owl.sweep.study import SweepStudy, network_of, open_storage
@@ -81,8 +84,6 @@ def main(
         )
     if plan.storage is None:
         refuse_network(folder, executor)
-    if (folder / "journal.log").exists():
-        raise OwlError("sweep.version", f"{folder} holds a sweep of an earlier OWL; give this one another name")
     arguments = [*(f"--config={file}" for file in config), *options]
 
     @functools.cache
@@ -120,6 +121,24 @@ def main(
     return 128 + crew.signal if crew.signal else 0
 
 
+def load_plan(path: str | Path, trials: int | None = None) -> Plan:
+    """Read a sweep's YAML, whose keys are the arguments of `Plan`; the name defaults to that of the file.
+
+    Args:
+        path: The file.
+        trials: Overrides the number of trials in the file.
+
+    Raises:
+        OwlError: The file is missing, or has an invalid key or value.
+    """
+    if not Path(path).is_file():
+        raise OwlError("arguments.missing-file", f"there is no file {str(path)!r}; give a sweep's YAML with --sweep")
+    check_file(str(path))
+    given = {"name": Setting(str(path), Path(path).stem), **mistakes.read(Path(path)).value}
+    given |= {"trials": Setting("option --trials", trials)} if trials else {}
+    return mistakes.build(Plan, Setting(str(path), given))
+
+
 def refuse_network(folder: Path, executor: str) -> None:
     """Check that SQLite is not used by several machines on a network file system; for one machine, print a note.
 
@@ -155,7 +174,7 @@ def check(plan: Plan, path: str, arguments: list[str]) -> None:
         arguments: Arguments of fit for the experiment.
 
     Raises:
-        OwlError: A value in the experiment or in the space is invalid.
+        OwlError: A key or a value in the experiment or in the space is invalid.
     """
     from owl.cli.lightning import main as fit  # takes seconds and hundreds of megabytes
 
@@ -169,18 +188,8 @@ def check(plan: Plan, path: str, arguments: list[str]) -> None:
             if exit_.code:
                 raise
         except OwlError as error:
-            told, (option, _, rest) = str(error), str(error).removeprefix("option --").partition(" ")
-            meant = [key for key in setting if option in (key, spoken(key))]
-            meant = meant or [
-                key for key in setting if spoken(key).endswith(f".{option}")
-            ]  # the parser gives only the last name
-            if told.startswith("option --") and len(meant) == 1:
-                told = f"{path}: key 'space.{meant[0]}' {rest}"
+            key = next((key for key in setting if str(error).startswith(f"option --{key} ")), None)
+            told = str(error).replace(f"option --{key}", f"{path}: key 'space.{key}'", 1)
             raise OwlError("sweep.setting", told) from error
         finally:
             sys.argv = before
-
-
-def spoken(path: str) -> str:
-    """Return a path in the form of command line options: ``model.network.size``."""
-    return ".".join(part for part in path.split(".") if part != "init_args" and not part.isdigit())

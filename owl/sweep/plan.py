@@ -4,26 +4,22 @@ import inspect
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from itertools import islice
-from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BaseSampler, BruteForceSampler, CmaEsSampler, RandomSampler, TPESampler
 from optuna.trial import Trial
 
-from owl.configuration import check_file
 from owl.errors import OwlError, suggestion
 
 SAMPLERS: dict[str, Callable] = {
-    "tpe": partial(TPESampler, constant_liar=True),  # workers avoid settings that others are trying
+    "tpe": TPESampler,
     "random": RandomSampler,
     "cmaes": partial(CmaEsSampler, warn_independent_sampling=False),  # about choices, which CMA-ES samples at random
     "grid": BruteForceSampler,  # Optuna's GridSampler does not support conditions
@@ -38,7 +34,6 @@ LARGEST_GRID = 10_000
 RESERVED = ("config", "name", "runs", "ckpt_path", "overwrite")
 """Options of fit that are set by the sweep."""
 
-Direction = Literal["minimize", "maximize"]
 Choice = None | bool | int | float | str
 Setting = dict[str, Choice]
 """Value by dotted key; lists and mappings are encoded as JSON."""
@@ -46,47 +41,144 @@ Setting = dict[str, Choice]
 
 @dataclass(frozen=True)
 class Parameter:
-    """A dotted key of the experiment and its search space."""
+    """The search space of a key: ``choices``, or a range from ``low`` to ``high``.
 
-    key: str
-    distribution: BaseDistribution
-    when: dict[str, list[str]]
-    """Condition: earlier keys and their values, as typed, for which this key is active."""
+    Args:
+        choices: Values of any kind.
+        low: Smallest value. A range is of integers if all its numbers are.
+        high: Largest value.
+        step: Distance between values of a range.
+        log: Whether a range is sampled on a logarithmic scale.
+        when: Condition: keys above, with the value or the values with which this key applies.
+    """
+
+    choices: list[Any] | None = None
+    low: int | float | None = None
+    high: int | float | None = None
+    step: int | float | None = None
+    log: bool = False
+    when: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def distribution(self) -> BaseDistribution:
+        """The distribution in Optuna.
+
+        Raises:
+            ValueError: These are neither choices nor a range.
+        """
+        given = {"low": self.low, "high": self.high, "step": self.step}
+        numbers: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        if self.is_choice == bool(numbers) or (numbers and not numbers.keys() >= {"low", "high"}):
+            raise ValueError(f"found choices {self.choices} and {numbers}, expected either choices, or low and high")
+        if self.choices is not None:  # Optuna stores plain values only
+            encoded = [json.dumps(choice) if isinstance(choice, list | dict) else choice for choice in self.choices]
+            if len({*map(plain, encoded)}) < len(encoded):
+                raise ValueError(f"choices {self.choices} contain a value twice")
+            return CategoricalDistribution(encoded)
+        if not all(map(math.isfinite, numbers.values())):
+            raise ValueError(f"found {numbers}, expected finite numbers")
+        is_whole = all(isinstance(value, int) for value in numbers.values())
+        with warnings.catch_warnings(action="error", category=UserWarning):  # if steps do not reach the end of a range
+            return (IntDistribution if is_whole else FloatDistribution)(**numbers, log=self.log)
 
     def is_active(self, chosen: Setting) -> bool:
         """Return whether the key is active, given the values drawn so far."""
         return all(key in chosen and plain(chosen[key]) in values for key, values in self.when.items())
 
+    @property
+    def is_choice(self) -> bool:
+        """Whether it has choices rather than a range."""
+        return self.choices is not None
+
     def extremes(self) -> list[Choice]:
         """Return every choice, or both ends of the range."""
         limits = vars(self.distribution)
-        return list(limits.get("choices") or (limits["low"], limits["high"]))
+        return list(limits["choices"]) if self.is_choice else [limits["low"], limits["high"]]
 
     def points(self) -> list[Choice]:
         """Return every value; a range must have steps."""
-        limits = vars(self.distribution)
-        if "choices" in limits:
-            return list(limits["choices"])
-        steps = round((limits["high"] - limits["low"]) / limits["step"])
-        return [limits["low"] + limits["step"] * n for n in range(steps + 1)]
+        if self.is_choice:
+            return self.extremes()
+        low, high, step = (vars(self.distribution)[name] for name in ("low", "high", "step"))
+        return [low + step * n for n in range(round((high - low) / step) + 1)]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Plan:
-    """A sweep; docs/how-to/sweep.md explains the fields."""
+    """A sweep; docs/how-to/sweep.md explains the keys of its YAML.
 
-    name: str
+    Args:
+        objective: A metric of ``metrics.json``.
+        direction: Whether smaller or larger values of the objective are better.
+        space: Search space of each dotted key of the experiment.
+        trials: Number of trials; 0 is the size of a grid.
+        sampler: Name of the sampler, or a mapping with ``name`` and arguments of its class in Optuna.
+        pruner: The same for the pruner.
+        seed: Seed of the sampler.
+        name: Name of the sweep's folder in the folder of runs.
+        storage: SQL URL; None is SQLite in the sweep's folder.
+
+    Raises:
+        OwlError: A value is invalid.
+    """
+
     objective: str
-    direction: Direction
-    trials: int
-    sampler: dict[str, Any]
-    """``name``, and the arguments of its class in Optuna."""
-    pruner: dict[str, Any]
-    """The same."""
-    seed: int
-    storage: str | None
-    """SQL URL; None is SQLite in the sweep's folder."""
-    space: list[Parameter]
+    direction: Literal["minimize", "maximize"]
+    space: dict[str, Parameter]
+    trials: int = 0
+    sampler: dict[str, Any] | Literal["tpe", "random", "cmaes", "grid"] = "tpe"
+    pruner: dict[str, Any] | Literal["none", "median", "asha"] = "none"
+    seed: int = 0
+    name: str = "sweep"
+    storage: str | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.trials, self.seed) < 0:
+            raise wrong(f"trials is {self.trials} and seed {self.seed}, expected no negative number")
+        if self.name.startswith((".", "/")):
+            raise wrong(f"name is '{self.name}', expected the name of a folder in runs")
+        if not self.space:
+            raise wrong("space is empty, expected dotted keys of the experiment with {low, high} or {choices}")
+        check_arguments("sampler", self.sampler, SAMPLERS)
+        check_arguments("pruner", self.pruner, PRUNERS)
+        above: dict[str, Parameter] = {}
+        for key, parameter in self.space.items():
+            above[key] = self._checked(key, parameter, above)
+        self.space = above
+        sampler = described(self.sampler)["name"]
+        if sampler == "cmaes" and all(p.is_choice for p in above.values()):
+            raise wrong("sampler 'cmaes' needs a range, but every key has choices")
+        if sampler == "grid":
+            if endless := [key for key, p in above.items() if not p.is_choice and vars(p.distribution)["step"] is None]:
+                raise wrong(f"sampler 'grid' cannot enumerate 'space.{endless[0]}', which needs choices or a step")
+            points = sum(1 for _ in islice(self.grid({}), LARGEST_GRID + 1))
+            if points > LARGEST_GRID:
+                raise wrong(f"sampler 'grid' would try more than {LARGEST_GRID:,} settings")
+            self.trials = min(points, self.trials or points)
+        if not self.trials:
+            raise wrong("trials is missing, which only sampler 'grid' can determine")
+
+    def _checked(self, key: str, parameter: Parameter, above: dict[str, Parameter]) -> Parameter:
+        """Return an entry of the space with the values of its conditions as lists, as typed."""
+        if key in RESERVED:
+            raise wrong(f"key 'space.{key}' is an option that the sweep sets itself")
+        try:
+            parameter.distribution  # noqa: B018 (which checks it)
+        except (ValueError, UserWarning) as error:
+            raise wrong(f"key 'space.{key}' is not a search space ({sentence(error)})") from error
+        when = {}
+        for parent, wanted in parameter.when.items():
+            if parent not in above or not above[parent].is_choice:
+                near = suggestion(parent, above)
+                raise wrong(f"key 'space.{key}.when' has '{parent}', expected a key above with choices{near}")
+            known = [*map(plain, above[parent].extremes())]
+            is_one = plain(wanted) in known or not isinstance(wanted, list)
+            when[parent] = [plain(value) for value in ([wanted] if is_one else wanted)]
+            if unknown := [value for value in when[parent] if value not in known]:
+                near = suggestion(unknown[0], known)
+                expected = f"expected one of {', '.join(known)}{near}"
+                raise wrong(f"key 'space.{key}.when.{parent}' is '{unknown[0]}', {expected}")
+        return replace(parameter, when=when)
 
     def make_sampler(self, draws: int) -> BaseSampler:
         """Return a sampler for the next trial.
@@ -94,40 +186,40 @@ class Plan:
         Args:
             draws: Number of trials so far, which changes the seed: a new sampler would otherwise repeat its draws.
         """
-        return make(SAMPLERS, {**self.sampler, "seed": (self.seed * 1_000_003 + draws) % 2**32})
+        return make(SAMPLERS, {**described(self.sampler), "seed": (self.seed * 1_000_003 + draws) % 2**32})
 
     def draw(self, trial: Trial) -> Setting:
         """Draw a setting with the study's sampler."""
         chosen: Setting = {}
-        for parameter in self.space:
+        for key, parameter in self.space.items():
             if parameter.is_active(chosen):
                 suggest: Any = SUGGEST[type(parameter.distribution)]
-                chosen[parameter.key] = suggest(trial, parameter.key, **vars(parameter.distribution))
+                chosen[key] = suggest(trial, key, **vars(parameter.distribution))
         return chosen
 
     def grid(self, chosen: Setting) -> Iterator[Setting]:
         """Yield every setting that starts with ``chosen``; ranges must have steps."""
-        left = next((p for p in self.space if p.key not in chosen and p.is_active(chosen)), None)
+        left = next((key for key, p in self.space.items() if key not in chosen and p.is_active(chosen)), None)
         if left is None:
             yield chosen
             return
-        for value in left.points():
-            yield from self.grid({**chosen, left.key: value})
+        for value in self.space[left].points():
+            yield from self.grid({**chosen, left: value})
 
     def probes(self) -> list[Setting]:
         """Return a few settings in which every choice and both ends of every range occur."""
-        missing = {parameter.key: parameter.extremes() for parameter in self.space}
+        missing = {key: parameter.extremes() for key, parameter in self.space.items()}
         probes: list[Setting] = []
         while any(missing.values()):
             wanted: Setting = {}
-            for parameter in reversed(self.space):  # a conditional key requires its condition
-                if missing[parameter.key]:
-                    wanted.update({key: values[0] for key, values in parameter.when.items()})
+            for key, parameter in reversed(self.space.items()):  # a conditional key requires its condition
+                if missing[key]:
+                    wanted.update({parent: values[0] for parent, values in parameter.when.items()})
             chosen: Setting = {}
-            for parameter in self.space:
+            for key, parameter in self.space.items():
                 if parameter.is_active(chosen):
-                    left = missing[parameter.key] or [wanted.get(parameter.key, parameter.extremes()[0])]
-                    chosen[parameter.key] = left.pop(0)
+                    left = missing[key] or [wanted.get(key, parameter.extremes()[0])]
+                    chosen[key] = left.pop(0)
             if chosen in probes:
                 break  # the remaining values have conditions that cannot be met
             probes.append(chosen)
@@ -135,15 +227,46 @@ class Plan:
 
     def identity(self) -> dict[str, Any]:
         """Return the fields that must not change within a study: the search space and the objective."""
-        space = {p.key: {"drawn": repr(p.distribution), **({"when": p.when} if p.when else {})} for p in self.space}
+        space = {
+            key: {"drawn": repr(p.distribution), **({"when": p.when} if p.when else {})}
+            for key, p in self.space.items()
+        }
         return {"objective": self.objective, "direction": self.direction, "space": space}
 
 
-def make(classes: dict[str, Callable], described: dict[str, Any]) -> Any:
-    """Build a sampler or a pruner from its name and its arguments."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        return classes[described["name"]](**{key: value for key, value in described.items() if key != "name"})
+def described(given: dict[str, Any] | str) -> dict[str, Any]:
+    """Return a sampler or a pruner as a mapping with its name and its arguments."""
+    return given if isinstance(given, dict) else {"name": given}
+
+
+def make(classes: dict[str, Callable], given: dict[str, Any] | str) -> Any:
+    """Build a sampler or a pruner."""
+    with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+        return classes[described(given)["name"]](**{k: v for k, v in described(given).items() if k != "name"})
+
+
+def check_arguments(what: str, given: dict[str, Any] | str, classes: dict[str, Callable]) -> None:
+    """Check the name and the arguments of a sampler or a pruner."""
+    name = str(described(given).get("name"))
+    if name not in classes:
+        raise wrong(f"{what} is '{name}', expected one of {', '.join(classes)}{suggestion(name, classes)}")
+    known = inspect.signature(classes[name]).parameters
+    if unknown := [key for key in described(given) if key not in ("name", *known)]:
+        raise wrong(f"key '{what}' has an unknown argument '{unknown[0]}'{suggestion(unknown[0], known)}")
+    try:
+        make(classes, given)
+    except (TypeError, ValueError) as error:
+        raise wrong(f"key '{what}' has a wrong argument ({sentence(error)})") from error
+
+
+def wrong(reason: str) -> OwlError:
+    """Return the error for a value of the right type that is not valid."""
+    return OwlError("sweep.value", f"{reason}; correct it")
+
+
+def sentence(error: Exception) -> str:
+    """Return the message of an error in one line."""
+    return " ".join(str(error).split()).rstrip(".")
 
 
 def options(setting: Setting) -> list[str]:
@@ -154,170 +277,3 @@ def options(setting: Setting) -> list[str]:
 def plain(value: Any) -> str:
     """Return a value as typed on the command line."""
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def load_plan(path: str | Path, trials: int | None = None) -> Plan:
-    """Read a sweep's YAML.
-
-    Args:
-        path: The file.
-        trials: Overrides the number of trials in the file.
-
-    Raises:
-        OwlError: The file is missing, or has an invalid key or value.
-    """
-    if not Path(path).is_file():
-        raise OwlError("arguments.missing-file", f"there is no file {str(path)!r}; give a sweep's YAML with --sweep")
-    check_file(str(path))
-    try:
-        return parse_plan(yaml.safe_load(Path(path).read_bytes()), Path(path).stem, trials)
-    except OwlError as error:
-        error.message = f"{path}: {error.message}"
-        raise
-
-
-def parse_plan(content: dict[str, Any], name: str, trials: int | None = None) -> Plan:
-    """Turn the content of a sweep's YAML into a plan.
-
-    Args:
-        content: The content.
-        name: Default name of the sweep.
-        trials: Overrides the number of trials in the content.
-
-    Raises:
-        OwlError: A key or a value is invalid.
-    """
-    given = {"name": name, **{key: value for key, value in content.items() if value is not None}}
-    return _call(_plan, {**given, "trials": trials} if trials else given, "the sweep")
-
-
-def _call(function: Callable, given: Any, where: str) -> Any:
-    """Call a function with a mapping of a YAML; report unknown and missing keys and invalid values as an OwlError."""
-    if not isinstance(given, dict):
-        raise OwlError("sweep.value", f"{where} is {given!r}, expected a mapping")
-    parameters = {key: p.default is p.empty for key, p in inspect.signature(function).parameters.items()}
-    accepted = f" (accepted: {', '.join(parameters)})"
-    if unknown := [key for key in given if key not in parameters]:
-        near = suggestion(unknown[0], parameters)
-        raise OwlError("sweep.unknown-key", f"{where} has an unknown key '{unknown[0]}'{near}{accepted}")
-    if missing := [key for key, is_required in parameters.items() if is_required and key not in given]:
-        raise OwlError("sweep.missing-key", f"{where} has no key '{missing[0]}', which it needs{accepted}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # Optuna's, if steps do not reach the end of a range
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            return function(**given)
-    except (TypeError, ValueError, UserWarning) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise OwlError("sweep.value", f"{where} has a wrong value ({reason}); correct it") from error
-
-
-def _plan(
-    *,
-    objective: Any,
-    direction: Any,
-    space: Any,
-    name: Any,
-    trials: Any = None,
-    sampler: Any = "tpe",
-    pruner: Any = "none",
-    seed: Any = 0,
-    storage: Any = None,
-) -> Plan:
-    """Check the keys of a sweep; invalid values raise ValueError or TypeError."""
-    for key, value, least in (("trials", trials, 1), ("seed", seed, 0)):
-        if isinstance(value, bool) or not isinstance(value, int | None) or (value is not None and value < least):
-            raise ValueError(f"{key} is {value!r}, not a whole number of at least {least}")
-    if str(name).startswith((".", "/")):
-        raise ValueError(f"name is {name!r}, not a name for a folder in runs")
-    if not isinstance(space, dict) or not space:
-        raise ValueError(f"space is {space!r}, not dotted keys of the experiment with {{low, high}} or {{choices}}")
-    parameters: dict[str, Parameter] = {}
-    for key, entry in space.items():
-        parameters[key] = _call(partial(_parameter, str(key), parameters), entry, f"key 'space.{key}'")
-    sampler, pruner = _described(sampler, SAMPLERS, "sampler"), _described(pruner, PRUNERS, "pruner")
-    kind = sampler["name"]
-    if kind == "cmaes" and all(isinstance(p.distribution, CategoricalDistribution) for p in parameters.values()):
-        raise ValueError("sampler 'cmaes' moves through numbers, but every key has choices")
-    direction = _one_of(direction, ("minimize", "maximize"), "direction")
-    space = [*parameters.values()]
-    plan = Plan(str(name), str(objective), direction, trials or 0, sampler, pruner, seed, storage, space)
-    if kind == "grid":
-        if endless := [key for key, p in parameters.items() if vars(p.distribution).get("step", 1) is None]:
-            raise ValueError(f"sampler 'grid' cannot count space.{endless[0]}, which needs choices or a step")
-        points = sum(1 for _ in islice(plan.grid({}), LARGEST_GRID + 1))
-        if points > LARGEST_GRID:
-            raise ValueError(f"sampler 'grid' would try more than {LARGEST_GRID:,} settings")
-        return replace(plan, trials=min(points, trials or points))
-    if trials is None:
-        raise ValueError("trials is missing, which only a grid counts itself")
-    return plan
-
-
-def _described(content: Any, classes: dict[str, Callable], what: str) -> dict[str, Any]:
-    """Read a sampler or a pruner: its name, or a mapping with its name and arguments of its class."""
-    content = content if isinstance(content, dict) else {"name": content}
-    name = _one_of(str(content.get("name")).lower(), classes, what)
-    _call(classes[name], {key: value for key, value in content.items() if key != "name"}, f"key '{what}'")
-    return {**content, "name": name}
-
-
-def _parameter(
-    key: str,
-    above: dict[str, Parameter],
-    /,
-    choices: Any = None,
-    low: Any = None,
-    high: Any = None,
-    log: Any = False,
-    step: Any = None,
-    type: Any = None,
-    when: Any = None,
-) -> Parameter:
-    """Check one key of the space; a range is of integers if its ends are integers, unless ``type`` is given."""
-    if key in RESERVED:
-        raise ValueError(f"{key} is an option that the sweep sets itself")
-    numbers: dict[str, Any] = {}
-    for name, value in {"low": low, "high": high, "step": step}.items():
-        with suppress(ValueError):  # YAML 1.1 parses 1e-3 as text, since it has no point
-            value = float(value) if isinstance(value, str) else value
-        if isinstance(value, bool) or not isinstance(value, int | float | None) or not math.isfinite(value or 0):
-            raise TypeError(f"{name} is {value!r}, not a number")
-        numbers |= {} if value is None else {name: value}
-    if choices is not None:
-        if numbers or not isinstance(choices, list):
-            raise TypeError(f"choices is {choices!r} beside {numbers}, not a list alone")
-        encoded = [
-            json.dumps(c) if isinstance(c, list | dict) else c for c in choices
-        ]  # Optuna stores only plain values
-        if len({*map(plain, encoded)}) < len(encoded):
-            raise ValueError(f"choices {choices!r} name a value twice")
-        drawn: BaseDistribution = CategoricalDistribution(encoded)
-    elif missing := {"low", "high"} - numbers.keys():
-        raise TypeError(f"{' and '.join(sorted(missing))} is missing, or choices")
-    else:
-        is_whole = all(isinstance(value, int) for value in numbers.values())
-        kind = _one_of(type or ("int" if is_whole else "float"), ("int", "float"), "type")
-        if kind == "int" and not all(float(value).is_integer() for value in numbers.values()):
-            raise ValueError(f"type is int, but one of {numbers} has a fraction")
-        make_range: Callable = FloatDistribution if kind == "float" else IntDistribution
-        numbers = {name: float(value) if kind == "float" else int(value) for name, value in numbers.items()}
-        drawn = make_range(**numbers, log=_one_of(log, (False, True), "log"))
-    if not isinstance(when or {}, dict):
-        raise TypeError(f"when is {when!r}, not a mapping")
-    conditions: dict[str, list[str]] = {}
-    for parent, wanted in (when or {}).items():
-        known = [*map(plain, vars(above[parent].distribution).get("choices", []))] if parent in above else []
-        if not known:
-            raise ValueError(f"when names '{parent}', not a key above with choices{suggestion(parent, above)}")
-        is_one = plain(wanted) in known or not isinstance(wanted, list)
-        conditions[parent] = [_one_of(plain(v), known, f"when.{parent}") for v in ([wanted] if is_one else wanted)]
-    return Parameter(key, drawn, conditions)
-
-
-def _one_of(value: Any, accepted: Iterable[Any], where: str) -> Any:
-    """Return a value if it is one of the accepted values."""
-    if value not in accepted:
-        near = suggestion(value, map(str, accepted))
-        raise ValueError(f"{where} is {value!r}{near} (accepted: {', '.join(map(str, accepted))})")
-    return value

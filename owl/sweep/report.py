@@ -15,7 +15,7 @@ from optuna.visualization import matplotlib as plots
 
 from owl.atomic import atomic_write
 from owl.callbacks.pruning import without_pruning
-from owl.sweep.plan import Plan, plain
+from owl.sweep.plan import Plan, described, plain
 from owl.sweep.study import KILLS, PRUNED, REASON, SweepStudy, chain_number, history
 from owl.sweep.workers import LOG, short, trial_name
 from owl.version import code_version
@@ -45,15 +45,12 @@ def write_report(study: SweepStudy, runs: Path, command: str) -> None:
 def draw(study: SweepStudy) -> dict[str, bytes]:
     """Draw the history, the parallel coordinates and the importances of the keys, as PNG files by name."""
     names = short_names(study)
-    chains = {chain_number(t): t for t in study.chains() if t.state in (TrialState.COMPLETE, TrialState.PRUNED)}
-    shown = optuna.create_study(direction=study.plan.direction)  # with the numbers of chains, and short names
-    for number in range(max(chains) + 1):
-        content: dict[str, Any] = {"state": TrialState.FAIL}
-        if trial := chains.get(number):
+    shown = optuna.create_study(direction=study.plan.direction)  # with short names, and without interrupted trials
+    for trial in study.chains():
+        if trial.state == TrialState.COMPLETE:
             params, ranges = ({names[k]: v for k, v in d.items()} for d in (trial.params, trial.distributions))
-            content = {"state": trial.state, "value": trial.value, "params": params, "distributions": ranges}
-        shown.add_trial(create_trial(**content))
-    complete = shown.get_trials(states=(TrialState.COMPLETE,))
+            shown.add_trial(create_trial(value=trial.value, params=params, distributions=ranges))
+    complete = shown.trials
     drawn = {name: {plain(t.params[name]) for t in complete if name in t.params} for name in names.values()}
     varied = sorted(name for name, values in drawn.items() if len(values) > 1)
     matplotlib.use("Agg")
@@ -93,12 +90,12 @@ def markdown(study: SweepStudy, folder: Path, command: str, with_importance: boo
     plan, trials, best = study.plan, study.chains(), study.best()
     counts = Counter(state_of(trial) for trial in trials)
     counted = ", ".join(f"{count} {state}" for state, count in counts.items()) or "none begun yet"
-    sampler, pruner = (", ".join(map(plain, part.values())) for part in (plan.sampler, plan.pruner))
+    sampler, pruner = (", ".join(map(plain, described(part).values())) for part in (plan.sampler, plan.pruner))
     sections = [
         f"# Sweep {plan.name}",
         f"{len(trials)} of {plan.trials} trials: {counted}. {plan.direction.capitalize()} `{plan.objective}`, sampler "
         f"{sampler}, pruner {pruner}. Written {time.strftime('%Y-%m-%d %H:%M')} by OWL {code_version()}. Continue, add "
-        "workers or write this page anew with:",
+        "workers, or update this report with:",
         f"    {command}",
         "## Best",
     ]
@@ -113,13 +110,13 @@ def markdown(study: SweepStudy, folder: Path, command: str, with_importance: boo
             *(["Train with it:"] if has_yaml else []),
             f"    python -m owl fit --config {folder / 'best.yaml'}"
             if has_yaml
-            else f"best.yaml is missing, since {folder / run} is not on this machine.",
-            "## What mattered",
+            else f"There is no best.yaml, because {folder / run} is not on this machine.",
+            "## Importance",
             "![Objective of each complete trial](history.png)",
-            "![Share of each key in what makes a trial good (PED-ANOVA)](importance.png)"
+            "![Importance of each key (PED-ANOVA)](importance.png)"
             if with_importance
-            else f"Importance needs {LEAST_FOR_IMPORTANCE} complete trials that differ in at least two keys.",
-            "![One line for each complete trial, from its objective through its values](parallel.png)",
+            else f"Importance needs at least {LEAST_FOR_IMPORTANCE} complete trials that differ in two keys.",
+            "![Objective and values of each complete trial](parallel.png)",
         ]
     names = short_names(study)
     header = ["trial", "state", f"`{plan.objective}`", *(f"`{name}`" for name in names.values()), "minutes", "note"]
@@ -164,7 +161,7 @@ def cell(value: Any) -> str:
 
 def short_names(study: SweepStudy) -> dict[str, str]:
     """Return the shortest unique suffix of each key of the space, without ``init_args``."""
-    words = {p.key: [word for word in p.key.split(".") if word != "init_args"] for p in study.plan.space}
+    words = {key: [word for word in key.split(".") if word != "init_args"] for key in study.plan.space}
     found: dict[str, str] = {}
     for key, own in words.items():
         ends = (n for n in range(1, len(own)) if [w[-n:] for w in words.values()].count(own[-n:]) == 1)

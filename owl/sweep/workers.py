@@ -27,8 +27,6 @@ PAUSE = 0.2
 """Seconds between polls of the trials."""
 IDLE_PAUSE = 1.0
 """The same if more trials can be started, which queries the storage."""
-PATIENCE = 90.0
-"""Seconds for a trial to save its checkpoint before it is killed: less than the two minutes' notice of clusters."""
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Signals that stop a worker: from the user, from a cluster on preemption, and from a cluster before its time limit."""
 FROM_OUTSIDE = {-signal.SIGKILL, -signal.SIGHUP, *(-number for number in STOPS), *(128 + number for number in STOPS)}
@@ -95,7 +93,7 @@ class Workers:
         self.children: list[Child] = []
         self.signal: int | None = None
         """The received signal."""
-        self._deadline = math.inf
+        self._is_stopping = self._kills = False
         self._error: OwlError | None = None
 
     def run(self) -> None:
@@ -118,7 +116,7 @@ class Workers:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
-            self._deadline = 0.0
+            self._kills = True
         if not (self.signal == signal.SIGUSR1 and number == signal.SIGTERM):  # the end that SIGUSR1 has announced
             self.signal = number
 
@@ -136,19 +134,19 @@ class Workers:
                 return True
             return any(t.state in (TrialState.RUNNING, TrialState.WAITING) for t in self.study.chains())
         except StorageInternalError as error:  # trials continue training, and the write is retried
-            print(f"the storage does not answer, trying again: {' '.join(str(error.__cause__).split())}", flush=True)
-            return self.signal is None or (bool(self.children) and time.monotonic() < self._deadline)
+            print(f"the database is unavailable, retrying: {' '.join(str(error.__cause__).split())}", flush=True)
+            return not self._kills
 
     def _stop(self) -> None:
-        """Stop the trials with a checkpoint, and kill those that do not end in time."""
-        if self._deadline == math.inf:
-            self._deadline = time.monotonic() + PATIENCE
+        """Let the trials save a checkpoint and end; after a second SIGINT, kill them."""
+        if not self._is_stopping:
             print(f"stopping {len(self.children)} trials, which save a checkpoint; Ctrl-C kills them", flush=True)
             for child in self.children:
                 child.process.terminate()
-        elif time.monotonic() > self._deadline:
+        elif self._kills:
             for child in self.children:
                 child.kill()
+        self._is_stopping = True
 
     def _begin(self) -> bool:
         """Start a trial if there is one left."""

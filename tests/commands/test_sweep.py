@@ -10,8 +10,7 @@ import pytest
 import torch
 import yaml
 
-from owl.commands.sweep import check, refuse_network
-from owl.sweep.plan import parse_plan
+from owl.commands.sweep import check, load_plan, refuse_network
 from tests.helpers.errors import refused
 from tests.helpers.lab import make_lab
 from tests.helpers.sweeps import LR, MUON, OPTIMIZER, RATIO, SPACE, SWEEP, plan_of
@@ -42,7 +41,8 @@ def test_the_page_is_true_of_a_real_sweep(lab: Path, cluster: Path, monkeypatch:
     page = REPOSITORY / "docs" / "how-to" / "sweep.md"
     (block,) = (b for b in blocks(page) if b.language == "yaml")
     content = yaml.safe_load(block.content)
-    parse_plan(content, "lr")
+    write_config(lab / block.title, content)
+    load_plan(lab / block.title)
     space = {**content["space"], "data.init_args.path": {"choices": [str(lab / "data"), "missing"]}}
     del space["model.init_args.warmup_steps"]
     fixed = {key: {"choices": [value]} for key, value in {OPTIMIZER: MUON, LR: 0.002, RATIO: 1.5}.items()}
@@ -131,14 +131,6 @@ def test_machines_do_not_share_sqlite_over_a_network(
     refuse_network(tmp_path / "runs" / "lr", "local")  # of one machine
     assert "nfs4" in capsys.readouterr().out
     refuse_network(tmp_path.parent / "runs", "slurm")
-
-
-def test_a_sweep_in_a_journal_is_not_overwritten(lab: Path, cluster: Path) -> None:
-    write_config(cluster / "lr.yaml", {**SWEEP, "space": {OPTIMIZER: SPACE[OPTIMIZER]}})
-    (cluster / "runs" / "lr").mkdir(parents=True)
-    (cluster / "runs" / "lr" / "journal.log").touch()
-    with refused("sweep.version", "runs/lr"):
-        owl_here("sweep", "--config", "tiny.yaml", "--sweep", "lr.yaml", cwd=cluster)
 
 
 @pytest.mark.usefixtures("checked_here")

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from owl.sweep.plan import Plan, parse_plan
+from owl.cli.mistakes import Setting, build, placed
+from owl.sweep.plan import Plan
 from owl.sweep.study import SweepStudy, open_storage
 
 OPTIMIZER = "model.init_args.optimizer"
@@ -19,7 +20,8 @@ SWEEP: dict[str, Any] = {"objective": "val/psnr", "direction": "maximize", "tria
 
 
 def plan_of(**changes: Any) -> Plan:
-    return parse_plan({**SWEEP, **changes}, "tried", None)
+    content = placed({"name": "tried", **SWEEP, **changes}, "tried.yaml", Path())
+    return build(Plan, Setting("tried.yaml", content.value))
 
 
 def url_of(folder: Path, plan: Plan) -> str:

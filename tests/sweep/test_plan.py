@@ -7,86 +7,95 @@ import pytest
 from optuna.trial import TrialState
 
 from owl.cli.arguments import gather_options
-from owl.sweep.plan import load_plan, options
+from owl.commands.sweep import load_plan
+from owl.sweep.plan import options
 from tests.helpers.errors import refused
 from tests.helpers.sweeps import ADAMW, LR, MUON, OPTIMIZER, RATIO, SPACE, SWEEP, begin, plan_of
 from tests.helpers.tiny import write_config
 
 MISTAKES: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
-    "key": ({"sampeler": "tpe"}, "unknown-key", ("'sampeler'", "did you mean 'sampler'?")),
-    "no objective": ({"objective": None}, "missing-key", ("'objective'",)),
-    "no trials": ({"trials": None}, "value", ("trials is missing",)),
-    "trials": ({"trials": "few"}, "value", ("trials", "'few'")),
+    "key": ({"sampeler": "tpe"}, "arguments.unknown-key", ("'sampeler'", "did you mean 'sampler'?")),
+    "no objective": ({"objective": None}, "arguments.missing-key", ("tried.yaml", "objective")),
+    "no trials": ({"trials": None}, "sweep.value", ("trials is missing",)),
+    "trials": ({"trials": "few"}, "arguments.wrong-value", ("'trials'", "'few'")),
+    "negative": ({"trials": -1}, "sweep.value", ("trials is -1",)),
     "direction": (
         {"direction": "maximise"},
-        "value",
-        ("direction is 'maximise'", "did you mean 'maximize'?", "(accepted: minimize, maximize)"),
+        "arguments.wrong-value",
+        ("'direction' is 'maximise'", "did you mean 'maximize'?", "minimize, maximize"),
     ),
-    "sampler": ({"sampler": "tpa"}, "value", ("sampler is 'tpa'", "did you mean 'tpe'?")),
+    "sampler": ({"sampler": "tpa"}, "arguments.wrong-value", ("'sampler' is 'tpa'", "did you mean 'tpe'?")),
     "pruner": (
         {"pruner": {"name": "medain"}},
-        "value",
-        ("pruner is 'medain'", "did you mean 'median'?", "(accepted: none, median, asha)"),
+        "sweep.value",
+        ("pruner is 'medain'", "did you mean 'median'?", "none, median, asha"),
     ),
     "argument": (
         {"pruner": {"name": "median", "n_startup": 3}},
-        "unknown-key",
+        "sweep.value",
         ("'pruner'", "'n_startup'", "did you mean 'n_startup_trials'?"),
     ),
-    "value": ({"pruner": {"name": "asha", "reduction_factor": 1}}, "value", ("'pruner'", "reduction_factor")),
-    "empty space": ({"space": {}}, "value", ("space", "{low, high}", "{choices}")),
-    "no space": ({"space": ["lr"]}, "value", ("space",)),
-    "range": ({"space": {LR: 3}}, "value", (f"'space.{LR}'", "is 3", "mapping")),
+    "value": ({"pruner": {"name": "asha", "reduction_factor": 1}}, "sweep.value", ("'pruner'", "reduction_factor")),
+    "empty space": ({"space": {}}, "sweep.value", ("space", "{low, high}", "{choices}")),
+    "no space": ({"space": ["lr"]}, "arguments.wrong-value", ("'space'",)),
+    "range": ({"space": {LR: 3}}, "arguments.wrong-value", (f"'space.{LR}' is '3'", "Parameter")),
     "range key": (
         {"space": {LR: {"low": 1, "hihg": 2}}},
-        "unknown-key",
-        (f"'space.{LR}'", "'hihg'", "did you mean 'high'?"),
+        "arguments.unknown-key",
+        (f"'space.{LR}.hihg'", "did you mean 'high'?"),
     ),
-    "no high": ({"space": {LR: {"low": 1}}}, "value", (f"'space.{LR}'", "high is missing")),
-    "low > high": ({"space": {LR: {"low": 2, "high": 1}}}, "value", (f"'space.{LR}'", "low=2, high=1")),
-    "endless": ({"space": {LR: {"low": 2, "high": float("inf")}}}, "value", (f"'space.{LR}'", "high is inf")),
-    "log": ({"space": {LR: {"low": 0, "high": 1.0, "log": True}}}, "value", (f"'space.{LR}'", "`low > 0`")),
-    "log's value": ({"space": {LR: {"low": 1, "high": 2, "log": "yes"}}}, "value", (f"'space.{LR}'", "log is 'yes'")),
+    "no high": ({"space": {LR: {"low": 1}}}, "sweep.value", (f"'space.{LR}'", "low and high")),
+    "low > high": ({"space": {LR: {"low": 2, "high": 1}}}, "sweep.value", (f"'space.{LR}'", "low=2, high=1")),
+    "endless": ({"space": {LR: {"low": 2, "high": float("inf")}}}, "sweep.value", (f"'space.{LR}'", "'high': inf")),
+    "log": ({"space": {LR: {"low": 0, "high": 1.0, "log": True}}}, "sweep.value", (f"'space.{LR}'", "`low > 0`")),
+    "log's value": (
+        {"space": {LR: {"low": 1, "high": 2, "log": "often"}}},
+        "arguments.wrong-value",
+        (f"'space.{LR}.log' is 'often'",),
+    ),
     "log and step": (
         {"space": {LR: {"low": 1, "high": 4, "log": True, "step": 1.5}}},
-        "value",
+        "sweep.value",
         (f"'space.{LR}'", "step", "log"),
     ),
-    "step": ({"space": {LR: {"low": 1, "high": 4, "step": 2}}}, "value", (f"'space.{LR}'", "[1, 4]", "step=2")),
-    "type": ({"space": {LR: {"low": 0.5, "high": 4, "type": "int"}}}, "value", (f"'space.{LR}'", "int", "0.5")),
-    "text": ({"space": {LR: {"low": "few", "high": 4}}}, "value", (f"'space.{LR}'", "low is 'few'")),
-    "both": ({"space": {LR: {"choices": [1], "low": 0}}}, "value", (f"'space.{LR}'", "[1]", "'low'")),
-    "no choice": ({"space": {LR: {"choices": []}}}, "value", (f"'space.{LR}'", "choices")),
-    "no list": ({"space": {LR: {"choices": "ab"}}}, "value", (f"'space.{LR}'", "choices")),
-    "twice": ({"space": {LR: {"choices": [1, 1]}}}, "value", (f"'space.{LR}'", "[1, 1]", "twice")),
+    "step": ({"space": {LR: {"low": 1, "high": 4, "step": 2}}}, "sweep.value", (f"'space.{LR}'", "[1, 4]", "step=2")),
+    "text": ({"space": {LR: {"low": "few", "high": 4}}}, "arguments.wrong-value", (f"'space.{LR}.low' is 'few'",)),
+    "both": ({"space": {LR: {"choices": [1], "low": 0}}}, "sweep.value", (f"'space.{LR}'", "[1]", "'low'")),
+    "no choice": ({"space": {LR: {"choices": []}}}, "sweep.value", (f"'space.{LR}'", "choices")),
+    "no list": ({"space": {LR: {"choices": "ab"}}}, "arguments.wrong-value", (f"'space.{LR}.choices' is 'ab'",)),
+    "twice": ({"space": {LR: {"choices": [1, 1]}}}, "sweep.value", (f"'space.{LR}'", "[1, 1]", "twice")),
     "condition": (
         {"space": {LR: {**SPACE[LR], "when": {OPTIMIZER: MUON}}}},
-        "value",
-        (f"'space.{LR}'", "when", OPTIMIZER),
+        "sweep.value",
+        (f"'space.{LR}.when'", OPTIMIZER),
     ),
     "condition's value": (
         {"space": {**SPACE, RATIO: {**SPACE[RATIO], "when": {OPTIMIZER: "owl.optim.MuonAdam"}}}},
-        "value",
-        (f"'space.{RATIO}'", "when", f"did you mean '{MUON}'?"),
+        "sweep.value",
+        (f"'space.{RATIO}.when.{OPTIMIZER}'", f"did you mean '{MUON}'?"),
     ),
     "condition on a range": (
         {"space": {LR: SPACE[LR], "a.b": {"choices": [1], "when": {LR: 1}}}},
-        "value",
-        ("'space.a.b'", "when", LR),
+        "sweep.value",
+        ("'space.a.b.when'", LR),
     ),
-    "no condition": ({"space": {LR: {**SPACE[LR], "when": "muon"}}}, "value", (f"'space.{LR}'", "when is 'muon'")),
-    "grid": ({"sampler": "grid"}, "value", (f"space.{LR}", "'grid'")),
-    "large grid": ({"sampler": "grid", "space": {LR: {"low": 1, "high": 99999}}}, "value", ("'grid'", "10,000")),
-    "cmaes": ({"sampler": "cmaes", "space": {OPTIMIZER: SPACE[OPTIMIZER]}}, "value", ("'cmaes'", "choices")),
-    "reserved": ({"space": {"name": {"choices": ["a"]}}}, "value", ("'space.name'",)),
-    "outside": ({"name": "../elsewhere"}, "value", ("'../elsewhere'",)),
+    "no condition": (
+        {"space": {LR: {**SPACE[LR], "when": "muon"}}},
+        "arguments.wrong-value",
+        (f"'space.{LR}.when' is 'muon'",),
+    ),
+    "grid": ({"sampler": "grid"}, "sweep.value", (f"'space.{LR}'", "'grid'")),
+    "large grid": ({"sampler": "grid", "space": {LR: {"low": 1, "high": 99999}}}, "sweep.value", ("'grid'", "10,000")),
+    "cmaes": ({"sampler": "cmaes", "space": {OPTIMIZER: SPACE[OPTIMIZER]}}, "sweep.value", ("'cmaes'", "choices")),
+    "reserved": ({"space": {"name": {"choices": ["a"]}}}, "sweep.value", ("'space.name'",)),
+    "outside": ({"name": "../elsewhere"}, "sweep.value", ("'../elsewhere'",)),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_in_the_plan_is_told_in_one_sentence(mistake: str) -> None:
     changes, code, tokens = MISTAKES[mistake]
-    with refused(f"sweep.{code}", *tokens):
+    with refused(code, "tried.yaml", *tokens):
         plan_of(**changes)
 
 
@@ -97,20 +106,20 @@ def test_a_file_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     with refused("arguments.not-yaml", str(tmp_path / "broken.yaml")):
         load_plan(tmp_path / "broken.yaml")
     write_config(tmp_path / "wrong.yaml", {**SWEEP, "sampler": "tpa"})
-    with refused("sweep.value", f"{tmp_path / 'wrong.yaml'}: ", "sampler is 'tpa'", "'tpe'"):
+    with refused("arguments.wrong-value", f"{tmp_path / 'wrong.yaml'}: ", "'sampler' is 'tpa'", "'tpe'"):
         load_plan(tmp_path / "wrong.yaml")
     write_config(tmp_path / "right.yaml", SWEEP)
     assert load_plan(tmp_path / "right.yaml").name == "right"
     assert load_plan(tmp_path / "right.yaml", trials=9).trials == 9
 
 
-def test_numbers_are_whole_where_their_ends_are_unless_told_otherwise() -> None:
+def test_numbers_are_whole_where_their_ends_are() -> None:
     ranges = {
         "whole": {"low": 1, "high": 9},
-        "real": {"low": 1, "high": 9, "type": "float"},
+        "real": {"low": 1, "high": 9.0},
         "text": {"low": "1e0", "high": 2},
     }
-    kinds = {p.key: type(p.distribution).__name__ for p in plan_of(space=ranges).space}
+    kinds = {key: type(p.distribution).__name__ for key, p in plan_of(space=ranges).space.items()}
     assert kinds == {"whole": "IntDistribution", "real": "FloatDistribution", "text": "FloatDistribution"}
 
 
@@ -155,8 +164,8 @@ def test_probes_hold_every_choice_and_both_ends() -> None:
     plan = plan_of(space={**SPACE, "data.init_args.batch_size": {"choices": [2, 4, 8]}})
     probes = plan.probes()
     assert len(probes) <= 4
-    for parameter in plan.space:
-        assert {probe[parameter.key] for probe in probes if parameter.key in probe} == set(parameter.extremes())
+    for key, parameter in plan.space.items():
+        assert {probe[key] for probe in probes if key in probe} == set(parameter.extremes())
     assert all((RATIO in probe) == (probe[OPTIMIZER] == MUON) for probe in probes)
 
 

@@ -168,4 +168,4 @@ def test_a_held_folder_and_a_silent_storage_lose_no_trial(tmp_path: Path, capsys
     crew.run()
     (chain,) = crew.study.chains()
     assert (chain.state, chain.user_attrs["kills"]) == (TrialState.COMPLETE, 0)
-    assert "trying again" in capsys.readouterr().out
+    assert "retrying" in capsys.readouterr().out
