@@ -198,7 +198,7 @@ class ShardWriter:
             raise ValueError("ShardWriter.write was called outside its `with` block")
         expected = self._previous[1] + 1 if self._previous and self._previous[0] == episode else 0
         if frame != expected:
-            raise ValueError(f"frame {frame} of episode {episode} was written where frame {expected} was expected")
+            raise ValueError(f"frame {frame} of episode {episode} was written, expected frame {expected}")
         self._previous = (episode, frame)
         for extension, content in members.items():
             header = tarfile.TarInfo(f"{episode}/{frame:06d}.{extension}")

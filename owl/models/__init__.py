@@ -122,9 +122,9 @@ def rebuild(checkpoint: str | Path, name: str | None = None) -> tuple[nn.Module,
     if len(chosen) > 1 or chosen[0] not in networks:
         raise OwlError(
             "network.name",
-            f"{checkpoint} holds the networks {', '.join(networks)}, the name of one was expected, found "
-            f"{name or 'none'}; in Python give it to owl.models.load, on the command line give the folder of one that "
-            "python -m owl export wrote",
+            f"{checkpoint} holds the networks {', '.join(networks)}, expected the name of one, found "
+            f"{name or 'none'}; in Python pass it to owl.models.load, on the command line give a folder written by "
+            "python -m owl export",
         )
     return networks[chosen[0]], content
 
