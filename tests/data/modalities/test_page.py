@@ -1,12 +1,17 @@
 """The page on adding a modality is followed to the letter, in a copy of the package."""
 
+import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.helpers.tiny import REPOSITORY
-from tests.test_docs import Block, blocks, lines, shortened
+import pytest
+
+from owl.data import jobs
+from tests.helpers.tiny import REPOSITORY, owl_here
+from tests.test_docs import blocks, lines, shortened
 
 PAGE = REPOSITORY / "docs" / "how-to" / "add-a-modality.md"
 
@@ -22,34 +27,53 @@ def change(file: Path, diff: str) -> None:
     file.write_text(content)
 
 
-def test_a_new_modality_is_three_files(tmp_path: Path) -> None:
+FOLLOW = """
+import json, runpy, sys
+from pathlib import Path
+from tests.helpers.tiny import owl_here
+for kind, content in json.loads(sys.argv[1]):
+    if kind == "command":
+        assert owl_here(*content, cwd=Path.cwd()) == 0, content
+    elif kind == "script":
+        runpy.run_path(content, run_name="__main__")
+    else:
+        exec(content, {})
+"""
+
+
+def follow(steps: list[tuple[str, str | list[str]]], folder: Path) -> str:
+    """Take steps of a page with the copy of owl in ``folder``, in one process; returns what they printed."""
+    path = os.environ | {"PYTHONPATH": str(REPOSITORY)}  # for tests.helpers; owl is found in the folder first
+    command = [sys.executable, "-c", FOLLOW, json.dumps(steps)]
+    done = subprocess.run(command, cwd=folder, env=path, capture_output=True, text=True)
+    assert done.returncode == 0, f"{steps}: {done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def test_a_new_modality_is_three_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("owl.data.recorder.run", lambda job, root, workers: jobs.run(job, root))
+    recorded, *page = blocks(PAGE)
+    (command,) = lines(recorded.content)
+    assert owl_here(*shortened(command), cwd=tmp_path) == 0
     shutil.copytree(REPOSITORY / "owl", tmp_path / "owl", ignore=shutil.ignore_patterns("__pycache__"))
-
-    printed = []
-
-    def execute(*command: str) -> None:
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-        printed.append(done.stdout)
-
-    def follow(block: Block) -> None:
+    steps: list[tuple[str, str | list[str]]] = []
+    for block in page:
+        if block.title:
+            assert not steps
         if block.language == "diff":
             change(tmp_path / block.title, block.content)
         elif block.title:
             assert not (tmp_path / block.title).exists()
             (tmp_path / block.title).write_text(block.content)
         elif block.language == "python":
-            execute(sys.executable, "-c", block.content)
+            steps.append(("python", block.content))
         else:
             for command in lines(block.content):
                 python, *arguments = command.split()
                 assert python == "python"
-                options = shortened(command) if arguments[:2] == ["-m", "owl"] else []
-                execute(sys.executable, *(["-m", "owl", *options] if options else arguments))
-
-    page = blocks(PAGE)
+                is_owl = arguments[:2] == ["-m", "owl"]
+                steps.append(("command", shortened(command)) if is_owl else ("script", *arguments))
     assert len({block.title for block in page if block.title}) <= 3
-    for block in page:
-        follow(block)
+    assert len(steps) == 4
+    assert "unit map units" in follow(steps, tmp_path)  # inspect's table
     assert (tmp_path / "arena-travel-contact-sheet.png").exists()
-    assert any("unit map units" in text for text in printed)  # inspect's table
