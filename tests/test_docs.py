@@ -5,7 +5,7 @@ import re
 import shlex
 import subprocess
 from collections.abc import Iterator
-from contextlib import redirect_stdout
+from contextlib import chdir, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -144,6 +144,12 @@ def check(command: str) -> None:
         extra = re.fullmatch(r"(?:owl-platform|\.)\[(\w+)\]", words[-1])
         assert extra, command
         assert f"\n{extra[1]} = [" in (REPOSITORY / "pyproject.toml").read_text(), command
+    elif words[:3] == ["python", "-m", "owl"]:  # trains for long, on what other pages make: only the words are checked
+        name = find_command(words[3:])[0]
+        assert name in COMMANDS, command
+        if name == "fit":
+            with chdir(REPOSITORY):
+                assert leave([*words[3:], "--print_config"]) == 0, command
     else:
         pytest.fail(f"no rule says how to check {command!r}")
 

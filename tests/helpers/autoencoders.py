@@ -55,3 +55,26 @@ def tiny_decoder(
     experiment["model"] = {"class_path": class_path, "init_args": {"autoencoder": str(autoencoder), **options}}
     experiment["data"]["init_args"] |= {"modalities": list(modalities), "length": length}
     return experiment
+
+
+def tiny_gan_decoder(dataset: str | Path, autoencoder: str | Path, **options: Any) -> dict[str, Any]:
+    """Return the configuration of a GANDecoder, as ``tiny_decoder``, with a penalty at every second step."""
+    discriminator = {
+        "class_path": "owl.models.discriminators.ResNetDiscriminator",
+        "init_args": {"widths": [8, 16], "blocks": [1, 1], "group_size": 8, "frames": options.pop("frames", 1)},
+    }
+    return tiny_decoder(
+        dataset,
+        autoencoder,
+        "owl.recipes.gan_decoder.GANDecoder",
+        **{
+            "discriminator": discriminator,
+            "weights": {"l1": 1.0, "lpips": 0.0, "adversarial": 0.1},
+            "adversarial_start": 1,
+            "adversarial_ramp": 4,
+            "penalty_every": 2,
+            "beta2": [0.9, 0.99],
+            "warmup_steps": 2,
+        }
+        | options,
+    )

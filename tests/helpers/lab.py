@@ -13,6 +13,8 @@ from tests.helpers.shards import make_dataset
 from tests.helpers.tiny import owl_here, tiny_experiment, write_config
 
 VALUE = dict[str, Any]
+STEP_THEMSELVES = {"tests.helpers.players.Players", "owl.recipes.gan_decoder.GANDecoder"}
+"""Recipes with several optimisers, which accumulate and clip instead of the trainer."""
 
 
 def make_lab(folder: Path) -> Path:
@@ -33,7 +35,7 @@ def demanding(experiment: VALUE) -> VALUE:
     """An experiment of 24 training windows in batches of 4, with everything in its trainer that could go wrong."""
     # 6 batches in an epoch, of which 2 make a step; validation after batches 4, 8, 12, and at the end
     experiment["trainer"] |= {"max_steps": 8, "val_check_interval": 4, "check_val_every_n_epoch": None}
-    if experiment["model"]["class_path"] == "tests.helpers.players.Players":
+    if experiment["model"]["class_path"] in STEP_THEMSELVES:
         experiment["model"]["init_args"] |= {"accumulate": 2, "clip": 0.5}
     else:
         experiment["trainer"] |= {"accumulate_grad_batches": 2, "gradient_clip_val": 0.5}
