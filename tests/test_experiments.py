@@ -15,6 +15,7 @@ from owl.data.game import find_scenario
 from owl.data.recorder import GameRecording
 from owl.models.image_autoencoder import ImageAutoencoder
 from owl.models.world_model import WorldTransformer
+from tests.helpers.autoencoders import ENCODER, save_autoencoder
 from tests.helpers.latents import LATENT, draw, make_latents
 from tests.helpers.shards import AXES, BUTTONS, make_dataset
 from tests.helpers.tiny import REPOSITORY, owl_here
@@ -66,14 +67,47 @@ def shrink_world_model(network: dict[str, Any]) -> dict[str, Any]:
     return {"streams": {"video": video}, "width": 32, "heads": 2, "depth": 4, "buttons": BUTTONS, "axes": AXES}
 
 
+def shrink_half(network: dict[str, Any]) -> dict[str, Any]:
+    """One half of an autoencoder for 8 pixels a position, as `save_autoencoder` makes it, with at most four stages."""
+    stages = min(len(network["widths"]), 4)
+    return {"widths": [16] * stages, "blocks": [1] * stages, "patch": 8 >> (stages - 1), "group_size": 8}
+
+
+def shrink_discriminator(network: dict[str, Any]) -> dict[str, Any]:
+    """Fewer channels in as many stages."""
+    return {"widths": [8] * len(network["widths"]), "blocks": [1] * len(network["widths"]), "group_size": 8}
+
+
 SHRINK = {
     "owl.models.image_autoencoder.ImageAutoencoder": shrink,
+    "owl.models.image_decoder.ImageDecoder": shrink_half,
+    "owl.models.image_encoder.ImageEncoder": shrink_half,
     "owl.models.inverse_dynamics.InverseDynamicsModel": shrink_inverse_dynamics,
+    "owl.models.discriminators.ResNetDiscriminator": shrink_discriminator,
     "owl.models.world_model.WorldTransformer": shrink_world_model,
 }
 """How the network of each class is made small."""
 NETWORK_CLASSES = {f"{c.__module__}.{c.__qualname__}": c for c in (ImageAutoencoder, WorldTransformer)}
 """What configs/models holds."""
+
+
+def small_model(path: Path, shipped: dict[str, Any], folder: Path) -> tuple[tuple[int, int] | None, list[str]]:
+    """The size of pictures, and options that make every network small."""
+    model = shipped["model"]["init_args"]
+    if "autoencoder" not in model:
+        network = network_of(path, shipped)
+        small = SHRINK[network["class_path"]](network["init_args"])
+        return small.get("size"), options("model.network", small)
+    size = (SMALLEST, SMALLEST * 3 // 2)
+    stage_1 = save_autoencoder(folder / "autoencoder", size, (size[0] // 8, size[1] // 8))
+    changes = options("model", {"autoencoder": str(stage_1)})
+    if "lpips_crop" in model:
+        changes += options("model", {"lpips_crop": SMALLEST})
+    for name in ("network", "discriminator"):
+        if name in model:
+            part = model[name]
+            changes += options(f"model.{name}", SHRINK[part["class_path"]](part["init_args"]))
+    return size, changes
 
 
 def options(group: str, values: dict[str, Any]) -> list[str]:
@@ -96,20 +130,24 @@ def test_an_experiment_trains_two_steps(path: Path, tmp_path: Path, monkeypatch:
     # compiling takes minutes; that it keeps results is tests/recipes/test_image_vae.py's to show
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
     shipped = yaml.safe_load(path.read_text())
-    network = network_of(path, shipped)
-    small = SHRINK[network["class_path"]](network["init_args"])
+    size, changes = small_model(path, shipped, tmp_path)
     wanted = shipped["data"]["init_args"]
-    frames = wanted.get("length", 1) * wanted.get("stride", 1) + 3  # some windows in each episode
+    length = max(wanted.get("length", 1), wanted.get("validation_length", 1))
+    frames = length * wanted.get("stride", 1) + 3  # some windows in each episode
     modalities = wanted.get("modalities", ["rgb"])
     if "latent" in modalities:
         data = make_latents(tmp_path / "data", [frames] * 4, modalities)
     else:
-        data = make_dataset(tmp_path / "data", 3, frames, tuple(small["size"]), modalities)
-    changes = [
-        *options("data", {"path": str(data), **DATA}),
-        *options("trainer", TRAINER),
-        *options("model.network", small),
-    ]
+        data = make_dataset(tmp_path / "data", 3, frames, size, modalities)
+    trainer = TRAINER
+    if (
+        "autoencoder" in shipped["model"]["init_args"] and "callbacks" in shipped["trainer"]
+    ):  # the encoder is needed, and stands by its name alone
+        (callback,) = shipped["trainer"]["callbacks"]
+        assert callback["class_path"] == ENCODER
+        assert callback["init_args"]["path"] == "${model.init_args.autoencoder}"
+        trainer = {name: value for name, value in TRAINER.items() if name != "callbacks"}
+    changes += [*options("data", {"path": str(data), **DATA}), *options("trainer", trainer)]
     assert owl_here("fit", "--config", path, *changes, cwd=tmp_path) == 0
     run = tmp_path / "runs" / path.stem
     metrics = json.loads((run / "metrics.json").read_text())

@@ -69,8 +69,9 @@ class Distill(LightningModule):
         autoencoder: Checkpoint or export of the image autoencoder whose latents are decoded.
         network: Architecture of the student.
         teacher: Checkpoint or export of the decoder that is imitated. None: the autoencoder's own.
-        truth: Share of the true frames in the target, from 0 (the teacher's output only) to 1 (the teacher is only
-            compared with).
+        truth: Share of the true frames in the target, from 0 (the teacher's output only) to 1 (the teacher is not
+            used). The teacher's output holds no detail that the latent does not determine, so it is learnt in fewer
+            steps.
         weights: Weight of every term.
         lpips: The perceptual distance, as a loss and as a metric.
         lpips_crop: Side in pixels of random squares on which LPIPS is estimated in training, at a lower cost. None:
@@ -103,7 +104,7 @@ class Distill(LightningModule):
         autoencoder: str,
         network: DecoderFactory,
         teacher: str | None = None,
-        truth: float = 0.5,
+        truth: float = 0.0,
         weights: Weights = Weights(),  # noqa: B008 (a dataclass of floats, never changed)
         lpips: LPIPS | None = None,
         lpips_crop: int | None = None,
