@@ -128,7 +128,7 @@ def test_several_decoders_are_compared_on_generated_latents(lab: Path) -> None:
     for side, suffix in (("", ""), ("reconstruction_", "_true")):
         for metric, name in (("psnr", "psnr"), ("lpips", "lpips_st_alex")):
             expected = np.mean([metrics[f"{side}{metric}_{h}"] for h in (1, 2)])
-            assert metrics[f"decoder_quickstart_{name}{suffix}"] == pytest.approx(expected, rel=1e-2)
+            assert metrics[f"decoder_quickstart_{name}{suffix}"] == pytest.approx(expected, rel=1e-3)
     assert metrics["decoder_quickstart_flicker"] == pytest.approx(metrics["flicker"], rel=0.05, abs=1e-6)
     of = {
         name: {key.removeprefix(f"decoder_{name}_"): value for key, value in metrics.items() if f"r_{name}_" in key}
