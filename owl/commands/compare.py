@@ -142,7 +142,7 @@ def columns_of(lpips: LPIPS) -> list[Column]:
         Column(FrechetDistance.name, "Fréchet", 2, "lower", "distance"),
         Column(FLICKER, "flicker", 1, "lower", "1e-6", 1e6),
         Column("parameters", "parameters", 2, "lower", "million", 1e-6),
-        Column("frames_per_second", "frames/s", 1, "higher"),
+        Column("frames_per_second", "frames/s", 1, "higher", "of one core" if lpips.shift.device.type == "cpu" else ""),
         Column("speed", "speed", 2, "higher", "relative"),
     ]
 
@@ -155,8 +155,8 @@ def notes(lpips: LPIPS, held_out: HeldOutClips, first: str) -> list[str]:
         f"compares the distributions of {frames} true and decoded frames and depends on their number.",
         "Flicker is the energy with which the fine detail of the error changes from frame to frame, other than along "
         "the optical flow.",
-        f"Frames/s are of the decoder alone, one frame at a time; speed is relative to {first}. The decoders are "
-        "timed in turns, and the fastest frame of each counts.",
+        f"Frames/s are of the decoder alone, one frame at a time, on a CPU with one thread; speed is relative to "
+        f"{first}. The decoders are timed in turns, and the fastest frame of each counts.",
     ]
 
 
@@ -167,12 +167,14 @@ def describe(device: torch.device) -> str:
 
 
 def print_table(title: str, columns: list[Column], values: dict[str, dict[str, float]]) -> None:
-    """Print the metrics, with the best of each column in bold."""
+    """Print a row for each metric, with the best value in bold."""
     table = Table(title=title, title_justify="left")
-    table.add_column("decoder")
+    table.add_column("metric")
+    for name in values:
+        table.add_column(escape(name), justify="right", overflow="fold")
     for column in columns:
-        table.add_column(f"{column.label} ({column.unit})" if column.unit else column.label, justify="right")
-    for name, row in values.items():
-        cells = [(column.text(row[column.name]), name in column.best(values)) for column in columns]
-        table.add_row(escape(name), *(f"[bold]{text}[/bold]" if best else text for text, best in cells))
+        best = column.best(values)
+        cells = [(column.text(row[column.name]), name in best) for name, row in values.items()]
+        label = f"{column.label} ({column.unit})" if column.unit else column.label
+        table.add_row(label, *(f"[bold]{text}[/bold]" if is_best else text for text, is_best in cells))
     Console().print(table)

@@ -15,6 +15,9 @@ def test_the_detail_is_where_versions_differ_most() -> None:
     other[2, :, 9:17, 30:42] = 180
     assert find_detail([true, decoded, other]) == Detail(frame=2, top=9, left=30, height=8, width=12)
     assert find_detail([true, decoded]).of(decoded).max() == 110
+    other[0, :, 20:32, 30:48] = 250  # larger and in more pixels, but on a flat ground
+    true[2, :, 9:17:2, 30:42] = 200
+    assert find_detail([true, other]).frame == 2
     assert find_detail([true[:, :, :3, :3]]) == Detail(0, 0, 0, 1, 1)
 
 
