@@ -17,6 +17,7 @@ from owl.models.image_autoencoder import ImageAutoencoder
 from owl.models.world_model import WorldTransformer
 from tests.helpers.autoencoders import ENCODER, save_autoencoder
 from tests.helpers.latents import LATENT, draw, make_latents
+from tests.helpers.proxies import save_proxy
 from tests.helpers.shards import AXES, BUTTONS, make_dataset
 from tests.helpers.tiny import REPOSITORY, owl_here
 
@@ -78,11 +79,17 @@ def shrink_discriminator(network: dict[str, Any]) -> dict[str, Any]:
     return {"widths": [8] * len(network["widths"]), "blocks": [1] * len(network["widths"]), "group_size": 8}
 
 
+def shrink_diffusion(network: dict[str, Any]) -> dict[str, Any]:
+    """Fewer channels and layers; patches that divide the latents of a tiny proxy."""
+    return {"width": 32, "depth": 1, "heads": 2} | ({"patch": [4, 2]} if "proxy" in network else {})
+
+
 SHRINK = {
     "owl.models.image_autoencoder.ImageAutoencoder": shrink,
     "owl.models.image_decoder.ImageDecoder": shrink_half,
     "owl.models.image_encoder.ImageEncoder": shrink_half,
     "owl.models.inverse_dynamics.InverseDynamicsModel": shrink_inverse_dynamics,
+    "owl.models.diffusion_decoder.DiTDecoder": shrink_diffusion,
     "owl.models.discriminators.ResNetDiscriminator": shrink_discriminator,
     "owl.models.world_model.WorldTransformer": shrink_world_model,
 }
@@ -107,6 +114,9 @@ def small_model(path: Path, shipped: dict[str, Any], folder: Path) -> tuple[tupl
         if name in model:
             part = model[name]
             changes += options(f"model.{name}", SHRINK[part["class_path"]](part["init_args"]))
+            if "proxy" in part["init_args"]:
+                save_proxy(folder / "proxy")
+                changes += options(f"model.{name}", {"proxy": str(folder / "proxy")})
     return size, changes
 
 
