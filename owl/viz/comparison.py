@@ -188,6 +188,7 @@ def _section(clip: ShownClip, fps: float) -> dict[str, Any]:
         "ratio": width / height,
         "box": {side: round(share, 6) for side, share in box.items()},
         "tiles": tiles,
+        "captioned": bool(clip.captions),
         "film": _url("video/mp4", _mp4(clip, fps)) if len(clip.pictures[TRUTH]) > 1 else "",
     }
 
@@ -216,7 +217,8 @@ def _draw_figure(clips: list[ShownClip], footers: dict[str, str]) -> np.ndarray:
     tile = (round(height * factor), round(width * factor))
     font, small = ImageFont.load_default(FIGURE_FONT), ImageFont.load_default(FIGURE_FONT - 4)
     line = FIGURE_FONT + GAP
-    block = 2 * (tile[0] + GAP) + line + GAP
+    below = line if any(clip.captions for clip in clips) else GAP
+    block = 2 * (tile[0] + GAP) + below + GAP
     canvas = Image.new(
         "RGB", (len(names) * (tile[1] + GAP) + GAP, line + GAP + len(clips) * block + line + GAP), BACKGROUND
     )
