@@ -24,13 +24,12 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
         mesh: One-dimensional, over the ranks that share the weights.
     """
     network.to(memory_format=torch.contiguous_format)  # required by FSDP2
-    for part in getattr(network, "blocks", network.children()):
-        if next(part.parameters(), None) is not None:
-            fully_shard(part, mesh=mesh)
-    fully_shard(network, mesh=mesh)
-    for method in METHODS:
-        if hasattr(network, method):
-            register_fsdp_forward_method(network, method)
+    parts = getattr(network, "blocks", network.children())
+    for part in (*(part for part in parts if next(part.parameters(), None) is not None), network):
+        fully_shard(part, mesh=mesh)
+        for method in METHODS:
+            if hasattr(part, method):
+                register_fsdp_forward_method(part, method)
 
 
 def reshard(module: nn.Module) -> None:

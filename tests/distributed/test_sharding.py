@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
@@ -96,6 +96,27 @@ def saving(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+class Inner(nn.Module):
+    """A part that is called by a method, like the autoencoder of a library."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def encode(self, x: Tensor) -> Tensor:
+        out: Tensor = self.linear(x)
+        return out
+
+
+class Outer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Inner()
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.inner.encode(x)
+
+
 def gathering(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
@@ -108,10 +129,15 @@ def gathering(rank: int, folder: str) -> None:
             found = copy.state_dict()
         for name, expected in build().state_dict().items():
             assert torch.equal(found[name], expected), name
+    torch.manual_seed(0)
+    outer, x = Outer(), torch.ones(2, 4)
+    alone = outer.encode(x)
+    shard(outer, init_device_mesh("cpu", (2,)))
+    assert torch.equal(outer.encode(x), alone)
     dist.destroy_process_group()
 
 
-def test_a_copy_of_a_spread_network_holds_its_frozen_part(tmp_path: Path) -> None:
+def test_a_copy_of_a_spread_network_holds_its_frozen_part_and_parts_are_called_by_their_methods(tmp_path: Path) -> None:
     mp.start_processes(gathering, (str(tmp_path),), nprocs=2, start_method="forkserver")
 
 
