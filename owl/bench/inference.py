@@ -131,8 +131,13 @@ def stages_of(
         video, reader = noise(CLIP, 3, *network.size), compiled(network)
         return "inverse dynamics model", "clip", {"read": lambda: reader(video)}
     if hasattr(network, "decode") and hasattr(network, "latent_encoder"):
-        latent, decode = noise(*network.inputs["latent"]), compiled(network.decode)  # type: ignore[index, arg-type]
-        return "decoder", "frame", {"decode": lambda: decode(latent)}
+        latent, decode = noise(*network.inputs["latent"]), network.decode  # type: ignore[index]
+        if compile and hasattr(network, "blocks"):  # a transformer, around which decode loops over steps
+            for block in network.blocks:  # type: ignore[union-attr]
+                block.compile(dynamic=False)
+        else:
+            decode = compiled(decode)  # type: ignore[arg-type, assignment]
+        return "decoder", "frame", {"decode": lambda: decode(latent)}  # type: ignore[operator]
     raise OwlError(
         "bench.target",
         f"{path} contains a {type(network).__qualname__}, expected an autoencoder, a decoder, a world model or an "

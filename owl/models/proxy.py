@@ -233,12 +233,13 @@ def _diffusers_class(name: Any, path: str) -> Any:
         raise OwlError(
             "proxy.package", f"{path} needs diffusers ({error}); run pip install 'owl-platform[diffusers]'"
         ) from error
-    return getattr(diffusers, name)
+    with _quiet():
+        return getattr(diffusers, name)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence diffusers, which warns that it does not know an argument that it has added to config.json itself."""
+    """Silence diffusers, which warns of other packages and of arguments that it adds to config.json itself."""
     from diffusers.utils import logging
 
     before = logging.get_verbosity()

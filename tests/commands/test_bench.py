@@ -11,6 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from owl import models
 from owl.bench import roofline
+from owl.bench.inference import stages_of
+from owl.models.diffusion_decoder import DiTDecoder
 from owl.models.image_autoencoder import ImageAutoencoder
 from owl.models.image_decoder import ImageDecoder
 from owl.recipes.image_vae import ImageVAE, Weights
@@ -150,6 +152,15 @@ def test_a_decoder_is_timed_without_its_encoder(lab: Path) -> None:
         decoder.decode(torch.zeros(1, *decoder.inputs["latent"]))
     assert metrics["gflop_per_frame"] == pytest.approx(counter.get_total_flops() / 1e9)
     assert any(name.startswith("prediction_rtx5090_") for name in metrics)
+
+
+def test_a_transformer_is_compiled_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[torch.nn.Module] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **options: compiled.append(module))
+    network = DiTDecoder(3, (16, 16), (2, 2), 2, width=32, depth=2, heads=2, steps=2)
+    _, _, stages = stages_of(network, "a file", "cpu", torch.float32, compile=True)
+    assert compiled == list(network.blocks)
+    assert stages["decode"]().shape == (1, 3, 16, 16)
 
 
 def test_pictures_that_are_encoded_in_training_are_encoded(lab: Path) -> None:
