@@ -176,11 +176,20 @@ def decode_clips(decoder: nn.Module, latents: Tensor, together: int | None = Non
 
     Returns:
         float[B, T, 3, H, W].
+
+    Raises:
+        OwlError: A decoder that takes its previous frame is trained on clips of one frame.
     """
     if not getattr(decoder, "previous", False):
         parts = latents.flatten(0, 1).split(together or latents.shape[:2].numel())
         decoded = torch.cat([decoder.decode(part) for part in parts])  # type: ignore[operator]
         return decoded.unflatten(0, latents.shape[:2])
+    if decoder.training and latents.shape[1] < 2:
+        raise OwlError(
+            "network.input",
+            f"the decoder takes the frame that it decoded before, its clips have {latents.shape[1]} frame, expected at "
+            "least 2 in training; set data.init_args.length",
+        )
     frames: list[Tensor] = []
     for latent in latents.unbind(1):
         frames.append(decoder.decode(latent, frames[-1].detach() if frames else None))  # type: ignore[operator]

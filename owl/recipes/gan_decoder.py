@@ -18,15 +18,25 @@ from owl.latents import check_encoder, described, load_latent_stats
 from owl.losses.adversarial import adaptive_weight, annealed, discriminator_loss, generator_loss
 from owl.losses.lpips import LPIPS
 from owl.losses.reconstruction import ReconstructionLoss, ReconstructionWeights, weighted_sum
+from owl.losses.temporal import temporal
 from owl.metrics.latents import LatentStatistics
 from owl.models.discriminators import Discriminator
-from owl.models.image_decoder import ImageDecoder
+from owl.models.image_decoder import ImageDecoder, decode_clips
 from owl.nn.bottleneck import Encoding
 from owl.nn.frozen import freeze, trained
 from owl.optim.configuration import with_schedule
 from owl.optim.stepping import manual_step
 from owl.recipes.adversarial import fooled, judge
-from owl.recipes.decoders import DecoderFactory, DecoderMetrics, built, clips, latents, load_autoencoder, with_noise
+from owl.recipes.decoders import (
+    DecoderFactory,
+    DecoderMetrics,
+    built,
+    clips,
+    flow_of,
+    latents,
+    load_autoencoder,
+    with_noise,
+)
 from owl.recipes.images import images
 from owl.recipes.logging import log_losses
 from owl.viz.pictures import comparison_grid
@@ -40,10 +50,13 @@ class Weights(ReconstructionWeights):
 
     Args:
         adversarial: Relativistic loss of the generator, after its ramp.
+        temporal: Change of the error from frame to frame along the flow (`owl.losses.temporal`); needs ``flow`` and
+            windows of at least two frames.
         kl: Only with ``train_encoder``: divergence of the posterior from N(0, 1), nats per latent element.
     """
 
     adversarial: float = 0.1
+    temporal: float = 0.0
     kl: float = 1e-6
 
 
@@ -62,6 +75,8 @@ class GANDecoder(LightningModule):
         discriminator: Distinguishes true and decoded frames, or runs of frames.
         network: Another architecture, trained from scratch. None: the autoencoder's decoder.
         pretrained: Whether training starts from the autoencoder's weights, if ``network`` is None.
+        previous: Whether the autoencoder's decoder is extended so that it also takes the frame that it decoded before,
+            which steadies detail; see `owl.models.image_decoder.ImageDecoder`. Needs windows of at least two frames.
         train_encoder: Trains the whole autoencoder instead, and exports it: the control experiment for the frozen
             encoder. Batches need frames only.
         weights: Weight of every term.
@@ -103,6 +118,7 @@ class GANDecoder(LightningModule):
         discriminator: Discriminator,
         network: DecoderFactory | None = None,
         pretrained: bool = True,
+        previous: bool = False,
         train_encoder: bool = False,
         weights: Weights = Weights(),  # noqa: B008 (a dataclass of floats, never changed)
         lpips: LPIPS | None = None,
@@ -131,16 +147,17 @@ class GANDecoder(LightningModule):
                 raise OwlError(
                     "recipe.arguments", f"{name} is {value}, expected at least 0; correct model.init_args.{name}"
                 )
-        if train_encoder and network is not None:
+        if sum((train_encoder, previous, network is not None)) > 1:
             raise OwlError(
                 "recipe.arguments",
-                "train_encoder is set together with network, expected one of them: with train_encoder the whole "
-                "autoencoder is trained; leave out model.init_args.network",
+                f"network is {'set' if network else 'not set'}, train_encoder {train_encoder} and previous {previous}, "
+                "expected one of them: train_encoder trains the whole autoencoder, previous extends its decoder; a "
+                "network of your own has an argument previous itself",
             )
         self.save_hyperparameters()
         self.automatic_optimization = False
         source = load_autoencoder(autoencoder)
-        original = source if train_encoder else ImageDecoder.of(source)
+        original = source if train_encoder else ImageDecoder.of(source, previous)
         if network is not None:
             self.network = built(network, source)
         else:
@@ -212,7 +229,7 @@ class GANDecoder(LightningModule):
         latent = latents(batch)
         if self.training:
             latent = with_noise(latent, self.network.latent_std, self.noise)
-        return self.network.decode(latent), None
+        return decode_clips(self.network, latent.unflatten(0, batch["latent"].shape[:2])).flatten(0, 1), None
 
     def adversarial_weight(self, number: int) -> float:
         """Return the weight of the adversarial term at a step, before the adaptive factor."""
@@ -237,6 +254,8 @@ class GANDecoder(LightningModule):
             real, fake = real.detach(), fake.detach()
 
             terms = self.reconstruction_loss(reconstruction, image)
+            if self.weights.temporal:
+                terms["temporal"] = temporal(decoded, true, flow_of(batch))
             if encoding is not None:
                 terms["kl"] = encoding.kl()  # type: ignore[attr-defined]
             weight: Any = self.adversarial_weight(step.number)

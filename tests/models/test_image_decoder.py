@@ -98,6 +98,9 @@ def test_a_clip_is_decoded_with_the_decoders_own_frames(autoencoder: ImageAutoen
     for frame in range(3):
         expected = decoder.decode(latents[:, frame], expected)
         assert torch.equal(found[:, frame], expected)
+    assert torch.equal(decode_clips(decoder.eval(), latents[:, :1]), found[:, :1])
+    with refused("network.input", "1 frame", "data.init_args.length"):
+        decode_clips(decoder.train(), latents[:, :1])
     latents.requires_grad_()
     (gradient,) = torch.autograd.grad(decode_clips(decoder, latents)[:, -1].sum(), latents)
     assert [bool(gradient[:, frame].any()) for frame in range(3)] == [False, False, True]

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from owl import models
 from owl.latents import encoder_of
 from owl.losses.adversarial import annealed
+from owl.losses.temporal import temporal
 from owl.models.discriminators import Discriminator, PatchDiscriminator, ResNetDiscriminator
 from owl.models.image_autoencoder import ImageAutoencoder
 from owl.models.image_decoder import ImageDecoder
@@ -298,3 +299,39 @@ def test_penalties_are_refused_where_weights_are_sharded(lab: Path) -> None:
     made._device_mesh = {"data_parallel": None}  # type: ignore[assignment]
     with refused("trainer.strategy", "gamma is 2.0", "ddp"):
         made.configure_model()
+
+
+def with_flow(data: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(2)
+    return [b | {"flow": torch.randn(*b["rgb"].shape[:2], 2, 16, 24, generator=generator)} for b in data]
+
+
+def test_what_flickers_along_the_flow_is_a_term_of_the_loss(lab: Path, tmp_path: Path) -> None:
+    weights = Weights(lpips=0.0, adversarial=0.0, temporal=2.0)
+    made, data = recipe(lab, weights=weights), with_flow(batches(1, frames=3))
+    decoder = copy.deepcopy(made.network)
+    trained(made, data, tmp_path)
+    true = data[0]["rgb"].float() / 127.5 - 1
+    decoded = decoder.decode(data[0]["latent"].flatten(0, 1)).unflatten(0, true.shape[:2])
+    loss = (decoded - true).abs().mean() + 2 * temporal(decoded, true, data[0]["flow"])
+    slopes = torch.autograd.grad(loss, list(decoder.parameters()))
+    for found, old, slope in zip(made.network.parameters(), decoder.parameters(), slopes, strict=True):
+        torch.testing.assert_close(found, old - 0.05 * slope, rtol=1e-4, atol=1e-7)
+    with refused("recipe.dataset", "flow", "data.init_args.modalities"):
+        trained(recipe(lab, weights=weights), batches(1, frames=3), tmp_path)
+    with refused("recipe.dataset", "flow", "data.init_args.length"):
+        trained(recipe(lab, weights=weights), with_flow(batches(1)), tmp_path)
+
+
+def test_a_decoder_that_takes_its_previous_frame_begins_as_stage_1_and_learns_to_use_it(
+    lab: Path, tmp_path: Path
+) -> None:
+    made, data = recipe(lab, previous=True), batches(2, frames=2)
+    made.eval()
+    expected = made.original.decode(data[0]["latent"].flatten(0, 1))
+    assert torch.equal(made.reconstruct(data[0])[0], expected)
+    trained(made, data, tmp_path)
+    assert made.network.hint.weight.any()
+    assert not made.original.hint.weight.any()
+    with refused("recipe.arguments", "previous"):
+        recipe(lab, previous=True, train_encoder=True)
