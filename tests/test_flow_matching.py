@@ -247,3 +247,13 @@ def test_a_student_learns_to_jump_along_its_teacher() -> None:
     assert (jumped.sign() == noise.sign()).float().mean() > 0.9
     off = (jumped.abs() - 1).abs().median()
     assert off < 0.5  # after flow matching alone it is about 1: a jump lands between the points
+
+
+@pytest.mark.parametrize("levels", [[1.0], [1.0, 0.4]])
+def test_one_and_two_euler_steps_are_those_of_the_consistency_sampler(levels: list[float]) -> None:
+    noise = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+
+    def velocity(x: Tensor, t: float, next_t: float) -> Tensor:
+        return torch.sin(3 * x) + t
+
+    torch.testing.assert_close(sample(velocity, noise, levels), sample(velocity, noise, levels, consistency))
