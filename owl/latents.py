@@ -193,8 +193,10 @@ def encoder_of(network: nn.Module, name: str = "latent") -> str:
         network: Network for which `tells_encoder` is true.
         name: Name of the network's input.
     """
-    if hasattr(network, f"{name}_encoder"):
-        return bytes(getattr(network, f"{name}_encoder").tolist()).hex()
+    stored = bytes(getattr(network, f"{name}_encoder", torch.zeros(8)).to(torch.uint8).tolist()).hex()
+    # a network that was trained together with its encoder stores none
+    if stored != UNKNOWN or not hasattr(network, "encoder"):
+        return stored
     return models.fingerprint(network.encoder)  # type: ignore[arg-type]
 
 

@@ -19,6 +19,7 @@ from owl.latents import check_encoder, described, load_latent_stats
 from owl.losses.lpips import LPIPS
 from owl.losses.reconstruction import ReconstructionLoss, ReconstructionWeights, weighted_sum
 from owl.metrics.perceptual import PerceptualDistance
+from owl.models.diffusion_autoencoder import DiffusionAutoencoder
 from owl.models.diffusion_decoder import DiTDecoder
 from owl.models.image_decoder import ImageDecoder
 from owl.nn.frozen import freeze, trained
@@ -38,6 +39,8 @@ CLAMPED_LEVEL = 0.05
 MEASURED_STEPS = (1, 4, 32)
 """Steps at which validation also measures the LPIPS of shortcut models, on its first batch."""
 SMALLEST_STD = 1e-3
+SYNCHRONISED = 1 << 62
+"""Added to a window's number where the noise of its latent is drawn, which differs from that of its target."""
 SHOWN = 4
 """Frames of a picture."""
 
@@ -99,6 +102,11 @@ class DiffusionDecoder(LightningModule):
         network: The decoder without its geometry, which is that of the autoencoder.
         residual: Whether the flow generates the residual to what the autoencoder's own decoder makes of the latent; a
             frozen copy of that becomes part of the network.
+        train_encoder: Trains encoder and decoder end to end, and exports them as one network. Both begin with random
+            weights, the encoder with the architecture of the autoencoder's. With ``weights.lpips`` 0 this is DiTo (Chen
+            et al. 2025), with 0.5 epsilon-VAE (Zhao et al. 2025) without its discriminator. Batches need frames only.
+        noise_sync: Probability that a frame's latent gets noise of a level s ~ U(0, 1), and the target noise of at
+            least that level (noise synchronisation of DiTo).
         start: Checkpoint or export of a decoder with the same ``network``, from whose weights training starts:
             post-training. None: from random weights.
         weights: Weight of every term.
@@ -129,6 +137,8 @@ class DiffusionDecoder(LightningModule):
         autoencoder: str,
         network: Callable[[int, tuple[int, int], tuple[int, int], int], DiTDecoder] = DiTDecoder,
         residual: bool = False,
+        train_encoder: bool = False,
+        noise_sync: float = 0.0,
         start: str | None = None,
         weights: Weights = Weights(),  # noqa: B008 (a dataclass of floats, never changed)
         lpips: LPIPS | None = None,
@@ -147,7 +157,7 @@ class DiffusionDecoder(LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
-        for name, value in (("bootstrap", bootstrap), ("latent_dropout", latent_dropout)):
+        for name, value in (("bootstrap", bootstrap), ("latent_dropout", latent_dropout), ("noise_sync", noise_sync)):
             if not 0 <= value <= 1:
                 raise OwlError(
                     "recipe.arguments",
@@ -162,6 +172,15 @@ class DiffusionDecoder(LightningModule):
         self.save_hyperparameters(logger=False)
         source = load_autoencoder(autoencoder)
         self.network = network(source.channels, source.size, source.latent_size, source.latent_channels)
+        if train_encoder:
+            if residual:
+                raise OwlError(
+                    "recipe.arguments",
+                    "train_encoder is set together with residual, expected one of them: the autoencoder's decoder does "
+                    "not decode the latents of another encoder; leave out model.init_args.residual",
+                )
+            self.network = DiffusionAutoencoder.of(self.network, source)
+        self.train_encoder, self.noise_sync = train_encoder, noise_sync
         self.original = freeze(ImageDecoder.of(source))
         if residual:
             self.network.add_base(ImageDecoder.of(source))
@@ -201,6 +220,8 @@ class DiffusionDecoder(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Read the latents' statistics, which the network stores, and check that they come from the autoencoder."""
+        if self.train_encoder:
+            return
         self._described = described(self.trainer.datamodule)  # type: ignore[attr-defined]
         if self.start is not None:
             check_encoder(self.network, *self._described)
@@ -209,7 +230,27 @@ class DiffusionDecoder(LightningModule):
 
     def on_fit_start(self) -> None:
         """Check that a resumed checkpoint was trained on the same latents."""
-        check_encoder(self.network, *self._described)
+        if not self.train_encoder:
+            check_encoder(self.network, *self._described)
+
+    def latents(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return the latents of a batch, float[B * T, c, h, w]; with ``train_encoder`` those of the trained encoder."""
+        if isinstance(self.network, DiffusionAutoencoder):
+            return self.network.encode(images(batch)).mean
+        return latents(batch)
+
+    def synchronise(self, batch: dict[str, Tensor], latent: Tensor, draws: Draws) -> tuple[Tensor, Draws]:
+        """Add noise to some latents, and raise the noise level of their targets (``noise_sync``)."""
+        if not self.noise_sync:
+            return latent, draws
+        frames = batch["rgb"].shape[1]
+        generators = [step_generator(self.global_step, SYNCHRONISED + number, self.device) for number in windows(batch)]
+        chosen, level = each(torch.rand, generators, 2, frames).transpose(0, 1).flatten(1)
+        # shortcuts keep to their grid of noise levels
+        level = torch.where(chosen < self.noise_sync, level, 0.0).index_fill(0, draws.bootstrapped, 0.0)
+        noise = each(torch.randn, generators, frames, *latent.shape[1:]).flatten(0, 1)
+        t = draws.noise_level
+        return add_noise(latent, noise, level), draws._replace(noise_level=level + (1 - level) * t)
 
     def on_validation_start(self) -> None:
         """See `on_fit_start`."""
@@ -229,7 +270,7 @@ class DiffusionDecoder(LightningModule):
         """Measure mean and standard deviation of the target on the first batch of a run; checkpoints store them."""
         if self.global_step or batch_idx or self.start is not None:
             return
-        target = self.network.to_target(images(batch), self.network.estimate(latents(batch)))
+        target = self.network.to_target(images(batch), self.network.estimate(self.latents(batch)))
         moments = torch.stack([target.mean((0, 2, 3)), target.square().mean((0, 2, 3))])
         mean, square = mean_over_processes(moments)
         self.network.target_mean.copy_(mean)
@@ -311,8 +352,8 @@ class DiffusionDecoder(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Compute the loss of a step, and log each term unweighted."""
-        image, latent = images(batch), with_noise(latents(batch), self.network.latent_std, self.noise)
-        draws = self.draw(batch)
+        image, latent = images(batch), with_noise(self.latents(batch), self.network.latent_std, self.noise)
+        latent, draws = self.synchronise(batch, latent, self.draw(batch))
         terms, error = self.losses(image, latent, draws)
         loss = weighted_sum(terms, self.weights)
         logged = {"shortcut": error[draws.bootstrapped].mean()} if len(draws.bootstrapped) else {}
@@ -329,7 +370,7 @@ class DiffusionDecoder(LightningModule):
 
     def measure(self, batch: dict[str, Tensor], batch_idx: int, split: str) -> None:
         """Update and log every metric; of shortcut models, on the first batch, also LPIPS by the number of steps."""
-        image, latent = images(batch), latents(batch)
+        image, latent = images(batch), self.latents(batch)
         self.metrics.update(self.network.decode(latent), image, batch.get("flow"))
         named = self.metrics.named(split)
         if batch_idx == 0:
@@ -340,19 +381,20 @@ class DiffusionDecoder(LightningModule):
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return the decoded frames, float[B * T, 3, H, W] in [-1, 1]."""
-        return {"reconstruction": self.network.decode(latents(batch)).clamp(-1, 1)}
+        return {"reconstruction": self.network.decode(self.latents(batch)).clamp(-1, 1)}
 
     @torch.no_grad()
     def media(self, batch: dict[str, Tensor]) -> dict[str, np.ndarray]:
         """Draw original frames, those of stage 1 and generated ones; of long windows also a clip."""
-        image, latent, length = images(batch), latents(batch), batch["rgb"].shape[1]
+        image, latent, length = images(batch), self.latents(batch), batch["rgb"].shape[1]
         chosen = slice(None, None, max(1, len(image) // SHOWN))
-        few = latent[chosen][:SHOWN]
-        rows = {"original": image[chosen][:SHOWN], "stage 1": self.original.decode(few)}
+        few, first = latent[chosen][:SHOWN], latent[:length]
+        rows, films = {"original": image[chosen][:SHOWN]}, {"original": image}
+        if not self.train_encoder:
+            rows["stage 1"], films["stage 1"] = self.original.decode(few), self.original.decode(first)
         steps = sorted({self.network.steps, *self.by_steps})
         rows |= {f"steps: {count}": self.network.decode(few, steps=count) for count in steps}
-        first = latent[:length]
-        films = {"original": image, "stage 1": self.original.decode(first), "generated": self.network.decode(first)}
+        films["generated"] = self.network.decode(first)
         return {"decoders": comparison_grid(rows)} | clips(films, length)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
