@@ -145,6 +145,9 @@ class DiTDecoder(nn.Module):
         features = self.target[0] * self.patch[0] * self.patch[1]
         self.level = NoiseLevelEmbedding(width)
         self.step = NoiseLevelEmbedding(width) if shortcut else None
+        if self.step is not None:  # steps of every size begin as the flow: few frames train each size
+            nn.init.zeros_(self.step.second.weight)
+            nn.init.zeros_(self.step.second.bias)
         self.target_in = nn.Linear(features, width)
         self.latent_local = nn.Conv2d(latent_channels, width, 3, padding=1)
         self.latent_in = nn.Linear(latent_channels, width) if self.tokens[1] else None

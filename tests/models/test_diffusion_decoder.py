@@ -188,6 +188,17 @@ def test_a_shortcut_model_is_told_the_size_of_its_step() -> None:
     assert not torch.allclose(network(x, level, latent, None, torch.full((2,), 0.25)), smallest)
 
 
+def test_steps_of_every_size_begin_alike() -> None:
+    new = DiTDecoder(3, (32, 48), (4, 6), 2, shortcut=True, width=32, depth=1, heads=2)
+    for parameter in (*new.blocks.parameters(), *new.target_out.parameters()):
+        torch.nn.init.normal_(parameter, std=0.2)
+    x, level, latent = inputs(new)
+    small, large = (new(x, level, latent, None, torch.full((2,), size)) for size in (SMALLEST_STEP, 1.0))
+    assert torch.equal(small, large)
+    (large - 1).square().sum().backward()
+    assert new.step.second.weight.grad.any()
+
+
 def test_targets_are_relative_to_the_base_and_standardised() -> None:
     network = lively(with_base=True)
     network.target_mean.copy_(torch.tensor([0.1, 0.2, 0.3]))
