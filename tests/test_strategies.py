@@ -105,6 +105,16 @@ def distill_encoder(folder: Path) -> dict[str, Any]:
     return experiment
 
 
+def diffusion_decoder(folder: Path) -> dict[str, Any]:
+    """Some frames learn shortcuts, unequally many in the processes; a frozen decoder is a part of the network."""
+    network = {"patch": [8, 8], "width": 32, "depth": 2, "heads": 2, "latent_tokens": "separate", "shortcut": True}
+    options = {"network": {"class_path": "owl.models.diffusion_decoder.DiTDecoder", "init_args": network}}
+    options |= {"residual": True, "weights": {"lpips": 0.0}, "bootstrap": 0.4, "latent_dropout": 0.2, "length": 4}
+    return tiny_decoder(
+        folder / "footage", folder / "encoder", "owl.recipes.diffusion_decoder.DiffusionDecoder", **options
+    )
+
+
 RECIPES = (
     image_vae,
     world_model,
@@ -117,6 +127,7 @@ RECIPES = (
     frozen_parts,
     distill,
     distill_encoder,
+    diffusion_decoder,
 )
 """Experiments, one for each recipe, whose only randomness is that of a sample. A new recipe joins by a line."""
 NAMES = [recipe.__name__ for recipe in RECIPES]
