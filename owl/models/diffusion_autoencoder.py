@@ -39,7 +39,8 @@ class DiffusionAutoencoder(DiTDecoder):
     def of(cls, decoder: DiTDecoder, autoencoder: ImageAutoencoder) -> "DiffusionAutoencoder":
         """Return a new network with the shapes of a decoder and of an autoencoder's encoder, but not their weights."""
         names = ("widths", "blocks", "patch", "group_size", "norm", "middle_block", "checkpoint")
-        return cls({name: autoencoder.config[name] for name in names}, **decoder.config)
+        proxy = None if decoder.proxy is None else decoder.proxy.config["path"]  # from which it has its weights
+        return cls({name: autoencoder.config[name] for name in names}, **decoder.config | {"proxy": proxy})
 
     def encode(self, image: Tensor) -> Posterior:
         """Encode images.

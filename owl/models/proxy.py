@@ -101,6 +101,7 @@ class ProxyAutoencoder(nn.Module):
                 f"the image is {list(image.shape)}, the proxy autoencoder expected [batch, 3, {self.size[0]}, "
                 f"{self.size[1]}]; set the data's size to that",
             )
+        self._check_weights()
         encoding = self.autoencoder.encode(image.to(self.mean.dtype), **self._plainly)
         encoding = encoding[0] if self._plainly else encoding
         latent = encoding if isinstance(encoding, Tensor) else encoding.mean
@@ -125,10 +126,15 @@ class ProxyAutoencoder(nn.Module):
                 f"the latent is {list(latent.shape)}, the proxy autoencoder expected [batch, {self.latent_channels}, "
                 f"{self.latent_size[0]}, {self.latent_size[1]}]; use latents that it encoded",
             )
+        self._check_weights()
         scaled = latent * self.std[:, None, None] + self.mean[:, None, None]
         decoded = self.autoencoder.decode(scaled.to(self.mean.dtype), **self._plainly)
         image: Tensor = decoded[0] if self._plainly else decoded
         return image.to(latent.dtype)
+
+    def _check_weights(self) -> None:
+        if self._awaits_weights:  # an error in the calling code: nothing may be trained towards a random network
+            raise RuntimeError("a proxy that was built from its config has no weights before a state dict is loaded")
 
 
 def _read_again(proxy: ProxyAutoencoder, state_dict: dict[str, Any], prefix: str, *unused: Any) -> None:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from owl import models
+from owl.models.diffusion_autoencoder import DiffusionAutoencoder
+from owl.models.diffusion_decoder import DiTDecoder
 from owl.models.image_autoencoder import ImageAutoencoder
 from owl.models.inverse_dynamics import InverseDynamicsModel
 from owl.models.proxy import ProxyAutoencoder
@@ -135,6 +137,21 @@ def test_an_export_contains_the_proxy_and_a_checkpoint_reads_it_again(tmp_path: 
     assert torch.equal(loaded.proxy.decode(latent), expected)  # type: ignore[operator, union-attr]
     with refused("proxy.missing", str(folder)):
         Holder(**original.config).load_state_dict(checkpoint)
+
+
+def test_a_proxy_without_weights_is_not_used(tmp_path: Path) -> None:
+    save_proxy(tmp_path)
+    proxy = Holder(**Holder(str(tmp_path), SIZE).config).proxy
+    for use in (lambda: proxy.encode(image()), lambda: proxy.decode(torch.zeros(1, 4, 8, 12))):
+        with pytest.raises(RuntimeError, match="no weights"):
+            use()
+
+
+def test_a_diffusion_autoencoder_has_the_proxy_of_its_decoder(tmp_path: Path) -> None:
+    original = save_proxy(tmp_path)
+    decoder = DiTDecoder(3, SIZE, (4, 6), 4, patch=(4, 2), width=32, depth=1, heads=2, proxy=str(tmp_path))
+    network = DiffusionAutoencoder.of(decoder, autoencoder())
+    assert torch.equal(network.to_target(image(), None), original.encode(image()).latents)
 
 
 def test_another_proxy_at_the_same_path_is_refused(tmp_path: Path) -> None:
