@@ -14,6 +14,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from owl.__main__ import main
+from tests.helpers.autoencoders import save_autoencoder, tiny_gan_decoder
 from tests.helpers.errors import check_line
 from tests.helpers.lab import VALUE, checkpoint, demanding, fit, make_lab
 from tests.helpers.latents import dot_experiment, make_latents
@@ -159,6 +160,9 @@ RECIPES: dict[str, Callable[[Path], VALUE]] = {
     "inverse_dynamics": lambda data: tiny_inverse_dynamics(make_dataset(data, 4, 15, (32, 48), ("rgb", "controls"))),
     "two_optimizers": lambda data: tiny_players(make_dataset(data, 4, 12, (32, 48), ("rgb",)), penalty=0.1),
     "cadence": lambda data: tiny_players(make_dataset(data, 4, 12, (32, 48), ("rgb",)), generator_every=3),
+    "gan_decoder": lambda data: tiny_gan_decoder(
+        make_dataset(data, 4, 12, (32, 48), ("rgb",)), save_autoencoder(data.parent / "autoencoder")
+    ),
     "world_model": lambda data: dot_experiment(make_latents(data, (16, 16, 12, 12))),
 }
 
