@@ -40,6 +40,7 @@ from owl.callbacks.checkpoint import Checkpoint
 from owl.callbacks.frozen_encoder import FrozenEncoder
 from owl.callbacks.report import Report
 from owl.callbacks.throughput import Throughput, samples_in
+from owl.configuration import dump
 from owl.errors import OwlError
 from owl.optim.stepping import cycle_of
 
@@ -216,14 +217,15 @@ def measure_training(
         "init_args": {"steps": steps, "warm_up": warm_up, "kernels": kernels, "trace": meter.trace},
     }
     with tempfile.TemporaryDirectory() as folder:
+        callbacks = Path(folder) / "callbacks.yaml"  # in a file, references to other keys are resolved
+        atomic_write(callbacks, dump({"trainer": {"callbacks": [described, *encoders_of(experiment)]}}))
         arguments = [
-            *("fit", "--config", experiment, *options),
+            *("fit", "--config", experiment, "--config", str(callbacks), *options),
             *("--name", "bench", "--runs", folder, "--overwrite", "false", "--ckpt_path", "null"),
             *("--trainer.max_steps", str(meter.total), "--trainer.max_epochs", "-1", "--trainer.max_time", "null"),
             *("--trainer.limit_val_batches", "0", "--trainer.num_sanity_val_steps", "0"),
             *("--trainer.logger", "false", "--trainer.enable_progress_bar", "false"),
             *("--checkpoint.every_n_steps", str(NEVER)),
-            f"--trainer.callbacks={json.dumps([described, *encoders_of(experiment)])}",
         ]
         with as_command_line(arguments), redirect_stdout(io.StringIO()):
             main(arguments)

@@ -169,8 +169,9 @@ def test_pictures_that_are_encoded_in_training_are_encoded(lab: Path) -> None:
     experiment["data"]["init_args"] |= {"modalities": ["rgb", "controls"]}
     experiment["trainer"]["callbacks"] = [
         {"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"},
-        {"class_path": ENCODER, "init_args": {"path": AUTOENCODER}},
+        {"class_path": ENCODER, "init_args": {"path": "${checkpoint.monitor}"}},  # a reference, as decoders have
     ]
+    experiment["checkpoint"] = {"monitor": AUTOENCODER}
     write_config(lab / "on_the_fly.yaml", experiment)
     assert measure(lab, "on_the_fly.yaml")["on_the_fly.yaml"]["metrics"]["gflop_per_step"] > 0
 
