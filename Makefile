@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 
-.PHONY: help quickstart world test test-slow test-gpu test-slurm bench lint docs lock clean
+.PHONY: help quickstart world decoders test test-slow test-gpu test-slurm bench lint docs lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,13 @@ world: $(VENV)/.installed-game ## the whole chain (80 to 100 minutes): game, ima
 	$(RUN) owl rollout $(WORLD)/checkpoints/last.ckpt --data $(GAME)-latents --out $(WORLD)/rollout \
 	  --decoder runs/quickstart/checkpoints/last.ckpt --inverse_dynamics $(INVERSE_DYNAMICS)/checkpoints/last.ckpt \
 	  --frames 1000 --clips 64 --horizon 16 --steps 6
+
+DECODERS := gan_decoder diffusion_decoder distill_decoder frame_pair
+
+decoders: $(VENV)/.installed-game ## four decoders on the quickstart's frozen encoder (20 minutes each), and a page that compares them
+	$(MAKE) quickstart
+	for name in $(DECODERS); do $(RUN) owl fit --config experiments/$${name}_quickstart.yaml --ckpt_path last || exit 1; done
+	$(RUN) owl compare runs/quickstart $(DECODERS:%=runs/%_quickstart) --data data/doom-mix-96x160 --out runs/decoders
 
 test: $(VENV)/.installed-dev ## the whole test suite
 	$(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder
