@@ -316,8 +316,9 @@ class DiffusionDecoder(LightningModule):
         clean = network.to_target(image, base)
         x = add_noise(clean, draws.noise, t)
         target = draws.noise - clean
-        if rows := len(draws.bootstrapped):
-            target = target.index_copy(0, draws.bootstrapped, self.bootstrap_target(x, latent, base, draws))
+        rows = len(draws.bootstrapped)
+        if self.bootstrap:  # also in a process without such frames: all processes must gather FSDP2's weights
+            target = target.index_copy(0, draws.bootstrapped, self.bootstrap_target(x, latent, base, draws)[:rows])
         velocity = network(x, t, latent, base, draws.step_size, draws.known)
         error = (velocity - target).square().flatten(1).mean(1)
         if network.prediction == "clean":
@@ -332,16 +333,20 @@ class DiffusionDecoder(LightningModule):
             sample = sampled(network, latent, base, draws.noise, self.sample_steps, self.global_step)
             terms["sample_lpips"] = self.reconstruction_loss.perceptual(sample, image)
         # the mean velocity of a shortcut does not lead to x0; decoding a proxy's latent is not for free
-        if rows < len(x) and self.reconstructs:
-            of_flow = draws.flow
+        if self.reconstructs:
+            of_flow = draws.flow if rows < len(x) else draws.bootstrapped[:1]
             decoded = network.to_image(predicted[of_flow], None if base is None else base[of_flow])
-            terms |= self.reconstruction_loss(decoded, image[of_flow])
+            compared = self.reconstruction_loss(decoded, image[of_flow])
+            terms |= {name: term * (rows < len(x)) for name, term in compared.items()}
         return terms, error.detach()
 
     @torch.no_grad()
     def bootstrap_target(self, x: Tensor, latent: Tensor, base: Tensor | None, draws: Draws) -> Tensor:
-        """Compute the mean velocity of two steps of half the size for the frames that learn a shortcut."""
-        rows = draws.bootstrapped
+        """Compute the mean velocity of two steps of half the size for the frames that learn a shortcut.
+
+        Without such frames it is computed for another one.
+        """
+        rows = draws.bootstrapped if len(draws.bootstrapped) else draws.flow[:1]
         own_latent, own_base, known = latent[rows], None if base is None else base[rows], draws.known[rows]
 
         def velocity(x: Tensor, t: Tensor, d: Tensor) -> Tensor:
