@@ -56,7 +56,7 @@ class ProxyAutoencoder(nn.Module):
 
     def __init__(self, source: str | dict[str, Any], size: tuple[int, int]) -> None:
         super().__init__()
-        self._awaits_weights = isinstance(source, dict)
+        self.awaits_weights = isinstance(source, dict)
         if isinstance(source, dict):
             self.config = source
             autoencoder = _build(source["class_path"], source["init_args"])
@@ -133,13 +133,13 @@ class ProxyAutoencoder(nn.Module):
         return image.to(latent.dtype)
 
     def _check_weights(self) -> None:
-        if self._awaits_weights:  # an error in the calling code: nothing may be trained towards a random network
+        if self.awaits_weights:  # an error in the calling code: nothing may be trained towards a random network
             raise RuntimeError("a proxy that was built from its config has no weights before a state dict is loaded")
 
 
 def _read_again(proxy: ProxyAutoencoder, state_dict: dict[str, Any], prefix: str, *unused: Any) -> None:
     """Complete a checkpoint's state dict, which lacks the proxy, with the weights at its path."""
-    if proxy._awaits_weights and not any(name.startswith(prefix) for name in state_dict):
+    if proxy.awaits_weights and not any(name.startswith(prefix) for name in state_dict):
         source = proxy.config["path"]
         again = ProxyAutoencoder(source, proxy.size)
         found, expected = again.config["fingerprint"], proxy.config["fingerprint"]
@@ -151,7 +151,7 @@ def _read_again(proxy: ProxyAutoencoder, state_dict: dict[str, Any], prefix: str
             )
         with whole_state_dicts():
             state_dict.update(again.state_dict(prefix=prefix))
-    proxy._awaits_weights = False
+    proxy.awaits_weights = False
 
 
 def _read(path: str) -> nn.Module:

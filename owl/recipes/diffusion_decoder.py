@@ -1,8 +1,8 @@
 """Stage 2: a diffusion transformer trained to decode the latents of a frozen encoder by a rectified flow."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +67,8 @@ class Weights(ReconstructionWeights):
     consistency: float = 0.0
 
 
-class Draws(NamedTuple):
+@dataclass(frozen=True)
+class Draws:
     """Random choices of a step, for each frame.
 
     Attributes:
@@ -250,7 +251,7 @@ class DiffusionDecoder(LightningModule):
         level = torch.where(chosen < self.noise_sync, level, 0.0).index_fill(0, draws.bootstrapped, 0.0)
         noise = each(torch.randn, generators, frames, *latent.shape[1:]).flatten(0, 1)
         t = draws.noise_level
-        return add_noise(latent, noise, level), draws._replace(noise_level=level + (1 - level) * t)
+        return add_noise(latent, noise, level), replace(draws, noise_level=level + (1 - level) * t)
 
     def on_validation_start(self) -> None:
         """See `on_fit_start`."""

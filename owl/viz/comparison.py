@@ -146,11 +146,11 @@ def page(
     """
     folder = files("owl.viz") / "templates"
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string((folder / "comparison.html").read_text())
+    template = environment.from_string((folder / "comparison.html").read_text(encoding="utf-8"))
     best = {column.name: column.best(values) for column in columns}
     return template.render(
-        style=(folder / "page.css").read_text(),
-        script=(folder / "films.js").read_text(),
+        style=(folder / "page.css").read_text(encoding="utf-8"),
+        script=(folder / "films.js").read_text(encoding="utf-8"),
         title=title,
         facts=facts,
         columns=columns,

@@ -268,7 +268,7 @@ def test_when_everything_is_corrupt_it_ends_with_an_error(own: Path) -> None:
         shard = own / shard_name(number)
         shard.write_bytes(bytes(shard.stat().st_size))
     windows = WindowDataset(own, length=2)
-    with pytest.warns(CorruptSampleWarning), refused("windows.damaged", f"14 windows of {own}"):
+    with pytest.warns(CorruptSampleWarning), refused("windows.damaged", f"14 consecutive windows of {own}"):
         windows[3]
 
 

@@ -1,5 +1,6 @@
 """End to end: the flow's loss teaches the encoder, the decoder uses its latent, and one checkpoint holds both."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def test_the_loss_teaches_the_encoder_and_the_decoder_uses_its_latent(lab: Path)
     with torch.no_grad():
         latent, draws = made.latents(data), made.draw(data)
         right, wrong = (
-            made.losses(images(data), z, draws._replace(known=torch.ones(4, dtype=torch.bool)))[0]["flow"]
+            made.losses(images(data), z, replace(draws, known=torch.ones(4, dtype=torch.bool)))[0]["flow"]
             for z in (latent, latent.roll(1, 0))
         )
     assert wrong > 1.2 * right
@@ -97,7 +98,7 @@ def test_noise_of_the_latent_and_of_the_target_are_synchronised(lab: Path) -> No
     assert torch.corrcoef(torch.stack([least, level]))[0, 1] > 0.98
     assert least[chosen].mean().item() == pytest.approx(0.5, abs=0.07)
     assert recipe(lab).synchronise(data, latent, draws) == (latent, draws)
-    shortcuts = draws._replace(bootstrapped=torch.arange(600))
+    shortcuts = replace(draws, bootstrapped=torch.arange(600))
     assert torch.equal(made.synchronise(data, latent, shortcuts)[1].noise_level, draws.noise_level)
 
 
