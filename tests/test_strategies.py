@@ -120,6 +120,24 @@ def diffusion_decoder(folder: Path) -> dict[str, Any]:
     )
 
 
+def frame_pairs(folder: Path) -> dict[str, Any]:
+    """The adversarial decoder on neighbouring frames, each decoded with the help of the one before."""
+    weights = {"lpips": 0.0, "adversarial": 0.1, "temporal": 1.0}
+    clips = {"modalities": ("rgb", "flow"), "length": 2, "frames": 2}
+    return tiny_gan_decoder(folder / "footage", folder / "encoder", gamma=0.0, previous=True, weights=weights, **clips)
+
+
+def diffusion_autoencoder(folder: Path) -> dict[str, Any]:
+    network = {"class_path": "owl.models.diffusion_decoder.DiTDecoder"}
+    network["init_args"] = {"width": 32, "depth": 2, "heads": 2}
+    options = {"network": network, "train_encoder": True, "noise_sync": 0.5, "length": 4, "weights": {"lpips": 0.0}}
+    experiment = tiny_decoder(
+        folder / "footage", folder / "encoder", "owl.recipes.diffusion_decoder.DiffusionDecoder", **options
+    )
+    del experiment["trainer"]["callbacks"]
+    return experiment
+
+
 RECIPES = (
     image_vae,
     world_model,
@@ -134,6 +152,8 @@ RECIPES = (
     distill,
     distill_encoder,
     diffusion_decoder,
+    frame_pairs,
+    diffusion_autoencoder,
 )
 """Experiments, one for each recipe, whose only randomness is that of a sample. A new recipe joins by a line."""
 NAMES = [recipe.__name__ for recipe in RECIPES]
@@ -150,6 +170,7 @@ CONVOLUTIONS = {
     "gan_decoder",
     "distill",
     "distill_encoder",
+    "frame_pairs",
 }
 """Those without a linear layer, in which float8 has nothing to do."""
 
@@ -157,7 +178,7 @@ CONVOLUTIONS = {
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("strategies")
-    make_dataset(folder / "footage", episodes=6, frames=12, size=(32, 48), modalities=("rgb", "controls"))
+    make_dataset(folder / "footage", episodes=6, frames=12, size=(32, 48), modalities=("rgb", "controls", "flow"))
     torch.manual_seed(0)
     models.save(ImageAutoencoder(3, (32, 48), (4, 6), 2, [8, 16, 16], [1, 1, 1]), folder / "encoder")
     make_latents(folder / "latents", lengths=(25,) * 6)
