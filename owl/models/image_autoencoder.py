@@ -13,10 +13,10 @@ from owl.errors import OwlError
 from owl.nn.convolution import (
     NEGATIVE_SLOPE,
     Attention,
+    FoldableNetwork,
     NormResidualBlock,
     ResidualBlock,
     convolution,
-    fold_weight_norm,
     group_norm,
 )
 from owl.nn.posterior import Posterior
@@ -29,7 +29,7 @@ HEAD_GAIN = 0.25  # scales the decoder's activations, of variance 2 to 4, to abo
 INITIAL_LOGVAR = -4.0  # a standard deviation of 0.14, so that noise does not dominate the first steps
 
 
-class ImageAutoencoder(nn.Module):
+class ImageAutoencoder(FoldableNetwork):
     """Image -> Gaussian latent on a coarse grid -> image.
 
     From the image to the latent: a learned resize if the image does not have the latent's aspect ratio, a patch of
@@ -173,17 +173,6 @@ class ImageAutoencoder(nn.Module):
         """
         posterior = self.encode(image)
         return self.decode(posterior.sample() if sample else posterior.mean), posterior
-
-    def fold_weight_norm(self) -> "ImageAutoencoder":
-        """Turn the weight-normalised convolutions into plain ones, in place: same outputs, faster, for inference.
-
-        Returns:
-            This network, now with ``config["norm"] == "none"`` if it was "weight".
-        """
-        fold_weight_norm(self)
-        if self.config["norm"] == "weight":
-            self.config["norm"] = "none"
-        return self
 
 
 class Encoder(nn.Module):

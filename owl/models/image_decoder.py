@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from owl.errors import OwlError
 from owl.models import fingerprint
 from owl.models.image_autoencoder import Decoder, ImageAutoencoder, Norm, check_arguments, check_latent, span
-from owl.nn.convolution import convolution, fold_weight_norm
+from owl.nn.convolution import FoldableNetwork, convolution
 from owl.nn.statistics import register_latent
 
 
-class ImageDecoder(nn.Module):
+class ImageDecoder(FoldableNetwork):
     """Latent -> image: the second half of `ImageAutoencoder`, without its encoder.
 
     Args:
@@ -152,17 +152,6 @@ class ImageDecoder(nn.Module):
             previous = F.interpolate(previous, self.grid, mode="bilinear", align_corners=False)
         hint: Tensor = self.hint(F.pixel_unshuffle(previous, self.factor))
         return hint
-
-    def fold_weight_norm(self) -> "ImageDecoder":
-        """Turn the weight-normalised convolutions into plain ones, in place: same outputs, faster, for inference.
-
-        Returns:
-            This network, now with ``config["norm"] == "none"`` if it was "weight".
-        """
-        fold_weight_norm(self)
-        if self.config["norm"] == "weight":
-            self.config["norm"] = "none"
-        return self
 
 
 def decode_clips(decoder: nn.Module, latents: Tensor, together: int | None = None) -> Tensor:

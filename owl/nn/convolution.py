@@ -1,6 +1,7 @@
 """Convolution blocks: weight-normalised without norms, and their group-norm counterpart."""
 
 import math
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -69,6 +70,23 @@ def fold_weight_norm(module: nn.Module) -> None:
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
             with torch.no_grad():
                 layer.weight.copy_(weight)  # type: ignore[operator]
+
+
+class FoldableNetwork(nn.Module):
+    """A network whose ``config`` has an argument ``norm``, which is "weight" for weight-normalised convolutions."""
+
+    config: dict[str, Any]
+
+    def fold_weight_norm(self) -> Self:
+        """Turn the weight-normalised convolutions into plain ones, in place: same outputs, faster, for inference.
+
+        Returns:
+            This network, now with ``config["norm"] == "none"`` if it was "weight".
+        """
+        fold_weight_norm(self)
+        if self.config["norm"] == "weight":
+            self.config["norm"] = "none"
+        return self
 
 
 def is_weight_normed(layer: nn.Module) -> bool:

@@ -14,7 +14,10 @@ from owl.metrics.flicker import FlickerAlongFlow
 from owl.metrics.reconstruction import ReconstructionMetrics
 from owl.models.image_autoencoder import ImageAutoencoder
 from owl.viz.film import side_by_side
+from owl.viz.pictures import comparison_grid
 
+SHOWN = 4
+"""Frames of a picture."""
 SHORTEST_CLIP = 4
 """Frames below which a window is not worth watching."""
 
@@ -89,6 +92,25 @@ def flow_of(batch: dict[str, Tensor]) -> Tensor:
             "data.init_args.length to 2 or more, or leave out what compares frames",
         )
     return flow
+
+
+def few(frames: Tensor) -> Tensor:
+    """Return up to `SHOWN` evenly spaced frames of a batch, float[B, ...], for a picture."""
+    return frames[:: max(1, len(frames) // SHOWN)][:SHOWN]
+
+
+def compared(versions: dict[str, Tensor], length: int) -> dict[str, np.ndarray]:
+    """Draw versions of the same frames for a recipe's ``media``.
+
+    Args:
+        versions: Frames float[B * length, 3, H, W] by caption, in [-1, 1] or clipped to it.
+        length: Frames of a window.
+
+    Returns:
+        ``decoders``, uint8[H, W, 3], and the result of `clips`.
+    """
+    picture = comparison_grid({caption: few(frames) for caption, frames in versions.items()})
+    return {"decoders": picture} | clips(versions, length)
 
 
 def clips(versions: dict[str, Tensor], length: int) -> dict[str, np.ndarray]:

@@ -1,7 +1,7 @@
 """Stage 2: a diffusion transformer trained to decode the latents of a frozen encoder by a rectified flow."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,9 @@ from owl.models.diffusion_decoder import DiTDecoder
 from owl.models.image_decoder import ImageDecoder
 from owl.nn.frozen import freeze, trained
 from owl.optim.configuration import with_schedule
+from owl.recipes.arguments import any_weight, fractions
 from owl.recipes.compilation import compile_for_training
-from owl.recipes.decoders import DecoderMetrics, clips, latents, load_autoencoder, with_noise
+from owl.recipes.decoders import DecoderMetrics, clips, few, latents, load_autoencoder, with_noise
 from owl.recipes.images import images
 from owl.recipes.logging import log_losses
 from owl.recipes.post_training import consistency_loss, copy_weights, sampled, teacher_of, to_interval
@@ -41,8 +42,6 @@ MEASURED_STEPS = (1, 4, 32)
 SMALLEST_STD = 1e-3
 SYNCHRONISED = 1 << 62
 """Added to a window's number where the noise of its latent is drawn, which differs from that of its target."""
-SHOWN = 4
-"""Frames of a picture."""
 
 
 @dataclass
@@ -158,17 +157,8 @@ class DiffusionDecoder(LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
-        for name, value in (("bootstrap", bootstrap), ("latent_dropout", latent_dropout), ("noise_sync", noise_sync)):
-            if not 0 <= value <= 1:
-                raise OwlError(
-                    "recipe.arguments",
-                    f"{name} is {value}, expected a number from 0 to 1; correct model.init_args.{name}",
-                )
-        if not any(asdict(weights).values()):
-            raise OwlError(
-                "recipe.weights",
-                "every weight of the loss is 0, expected at least one above 0; set one in model.weights",
-            )
+        fractions(bootstrap=bootstrap, latent_dropout=latent_dropout, noise_sync=noise_sync)
+        any_weight(weights)
         at_least(1, sample_steps=sample_steps, intervals=intervals)
         self.save_hyperparameters(logger=False)
         source = load_autoencoder(autoencoder)
@@ -393,13 +383,12 @@ class DiffusionDecoder(LightningModule):
     def media(self, batch: dict[str, Tensor]) -> dict[str, np.ndarray]:
         """Draw original frames, those of stage 1 and generated ones; of long windows also a clip."""
         image, latent, length = images(batch), self.latents(batch), batch["rgb"].shape[1]
-        chosen = slice(None, None, max(1, len(image) // SHOWN))
-        few, first = latent[chosen][:SHOWN], latent[:length]
-        rows, films = {"original": image[chosen][:SHOWN]}, {"original": image}
+        shown, first = few(latent), latent[:length]
+        rows, films = {"original": few(image)}, {"original": image}
         if not self.train_encoder:
-            rows["stage 1"], films["stage 1"] = self.original.decode(few), self.original.decode(first)
+            rows["stage 1"], films["stage 1"] = self.original.decode(shown), self.original.decode(first)
         steps = sorted({self.network.steps, *self.by_steps})
-        rows |= {f"steps: {count}": self.network.decode(few, steps=count) for count in steps}
+        rows |= {f"steps: {count}": self.network.decode(shown, steps=count) for count in steps}
         films["generated"] = self.network.decode(first)
         return {"decoders": comparison_grid(rows)} | clips(films, length)
 

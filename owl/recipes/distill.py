@@ -29,7 +29,7 @@ from owl.recipes.decoders import (
     DecoderFactory,
     DecoderMetrics,
     built,
-    clips,
+    compared,
     latents,
     load_autoencoder,
     with_noise,
@@ -37,9 +37,6 @@ from owl.recipes.decoders import (
 from owl.recipes.images import images
 from owl.recipes.logging import log_losses
 from owl.rollout.episodes import load_decoder
-from owl.viz.pictures import comparison_grid
-
-SHOWN = 4  # frames of a picture
 
 
 @dataclass
@@ -235,9 +232,7 @@ class Distill(LightningModule):
         """Draw frames of up to 4 windows, and the first window if it is long enough, as decoded by both."""
         image, latent = images(batch), latents(batch)
         versions = {"original": image, "teacher": self.taught(latent), "student": self.network.decode(latent)}
-        chosen = slice(None, None, max(1, len(image) // SHOWN))
-        picture = comparison_grid({name: frames[chosen][:SHOWN] for name, frames in versions.items()})
-        return {"decoders": picture} | clips(versions, batch["rgb"].shape[1])
+        return compared(versions, batch["rgb"].shape[1])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimiser of the student and that of the discriminator, each with warm-up and cosine."""

@@ -19,12 +19,10 @@ from owl.models.image_encoder import ImageEncoder
 from owl.nn.frozen import freeze, trained
 from owl.nn.posterior import Posterior
 from owl.optim.configuration import with_schedule
-from owl.recipes.decoders import DecoderMetrics, load_autoencoder
+from owl.recipes.decoders import DecoderMetrics, few, load_autoencoder
 from owl.recipes.images import images
 from owl.recipes.logging import log_losses
 from owl.viz.pictures import comparison_grid
-
-SHOWN = 4  # frames of a picture
 
 EncoderFactory = Callable[[int, tuple[int, int], tuple[int, int], int], ImageEncoder]
 """An encoder without its geometry: called with channels, size, latent_size and latent_channels of an autoencoder."""
@@ -135,8 +133,7 @@ class DistillEncoder(LightningModule):
     @torch.no_grad()
     def media(self, batch: dict[str, Tensor]) -> dict[str, np.ndarray]:
         """Draw original frames, and the teacher's decodings of both latents, uint8[H, W, 3]."""
-        image = images(batch)
-        image = image[:: max(1, len(image) // SHOWN)][:SHOWN]
+        image = few(images(batch))
         posterior, target, _ = self.terms(image)
         decoded = {"teacher": self.teacher.decode(target.mean), "student": self.teacher.decode(posterior.mean)}
         return {"encoders": comparison_grid({"original": image, **decoded})}

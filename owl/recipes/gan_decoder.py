@@ -31,7 +31,7 @@ from owl.recipes.decoders import (
     DecoderFactory,
     DecoderMetrics,
     built,
-    clips,
+    compared,
     flow_of,
     latents,
     load_autoencoder,
@@ -39,9 +39,6 @@ from owl.recipes.decoders import (
 )
 from owl.recipes.images import images
 from owl.recipes.logging import log_losses
-from owl.viz.pictures import comparison_grid
-
-SHOWN = 4  # frames of a picture
 
 
 @dataclass
@@ -312,9 +309,7 @@ class GANDecoder(LightningModule):
         image = images(batch)
         before = self.original(image, sample=False)[0] if self.train_encoder else self.original.decode(latents(batch))
         rows = {"original": image, "stage 1": before, "trained adversarially": self.reconstruct(batch)[0]}
-        chosen = slice(None, None, max(1, len(image) // SHOWN))
-        picture = comparison_grid({name: frames[chosen][:SHOWN] for name, frames in rows.items()})
-        return {"decoders": picture} | clips(rows, batch["rgb"].shape[1])
+        return compared(rows, batch["rgb"].shape[1])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimisers of the decoder and of the discriminator, each with warm-up and cosine."""

@@ -1,7 +1,7 @@
 """Stage 1: an image VAE trained with reconstruction losses only, so that its latent stays image-like."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from owl.models.image_decoder import ImageDecoder
 from owl.nn.bottleneck import Encoding
 from owl.nn.frozen import trained
 from owl.optim.configuration import with_schedule
+from owl.recipes.arguments import any_weight
 from owl.recipes.compilation import compile_for_training
 from owl.recipes.images import images
 from owl.recipes.logging import log_losses
@@ -88,11 +89,7 @@ class ImageVAE(LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
-        if not any(asdict(weights).values()):
-            raise OwlError(
-                "recipe.weights",
-                "every weight of the loss is 0, expected at least one above 0; set one in model.weights",
-            )
+        any_weight(weights)
         if weights.kl and "kl" not in network.losses:
             raise OwlError(
                 "recipe.weights",

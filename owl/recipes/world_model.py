@@ -20,6 +20,7 @@ from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.attention import NEVER, Frames, clip_frames
 from owl.nn.frozen import trained
 from owl.optim.configuration import with_schedule
+from owl.recipes.arguments import fractions
 from owl.recipes.compilation import compile_for_training
 from owl.recipes.logging import log_losses
 from owl.recipes.randomness import each, step_generator, windows
@@ -70,12 +71,7 @@ class WorldModel(LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
-        for name, value in (("context_noise", context_noise), ("control_dropout", control_dropout)):
-            if not 0 <= value <= 1:
-                raise OwlError(
-                    "recipe.arguments",
-                    f"{name} is {value}, expected a number from 0 to 1; correct model.init_args.{name}",
-                )
+        fractions(context_noise=context_noise, control_dropout=control_dropout)
         self.save_hyperparameters(logger=False)
         self.network = network
         self.forcing = forcing

@@ -1,0 +1,36 @@
+"""Checks of the arguments of recipes."""
+
+from dataclasses import asdict
+
+from owl.errors import OwlError
+from owl.losses.reconstruction import ReconstructionWeights
+
+
+def fractions(**values: float) -> None:
+    """Check shares and probabilities.
+
+    Args:
+        values: By name of the recipe's argument.
+
+    Raises:
+        OwlError: A number is not in [0, 1].
+    """
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise OwlError(
+                "recipe.arguments",
+                f"{name} is {value}, expected a number from 0 to 1; correct model.init_args.{name}",
+            )
+
+
+def any_weight(weights: ReconstructionWeights) -> None:
+    """Check that a loss has a term.
+
+    Raises:
+        OwlError: Every weight is 0.
+    """
+    if not any(asdict(weights).values()):
+        raise OwlError(
+            "recipe.weights",
+            "every weight of the loss is 0, expected at least one above 0; set one in model.weights",
+        )
