@@ -26,6 +26,7 @@ from owl.data.windows import WindowDataset
 from tests.data.test_game import can_sound
 from tests.helpers.camera import Footage, reprojection_gain
 from tests.helpers.errors import refused
+from tests.helpers.processes import living
 
 LONG = GameRecording(frames=2400, size=(48, 80), seed=3, workers=2, depth=True, flow=True)  # five episodes of 480
 SHORT = GameRecording(frames=30, size=(48, 80), workers=1, depth=True, flow=True, audio=can_sound())
@@ -79,12 +80,7 @@ def are_recording(root: Path) -> bool:
 
 
 def wait_until_gone(processes: list[psutil.Process]) -> None:
-    """Until none is alive; who reaps the dead is not our concern."""
-
-    def are_gone() -> bool:
-        return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
-
-    wait_until(are_gone)
+    wait_until(lambda: not living(processes))
 
 
 def test_a_dataset_holds_every_frame_with_every_modality(tmp_path: Path) -> None:
