@@ -5,10 +5,12 @@ x_t = (1 - t) x0 + t eps,    v = dx_t/dt = eps - x0,    x0 = x_t - t v,    eps =
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+LevelT = TypeVar("LevelT", float, Tensor)
 
 
 def add_noise(clean: Tensor, noise: Tensor, noise_level: Tensor) -> Tensor:
@@ -70,10 +72,20 @@ def noise_levels(steps: int, shift: float = 1.0) -> list[float]:
 
     Args:
         steps: Evaluations of the network per frame.
-        shift: s in s u / (1 + (s - 1) u) (Stable Diffusion 3, Esser et al. 2024, section 5.3.2); 1: no shift.
+        shift: See `shifted`.
     """
-    even = [1 - step / steps for step in range(steps)]
-    return [shift * u / (1 + (shift - 1) * u) for u in even]
+    return [shifted(1 - step / steps, shift) for step in range(steps)]
+
+
+def shifted(level: LevelT, shift: float) -> LevelT:
+    """Shift noise levels in [0, 1] towards noise: s u / (1 + (s - 1) u) (Stable Diffusion 3, Esser et al. 2024, section
+    5.3.2).
+
+    Args:
+        level: u.
+        shift: s; 1: no shift.
+    """
+    return shift * level / (1 + (shift - 1) * level)
 
 
 def random_levels(steps: int, generator: torch.Generator) -> list[float]:
@@ -185,16 +197,21 @@ def consistency_target(
     from t to t'. At t' = 0 that prediction is x itself, since x0 = x_t - t v, and this holds all others in place.
 
     Args:
-        teacher: Velocity at x_t and t float[B].
+        teacher: Velocity at x_t and t.
         student: The same of the student.
-        x: float[B, ...], x_t.
-        noise_level: float[B], t.
-        next_level: float[B], t', in [0, t).
+        x: float[B, ...] or, with a noise level per frame, float[B, F, ...]: x_t.
+        noise_level: float[B] or float[B, F], t.
+        next_level: The same shape, t', in [0, t).
 
     Returns:
-        float[B, ...], without gradient.
+        Like ``x``, without gradient.
     """
-    per_sample = (-1, *[1] * (x.ndim - 1))
+    shape = (*noise_level.shape, *[1] * (x.ndim - noise_level.ndim))
     with torch.no_grad():
-        moved = x + (next_level - noise_level).view(per_sample) * teacher(x, noise_level)
-        return moved - next_level.view(per_sample) * student(moved, next_level)
+        moved = x + (next_level - noise_level).view(shape) * teacher(x, noise_level)
+        return moved - next_level.view(shape) * student(moved, next_level)
+
+
+def to_interval(noise_level: Tensor, intervals: int) -> Tensor:
+    """Round noise levels in (0, 1] up to one of 1 / intervals, 2 / intervals, ..., 1."""
+    return (noise_level * intervals).ceil() / intervals

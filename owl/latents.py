@@ -90,11 +90,11 @@ def load_encoder(path: str) -> LoadedEncoder:
     )
 
 
-def load_latent_stats(network: nn.Module, modalities: dict[str, dict[str, Any]], url: str) -> None:
-    """Copy a dataset's latent statistics and encoder fingerprints to the network.
+def check_latents(network: nn.Module, modalities: dict[str, dict[str, Any]], url: str) -> None:
+    """Check that a dataset has the latents and controls that a network needs.
 
     Raises:
-        OwlError: The shape of the latents or the names of the controls differ.
+        OwlError: A latent is missing or constant, or shapes or the names of the controls differ.
     """
     for name, shape in _inputs(network).items():
         modality = modality_of(network, name)
@@ -126,13 +126,24 @@ def load_latent_stats(network: nn.Module, modalities: dict[str, dict[str, Any]],
                 f"{int(std.argmin())}, expected more than 0 in every channel; use another "
                 "encoder",
             )
-        getattr(network, f"{name}_mean").copy_(torch.tensor(description["mean"]))
-        getattr(network, f"{name}_std").copy_(std)
-        digits = bytes.fromhex(description["encoder"]["fingerprint"])
-        getattr(network, f"{name}_encoder").copy_(torch.tensor(list(digits), dtype=torch.uint8))
     if hasattr(network, "buttons"):
         advice = "set the network's {kind} to those of the dataset and train anew"
         check_controls(modalities, url, network.buttons, network.axes, advice)  # type: ignore[arg-type]
+
+
+def load_latent_stats(network: nn.Module, modalities: dict[str, dict[str, Any]], url: str) -> None:
+    """Copy a dataset's latent statistics and encoder fingerprints to the network.
+
+    Raises:
+        OwlError: See `check_latents`.
+    """
+    check_latents(network, modalities, url)
+    for name in _inputs(network):
+        description = modalities[modality_of(network, name)]
+        getattr(network, f"{name}_mean").copy_(torch.tensor(description["mean"]))
+        getattr(network, f"{name}_std").copy_(torch.tensor(description["std"]))
+        digits = bytes.fromhex(description["encoder"]["fingerprint"])
+        getattr(network, f"{name}_encoder").copy_(torch.tensor(list(digits), dtype=torch.uint8))
 
 
 def check_encoder(network: nn.Module, modalities: dict[str, dict[str, Any]], url: str) -> None:

@@ -19,6 +19,7 @@ from owl.flow_matching import (
     noise_levels,
     random_levels,
     sample,
+    shifted,
     shortcut_grid,
     shortcut_target,
     velocity_loss,
@@ -205,6 +206,25 @@ def test_the_target_holds_at_noise_level_zero_whatever_the_student() -> None:
     )
     assert torch.allclose(target[3], POINT[0], atol=1e-5)
     assert not torch.isclose(target[:3], POINT, atol=0.1).all()
+
+
+def test_each_frame_may_have_its_own_noise_level() -> None:
+    x, level = torch.randn(2, 3, 5), torch.rand(2, 3) + 0.1
+
+    def curved(x: Tensor, t: Tensor) -> Tensor:
+        return x.square() * t[..., None]
+
+    together = consistency_target(curved, curved, x, level, level / 2)
+    for frame in range(3):
+        alone = consistency_target(curved, curved, x[:, frame], level[:, frame], level[:, frame] / 2)
+        torch.testing.assert_close(together[:, frame], alone)
+
+
+def test_levels_are_shifted_towards_noise_alike_as_numbers_and_as_tensors() -> None:
+    even = torch.linspace(0, 1, 5)
+    torch.testing.assert_close(shifted(even, 5.0), torch.tensor([0, 0.625, 0.8333, 0.9375, 1]), atol=1e-4, rtol=0)
+    assert [shifted(level, 5.0) for level in even.tolist()] == pytest.approx(shifted(even, 5.0).tolist())
+    assert torch.equal(shifted(even, 1.0), even)
 
 
 def test_the_target_has_no_gradient() -> None:

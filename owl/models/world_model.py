@@ -51,6 +51,15 @@ class Controls:
             {name: torch.cat([part.given[name] for part in parts], 1) for name in parts[0].given},
         )
 
+    def at(self, frames: slice) -> "Controls":
+        """Return the controls of some frames."""
+        return Controls(
+            self.buttons[:, frames],
+            self.axes[:, frames],
+            None if self.known is None else self.known[:, frames],
+            {name: x[:, frames] for name, x in self.given.items()},
+        )
+
     def _all_known(self) -> Tensor:
         if self.known is not None:
             return self.known

@@ -14,7 +14,7 @@ from torch.optim import AdamW, Optimizer
 from owl.distributed.reduction import mean_over_processes
 from owl.distributed.sharding import shard
 from owl.errors import OwlError, at_least
-from owl.flow_matching import SMALLEST_STEP, add_noise, logit_normal, shortcut_grid, shortcut_target
+from owl.flow_matching import SMALLEST_STEP, add_noise, logit_normal, shortcut_grid, shortcut_target, to_interval
 from owl.latents import check_encoder, described, load_latent_stats
 from owl.losses.lpips import LPIPS
 from owl.losses.reconstruction import ReconstructionLoss, ReconstructionWeights, weighted_sum
@@ -29,7 +29,7 @@ from owl.recipes.compilation import compile_for_training
 from owl.recipes.decoders import DecoderMetrics, clips, few, latents, load_autoencoder, with_noise
 from owl.recipes.images import images
 from owl.recipes.logging import log_losses
-from owl.recipes.post_training import consistency_loss, copy_weights, sampled, teacher_of, to_interval
+from owl.recipes.post_training import consistency_loss, copy_weights, sampled, teacher_of
 from owl.recipes.randomness import each, step_generator, windows
 from owl.viz.pictures import comparison_grid
 

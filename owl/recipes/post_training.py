@@ -77,11 +77,6 @@ def teacher_of(network: DiTDecoder, start: str | None) -> DiTDecoder:
     return freeze(teacher)
 
 
-def to_interval(noise_level: Tensor, intervals: int) -> Tensor:
-    """Round noise levels in (0, 1] up to one of 1 / intervals, 2 / intervals, ..., 1."""
-    return (noise_level * intervals).ceil() / intervals
-
-
 def consistency_loss(
     student: DiTDecoder,
     teacher: DiTDecoder,
@@ -99,7 +94,7 @@ def consistency_loss(
         teacher: The decoder whose flow it follows, with guidance if it has any.
         predicted: float[N, *target], the student's x0 at x_t.
         x: float[N, *target], x_t.
-        noise_level: float[N], t, as `to_interval` returns it.
+        noise_level: float[N], t, as `owl.flow_matching.to_interval` returns it.
         latent: float[N, c, h, w], not standardised.
         base: The result of `DiTDecoder.estimate`.
         intervals: The target is at t - 1 / intervals.

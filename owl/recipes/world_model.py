@@ -13,7 +13,6 @@ from torchmetrics import MeanMetric
 
 from owl.distributed.reduction import mean_over_processes
 from owl.distributed.sharding import shard
-from owl.errors import OwlError
 from owl.flow_matching import add_noise, logit_normal, velocity_loss
 from owl.latents import check_encoder, described, load_latent_stats
 from owl.models.world_model import Controls, Streams, WorldTransformer
@@ -21,6 +20,7 @@ from owl.nn.attention import NEVER, Frames, clip_frames
 from owl.nn.frozen import trained
 from owl.optim.configuration import with_schedule
 from owl.recipes.arguments import fractions
+from owl.recipes.clips import clip_inputs, draw
 from owl.recipes.compilation import compile_for_training
 from owl.recipes.logging import log_losses
 from owl.recipes.randomness import each, step_generator, windows
@@ -122,17 +122,7 @@ class WorldModel(LightningModule):
         Raises:
             OwlError: The batch lacks a modality that the network needs.
         """
-        needed = {modality: modality for modality in self.network.latent_modalities.values()} | {"controls": "buttons"}
-        missing = [modality for modality, tensor in needed.items() if tensor not in batch]
-        if missing:
-            raise OwlError(
-                "recipe.dataset",
-                f"samples hold no {' and no '.join(missing)}, the world model needs {', '.join(needed)}; set "
-                f"data.modalities to [{', '.join(needed)}]",
-            )
-        latents = self.network.standardize({name: batch[key] for name, key in self.network.latent_modalities.items()})
-        given = {name: latents.pop(name) for name in self.network.given}
-        return latents, Controls(batch["buttons"], batch["axes"], given=given), batch.get("document")
+        return clip_inputs(self.network, batch)
 
     def losses(
         self,
@@ -241,11 +231,6 @@ class WorldModel(LightningModule):
         """Return the optimizer, with warm-up and a cosine schedule over the trainer's steps."""
         optimizer = self.optimizer(trained(self.network).values())
         return with_schedule(self, optimizer, self.warmup_steps, self.final_lr)
-
-
-def draw(generators: list[torch.Generator], like: Streams) -> Streams:
-    """Draw normal noise for each sample from its generator, shaped like ``like``."""
-    return {name: each(torch.randn, generators, *x.shape[1:]) for name, x in like.items()}
 
 
 def packed_frames(document: Tensor, copies: int) -> Frames:

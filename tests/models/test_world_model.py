@@ -177,6 +177,18 @@ def test_streams_hear_each_other_and_are_there_only_if_asked_for(stream: str) ->
         assert all(not torch.equal(after[name][:, 0], before[name][:, 0]) for name in network.streams)
 
 
+def test_controls_of_some_frames_are_theirs() -> None:
+    controls = draw(lively(), 5)[2]
+    controls.known, controls.given = torch.arange(5)[None] % 2 == 0, {"depth": torch.randn(1, 5, 1, 4, 6)}
+    part = controls.at(slice(1, 4))
+    again = Controls.joined([controls.at(slice(1)), part, controls.at(slice(4, 5))])
+    assert torch.equal(part.known, torch.tensor([[False, True, False]]))
+    for name in ("buttons", "axes", "known"):
+        assert torch.equal(getattr(again, name), getattr(controls, name))
+    assert torch.equal(again.given["depth"], controls.given["depth"])
+    assert controls.at(slice(2)).given["depth"].shape[1] == 2
+
+
 def test_each_token_knows_its_place() -> None:
     """Two audio tokens, or two places of the picture, that change places do not simply exchange their outputs."""
     network = lively(**streams("audio", patch=1))

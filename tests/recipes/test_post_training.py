@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from owl import models
-from owl.flow_matching import add_noise
+from owl.flow_matching import add_noise, to_interval
 from owl.losses.lpips import LPIPS
 from owl.models.diffusion_decoder import DiTDecoder
 from owl.nn.frozen import trained
 from owl.recipes.diffusion_decoder import DiffusionDecoder, Weights
-from owl.recipes.post_training import consistency_loss, to_interval
+from owl.recipes.post_training import consistency_loss
 from tests.helpers.autoencoders import save_autoencoder, tiny_decoder
 from tests.helpers.errors import refused
 from tests.helpers.shards import make_dataset
