@@ -74,7 +74,7 @@ def join_lists(function: Callable[..., Any], arguments: list[str]) -> list[str]:
     lists = [option for option, parameter in parameters.items() if parameter.annotation == list[str]]
     if not lists:
         return arguments
-    words, joined, rest = [], [], list(arguments)  # words without an option belong to the list without a default
+    words, joined, rest = [], [], list(arguments)
     while rest:
         argument = rest.pop(0)
         if argument in lists:
@@ -87,8 +87,12 @@ def join_lists(function: Callable[..., Any], arguments: list[str]) -> list[str]:
             joined.append(argument)
         else:
             words.append(argument)
-    listed = any(p.annotation == list[str] and p.default is p.empty for p in parameters.values())
-    return [*([json.dumps(words)] if words and listed else words), *joined]
+    # words without an option belong to the list without a default, except for one for each parameter after it
+    required = [p.annotation for p in parameters.values() if p.default is p.empty and p.kind is not p.KEYWORD_ONLY]
+    if words and list[str] in required:
+        stop = len(words) - required[::-1].index(list[str])
+        words = [json.dumps(words[:stop]), *words[stop:]]
+    return [*words, *joined]
 
 
 def underscored(function: Callable[..., Any], arguments: list[str]) -> list[str]:

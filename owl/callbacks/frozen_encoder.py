@@ -7,7 +7,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from owl.data.encoder import FrameEncoder, measure
+from owl.data.encoder import FrameEncoder
+from owl.data.encoding import measure
 from owl.data.windows import WindowDataset
 from owl.distributed.agreement import from_first, host_group
 from owl.errors import OwlError, at_least

@@ -4,17 +4,18 @@ import shlex
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from owl.data.encoder import encode_dataset
+from owl.data.encoding import encode_dataset, find_names
 from owl.data.shards import INDEX_NAME, ShardIndex
 from owl.errors import at_least
 from owl.latents import load_encoder
 
 
 def main(
-    checkpoint: str,
+    checkpoints: list[str],
     source: str,
     directory: str,
     *,
@@ -24,45 +25,51 @@ def main(
     batch_size: int = 64,
     workers: int = 0,
 ) -> None:
-    """Encode every frame of a dataset, or its sound, with a trained autoencoder into a new dataset of latents.
+    """Encode the frames and the sound of a dataset with trained autoencoders into a new dataset of latents.
 
-    The network declares the modalities that it encodes: rgb for an image autoencoder, others depth, flow, audio, or
-    several together. The new dataset has the same episodes, splits and shards, and dataset.json contains the encoder
-    and the mean and standard deviation of each channel. Pictures must have the size that the autoencoder was trained
-    on, and sound its sample rate. A GPU is used if there is one.
+    A network declares the modalities that it encodes: rgb for an image autoencoder, others depth, flow, audio, or
+    several together. With several networks, each frame gets a latent of each. The new dataset has the same episodes,
+    splits and shards, and dataset.json contains the encoders and the mean and standard deviation of each channel.
+    Pictures must have the size that the autoencoder was trained on, and sound its sample rate. A GPU is used if there
+    is one.
 
     After an interruption or a full disk, run the same command again: complete shards are kept.
 
     Args:
-        checkpoint: A .ckpt file written by fit, or a folder written by export.
+        checkpoints: The networks' checkpoints: .ckpt files written by fit, or folders written by export.
         source: The dataset to encode: a folder, or any fsspec URL.
         directory: Local folder for the new dataset; created if missing.
-        name: Name of the latents; default: latent for rgb (alone or before others), motion_latent for flow,
-            depth_latent for depth, audio_latent for audio.
+        name: Names of the latents, separated by commas; default: latent for rgb (alone or before others),
+            motion_latent for flow, depth_latent for depth, audio_latent for audio.
         keep: Modalities to copy unchanged, e.g. controls,rgb; default: controls, if there are any.
         sample: Store a sample of each posterior instead of its mean.
         batch_size: Frames per batch; sound is encoded one episode at a time.
-        workers: Processes, each with a copy of the network; 0 encodes in this process.
+        workers: Processes, each with a copy of the networks; 0 encodes in this process.
     """
     at_least(0, workers=workers)
     is_complete = (Path(directory) / INDEX_NAME).exists()
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = lambda message, *_: tqdm.write(f"warning: {message}", file=sys.stderr)
-        encoder = load_encoder(checkpoint)
+        encoders = [load_encoder(checkpoint) for checkpoint in checkpoints]
+        names = None if name is None else [word.strip() for word in name.split(",")]
         info = encode_dataset(
-            encoder,
+            encoders,
             source,
             directory,
-            name=name,
-            keep=None if keep is None else [name.strip() for name in keep.split(",")],
+            names=names,
+            keep=None if keep is None else [word.strip() for word in keep.split(",")],
             sample=sample,
             batch_size=batch_size,
             workers=workers,
         )
     frames = int(ShardIndex.load(directory).episode_frames.sum())
-    latent = info.modalities[encoder.find_name(name)]
-    shape = "x".join(map(str, latent["shape"])) + (f" at {latent['rate']:g} a second" if "rate" in latent else "")
     complete = "is complete already and was left as it is: it " if is_complete else ""
-    print(f"{directory} {complete}holds {frames:,} frames, {', '.join(info.modalities)}, latents of {shape}")
+    shapes = " and ".join(shape_of(info.modalities[latents]) for latents in find_names(encoders, names))
+    print(f"{directory} {complete}holds {frames:,} frames, {', '.join(info.modalities)}, latents of {shapes}")
     print(f"look at it: python -m owl data inspect {shlex.quote(directory)}")
+
+
+def shape_of(latent: dict[str, Any]) -> str:
+    """Format the shape of a latent, for example "4x12x20"."""
+    return "x".join(map(str, latent["shape"])) + (f" at {latent['rate']:g} a second" if "rate" in latent else "")

@@ -18,7 +18,7 @@ from owl.data.shards import DatasetInfo, ShardIndex, ShardWriter, shard_name
 from owl.data.windows import WindowDataset
 from tests.helpers.encoders import DepthEncoder, SceneEncoder, SoundEncoder
 from tests.helpers.errors import refused
-from tests.helpers.shards import DESCRIPTIONS, make_dataset
+from tests.helpers.shards import DESCRIPTIONS, make_dataset, overwrite
 from tests.helpers.tiny import owl, owl_here
 
 FRAMES = 7
@@ -112,6 +112,50 @@ def test_several_modalities_are_encoded_together_and_other_latents_kept(lab: Pat
             expected = scene.encode(rgb, window["depth"], window["flow"]).mean  # type: ignore[operator]
         torch.testing.assert_close(found["latent"], expected, atol=1e-5, rtol=2**-9)
     assert models.fingerprint(sound.encoder) == info.modalities["audio_latent"]["encoder"]["fingerprint"]  # type: ignore
+
+
+def test_several_networks_encode_in_one_pass_what_they_encode_one_after_the_other(
+    lab: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, network in (("depth", DepthEncoder()), ("sound", SoundEncoder())):
+        export(lab, name, network)
+    together = str(tmp_path / "together")
+    command = ["data", "encode", "sound", "depth", "footage", together, "--keep", "rgb,controls", "--batch_size", "3"]
+    assert owl_here(*command, cwd=lab) == 0
+    printed = capsys.readouterr().out
+    assert "holds 28 frames, audio_latent, depth_latent, rgb, controls, latents of 3x3 and 2x4x6" in printed
+    first, both = str(tmp_path / "first"), str(tmp_path / "both")
+    assert owl_here("data", "encode", "depth", "footage", first, "--keep", "rgb,audio,controls", cwd=lab) == 0
+    kept = "depth_latent,rgb,controls"
+    assert owl_here("data", "encode", "sound", first, both, "--keep", kept, cwd=lab) == 0
+    info, expected = DatasetInfo.load(together), DatasetInfo.load(both)
+    assert info.modalities == expected.modalities
+    for shard in Path(both).glob("shard-*.tar"):
+        assert shard.read_bytes() == (Path(together) / shard.name).read_bytes()
+    assert verify(together) == 0
+    # the sound of another hop has other weights
+    export(lab, "other", SoundEncoder(630))
+    with refused("dataset.other-settings", "encoder of audio_latent sound", "other"):
+        owl_here("data", "encode", "other", *command[3:], cwd=lab)
+    with refused("arguments.wrong-value", "depth and depth", "depth_latent"):
+        owl_here("data", "encode", "depth", "depth", "footage", "twice", cwd=lab)
+    with refused("arguments.wrong-value", "depth_latent are 1 names", "2 encoders"):
+        owl_here("data", "encode", "sound", "depth", "footage", "twice", "--name", "depth_latent", cwd=lab)
+
+
+def test_an_episode_ends_where_the_first_of_several_networks_cannot_read_on(
+    lab: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, network in (("depth", DepthEncoder()), ("sound", SoundEncoder())):
+        export(lab, name, network)
+    source = make_dataset(tmp_path / "footage", 4, FRAMES, (32, 48))
+    overwrite(source, ShardIndex.load(source), 1, 4, "audio.npy", b"no sound")
+    overwrite(source, ShardIndex.load(source), 2, 5, "depth.png", b"no depth")
+    assert owl_here("data", "encode", "sound", "depth", str(source), str(tmp_path / "out"), cwd=lab) == 0
+    warned = capsys.readouterr().err
+    assert "episode-001, frame 4 is damaged" in warned
+    assert "episode-002, frame 5 is damaged" in warned
+    assert ShardIndex.load(tmp_path / "out").episode_frames.tolist() == [7, 4, 5, 7]
 
 
 def test_a_name_of_ones_own(lab: Path) -> None:

@@ -17,7 +17,8 @@ from webdataset import WebDataset
 
 from owl import models
 from owl.data import codecs, jobs
-from owl.data.encoder import FrameEncoder, encode_dataset
+from owl.data.encoder import FrameEncoder
+from owl.data.encoding import encode_dataset
 from owl.data.overview import DatasetReader
 from owl.data.scan import write_index
 from owl.data.shards import INDEX_NAME, INFO_NAME, DatasetInfo, ShardIndex, ShardWriter, shard_name
@@ -45,7 +46,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def encoded(source: Path) -> Path:
-    encode_dataset(make_encoder(), str(source), source.parent / "latents", keep=["controls", "rgb"], batch_size=3)
+    encode_dataset([make_encoder()], str(source), source.parent / "latents", keep=["controls", "rgb"], batch_size=3)
     return source.parent / "latents"
 
 
@@ -118,10 +119,10 @@ def test_kept_members_are_the_same_bytes_and_other_tools_read_them(source: Path,
 def test_controls_are_kept_by_default_and_a_source_without_them_gives_latents_alone(
     source: Path, tmp_path: Path
 ) -> None:
-    info = encode_dataset(make_encoder(), str(source), tmp_path / "a")
+    info = encode_dataset([make_encoder()], str(source), tmp_path / "a")
     assert list(info.modalities) == ["latent", "controls"]
     bare = make_dataset(tmp_path / "bare", 3, 2, SIZE, ("rgb",))
-    assert list(encode_dataset(make_encoder(), str(bare), tmp_path / "b").modalities) == ["latent"]
+    assert list(encode_dataset([make_encoder()], str(bare), tmp_path / "b").modalities) == ["latent"]
 
 
 @pytest.mark.parametrize("call", [1, 4, 6])
@@ -133,7 +134,7 @@ def test_killed_and_continued_it_ends_with_the_same_bytes(
     encoder = make_encoder()
 
     def encode(folder: str) -> None:
-        encode_dataset(encoder, str(source), tmp_path / folder, sample=sample, batch_size=3)
+        encode_dataset([encoder], str(source), tmp_path / folder, sample=sample, batch_size=3)
 
     def die() -> int:
         encode_frames, calls = encoder.network.encode, []
@@ -162,7 +163,7 @@ def test_killed_and_continued_it_ends_with_the_same_bytes(
 def test_killed_between_statistics_and_index_it_ends_with_the_same_bytes(encoded: Path, source: Path) -> None:
     whole = contents(encoded)
     (encoded / INDEX_NAME).unlink()
-    encode_dataset(make_encoder(), str(source), encoded, keep=["controls", "rgb"])
+    encode_dataset([make_encoder()], str(source), encoded, keep=["controls", "rgb"])
     assert contents(encoded) == whole
 
 
@@ -174,12 +175,12 @@ def test_an_index_without_statistics_is_not_the_end(encoded: Path, source: Path)
         del info.modalities["latent"][statistic]
     info.save(encoded)
     assert contents(encoded) != whole
-    encode_dataset(make_encoder(), str(source), encoded, keep=["controls", "rgb"])
+    encode_dataset([make_encoder()], str(source), encoded, keep=["controls", "rgb"])
     assert contents(encoded) == whole
 
 
 def test_samples_differ_from_means_by_the_posterior_s_noise(source: Path, encoded: Path, tmp_path: Path) -> None:
-    info = encode_dataset(make_encoder(), str(source), tmp_path / "drawn", sample=True)
+    info = encode_dataset([make_encoder()], str(source), tmp_path / "drawn", sample=True)
     assert info.modalities["latent"]["posterior"] == "sample"
     drawn, means = (
         torch.stack([window["latent"] for window in WindowDataset(root, "train", ("latent",), length=FRAMES)])
@@ -193,7 +194,7 @@ def test_samples_differ_from_means_by_the_posterior_s_noise(source: Path, encode
 
 def test_a_finished_dataset_is_left_as_it_is(source: Path, encoded: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in encoded.iterdir()}
-    encode_dataset(make_encoder(), str(source), encoded, keep=["rgb", "controls"])
+    encode_dataset([make_encoder()], str(source), encoded, keep=["rgb", "controls"])
     assert {path: path.stat().st_mtime_ns for path in encoded.iterdir()} == before
 
 
@@ -211,44 +212,44 @@ def test_another_encoder_or_source_is_refused_by_name(source: Path, encoded: Pat
     encoders = ("runs/0/last.ckpt", make_encoder(0).fingerprint, "runs/1/last.ckpt", make_encoder(1).fingerprint)
     with untouched(encoded):
         with refused(code, begun, *encoders):
-            encode_dataset(make_encoder(1), str(source), encoded, keep=keep)
+            encode_dataset([make_encoder(1)], str(source), encoded, keep=keep)
         with refused(code, begun, str(source), str(other)):
-            encode_dataset(make_encoder(), str(other), encoded, keep=keep)
+            encode_dataset([make_encoder()], str(other), encoded, keep=keep)
         with refused(code, begun, "posterior mean, now it is sample"):
-            encode_dataset(make_encoder(), str(source), encoded, keep=keep, sample=True)
+            encode_dataset([make_encoder()], str(source), encoded, keep=keep, sample=True)
         with refused(code, begun, "modalities latent, rgb, controls, now it is latent, controls"):
-            encode_dataset(make_encoder(), str(source), encoded)
+            encode_dataset([make_encoder()], str(source), encoded)
 
 
 def test_what_cannot_be_encoded_is_refused_before_anything_is_written(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with refused("dataset.size", str(source), "32x48", "32x32"):
-        encode_dataset(make_encoder(size=(32, 32), latent_size=(4, 4)), str(source), out)
+        encode_dataset([make_encoder(size=(32, 32), latent_size=(4, 4))], str(source), out)
     with refused("dataset.modalities", str(source), "no depth", "rgb, audio, controls"):
-        encode_dataset(make_encoder(), str(source), out, keep=["depth"])
+        encode_dataset([make_encoder()], str(source), out, keep=["depth"])
     unknown = replace(make_encoder(), network=SimpleNamespace(modalities={"smell": 3}))
     with refused("dataset.modalities", "'smell'", "rgb, depth"):
-        encode_dataset(unknown, str(source), out)
+        encode_dataset([unknown], str(source), out)
     both = tmp_path / "both"
-    encode_dataset(make_encoder(), str(source), both, keep=["rgb"])
+    encode_dataset([make_encoder()], str(source), both, keep=["rgb"])
     with refused("dataset.modalities", f"latent of {both}"):
-        encode_dataset(make_encoder(1), str(both), out, keep=["latent"])
+        encode_dataset([make_encoder(1)], str(both), out, keep=["latent"])
     with refused("arguments.too-small", "batch_size is 0", "at least 1"):
-        encode_dataset(make_encoder(), str(source), out, batch_size=0)
+        encode_dataset([make_encoder()], str(source), out, batch_size=0)
     sound = make_dataset(tmp_path / "sound", 3, 2, SIZE, ("audio",))
     with refused("dataset.modalities", str(sound), "no rgb"):
-        encode_dataset(make_encoder(), str(sound), out)
+        encode_dataset([make_encoder()], str(sound), out)
     with untouched(sound), refused("dataset.occupied", str(sound), "synthetic"):
-        encode_dataset(make_encoder(), str(source), sound)
+        encode_dataset([make_encoder()], str(source), sound)
     own = make_dataset(tmp_path / "own", 3, 2, SIZE, ("rgb",))
     info = DatasetInfo.load(own)
     info.splits = {"train": [], "validation": info.splits["train"]}
     info.save(own)
     with untouched(own), refused("dataset.empty-split", f"train split of {own}"):
-        encode_dataset(make_encoder(), str(own), out)
+        encode_dataset([make_encoder()], str(own), out)
     (own / INFO_NAME).unlink()
     with untouched(own), refused("dataset.occupied", str(own), "dataset.json"):
-        encode_dataset(make_encoder(), str(source), own)
+        encode_dataset([make_encoder()], str(source), own)
     assert not out.exists()
 
 
@@ -262,14 +263,14 @@ def test_two_processes_do_not_write_into_one_folder(
     with open(root / INFO_NAME) as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         with untouched(root), refused("dataset.locked", str(root)):
-            encode_dataset(make_encoder(), str(source), root, keep=["rgb", "controls"])
+            encode_dataset([make_encoder()], str(source), root, keep=["rgb", "controls"])
 
 
 def test_an_encoder_that_diverged_is_told(source: Path, tmp_path: Path) -> None:
     encoder = make_encoder()
     next(encoder.network.parameters()).data.fill_(torch.nan)
     with refused("latents.non-finite", "episode-000", "float16"):
-        encode_dataset(encoder, str(source), tmp_path / "out")
+        encode_dataset([encoder], str(source), tmp_path / "out")
     assert not list((tmp_path / "out").glob("shard-*"))
 
 
@@ -281,7 +282,7 @@ def test_an_episode_ends_before_a_damaged_picture(tmp_path: Path) -> None:
     data[int(index.offsets[index.episode_row[1] + 4, 0] + 300)] ^= 1
     shard.write_bytes(data)
     with pytest.warns(UserWarning, match=r"episode-001, frame 4 .*rgb"):
-        encode_dataset(make_encoder(), str(own), tmp_path / "out", batch_size=3)
+        encode_dataset([make_encoder()], str(own), tmp_path / "out", batch_size=3)
     assert ShardIndex.load(tmp_path / "out").episode_frames.tolist() == [7, 4, 7, 7]
 
 
