@@ -12,7 +12,7 @@ DEAD_SIGNAL = 1e-2  # variance of the mean divided by that of the noise: at most
 
 
 class LatentStatistics(Metric):
-    """Statistics of the latents without noise over a dataset; stores 8 c bytes per image until ``reset``.
+    """Statistics of the latents without noise over a dataset; stores 8 c bytes per image or sound until ``reset``.
 
     A channel is dead if its standard deviation is below 1% of that of the most varied channel, or its variance
     below 1% of the variance of their noise, so that sampling removes its information.
@@ -43,7 +43,7 @@ class LatentStatistics(Metric):
 
     def update(self, encoding: Encoding) -> None:
         """Add the latents of a batch of images."""
-        variance, mean = torch.var_mean(encoding.mean.detach().float(), dim=(2, 3), correction=0)
+        variance, mean = torch.var_mean(encoding.mean.detach().float().flatten(2), dim=2, correction=0)
         self.means.append(mean.flatten())
         self.variances.append(variance.flatten())
         self.noise += encoding.variance.detach().mean() * len(mean)

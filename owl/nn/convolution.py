@@ -43,20 +43,31 @@ def convolution(
         The layer, float[B, in_channels, H, W] -> float[B, out_channels, H, W].
     """
     layer = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, groups=groups, bias=bias)
-    with torch.no_grad():
-        if layer.bias is not None:
-            layer.bias.zero_()
-        direction = torch.randn_like(layer.weight)
-        direction /= direction.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-        if weight_norm:
-            # The direction must not be zero (0 / |0| is NaN), so a zero layer has a random direction of length 0.
-            # Assigning `.weight` after the parametrisation is registered would discard the gain.
-            layer.weight.copy_(direction)
-            parametrizations.weight_norm(layer)
-            layer.parametrizations.weight.original0.fill_(gain)  # type: ignore[union-attr,operator]
-        else:
-            layer.weight.copy_(direction * gain)
+    initialise(layer, gain, weight_norm)
     return layer
+
+
+@torch.no_grad()
+def initialise(layer: nn.Conv1d | nn.Conv2d, gain: float, weight_norm: bool) -> None:
+    """Give every filter of a layer a random direction and the norm ``gain``, and set its bias to zero, in place.
+
+    Args:
+        layer: A convolution without parametrisations.
+        gain: Euclidean norm of every filter; 0 makes the layer output its bias.
+        weight_norm: Whether to learn length and direction of every filter separately (Salimans & Kingma 2016).
+    """
+    if layer.bias is not None:
+        layer.bias.zero_()
+    direction = torch.randn_like(layer.weight)
+    direction /= direction.flatten(1).norm(dim=1).view(-1, *[1] * (direction.ndim - 1))
+    if weight_norm:
+        # The direction must not be zero (0 / |0| is NaN), so a zero layer has a random direction of length 0.
+        # Assigning `.weight` after the parametrisation is registered would discard the gain.
+        layer.weight.copy_(direction)
+        parametrizations.weight_norm(layer)
+        layer.parametrizations.weight.original0.fill_(gain)  # type: ignore[union-attr,operator]
+    else:
+        layer.weight.copy_(direction * gain)
 
 
 def fold_weight_norm(module: nn.Module) -> None:

@@ -16,7 +16,7 @@ class Posterior:
     it also means that scaling the latent by s changes every log-variance by 2 log s.
 
     Attributes:
-        mean: float[B, c, h, w].
+        mean: float[B, c, h, w]; of sound float[B, c, N], as the other tensors.
         logvar: float[B, 1, h, w], natural logarithm of the variance.
     """
 
