@@ -109,8 +109,9 @@ def check_latents(network: nn.Module, modalities: dict[str, dict[str, Any]], url
             raise OwlError(
                 "latents.shape",
                 f"{modality} of {url} has {description['rate']:g} tokens per second, not the same number in every "
-                f"frame, the network expects {list(shape)} per frame; encode with an encoder whose tokens per second "
-                "(sample_rate / hop) are a multiple of the frame rate",
+                f"frame, the network expects {list(shape)} per frame; make the footage at "
+                f"{description['rate'] / shape[0]:g} frames per second, or encode with an encoder whose tokens per "
+                "second (sample_rate / hop) are a multiple of the frame rate",
             )
         if tuple(description["shape"]) != shape:
             raise OwlError(

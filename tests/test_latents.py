@@ -72,5 +72,5 @@ def test_latents_of_another_shape_are_refused() -> None:
 
 
 def test_tokens_at_a_rate_of_their_own_are_refused() -> None:
-    with refused("latents.shape", "latent of data", "21.5 tokens", "[2, 4, 6]", "sample_rate / hop"):
+    with refused("latents.shape", "latent of data", "21.5 tokens", "[2, 4, 6]", "10.75 frames", "sample_rate / hop"):
         load_latent_stats(LatentDecoder((2, 4, 6)), described(shape=[2], rate=21.5), "data")

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from owl.atomic import atomic_write
-from owl.data.overview import DatasetReader, draw_contact_sheet, summarize_modalities, summarize_splits
+from owl.data.overview import DatasetReader, draw_contact_sheet, measure_audio, summarize_modalities, summarize_splits
 
 
 def main(directory: str, *, out: str | None = None) -> None:
@@ -40,6 +40,9 @@ def _print_tables(console: Console, reader: DatasetReader) -> None:
     if controls:
         facts.add_row("buttons", ", ".join(controls["buttons"]) or "none")
         facts.add_row("axes", ", ".join(controls["axes"]) or "none")
+    levels = measure_audio(reader)
+    if levels.frames:
+        facts.add_row("sound", str(levels))
     for name, description in info.modalities.items():
         if encoder := description.get("encoder"):
             facts.add_row("encoder", escape(f"{encoder['checkpoint']} ({encoder['fingerprint']}) of {name}"))

@@ -1,5 +1,6 @@
 """Trained networks as encoders of the frames or the sound of datasets."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,6 +119,13 @@ class FrameEncoder:
             clock = self.clock(source.info.fps)
             if clock.least(1) == clock.most(1):
                 return {"encoding": "npy float16[k, c]", "shape": [clock.least(1), network.latent_channels]}
+            rates = " or ".join(f"{fps:g}" for fps in clock.whole_fps())
+            warnings.warn(
+                f"frames of {url} have {clock.least(1)} or {clock.most(1)} tokens each ({clock.rate:g} tokens at "
+                f"{source.info.fps:g} frames a second), but a world model needs the same number in every frame; for "
+                f"that, import or record at {rates} frames a second, or use another hop",
+                stacklevel=2,
+            )
             return {"encoding": "npy float16[tokens, c]", "shape": [network.latent_channels], "rate": clock.rate}
         size = shapes[source.taken[0]][2:]
         if size != self.size:

@@ -23,6 +23,8 @@ SPAN = 8
 """Frames over which an interval is averaged, so that rounded or bursty stamps do not give a higher rate."""
 HIGHEST_RATE = 1000
 """Frames per second above which time stamps are unreliable."""
+UNHEARD = 0.5
+"""Seconds by which sound may begin later, or end earlier or later, than the picture without a remark."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,13 @@ class Timing:
 
 @dataclass
 class _Track:
-    """Time stamps of a track's packets in ticks, in decoding order; NaN if missing."""
+    """Time stamps of a track's packets in ticks, in decoding order; NaN if missing. ``last``: the last one's length."""
 
     tick: Fraction
     pts: "array[float]" = field(default_factory=lambda: array("d"))
     dts: "array[float]" = field(default_factory=lambda: array("d"))
     visible: bytearray = field(default_factory=bytearray)  # whether a packet holds a frame that is shown
+    last: int = 0
 
     def jumps(self) -> list[tuple[int, float]]:
         """Return (number of the packet, seconds skipped) wherever the clock runs backwards or skips."""
@@ -88,6 +91,7 @@ def measure(container: InputContainer, video: av.VideoStream, sound: av.AudioStr
         track.dts.append(np.nan if packet.dts is None else packet.dts)
         track.pts.append(track.dts[-1] if packet.pts is None else packet.pts)
         track.visible.append(packet.size > 0 and not packet.is_discard)
+        track.last = packet.duration or track.last
     track, heard = tracks[video.index], tracks[sound.index] if sound is not None else None
     splices = _find_splices(track, heard, bool(container.format.flags & CLOCK_MAY_JUMP))
     cuts = [splice.video for splice in splices if splice.video is not None]
@@ -119,8 +123,8 @@ def measure(container: InputContainer, video: av.VideoStream, sound: av.AudioStr
         if splice.sound is not None:
             sound_steps.append((splice.sound, step))
     sound_steps.sort()
-    sound_shifts = accumulate(step for _, step in sound_steps)
-    problems = []
+    sound_shifts = list(accumulate(step for _, step in sound_steps))
+    problems = _compare_ends(heard, sum(step for _, step in sound_steps), start, end) if heard is not None else []
     if splices:
         times = f"{len(splices)} times, first " if len(splices) > 1 else ""
         problems.append(f"its clock jumps {times}by {splices[0].seconds:+.1f} s; the parts are joined")
@@ -154,6 +158,33 @@ def _find_splices(video: _Track, sound: _Track | None, may_jump: bool) -> list[_
         elif seconds < 0 or (may_jump and sound is None and seconds > LONG_STILL):
             splices.append(_Splice(first, None, seconds))
     return splices + [_Splice(None, first, seconds) for first, seconds in sounds if seconds < 0]
+
+
+def _compare_ends(sound: _Track, shift: Fraction | int, start: Fraction, end: Fraction) -> list[str]:
+    """Describe sound that covers less or more time than the picture, which lasts from ``start`` to ``end``.
+
+    Args:
+        sound: The track.
+        shift: Seconds added to the time stamps of its last packets.
+        start: When the first frame is shown.
+        end: When the last frame ends.
+    """
+    stamps = np.array(sound.pts)
+    stamps = stamps[~np.isnan(stamps)] * float(sound.tick)
+    if not len(sound.pts):
+        return ["its sound track is empty, it is imported as silence"]
+    if not len(stamps):
+        return []
+    late = stamps[0] - float(start)
+    early = float(end - shift) - stamps[-1] - sound.last * float(sound.tick)
+    problems = []
+    if late > UNHEARD:
+        problems.append(f"its sound begins {late:.1f} s after the picture, it is silent until then")
+    if early > UNHEARD:
+        problems.append(f"its sound ends {early:.1f} s before the picture, it is silent from there on")
+    if early < -UNHEARD:
+        problems.append(f"its sound is {-early:.1f} s longer than the picture, the rest is left out")
+    return problems
 
 
 def _typical_rate(parts: list[np.ndarray], video: av.VideoStream) -> Fraction:

@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 import fsspec
 import numpy as np
 
+from owl.data.modalities.audio import Audio, AudioLevels
 from owl.data.overview import DatasetReader
 from owl.data.scan import scan_shards
 from owl.data.shards import BLOCK, INDEX_NAME, DatasetInfo, ShardIndex, list_shards, shard_name
@@ -86,8 +87,12 @@ def repair_index(url: str) -> bool:
     return True
 
 
-def verify_members(reader: DatasetReader) -> Iterator[list[str]]:
+def verify_members(reader: DatasetReader, levels: AudioLevels | None = None) -> Iterator[list[str]]:
     """Decode every member, one episode after another; of modalities that OWL does not know, check the bytes alone.
+
+    Args:
+        reader: The dataset.
+        levels: Accumulates the levels of its sound.
 
     Yields:
         For each episode of the index what is wrong with it, one sentence per member; an empty list where all is well.
@@ -106,7 +111,9 @@ def verify_members(reader: DatasetReader) -> Iterator[list[str]]:
                     if zlib.crc32(content) != index.checksums[row, column]:
                         raise ValueError("its checksum is wrong")
                     if modality in reader.decoders:
-                        reader.decoders[modality].decode(content)
+                        array = reader.decoders[modality].decode(content)
+                        if levels is not None and isinstance(reader.decoders[modality], Audio):
+                            levels.add(array)
                 except ValueError as error:
                     shard = shard_name(int(index.episode_shard[episode]))
                     member = f"{name}/{frame:06d}.{index.extensions[column]}"

@@ -197,7 +197,8 @@ def to_picture(frame: av.VideoFrame, size: tuple[int, int], pixel_aspect: Fracti
 class AudioTrack:
     """The sound of a video, in order, resampled to 44.1 kHz stereo; silent where there is none.
 
-    Sample 0 is simultaneous with the first frame.
+    Sample 0 is simultaneous with the first frame. The level is kept: a mono track is heard at full level on both
+    channels, and more than two channels are mixed down as in ITU-R BS.775, at the level of the front channels.
     """
 
     def __init__(self, facts: VideoFacts) -> None:
@@ -269,7 +270,9 @@ def _read_audio(facts: VideoFacts) -> Iterator[np.ndarray]:
         for frame in decode(container, track, facts.sound_shifts) if track is not None else ():
             if layout != (frame.format.name, frame.layout.name, frame.sample_rate):  # it may change in mid-stream
                 layout = (frame.format.name, frame.layout.name, frame.sample_rate)
-                stereo = av.AudioResampler(format="flt", layout="stereo", rate=frame.sample_rate)
+                # FFmpeg would make a mono track quieter by 3 dB
+                mixed = "mono" if frame.layout.nb_channels == 1 else "stereo"
+                mixer = av.AudioResampler(format="flt", layout=mixed, rate=frame.sample_rate)
             if rate != frame.sample_rate:
                 yield from _resampled(resampler, None)
                 position = round(position * frame.sample_rate / rate) if rate else 0
@@ -278,8 +281,9 @@ def _read_audio(facts: VideoFacts) -> Iterator[np.ndarray]:
             time = frame_time(frame)
             frame.pts = None  # placed here
             start = position if time is None else round((time - facts.start) * rate)
-            for part in stereo.resample(frame):
-                sound = part.to_ndarray().reshape(-1, CHANNELS)
+            for part in mixer.resample(frame):
+                samples = part.to_ndarray().reshape(-1, part.layout.nb_channels)
+                sound: np.ndarray = np.broadcast_to(samples, (part.samples, CHANNELS))
                 if abs(start - position) > AUDIO_JITTER * rate or position == 0:
                     for gap in _silence(start - position, rate):
                         yield from _resampled(resampler, gap)

@@ -77,11 +77,12 @@ def test_depth_is_encoded_by_several_processes_of_the_real_command(lab: Path) ->
 
 @pytest.mark.parametrize(("hop", "shape", "rate"), [(420, [3, 3], None), (500, [3], 88.2)])
 def test_sound_is_encoded_an_episode_at_a_time_at_any_rate(
-    lab: Path, tmp_path: Path, hop: int, shape: list[int], rate: float | None
+    lab: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], hop: int, shape: list[int], rate: float | None
 ) -> None:
     network = export(lab, f"sound-{hop}", SoundEncoder(hop))
     command = ["data", "encode", f"sound-{hop}", "footage", str(tmp_path / "heard"), "--batch_size", "2"]
     assert owl_here(*command, "--keep", "rgb,controls", cwd=lab) == 0
+    assert ("2 or 3 tokens" in (told := capsys.readouterr().err)) == ("at 29.4 or 44.1 frames" in told) == bool(rate)
     latent = DatasetInfo.load(tmp_path / "heard").modalities["audio_latent"]
     assert (latent["shape"], latent.get("rate")) == (shape, rate)
     found = windows(tmp_path, "heard", "audio_latent", "rgb")

@@ -67,6 +67,16 @@ def test_sound_is_placed_to_the_millisecond_and_keeps_left_from_right(tmp_path: 
     assert np.abs(sound).max(0) == pytest.approx([2**14, 2**13], rel=0.05)
 
 
+@pytest.mark.parametrize("sound", [8_000, 44_100, 48_000])
+@pytest.mark.parametrize(("layout", "left", "right"), [("mono", 1, 1), ("stereo", 1, 0.5), ("5.1", 1.707, 1.207)])
+def test_the_level_is_kept(tmp_path: Path, sound: int, layout: str, left: float, right: float) -> None:
+    """Of five channels, the front ones, and the centre and those behind 3 dB quieter (ITU-R BS.775)."""
+    path = tmp_path / "a.mkv"
+    facts = probe(make_video(path, 30, sound=sound, layout=layout, sound_codec="pcm_s16le", flashes=[10], gain=0.5))
+    heard = AudioTrack(facts).read(SAMPLE_RATE).astype(int)[SAMPLE_RATE // 3 + 441 : SAMPLE_RATE // 3 + 882]
+    assert np.abs(heard).max(0) / 2**13 == pytest.approx([left, right], rel=0.02)
+
+
 def test_a_late_track_begins_with_silence_and_a_short_one_ends_with_it(tmp_path: Path) -> None:
     path = tmp_path / "a.mkv"
     with av.open(str(path), "w") as container:

@@ -1,6 +1,7 @@
 """Small real videos with a flash and a beep at a known time, and OWL Control recordings around them."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -47,6 +48,9 @@ def make_video(
     b_frames: int = 0,
     begin: int = 0,
     sound_begin: int | None = None,
+    sound_seconds: float | None = None,
+    gain: float = 1.0,
+    clicks: bool = False,
     codec: str = "libx264",
     sound_codec: str = "aac",
     draw: Callable[[int, tuple[int, int], bool], np.ndarray] = picture,
@@ -69,6 +73,9 @@ def make_video(
         b_frames: Consecutive frames that may be coded from both sides.
         begin: Seconds added to all times, of pictures and sound.
         sound_begin: Seconds added to the times of the sound instead.
+        sound_seconds: Length of the sound, instead of that of the pictures.
+        gain: Factor of the tone, which clips beyond 2.
+        clicks: Whether flashes sound as a click of one sample, see `click`, instead of a tone.
         codec: Of the pictures.
         sound_codec: Of the sound.
         draw: Draws frame (number, size, flash).
@@ -95,7 +102,13 @@ def make_video(
             audio = container.add_stream(sound_codec, rate=sound, layout=layout)
             seconds = times[-1] + Fraction(1, rate) if times else frames / Fraction(rate)
             beeps, heard = [float(f / Fraction(rate)) for f in flashes], begin if sound_begin is None else sound_begin
-            _encode_sound(container, audio, float(seconds), sound, beeps, rate, heard)
+            seconds = Fraction(seconds) if sound_seconds is None else sound_seconds
+            tone = _tone(float(seconds), sound, beeps, rate)
+            tone *= gain
+            if clicks:
+                tone[:] = 0
+                tone[[click(frame, rate, sound) for frame in flashes]] = 0.9
+            _encode_sound(container, audio, tone, sound, heard)
         for number in range(frames):
             frame = av.VideoFrame.from_ndarray(draw(number, size, number in flashes), format="rgb24")
             frame.time_base = video.codec_context.time_base
@@ -105,23 +118,26 @@ def make_video(
     return path
 
 
-def _encode_sound(
-    container: av.container.OutputContainer,
-    stream: av.AudioStream,
-    seconds: float,
-    rate: int,
-    beeps: Sequence[float],
-    fps: Fraction | int,
-    begin: int,
-) -> None:
+def click(frame: int, rate: Fraction | int, sound: int) -> int:
+    """Number of the first sample at ``sound`` samples a second after the beginning of a frame."""
+    return math.floor(frame / Fraction(rate) * sound) + 1
+
+
+def _tone(seconds: float, rate: int, beeps: Sequence[float], fps: Fraction | int) -> np.ndarray:
+    """A sine of 1 kHz during the frames that begin at ``beeps``, else silence."""
     time = np.arange(round(seconds * rate)) / rate
     heard = np.zeros(len(time), bool)
     for beep in beeps:
         heard |= (time >= beep) & (time < beep + 1 / fps)
-    tone = np.where(heard, 0.5 * np.sin(2 * np.pi * 1000 * time), 0)
+    return np.where(heard, 0.5 * np.sin(2 * np.pi * 1000 * time), 0)
+
+
+def _encode_sound(
+    container: av.container.OutputContainer, stream: av.AudioStream, tone: np.ndarray, rate: int, begin: int
+) -> None:
     channels = stream.layout.nb_channels
     samples = np.stack([tone] + [tone / 2] * (channels - 1)).astype(np.float32)
-    for first in range(0, len(time), 1024):
+    for first in range(0, len(tone), 1024):
         frame = av.AudioFrame.from_ndarray(
             np.ascontiguousarray(samples[:, first : first + 1024]), format="fltp", layout=stream.layout.name
         )

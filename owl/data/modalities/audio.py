@@ -1,6 +1,8 @@
 """Sound."""
 
+import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,8 @@ import torch
 from owl.data import codecs
 from owl.data.modalities.base import Clock, Modality, Sampling, Shapes, View, with_shape
 from owl.errors import OwlError
+
+FULL_SCALE = 2**15
 
 
 class Audio(Modality):
@@ -52,14 +56,62 @@ class Audio(Modality):
         # mirroring swaps the left and the right channel
         swapped = view.mirrored and audio.shape[1] == 2
         channels = audio[: self._samples, ::-1] if swapped else audio[: self._samples]
-        np.divide(channels.T, np.float32(2**15), out=into[self.name])
+        np.divide(channels.T, np.float32(FULL_SCALE), out=into[self.name])
 
     def levels(self, frames: Iterable[np.ndarray | None]) -> list[float]:
         """Return the peak of each frame; silence is 0."""
         return [
-            0.0 if frame is None or not frame.size else float(np.abs(frame.astype(np.float32)).max()) / 2**15
+            0.0 if frame is None or not frame.size else float(np.abs(frame.astype(np.float32)).max()) / FULL_SCALE
             for frame in frames
         ]
+
+
+@dataclass
+class AudioLevels:
+    """Level, clipping and silence of stored sound, accumulated over frames.
+
+    Attributes:
+        frames: Number of frames.
+        silent: Frames whose samples are all zero.
+        samples: Number of samples of all channels.
+        clipped: Samples at full scale, the largest or smallest value of int16: the sound was probably cut off there.
+        clipped_frames: Frames with at least one of these.
+        peak: Largest magnitude, 0 to 1.
+        energy: Sum of the squares, with 1 as full scale.
+    """
+
+    frames: int = 0
+    silent: int = 0
+    samples: int = 0
+    clipped: int = 0
+    clipped_frames: int = 0
+    peak: float = 0.0
+    energy: float = 0.0
+
+    def add(self, frame: np.ndarray) -> None:
+        """Add the sound of a frame, int16[n, channels]."""
+        magnitude = np.abs(frame.astype(np.float32)) / FULL_SCALE
+        clipped = int((magnitude >= 1 - 1 / FULL_SCALE).sum())
+        peak = float(magnitude.max(initial=0.0))
+        self.frames += 1
+        self.silent += peak == 0
+        self.samples += magnitude.size
+        self.clipped += clipped
+        self.clipped_frames += clipped > 0
+        self.peak = max(self.peak, peak)
+        self.energy += float(np.square(magnitude, dtype=np.float64).sum())
+
+    def __str__(self) -> str:
+        if self.silent == self.frames:
+            return f"all of {self.frames:,} frames are silent"
+        level = 10 * math.log10(self.energy / self.samples)
+        clipped = (
+            f"{self.clipped:,} samples clipped in {self.clipped_frames:,} frames" if self.clipped else "no clipping"
+        )
+        return (
+            f"peak {20 * math.log10(self.peak):.1f} dBFS, RMS {level:.1f} dBFS, {clipped}, "
+            f"{self.silent:,} of {self.frames:,} frames silent"
+        )
 
 
 def refuse_packing(name: str, sampling: Sampling) -> None:

@@ -131,6 +131,11 @@ class Clock:
         """Return the largest number of samples or tokens in any span of ``frames`` frames."""
         return math.ceil(frames * self.rate / self.fps - 1e-6)
 
+    def whole_fps(self) -> list[float]:
+        """Return the nearest frame rates at which every frame has the same number of samples or tokens, ascending."""
+        each = self.rate / self.fps
+        return sorted({self.rate / max(1, count) for count in (math.ceil(each - 1e-6), math.floor(each + 1e-6))})
+
 
 @dataclass(frozen=True)
 class Preview:

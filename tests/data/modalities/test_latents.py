@@ -97,3 +97,21 @@ def test_a_clock_counts_what_every_stretch_holds() -> None:
         counts = bounds[frames:] - bounds[:-frames]
         assert clock.least(frames) <= counts.min() <= counts.max() <= clock.most(frames)
     assert Clock(44_100, 35.0).least(1) == Clock(44_100, 35.0).most(1) == 1260
+
+
+@pytest.mark.parametrize(
+    ("rate", "fps", "expected"),
+    [
+        (60, 24, [20, 30]),  # 24 frames a second, and 60 tokens: 2.5 each
+        (60, 30_000 / 1001, [20, 30]),
+        (60, 60_000 / 1001, [30, 60]),
+        (60, 30, [30]),
+        (44_100, 24, [44_100 / 1838, 44_100 / 1837]),
+        (10, 24, [10]),  # fewer tokens than frames
+    ],
+)
+def test_a_clock_names_the_nearest_frame_rates_with_whole_frames(rate: float, fps: float, expected: list) -> None:
+    found = Clock(rate, fps).whole_fps()
+    assert found == pytest.approx(expected)
+    for near in found:
+        assert Clock(rate, near).least(1) == Clock(rate, near).most(1) >= 1
