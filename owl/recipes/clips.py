@@ -1,11 +1,16 @@
 """Clips of latents and controls, shared by recipes of world models."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from owl.errors import OwlError
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.recipes.randomness import each
+
+Forcing = Literal["teacher", "diffusion", "full"]
+"""How the recipe `owl.recipes.world_model.WorldModel` presents clips."""
 
 
 def clip_inputs(network: WorldTransformer, batch: dict[str, Tensor]) -> tuple[Streams, Controls, Tensor | None]:
@@ -30,6 +35,29 @@ def clip_inputs(network: WorldTransformer, batch: dict[str, Tensor]) -> tuple[St
     latents = network.standardize({name: batch[key] for name, key in network.latent_modalities.items()})
     given = {name: latents.pop(name) for name in network.given}
     return latents, Controls(batch["buttons"], batch["axes"], given=given), batch.get("document")
+
+
+def unpacked_inputs(network: WorldTransformer, batch: dict[str, Tensor], length: int) -> tuple[Streams, Controls]:
+    """Return standardised latents and controls of clips that each come from one episode.
+
+    Args:
+        network: See `clip_inputs`.
+        batch: See `clip_inputs`.
+        length: Number of frames that a clip needs.
+
+    Raises:
+        OwlError: The clips are packed or too short, or the batch lacks a modality.
+    """
+    latents, controls, document = clip_inputs(network, batch)
+    found = controls.buttons.shape[1]
+    if document is not None or found < length:
+        told = f"{found} frames long" if document is None else "packed from several episodes"
+        raise OwlError(
+            "recipe.dataset",
+            f"clips are {told}, expected {length} frames of one episode; set data.init_args.length to at least "
+            f"{length} and data.init_args.pack to false",
+        )
+    return latents, controls
 
 
 def draw(generators: list[torch.Generator], like: Streams) -> Streams:

@@ -28,12 +28,12 @@ def windows(batch: dict[str, Tensor]) -> list[int]:
     return numbers
 
 
-def step_generator(step: int, window: int, device: torch.device) -> torch.Generator:
-    """Return a generator for a step and a window of the dataset.
+def step_generator(step: int, window: int, device: torch.device, *parts: int) -> torch.Generator:
+    """Return a generator for a step and a window of the dataset, or for a part of it, such as a frame.
 
     It is on the device, so that sampling does not use the CPU; the numbers are equal on all devices of one kind.
     """
-    return torch.Generator(device).manual_seed(derived_seed(step, window, run_seed()))
+    return torch.Generator(device).manual_seed(derived_seed(step, window, run_seed(), *parts))
 
 
 def each(function: Callable[..., Tensor], generators: list[torch.Generator], *shape: int) -> Tensor:

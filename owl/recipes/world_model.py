@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -20,12 +20,10 @@ from owl.nn.attention import NEVER, Frames, clip_frames
 from owl.nn.frozen import trained
 from owl.optim.configuration import with_schedule
 from owl.recipes.arguments import fractions
-from owl.recipes.clips import clip_inputs, draw
+from owl.recipes.clips import Forcing, clip_inputs, draw
 from owl.recipes.compilation import compile_for_training
 from owl.recipes.logging import log_losses
 from owl.recipes.randomness import each, step_generator, windows
-
-Forcing = Literal["teacher", "diffusion", "full"]
 
 NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Noise levels at which validation measures the loss."""

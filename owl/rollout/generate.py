@@ -7,6 +7,8 @@ They are shared by play, evaluation and training on generated frames (self forci
         x = generate_frame(network, cache, controls, schedule, noise)
         commit_frame(network, cache, Context(x, controls), schedule.context_noise)
 
+`generate_frames` is this loop.
+
 The pass that writes a clean frame to the cache can be combined with the first denoising step of the next frame: pass
 the previous frame as ``pending``. The result is the same, and the weights are read once.
 """
@@ -194,6 +196,53 @@ def commit_frame(
     """
     _pass(network, cache, [_Part(frame.latents, context_noise, frame.controls, 0, cache.length)], apply)
     cache.length += 1
+
+
+@dataclass
+class Rollout:
+    """State of a rollout between two frames; a deep copy of it can be continued separately.
+
+    Attributes:
+        cache: Cache of the previous frames.
+        pending: The last frame, if it is not yet committed.
+    """
+
+    cache: Cache
+    pending: Context | None = None
+
+
+def generate_frames(
+    network: WorldTransformer,
+    rollout: Rollout,
+    controls: Controls,
+    schedule: Schedule,
+    noise: Callable[[int], Sequence[Streams]],
+    grad_steps: Collection[int] = (),
+) -> Iterator[Streams]:
+    """Generate consecutive frames; each becomes context of the next ones, without gradient.
+
+    Args:
+        network: The world model.
+        rollout: State after the previous frames; updated with every frame.
+        controls: Controls of all frames to generate, [B, F, ...].
+        schedule: Denoising schedule.
+        noise: Called with the number of a frame since the start of the rollout; returns its normal noise, as
+            `generate_frame` takes it and, if the schedule has context noise, one more sample for its context.
+        grad_steps: See `generate_frame`.
+
+    Yields:
+        The frames, standardised, float32, "video" float[B, 1, c, h, w], ...
+    """
+    for frame in range(controls.buttons.shape[1]):
+        shown = controls.at(slice(frame, frame + 1))
+        drawn = noise(rollout.cache.length + (rollout.pending is not None))
+        x = generate_frame(
+            network, rollout.cache, shown, schedule, drawn, pending=rollout.pending, grad_steps=grad_steps
+        )
+        clean = {name: latent.detach() for name, latent in x.items()}
+        level = schedule.context_noise
+        rollout.pending = as_context(clean, shown, drawn[-1], level) if level else Context(clean, shown)
+        yield x
 
 
 def as_context(latents: Streams, controls: Controls, noise: Streams, context_noise: float) -> Context:

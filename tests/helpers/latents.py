@@ -140,3 +140,26 @@ def dot_experiment(dataset: Path, **trainer: Any) -> dict[str, Any]:
     del experiment["data"]["init_args"]["size"]
     experiment["data"]["init_args"] |= {"modalities": ["latent", "controls"], "length": 5}
     return experiment
+
+
+def tiny_self_forcing(dataset: Path, world_model: str | Path, **trainer: Any) -> dict[str, Any]:
+    """Return the configuration of a SelfForcing that trains in seconds, from an export of :data:`TINY`."""
+    experiment = dot_experiment(dataset, **trainer)
+    arguments = {"student": str(world_model), "teacher": str(world_model), "forcing": "teacher", "window": 4}
+    arguments |= {"steps": 2, "frames": 4, "gradient_frames": 2, "context": 2, "guidance": 2.0, "critic_steps": 2}
+    arguments |= {
+        name: {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3, "betas": [0.0, 0.99]}}
+        for name in ("optimizer", "critic_optimizer")
+    }
+    experiment["model"] = {"class_path": "owl.recipes.self_forcing.SelfForcing", "init_args": arguments}
+    experiment["data"]["init_args"]["length"] = 6
+    return experiment
+
+
+def tiny_consistency(dataset: Path, world_model: str | Path, **trainer: Any) -> dict[str, Any]:
+    """Return the configuration of a CausalConsistency that trains in seconds, from an export of :data:`TINY`."""
+    experiment = dot_experiment(dataset, **trainer)
+    recipe = "owl.recipes.causal_consistency.CausalConsistency"
+    arguments = {"teacher": str(world_model), "intervals": 8, "guidance": 2.0, "warmup_steps": 2}
+    experiment["model"] = {"class_path": recipe, "init_args": arguments}
+    return experiment

@@ -1,6 +1,7 @@
 """Generating a frame: its gradients are those of a whole sequence without a cache, and never reach the past."""
 
 from collections.abc import Collection
+from copy import deepcopy
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -14,7 +15,17 @@ from owl.models.world_model import Cache, Controls, Streams, WorldTransformer
 from owl.nn.attention import Attend, Frames
 from owl.nn.transformer import Block
 from owl.rollout.engine import Engine
-from owl.rollout.generate import SAMPLERS, Context, Schedule, as_context, commit_frame, denoise, generate_frame
+from owl.rollout.generate import (
+    SAMPLERS,
+    Context,
+    Rollout,
+    Schedule,
+    as_context,
+    commit_frame,
+    denoise,
+    generate_frame,
+    generate_frames,
+)
 from tests.helpers.latents import draw, lively, streams
 
 LEVELS = (1.0, 0.6, 0.3)
@@ -176,6 +187,31 @@ def test_no_gradient_reaches_the_past(grad_steps: tuple[int, ...], joined: bool)
     reached = torch.autograd.grad(frames[3].square().sum(), leaves, allow_unused=True)
     assert reached[:3] == (None, None, None)
     assert reached[3] is not None
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_frames_in_sequence_are_those_made_and_committed_one_by_one(name: str) -> None:
+    """And a copy of the state goes on as the state itself."""
+    schedule, network = SCHEDULES[name], lively(sink=1)
+    controls = draw(network, 6)[2]
+
+    def drawn(frame: int) -> list[Streams]:
+        samples = noise(network, schedule, seed=frame)
+        return [*samples, samples[0]] if schedule.context_noise else samples
+
+    cache, expected = network.new_cache(1, schedule.copies), []
+    for t in range(6):
+        expected.append(generate_frame(network, cache, at(controls, t), schedule, drawn(t), grad_steps=[1]))
+        frame = as_context(expected[-1], at(controls, t), drawn(t)[-1], schedule.context_noise)
+        commit_frame(network, cache, frame, schedule.context_noise)
+    state = Rollout(network.new_cache(1, schedule.copies))
+    found = list(generate_frames(network, state, controls.at(slice(3)), schedule, drawn))
+    copy = deepcopy(state)
+    for going in (state, copy):
+        rest = list(generate_frames(network, going, controls.at(slice(3, 6)), schedule, drawn, [1]))
+        torch.testing.assert_close(found + rest, expected, atol=1e-5, rtol=1e-4)
+        assert all(x["video"].requires_grad for x in rest)
+    assert not found[0]["video"].requires_grad
 
 
 def test_recomputing_activations_sees_the_cache_as_it_was() -> None:

@@ -1,0 +1,202 @@
+"""Few-step initialisation: consistency distillation of a causal world model, on the fly."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torchmetrics import MeanMetric
+
+from owl.distributed.sharding import shard
+from owl.errors import at_least
+from owl.flow_matching import consistency_target, to_interval
+from owl.latents import check_encoder, check_latents, described
+from owl.models.world_model import Streams, WorldTransformer
+from owl.nn.frozen import freeze, trained
+from owl.optim.configuration import with_schedule
+from owl.recipes.clips import unpacked_inputs
+from owl.recipes.compilation import compile_for_training
+from owl.recipes.logging import log_losses
+from owl.recipes.presentation import Presentation, present
+from owl.recipes.randomness import step_generator, windows
+from owl.recipes.teachers import check_causal, check_same, check_stride, load_source
+
+MEASURED = 2**41
+"""Takes the place of a step in the seeds of validation."""
+
+
+class CausalConsistency(LightningModule):
+    """Distil a causal world model into a student that generates a frame in one or a few steps.
+
+    The student's prediction of a frame's x0 is moved towards its own prediction a little further along the teacher's
+    flow (consistency distillation, Song et al. 2023, algorithm 2), with the true past as context. Nothing is stored:
+    the trajectories of the teacher are followed one step at a time, from noisy frames of the dataset. A causal teacher
+    makes a student without jumps between frames (Causal Forcing, arXiv 2602.02214).
+
+    The student generates with the sampler "consistency". `owl.recipes.self_forcing.SelfForcing` starts from it.
+
+    loss = mean (x0_student(x_t, t) - sg(x0_student(x_t', t')))^2, averaged over the elements of each stream, with
+    t' = t - 1 / intervals and x_t' from one Euler step of the teacher.
+
+    Args:
+        teacher: Checkpoint or export of the causal world model.
+        student: Checkpoint or export from which the student starts. None: the teacher's.
+        intervals: Noise levels are 1 / intervals, 2 / intervals, ..., 1, drawn for each frame.
+        guidance: Weight w of the teacher's guidance on controls, null + w (conditional - null); 1: none. The student
+            learns the guided flow.
+        context_noise: Noise level of the context.
+        checkpoint: Whether activations are recomputed in the backward pass.
+        optimizer: Called with the student's parameters.
+        warmup_steps: Steps of linear warm-up; a cosine follows until training ends.
+        final_lr: Learning rate at the end, as a fraction of its peak.
+        compile: Whether to compile the blocks of both networks with ``torch.compile``.
+
+    Raises:
+        OwlError: An argument is out of range, a file is none of a world model, the teacher is not causal, or the world
+            models differ.
+    """
+
+    def __init__(
+        self,
+        teacher: str,
+        student: str | None = None,
+        intervals: int = 32,
+        guidance: float = 1.0,
+        context_noise: float = 0.0,
+        checkpoint: bool = False,
+        optimizer: Callable[[Iterable], Optimizer] = lambda p: AdamW(p, lr=1e-4, weight_decay=0.0),
+        warmup_steps: int = 100,
+        final_lr: float = 0.0,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        at_least(1, intervals=intervals)
+        self.save_hyperparameters(logger=False)
+        source, start = load_source(teacher), load_source(student or teacher, checkpoint)
+        check_causal(source, "teacher")
+        check_causal(start, "student")
+        check_same(start, source, "teacher")
+        self.sources = {"teacher": source, "student": start}
+        self.network, self.teacher = start.network, freeze(source.network)
+        self.intervals, self.guidance, self.context_noise = intervals, guidance, context_noise
+        self.weights = {name: stream.weight for name, stream in self.network.generated.items()}
+        self.optimizer = optimizer
+        self.warmup_steps, self.final_lr = warmup_steps, final_lr
+        self.compile_networks = compile
+        self.means = nn.ModuleDict({name: MeanMetric(nan_strategy="disable") for name in self.weights})
+
+    def configure_model(self) -> None:
+        """Compile the blocks, and spread the weights under FSDP2."""
+        if self.compile_networks:
+            compile_for_training(self, *self.network.blocks, *self.teacher.blocks)
+        if self.device_mesh is not None:
+            for network in (self.network, self.teacher):
+                shard(network, self.device_mesh["data_parallel"])
+
+    def setup(self, stage: str) -> None:
+        """Check that the dataset has the latents, controls and stride of the world models."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        self._described = described(data)
+        check_latents(self.network, *self._described)
+        check_encoder(self.network, *self._described)
+        for role, source in self.sources.items():
+            check_stride(source, getattr(data, "train_dataset", None), role)
+
+    def on_fit_start(self) -> None:
+        """Check that a resumed checkpoint was trained on the same latents."""
+        check_encoder(self.network, *self._described)
+
+    def on_validation_start(self) -> None:
+        """See `on_fit_start`."""
+        check_encoder(self.network, *self._described)
+
+    def on_test_start(self) -> None:
+        """See `on_fit_start`."""
+        check_encoder(self.network, *self._described)
+
+    def transfer_batch_to_device(self, batch: dict[str, Tensor], device: torch.device, dataloader_idx: int) -> Any:
+        """Keep the window indices, which seed the noise, on the CPU, where reading them does not synchronize."""
+        moved: dict[str, Tensor] = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return moved | {name: batch[name] for name in ("window",) if name in batch}
+
+    def losses(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        """Compute the mean squared error of x0 for each stream: scalars."""
+        latents, controls = unpacked_inputs(self.network, batch, 1)
+        # noise depends on the window and the step: the distribution over processes does not change the training
+        generators = [step_generator(step, window, self.device) for window in windows(batch)]
+        length = controls.buttons.shape[1]
+
+        def levels(uniform: Tensor) -> Tensor:
+            return to_interval(1 - uniform, self.intervals)
+
+        shown = present(latents, controls, length, True, self.context_noise, levels, generators)
+        (velocity,) = shown.velocities(self.network)
+        target = self.target(shown)
+        return {name: (x - target[name]).square().mean() for name, x in shown.to_clean(velocity).items()}
+
+    def target(self, shown: Presentation) -> Streams:
+        """Compute the targets of x0, which are evaluated for all streams together."""
+        features = [x.flatten(2).shape[2] for x in shown.x.values()]
+
+        def packed(streams: Streams) -> Tensor:
+            return torch.cat([x.flatten(2) for x in streams.values()], 2)
+
+        def unpacked(x: Tensor) -> Streams:
+            parts = zip(shown.x.items(), x.split(features, 2), strict=True)
+            return {name: part.view_as(like) for (name, like), part in parts}
+
+        def velocity(network: WorldTransformer, guidance: float) -> Callable[[Tensor, Tensor], Tensor]:
+            def of(x: Tensor, level: Tensor) -> Tensor:
+                at = replace(shown, x=unpacked(x), noise_level=level)
+                return packed(at.guided(network, guidance)[1])
+
+            return of
+
+        following = (shown.noise_level - 1 / self.intervals).clamp(min=0)
+        teacher, student = velocity(self.teacher, self.guidance), velocity(self.network, 1.0)
+        return unpacked(consistency_target(teacher, student, packed(shown.x), shown.noise_level, following))
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """One step."""
+        losses = self.losses(batch, self.global_step)
+        loss = torch.stack([self.weights[name] * own for name, own in losses.items()]).sum()
+        log_losses(self, loss, losses)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Measure the loss, with the same noise every time."""
+        self.measure(batch)
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Measure the loss, with the same noise every time."""
+        self.measure(batch)
+
+    def measure(self, batch: dict[str, Tensor]) -> None:
+        """Measure the loss of every stream."""
+        for name, loss in self.losses(batch, MEASURED).items():
+            self.means[name].update(loss, len(batch["buttons"]))  # type: ignore[operator]
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the measurements."""
+        self.log_measured("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the measurements."""
+        self.log_measured("test")
+
+    def log_measured(self, split: str) -> None:
+        """Log the mean loss of every stream and the weighted sum; reset the means."""
+        means = {name: metric.compute() for name, metric in self.means.items()}  # type: ignore[operator]
+        for metric in self.means.values():
+            metric.reset()  # type: ignore[operator]
+        total = torch.stack([self.weights[name] * mean for name, mean in means.items()]).sum()
+        values = {f"{split}/{name}": mean for name, mean in means.items()} | {f"{split}/loss": total}
+        self.log_dict(values, sync_dist=True)  # already equal in all processes; avoids Lightning's warning
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return the optimizer, with warm-up and a cosine schedule over the trainer's steps."""
+        return with_schedule(self, self.optimizer(trained(self.network).values()), self.warmup_steps, self.final_lr)

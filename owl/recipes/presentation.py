@@ -1,0 +1,150 @@
+"""How teacher, critic and student are shown frames: noisy after a clean past, or all of a clip at one noise level."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from owl.flow_matching import add_noise, velocity_loss
+from owl.models.world_model import Controls, Streams, WorldTransformer
+from owl.nn.attention import Frames
+from owl.recipes.clips import draw
+from owl.recipes.randomness import each
+
+
+@dataclass(frozen=True)
+class Presentation:
+    """The W frames of clips, of which the last K are scored: predicted from their noisy latents.
+
+    A causal network gets the clean frames as context and noisy copies of the scored ones, each of which attends to the
+    context before it: teacher forcing, and what happens in a rollout. A bidirectional network gets all frames noisy.
+
+    Attributes:
+        controls: Controls of the W frames.
+        scored: K.
+        x: x_t of the last N frames, "video" float[B, N, c, h, w], ..., with N = K, or W for a bidirectional network.
+        noise_level: float[B, N], t.
+        clean: x0 of the N frames.
+        noise: eps of the N frames.
+        context: Standardised latents of the first W - 1 frames; None for a bidirectional network.
+        context_noise: Noise level of the context.
+    """
+
+    controls: Controls
+    scored: int
+    x: Streams
+    noise_level: Tensor
+    clean: Streams
+    noise: Streams
+    context: Streams | None = None
+    context_noise: float = 0.0
+
+    def velocities(self, network: WorldTransformer, null: bool = False) -> list[Streams]:
+        """Predict the velocity of the scored frames.
+
+        Args:
+            network: The world model.
+            null: Whether to predict it also with null controls, which a causal network gets for the scored frame only.
+
+        Returns:
+            "video" float32[B, K, c, h, w], ..., with the controls and, with ``null``, without them.
+        """
+        known, level = torch.ones_like(self.noise_level, dtype=torch.bool), self.noise_level
+        if self.context is None:  # known in any case, so that the null control gets a gradient, for which DDP waits
+            branches = [replace(self.controls, known=k) for k in (known, ~known)[: 1 + null]]
+            passes: list[Streams] = [network(self.x, level, controls, causal=False) for controls in branches]
+            return [{name: v[:, -self.scored :].float() for name, v in velocity.items()} for velocity in passes]
+        length, copies = self.controls.buttons.shape[1], 1 + null
+        own = self.controls.at(slice(length - self.scored, None))
+        given = [self.controls.at(slice(length - 1)), own, replace(own, known=~known)][: 1 + copies]
+        context_level = level.new_full((len(level), length - 1), self.context_noise)
+        velocity: Streams = network(
+            {name: torch.cat([self.context[name], *[x] * copies], 1) for name, x in self.x.items()},
+            torch.cat([context_level, *[level] * copies], 1),
+            Controls.joined(given),
+            _frames(length, self.scored, copies, level.device),
+        )
+        parts = {name: v[:, length - 1 :].float().chunk(copies, 1) for name, v in velocity.items()}
+        return [{name: part[copy] for name, part in parts.items()} for copy in range(copies)]
+
+    def guided(self, network: WorldTransformer, guidance: float) -> tuple[Streams, Streams]:
+        """Predict the velocity of the scored frames with their controls, and with guidance of this weight w.
+
+        Returns:
+            Two results as of `velocities`: the conditional prediction, and null + w (conditional - null).
+        """
+        if guidance == 1:
+            (conditional,) = self.velocities(network)
+            return conditional, conditional
+        conditional, null = self.velocities(network, null=True)
+        return conditional, {name: guided(x, null[name], guidance) for name, x in conditional.items()}
+
+    def to_clean(self, velocity: Streams) -> Streams:
+        """Compute x0 = x_t - t v of the scored frames, "video" float[B, K, c, h, w], ..."""
+        last, level = slice(-self.scored, None), self.noise_level[:, -self.scored :]
+        return {
+            name: self.x[name][:, last] - level.view(*v.shape[:2], *[1] * (v.ndim - 2)) * v
+            for name, v in velocity.items()
+        }
+
+    def errors(self, velocity: Streams) -> dict[str, Tensor]:
+        """Compute the mean squared error of the velocities of the scored frames, a scalar for each stream."""
+        last = slice(-self.scored, None)
+        return {
+            name: velocity_loss(v, self.clean[name][:, last], self.noise[name][:, last]).mean()
+            for name, v in velocity.items()
+        }
+
+
+def present(
+    clip: Streams,
+    controls: Controls,
+    scored: int,
+    causal: bool,
+    context_noise: float,
+    levels: Callable[[Tensor], Tensor],
+    generators: list[torch.Generator],
+) -> Presentation:
+    """Draw noise for the frames of clips.
+
+    Args:
+        clip: Standardised latents, "video" float[B, W, c, h, w], ...
+        controls: Controls of these frames.
+        scored: Number of last frames that are predicted.
+        causal: Whether they are shown to causal networks.
+        context_noise: Noise level of the context of causal networks.
+        levels: Maps uniform numbers in [0, 1), float[B, N], to noise levels: independent ones for each frame, or, for
+            bidirectional networks, the same one for all frames of a clip.
+        generators: One for each clip.
+    """
+    context: Streams | None = None
+    length = controls.buttons.shape[1]
+    if causal:
+        context = {name: x[:, :-1] for name, x in clip.items()}
+        if context_noise:
+            level, noise = torch.full_like(controls.buttons[:, :-1, 0], context_noise), draw(generators, context)
+            context = {name: add_noise(x, noise[name], level) for name, x in context.items()}
+    count = scored if causal else length
+    uniform = each(torch.rand, generators, count)
+    t = levels(uniform if causal else uniform[:, :1].expand(-1, count))
+    clean = {name: x[:, -count:] for name, x in clip.items()}
+    noise = draw(generators, clean)
+    x = {name: add_noise(latent, noise[name], t) for name, latent in clean.items()}
+    return Presentation(controls, scored, x, t, clean, noise, context, context_noise)
+
+
+def guided(conditional: Tensor, null: Tensor, guidance: float) -> Tensor:
+    """Compute null + w (conditional - null) (Ho and Salimans 2022)."""
+    return null + guidance * (conditional - null)
+
+
+@lru_cache(maxsize=32)
+def _frames(length: int, scored: int, copies: int, device: torch.device) -> Frames:
+    """Return the frames of a pass, cached, so that attention is built once and not at every step."""
+    with torch.inference_mode(False):  # frames created in validation are also used in training
+        time = torch.arange(length, device=device)
+        context, own = time[:-1], time[length - scored :]
+        copy = torch.arange(1, copies + 1, device=device).repeat_interleave(scored)
+        return Frames(torch.cat([context, *[own] * copies])[None], torch.cat([torch.zeros_like(context), copy]))

@@ -1,0 +1,153 @@
+"""World models that a recipe starts from, loaded from checkpoints and checked against each other."""
+
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import torch
+
+from owl import models
+from owl.errors import OwlError
+from owl.latents import encoder_of
+from owl.models.world_model import WorldTransformer
+from owl.recipes.clips import Forcing
+from owl.rollout.checks import as_world_model
+from owl.rollout.episodes import trained_stride
+
+
+@dataclass(frozen=True)
+class Source:
+    """A trained world model.
+
+    Attributes:
+        path: Its checkpoint or export.
+        network: The world model, on the CPU, in training mode.
+        forcing: How it was trained; None if the file does not tell, as exports.
+        stride: Stored frames from one of its frames to the next; None likewise.
+        length: Frames of the clips that it was trained on; None likewise.
+    """
+
+    path: str
+    network: WorldTransformer
+    forcing: Forcing | None
+    stride: int | None
+    length: int | None
+
+
+def load_source(path: str, checkpoint: bool = False) -> Source:
+    """Load a world model with averaged weights.
+
+    Args:
+        path: A .ckpt file written by fit, or a folder written by export.
+        checkpoint: Whether it recomputes activations in the backward pass.
+
+    Raises:
+        OwlError: The file is missing or damaged, or contains another kind of network.
+    """
+    content: dict[str, Any] | None = None
+    if path.endswith(models.CHECKPOINT_SUFFIX):
+        network, content = models.rebuild(path, "network")
+    else:
+        network = models.load(path)
+    network = as_world_model(network, path).train()
+    network.checkpoint = checkpoint
+    if content is None:
+        return Source(path, network, None, None, None)
+    config = content["owl"]["config"]
+    recipe, data = (((config.get(part) or {}).get("init_args") or {}) for part in ("model", "data"))
+    forcing = recipe.get("forcing")
+    return Source(
+        path,
+        network,
+        forcing if forcing in get_args(Forcing) else None,
+        trained_stride(content),
+        data.get("length"),
+    )
+
+
+def check_causal(source: Source, role: str) -> None:
+    """Check that a world model was not trained with bidirectional attention.
+
+    Raises:
+        OwlError: It was.
+    """
+    if source.forcing == "full":
+        raise OwlError(
+            "recipe.teacher",
+            f"the {role} {source.path} was trained with forcing full, in which frames attend to later ones, expected "
+            "teacher or diffusion; give a causal world model",
+        )
+
+
+def check_same(student: Source, other: Source, role: str) -> None:
+    """Check that another world model has the latents and controls of the student.
+
+    Raises:
+        OwlError: It differs in streams, encoders, latent statistics, controls or stride.
+    """
+    mine, theirs = student.network, other.network
+    differing: list[str] = []
+    for kind, found, expected in (
+        ("streams", _described(theirs), _described(mine)),
+        ("buttons", ", ".join(theirs.buttons), ", ".join(mine.buttons)),
+        ("axes", ", ".join(theirs.axes), ", ".join(mine.axes)),
+        ("stride", other.stride, student.stride),
+    ):
+        if found != expected and None not in (found, expected):
+            differing.append(f"{kind} ({found or 'none'}, the student: {expected or 'none'})")
+    if not differing:
+        for name in mine.streams:
+            found, expected = encoder_of(theirs, name), encoder_of(mine, name)
+            if found != expected:
+                differing.append(f"the encoder of {name} ({found}, the student: {expected})")
+            elif not all(
+                torch.equal(getattr(theirs, f"{name}_{part}"), getattr(mine, f"{name}_{part}"))
+                for part in ("mean", "std")
+            ):
+                differing.append(f"mean and std of {name}")
+    if differing:
+        raise OwlError(
+            "recipe.teacher",
+            f"the {role} {other.path} differs from the student {student.path} in {'; '.join(differing)}; give world "
+            "models that were trained on the same latents and controls",
+        )
+
+
+def forcing_of(teacher: Source, given: Forcing | None) -> Forcing:
+    """Return how a teacher was trained, from its checkpoint or from the recipe's argument ``forcing``.
+
+    Raises:
+        OwlError: Neither tells, or they disagree.
+    """
+    stored, path = teacher.forcing, teacher.path
+    if stored is None and given is None:
+        raise OwlError(
+            "recipe.teacher",
+            f"the teacher {path} does not tell how it was trained, expected model.init_args.forcing to do so; set it "
+            "to teacher, diffusion or full",
+        )
+    if stored is not None and given not in (None, stored):
+        raise OwlError(
+            "recipe.teacher",
+            f"forcing is {given}, the teacher {path} was trained with {stored}; leave out model.init_args.forcing",
+        )
+    return stored or given  # type: ignore[return-value]
+
+
+def check_stride(source: Source, dataset: Any, role: str) -> None:
+    """Check that a dataset has the stride with which a world model was trained, as far as both are known.
+
+    Raises:
+        OwlError: It has another one.
+    """
+    found = getattr(dataset, "stride", None)
+    if None not in (found, source.stride) and found != source.stride:
+        raise OwlError(
+            "network.stride",
+            f"the {role} {source.path} was trained with stride {source.stride}, the dataset has {found}; set "
+            f"data.init_args.stride to {source.stride}",
+        )
+
+
+def _described(network: WorldTransformer) -> str:
+    """Describe the streams: two networks with the same description have the same latents."""
+    return ", ".join(f"{name} {list(stream.shape)} {stream.role}" for name, stream in network.streams.items())
