@@ -32,7 +32,7 @@ UNKNOWN = bytes(8).hex()
 
 
 def described(data: Any) -> tuple[dict[str, dict[str, Any]], str]:
-    """Return the description of the modalities of a data module's dataset, and its path.
+    """Return the description of the modalities of a data module's dataset, as its windows contain them, and its path.
 
     Args:
         data: `owl.data.datamodule.ShardDataModule` or another data module whose ``train_dataset``,
@@ -46,13 +46,28 @@ def described(data: Any) -> tuple[dict[str, dict[str, Any]], str]:
         dataset = getattr(data, name, None)
         modalities = getattr(getattr(dataset, "info", None), "modalities", None)
         if modalities is not None:
-            return modalities, str(getattr(dataset, "path", type(data).__qualname__))
+            stride = getattr(dataset, "stride", 1)
+            return in_windows(modalities, stride), str(getattr(dataset, "path", type(data).__qualname__))
     found = "loaders without a data module" if data is None else f"the data module {type(data).__qualname__}"
     raise OwlError(
         "recipe.data-module",
         f"a recipe that trains on latents got {found}, without a description of mean, std and encoder; use "
         "owl.data.datamodule.ShardDataModule, or give yours a train_dataset with info.modalities as in dataset.json",
     )
+
+
+def in_windows(modalities: dict[str, dict[str, Any]], stride: int) -> dict[str, dict[str, Any]]:
+    """Return descriptions with the shape of a frame in windows: sound has the tokens of all frames of a stride.
+
+    Args:
+        modalities: As in dataset.json.
+        stride: Stored frames from one frame of a window to the next.
+    """
+    described = dict(modalities)
+    if len((sound := modalities.get("audio_latent", {})).get("shape", ())) == 2:
+        tokens, channels = sound["shape"]
+        described["audio_latent"] = sound | {"shape": [stride * tokens, channels]}
+    return described
 
 
 class LoadedEncoder(FrameEncoder):
@@ -102,8 +117,9 @@ def check_latents(network: nn.Module, modalities: dict[str, dict[str, Any]], url
         if description is None:
             raise OwlError(
                 "dataset.modalities",
-                f"{url} has no {modality}, the network's {name} input needs it; make a dataset of latents with "
-                "`python -m owl data encode`, or encode in training with owl.callbacks.frozen_encoder.FrozenEncoder",
+                f"{url} has no {modality}, the network's {name} input needs it, it holds {', '.join(modalities)}; make "
+                "a dataset of latents with `python -m owl data encode`, or encode in training with "
+                "owl.callbacks.frozen_encoder.FrozenEncoder",
             )
         if "rate" in description:
             raise OwlError(

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from einops import rearrange
 from torch import Tensor
 
@@ -21,6 +22,11 @@ class Stream:
         role: "generated", or "given" for every frame, such as encoded depth.
         weight: Weight of its loss, if it is generated.
         modality: Its name in datasets; None: the stream's name with ``_latent``, such as ``audio_latent``.
+        dropout: Probability that training hides the stream's input in a frame to predict, if it is generated. Inner
+            guidance (VideoJAM, Chefer et al. 2025) needs it.
+        sinks: Learned tokens in every frame beside those of a stream with separate tokens. Their rotary position is the
+            identity, so that attention to them does not depend on the distance. They stabilise training where few
+            tokens of sound stand beside many of pictures (OmniForcing, arXiv:2603.11647).
 
     Raises:
         OwlError: The values are invalid.
@@ -31,6 +37,8 @@ class Stream:
     role: Literal["generated", "given"] = "generated"
     weight: float = 1.0
     modality: str | None = None
+    dropout: float = 0.0
+    sinks: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
@@ -49,6 +57,17 @@ class Stream:
             raise OwlError("network.arguments", f"patch is {self.patch}, expected {expected}; change patch")
         if self.role not in ("generated", "given"):
             raise OwlError("network.arguments", f'role is "{self.role}", expected generated or given; change role')
+        if not 0 <= self.dropout < 1 or (self.dropout > 0 and self.role == "given"):
+            raise OwlError(
+                "network.arguments",
+                f"dropout of a {self.role} stream is {self.dropout:g}, expected 0 or, of a generated one, a number "
+                "from 0 to below 1; change dropout",
+            )
+        if self.sinks < 0 or (self.sinks > 0 and self.on_grid):
+            raise OwlError(
+                "network.arguments",
+                f"sinks is {self.sinks}, expected 0 or, of a stream with separate tokens, more; change sinks",
+            )
 
     @property
     def on_grid(self) -> bool:
@@ -59,6 +78,11 @@ class Stream:
     def grid(self) -> tuple[int, int]:
         """Rows and columns of the tokens."""
         return (self.shape[1] // self.patch, self.shape[2] // self.patch) if self.on_grid else (1, self.shape[0])
+
+    @property
+    def own_tokens(self) -> int:
+        """Tokens of a frame that no other stream shares, with its sinks."""
+        return 0 if self.on_grid else self.shape[0] + self.sinks
 
     @property
     def channels(self) -> int:
@@ -85,6 +109,18 @@ class Stream:
     def by_channel(self, values: Tensor) -> Tensor:
         """Reshape float[channels] to broadcast to latents."""
         return values[:, None, None] if self.on_grid else values
+
+
+def hide(latent: Tensor, frames: Tensor | None = None) -> Tensor:
+    """Hide a stream's input: zeros, which no noisy latent is.
+
+    Args:
+        latent: float[B, F, ...], x_t.
+        frames: bool[B, F], the frames in which it is hidden; None: all.
+    """
+    if frames is None:
+        return torch.zeros_like(latent)
+    return latent.masked_fill(frames.reshape(*frames.shape, *[1] * (latent.ndim - frames.ndim)), 0)
 
 
 def declared(streams: Mapping[str, Stream | Mapping]) -> dict[str, Stream]:

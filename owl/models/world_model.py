@@ -186,6 +186,8 @@ class WorldTransformer(nn.Module):
             self.add_module(f"{name}_in", make(stream.features, width, bias=not extends))
             if stream.role == "generated":
                 self.add_module(f"{name}_out", Head(width, stream.features))
+            if stream.sinks:
+                self.register_parameter(f"{name}_sinks", nn.Parameter(torch.randn(stream.sinks, width) * 0.02))
         self.blocks = nn.ModuleList(Block(width, heads, round(width * mlp_ratio)) for _ in range(depth))
         for name, stream in self.streams.items():
             register_latent(self, name, stream.channels)
@@ -271,7 +273,7 @@ class WorldTransformer(nn.Module):
         )
         x = self.embed(latents | controls.given)
         rows, columns = self._positions(noise_level.device)
-        turns = rope(frames.time, rows, columns, self.width // self.heads)
+        turns = rope(frames.time, rows, columns, self.width // self.heads, self._placed(noise_level.device))
         if cache is None:
             by_window: dict[int, Attend] = {
                 window: attention_among(frames, window, self.sink, causal, self.tokens)
@@ -310,6 +312,8 @@ class WorldTransformer(nn.Module):
             else:
                 raise KeyError(name)
             (on_grid if stream.on_grid else own).append(layer(tokens))
+            if stream.sinks:
+                own.append(self.get_parameter(f"{name}_sinks").expand(*own[-1].shape[:2], -1, -1))
         parts = [reduce(add, on_grid), *own] if on_grid else own
         return torch.cat(parts, 2) if len(parts) > 1 else parts[0]
 
@@ -319,7 +323,7 @@ class WorldTransformer(nn.Module):
         parts = iter(own)
         velocities = {}
         for name, stream in self.streams.items():
-            tokens = grid if stream.on_grid else next(parts)
+            tokens = grid if stream.on_grid else next(parts)[:, :, : stream.shape[0]]
             if name in self.generated:
                 velocities[name] = stream.latent(self.get_submodule(f"{name}_out")(tokens, condition))
         return velocities
@@ -361,9 +365,18 @@ class WorldTransformer(nn.Module):
             rows.append(torch.full_like(columns[-1], self.grid[0] + number))
         return torch.cat(rows).float(), torch.cat(columns).float()
 
+    def _placed(self, device: torch.device) -> Tensor | None:
+        """Return whether each token has a position, bool[tokens]; None: all have one."""
+        own = [stream for stream in self.streams.values() if not stream.on_grid]
+        if not any(stream.sinks for stream in own):
+            return None
+        parts = [torch.ones(self.grid_tokens, dtype=torch.bool, device=device)]
+        parts += [torch.arange(stream.own_tokens, device=device) < stream.shape[0] for stream in own]
+        return torch.cat(parts)
+
     def _token_counts(self) -> list[int]:
         """Return the tokens per frame of the grid, then of each stream with separate tokens."""
-        return [self.grid_tokens, *(stream.shape[0] for stream in self.streams.values() if not stream.on_grid)]
+        return [self.grid_tokens, *(stream.own_tokens for stream in self.streams.values() if not stream.on_grid)]
 
 
 def _check(

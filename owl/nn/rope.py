@@ -30,7 +30,7 @@ def time_frequencies(channels: int, device: torch.device | None = None) -> Tenso
     return (fastest * (slowest / fastest) ** steps).round().long()
 
 
-def rope(time: Tensor, row: Tensor, column: Tensor, head_width: int) -> Tensor:
+def rope(time: Tensor, row: Tensor, column: Tensor, head_width: int, placed: Tensor | None = None) -> Tensor:
     """Compute the rotation of every token as cosine and sine (RoFormer, Su et al. 2021, in three axes).
 
     Args:
@@ -38,6 +38,7 @@ def rope(time: Tensor, row: Tensor, column: Tensor, head_width: int) -> Tensor:
         row: float[n], row of each token of a frame.
         column: float[n], column of each token of a frame.
         head_width: Channels of a head, a multiple of 16.
+        placed: bool[n], whether a token has a position; the rotation of others is the identity. None: all have one.
 
     Returns:
         float32[..., F * n, head_width / 2, 2]: cosine and sine.
@@ -56,6 +57,8 @@ def rope(time: Tensor, row: Tensor, column: Tensor, head_width: int) -> Tensor:
         [in_time[..., None, :].expand(*shape, -1), in_space.expand(*shape, -1)],
         -1,
     ).flatten(-3, -2)
+    if placed is not None:
+        angles = angles.masked_fill(~placed.repeat(frames)[:, None], 0)
     return torch.stack([angles.cos(), angles.sin()], -1)
 
 

@@ -15,6 +15,7 @@ from owl.distributed.reduction import mean_over_processes
 from owl.distributed.sharding import shard
 from owl.flow_matching import add_noise, logit_normal, velocity_loss
 from owl.latents import check_encoder, described, load_latent_stats
+from owl.models.streams import hide
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.attention import NEVER, Frames, clip_frames
 from owl.nn.frozen import trained
@@ -39,7 +40,8 @@ class WorldModel(LightningModule):
     - ``diffusion``: once, each frame at an independent noise level (Diffusion Forcing, Chen et al. 2024).
     - ``full``: once, all frames at one level with bidirectional attention: the bidirectional teacher of self forcing.
 
-    The loss is the mean squared error of the velocity, averaged over the elements of each stream.
+    The loss is the mean squared error of the velocity, averaged over the elements of each stream. A stream with
+    ``dropout`` is hidden at the input of some frames, for inner guidance (VideoJAM, Chefer et al. 2025).
 
     Args:
         network: The world model.
@@ -131,6 +133,7 @@ class WorldModel(LightningModule):
         context_noise_level: Tensor,
         noise: Streams,
         context_noise: Streams,
+        hidden: dict[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Compute the loss of every frame of every stream.
 
@@ -143,11 +146,14 @@ class WorldModel(LightningModule):
             context_noise_level: float[B, F], of the context; used only with teacher forcing.
             noise: eps of the frames to predict, shaped like ``latents``.
             context_noise: eps of the context; used only with teacher forcing.
+            hidden: bool[B, F], by stream: the frames to predict in which its input is hidden.
 
         Returns:
             float[B, F] for each stream.
         """
         noisy = {name: add_noise(x, noise[name], noise_level) for name, x in latents.items()}
+        for name, frames_without in (hidden or {}).items():
+            noisy[name] = hide(noisy[name], frames_without)
         copies, clip = 2 if self.forcing == "teacher" else 1, noise_level.shape[1]
         frames = clip_frames(clip, copies, noise_level.device) if document is None else packed_frames(document, copies)
         if self.forcing == "teacher":
@@ -176,7 +182,14 @@ class WorldModel(LightningModule):
         controls.known = each(torch.rand, generators, frames * copies) >= self.control_dropout
         noise = draw(generators, latents)
         context_noise = draw(generators, latents) if self.forcing == "teacher" else noise
-        losses = self.losses(latents, controls, document, noise_level, context_noise_level, noise, context_noise)
+        hidden = {
+            name: each(torch.rand, generators, frames) < stream.dropout
+            for name, stream in self.network.generated.items()
+            if stream.dropout > 0
+        }
+        losses = self.losses(
+            latents, controls, document, noise_level, context_noise_level, noise, context_noise, hidden
+        )
         means = {name: masked_mean(loss, document) for name, loss in losses.items()}
         total = torch.stack([self.weights[name] * loss for name, loss in means.items()]).sum()
         log_losses(self, total, means)

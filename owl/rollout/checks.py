@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from owl import latents
 from owl.errors import OwlError
 from owl.models.world_model import Controls, Streams, WorldTransformer
+from owl.rollout.generate import Schedule
 
 
 def as_world_model(network: nn.Module, path: str | Path) -> WorldTransformer:
@@ -36,6 +37,20 @@ def check_decoder(network: WorldTransformer, name: str, decoder: nn.Module) -> N
             f"there is a decoder for {name}, the world model has {', '.join(network.generated)}; leave it out",
         )
     latents.check_decoder(network, name, decoder)
+
+
+def check_guidance(network: WorldTransformer, schedule: Schedule) -> None:
+    """Check that a world model was trained for the guidance of a schedule.
+
+    Raises:
+        OwlError: There is inner guidance, but no stream was hidden in training.
+    """
+    if schedule.inner_guidance != 0 and not any(stream.dropout > 0 for stream in network.generated.values()):
+        raise OwlError(
+            "engine.guidance",
+            f"inner_guidance is {schedule.inner_guidance:g}, but no stream of {', '.join(network.generated)} has "
+            "dropout, so that none was ever hidden in training; set it to 0, or train with dropout of a stream",
+        )
 
 
 def check_context(network: WorldTransformer, context: Streams, controls: Controls) -> int:

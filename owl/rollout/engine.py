@@ -19,7 +19,7 @@ from owl.models.world_model import Cache, Controls, Streams, WorldTransformer
 from owl.nn.compilation import can_compile
 from owl.nn.placement import placement
 from owl.precision.inference import Quantization, quantize
-from owl.rollout.checks import as_world_model, check_context, check_decoder, check_step
+from owl.rollout.checks import as_world_model, check_context, check_decoder, check_guidance, check_step
 from owl.rollout.compiled import CompiledBlocks
 from owl.rollout.generate import Context, Sampler, Schedule, as_context, commit_frame, denoise
 
@@ -65,6 +65,8 @@ class Engine:
         context_noise: Noise level at which frames are committed; the training's context noise covers it.
         guidance: Weight w of classifier-free guidance, null + w (conditional - null); 1: no guidance. Both predictions
             are copies of the frame within one pass, over one cache.
+        inner_guidance: Weight of inner guidance by the streams with ``dropout``, such as motion; 0: none. See
+            `owl.rollout.generate.Schedule`.
         one_pass: Whether a frame is committed together with the next frame's first denoising step. False commits it
             immediately: more work per frame, but less latency from controls to their frame.
         dtype: Dtype of weights and cache, e.g. torch.bfloat16; None: that of the network. The given network is not
@@ -90,13 +92,15 @@ class Engine:
         sampler: Sampler = "adams_bashforth",
         context_noise: float = 0.0,
         guidance: float = 1.0,
+        inner_guidance: float = 0.0,
         one_pass: bool = True,
         dtype: torch.dtype | None = None,
         quantization: Quantization | None = None,
         compile: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.schedule = Schedule(tuple(map(float, noise_levels)), sampler, guidance, context_noise)
+        self.schedule = Schedule(tuple(map(float, noise_levels)), sampler, guidance, context_noise, inner_guidance)
+        check_guidance(network, self.schedule)
         for name, decoder in (decoders or {}).items():
             check_decoder(network, name, decoder)
         self.network = deepcopy(network).eval().requires_grad_(False).to(device=device, dtype=dtype)

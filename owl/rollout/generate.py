@@ -23,6 +23,7 @@ from torch import Tensor
 
 from owl.errors import OwlError
 from owl.flow_matching import Step, adams_bashforth, add_noise, consistency, euler
+from owl.models.streams import hide
 from owl.models.world_model import Cache, Controls, Streams, WorldTransformer
 from owl.nn.attention import Attend, Frames
 from owl.nn.transformer import Block
@@ -45,6 +46,9 @@ class Schedule:
         guidance: Weight w of classifier-free guidance (Ho and Salimans 2022), null + w (conditional - null); 1: no
             guidance. Both predictions are copies of the frame within one pass, over one cache.
         context_noise: Noise level at which frames are committed; the training's context noise covers it.
+        inner_guidance: Weight w of inner guidance (VideoJAM, Chefer et al. 2025), added as w (conditional - hidden),
+            where hidden is the prediction without the input of the streams with ``dropout``, a further copy; 0: none.
+            The paper's weights (w1, w2) = (5, 3) are ``guidance`` 6 and ``inner_guidance`` 3.
 
     Raises:
         OwlError: The settings are invalid.
@@ -54,6 +58,7 @@ class Schedule:
     sampler: Sampler = "adams_bashforth"
     guidance: float = 1.0
     context_noise: float = 0.0
+    inner_guidance: float = 0.0
 
     def __post_init__(self) -> None:
         levels = self.noise_levels
@@ -68,7 +73,7 @@ class Schedule:
     @property
     def copies(self) -> int:
         """Noisy copies of a frame in one pass, an argument of `WorldTransformer.new_cache`."""
-        return 1 if self.guidance == 1 else 2
+        return 1 + (self.guidance != 1) + (self.inner_guidance != 0)
 
     @property
     def draws(self) -> int:
@@ -162,6 +167,8 @@ def denoise(
         if schedule.guidance != 1:
             unknown = torch.zeros_like(controls.buttons[..., 0], dtype=torch.bool)
             parts.append(_Part(x, t, replace(controls, known=unknown), 2, time))
+        if schedule.inner_guidance != 0:
+            parts.append(_Part(without_hints(network, x), t, controls, schedule.copies, time))
         if step in grad_steps:
             constant = constant or cache.read_only()
             velocity = _guided(_pass(network, constant, parts, None), schedule)
@@ -275,9 +282,18 @@ def _pass(network: WorldTransformer, cache: Cache, parts: list[_Part], apply: Ap
     return velocity
 
 
+def without_hints(network: WorldTransformer, x: Streams) -> Streams:
+    """Hide the input of the streams with ``dropout``, for inner guidance."""
+    return {name: hide(latent) if network.generated[name].dropout > 0 else latent for name, latent in x.items()}
+
+
 def _guided(velocity: Streams, schedule: Schedule) -> Streams:
     """Return the velocity of the current frame from those of a pass, in float32."""
-    if schedule.guidance == 1:
-        return {name: v[:, -1:].float() for name, v in velocity.items()}
-    velocity = {name: v.float() for name, v in velocity.items()}
-    return {name: v[:, -1:] + schedule.guidance * (v[:, -2:-1] - v[:, -1:]) for name, v in velocity.items()}
+    guided = {}
+    for name, v in velocity.items():
+        conditional, *others = v[:, v.shape[1] - schedule.copies :].float().split(1, 1)
+        guided[name] = conditional
+        weights = [w for w in (schedule.guidance - 1, schedule.inner_guidance) if w != 0]
+        for weight, other in zip(weights, others, strict=True):
+            guided[name] = guided[name] + weight * (conditional - other)
+    return guided

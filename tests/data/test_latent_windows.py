@@ -45,8 +45,17 @@ def test_latents_follow_the_stride_and_keep_their_size(latents: Path) -> None:
     for batch in (windows.batch([1]), {name: tensor[None] for name, tensor in windows[1].items()}):
         assert batch["latent"].dtype == batch["audio_latent"].dtype == torch.float32
         assert torch.equal(batch["latent"], torch.tensor([1.0, 3, 5]).view(1, 3, 1, 1, 1).expand(1, 3, 4, 3, 5))
-        assert torch.equal(batch["audio_latent"], -torch.tensor([1.0, 3, 5]).view(1, 3, 1, 1).expand(1, 3, 2, 6))
+        heard = -torch.tensor([[0.0, 0, 1, 1], [2, 2, 3, 3], [4, 4, 5, 5]])  # all since the previous frame
+        assert torch.equal(batch["audio_latent"], heard.view(1, 3, 4, 1).expand(1, 3, 4, 6))
         assert batch["axes"][0, 1:].unique().item() == 2  # controls are summed over what the stride skips
+
+
+def test_sound_before_an_episode_is_its_first_token_repeated(latents: Path) -> None:
+    windows = WindowDataset(latents, modalities=("audio_latent",), length=2, stride=3)
+    found = [windows[number]["audio_latent"][..., 0].tolist() for number in range(3)]
+    assert found[0] == [[0] * 6, [-1, -1, -2, -2, -3, -3]]
+    assert found[1] == [[0] * 4 + [-1] * 2, [-2, -2, -3, -3, -4, -4]]
+    assert found[2] == [[0, 0, -1, -1, -2, -2], [-3, -3, -4, -4, -5, -5]]
 
 
 def test_latents_can_be_neither_mirrored_nor_cropped(latents: Path) -> None:

@@ -189,6 +189,40 @@ def test_controls_of_some_frames_are_theirs() -> None:
     assert controls.at(slice(2)).given["depth"].shape[1] == 2
 
 
+def test_motion_joins_a_trained_model_without_changing_it() -> None:
+    """As VideoJAM begins: its projections are zero, and both learn from the first step on."""
+    alone = lively()
+    jam = WorldTransformer(**TINY | streams("motion")).eval()
+    added = jam.load_state_dict(alone.state_dict(), strict=False)
+    assert not added.unexpected_keys
+    assert all(name.startswith("motion_") for name in added.missing_keys)
+    latents, level, controls = draw(jam, 5)
+    found = call(jam, latents, level, controls)
+    assert torch.equal(found["video"], call(alone, {"video": latents["video"]}, level, controls)["video"])
+    assert not found["motion"].any()
+    velocities = jam(latents, level, controls)
+    (velocities["video"].square().mean() + (velocities["motion"] - 1).square().mean()).backward()
+    assert jam.motion_in.weight.grad.any()
+    assert jam.motion_out.linear.weight.grad.any()
+
+
+def test_sinks_have_no_place_and_every_token_attends_to_them() -> None:
+    declared = streams("audio")["streams"]
+    declared["audio"] |= {"sinks": 2}
+    network = lively(streams=declared)
+    assert network.tokens == 6 + 2 + 2
+    given = draw(network, 4)
+    before = call(network, *given)
+    assert {name: x.shape for name, x in before.items()} == {name: x.shape for name, x in given[0].items()}
+    # they have no order, and the order of others matters (test_each_token_knows_its_place)
+    with torch.no_grad():
+        network.audio_sinks.copy_(network.audio_sinks.flip(0))
+        torch.testing.assert_close(call(network, *given), before, atol=1e-5, rtol=1e-5)
+        network.audio_sinks[0] += 1
+    after = call(network, *given)
+    assert all(not torch.equal(after[name], before[name]) for name in before)
+
+
 def test_each_token_knows_its_place() -> None:
     """Two audio tokens, or two places of the picture, that change places do not simply exchange their outputs."""
     network = lively(**streams("audio", patch=1))
@@ -346,6 +380,13 @@ def test_hidden_states_come_out_and_residuals_go_in() -> None:
         ({"streams": {"audio": {"shape": [0, 4]}}}, "shape is [0, 4]"),
         ({"streams": {"audio": {"shape": [4, 4], "patch": 2}}}, "patch is 2, expected 1"),
         ({"streams": {"a b": {"shape": [4, 4]}}}, 'named "a b"'),
+        ({"streams": {"audio": {"shape": [4, 4], "dropout": 1.0}}}, "dropout of a generated stream is 1"),
+        ({"streams": {"audio": {"shape": [4, 4], "sinks": -1}}}, "sinks is -1"),
+        ({"streams": {"video": {"shape": [1, 4, 6], "sinks": 1}}}, "sinks is 1"),
+        (
+            {"streams": {"depth": {"shape": [1, 4, 6], "role": "given", "dropout": 0.1}}},
+            "dropout of a given stream is 0.1",
+        ),
         ({"streams": {"depth": {"shape": [1, 4, 6], "role": "seen"}}}, 'role is "seen"'),
         ({"streams": {"depth": {"shape": [1, 4, 6], "role": "given"}}}, "no stream of depth is generated"),
         ({"streams": {}}, "none"),

@@ -73,3 +73,11 @@ def test_each_item_of_a_batch_has_its_own_times() -> None:
 def test_a_head_that_cannot_be_divided_is_told() -> None:
     with pytest.raises(ValueError, match="head_width is 24, expected a multiple of 16"):
         split_channels(24)
+
+
+def test_tokens_without_a_place_are_not_rotated() -> None:
+    time, row, column = torch.tensor([[3, 70_000]]), torch.arange(3.0), torch.ones(3)
+    turns = rope(time, row, column, 16, torch.tensor([True, False, True])).unflatten(1, (2, 3))
+    assert torch.equal(turns[:, :, 1], torch.tensor([1.0, 0.0]).expand(1, 2, 8, 2))
+    expected = rope(time, row, column, 16).unflatten(1, (2, 3))
+    assert torch.equal(turns[:, :, [0, 2]], expected[:, :, [0, 2]])

@@ -184,6 +184,24 @@ def test_each_forcing_presents_a_clip_in_its_own_way() -> None:
 
 
 @pytest.mark.parametrize("forcing", FORCINGS)
+def test_a_stream_with_dropout_is_hidden_in_some_of_the_frames_to_predict(forcing: Forcing) -> None:
+    frames, declared = 400, streams("motion")["streams"]
+    data = batch(lively(streams=declared), frames)
+    shown = presented(recipe(lively(streams=declared), forcing=forcing), data)
+    declared["motion"] |= {"dropout": 0.25}
+    made = recipe(lively(streams=declared), forcing=forcing)
+    found = presented(made, data)
+    assert torch.equal(found["latents"]["video"], shown["latents"]["video"])  # the same noise
+    hidden = ~found["latents"]["motion"].flatten(2).any(2)
+    assert hidden[:, -frames:].float().mean().item() == pytest.approx(0.25, abs=0.05)
+    assert not hidden[:, :-frames].any()  # the context of a rollout has its motion
+    expected = shown["latents"]["motion"].masked_fill(hidden[..., None, None, None], 0)
+    assert torch.equal(found["latents"]["motion"], expected)
+    plain = recipe(lively(streams=streams("motion")["streams"]), forcing=forcing)
+    assert measured(made, data) == measured(plain, data)  # nothing is hidden in validation
+
+
+@pytest.mark.parametrize("forcing", FORCINGS)
 def test_the_loss_is_that_of_the_noisy_frames(forcing: Forcing) -> None:
     """Frame by frame from the definition: x_t of the frame at hand, after the context that its forcing shows it."""
     network = lively(**EVERYTHING)
@@ -368,7 +386,7 @@ def test_more_footage_of_the_same_encoder_keeps_the_statistics_of_the_first(lab:
         (
             ["--model.network.streams.motion", MOTION],
             "dataset.modalities",
-            ["data has no motion_latent", "motion input"],
+            ["data has no motion_latent", "motion input", "holds latent, controls"],
         ),
         (["--data.modalities", '["latent"]'], "recipe.dataset", ["no controls", "[latent, controls]"]),
         (["--data.modalities", '["controls"]'], "recipe.dataset", ["no latent", "[latent, controls]"]),

@@ -47,9 +47,11 @@ def same(found: list[Streams], expected: list[Streams]) -> bool:
 class Reference:
     """What an engine should do, from whole sequences: no cache, no ring, no joined passes."""
 
-    def __init__(self, network: WorldTransformer, sampler: str, context_noise: float, guidance: float) -> None:
+    def __init__(
+        self, network: WorldTransformer, sampler: str, context_noise: float, guidance: float, inner_guidance: float
+    ) -> None:
         self.network, self.sampler = network, sampler
-        self.context_noise, self.guidance = context_noise, guidance
+        self.context_noise, self.guidance, self.inner_guidance = context_noise, guidance, inner_guidance
 
     @torch.no_grad()
     def roll(self, controls: Controls, context: Streams | None, seed: int) -> list[Streams]:
@@ -95,14 +97,16 @@ class Reference:
         levels = torch.tensor([self.context_noise] * now + [level]).expand(len(controls.buttons), -1)
         frames = Frames(torch.arange(now + 1)[None], torch.tensor([0] * now + [1]))
         found = []
-        for aware in (True, False):
+        for aware, moving in ((True, True), (False, True), (True, False)):
             known = torch.ones(len(controls.buttons), now + 1, dtype=torch.bool)
             known[:, -1] = aware
             shown = Controls(controls.buttons[:, : now + 1], controls.axes[:, : now + 1], known)
-            velocity = self.network(latents, levels, shown, frames)
+            hinted = latents | {"motion": torch.cat([latents["motion"][:, :-1], moving * x["motion"]], 1)}
+            velocity = self.network(hinted, levels, shown, frames)
             found.append({name: v[:, -1:] for name, v in velocity.items()})
-        conditional, null = found
-        return {name: null[name] + self.guidance * (conditional[name] - null[name]) for name in null}
+        conditional, null, still = found
+        w1, w2 = self.guidance - 1, self.inner_guidance  # VideoJAM's
+        return {n: (1 + w1 + w2) * conditional[n] - w1 * null[n] - w2 * still[n] for n in null}
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -110,8 +114,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "euler": {"sampler": "euler"},
     "consistency": {"sampler": "consistency"},
     "guidance": {"guidance": 2.5},
+    "inner guidance": {"inner_guidance": 1.5},
     "context noise": {"context_noise": 0.1},
-    "everything": {"sampler": "consistency", "guidance": 0.5, "context_noise": 0.2},
+    "everything": {"sampler": "consistency", "guidance": 0.5, "context_noise": 0.2, "inner_guidance": 0.5},
 }
 
 
@@ -119,8 +124,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("known", [0, 1, 9], ids=["from nothing", "from one frame", "context longer than any window"])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_streaming_equals_whole_sequences_without_a_cache(name: str, known: int, one_pass: bool) -> None:
-    settings: dict[str, Any] = {"sampler": "adams_bashforth", "context_noise": 0.0, "guidance": 1.0} | SETTINGS[name]
-    network = lively(sink=1, **streams("audio", "motion"))
+    settings: dict[str, Any] = {"sampler": "adams_bashforth", "context_noise": 0.0, "guidance": 1.0}
+    settings |= {"inner_guidance": 0.0} | SETTINGS[name]
+    declared = streams("audio", "motion")["streams"]
+    declared["audio"] |= {"sinks": 1}
+    declared["motion"] |= {"dropout": 0.2}
+    network = lively(sink=1, streams=declared)
     network.video_mean.fill_(0.3)
     network.audio_std.fill_(2)
     latents, _, controls = draw(network, known + 10, batch=2)
@@ -241,6 +250,11 @@ def test_one_pass_commits_along_with_the_first_denoising_step() -> None:
     assert count_passes(Engine(network, noise_levels=LEVELS), controls) == [2, 1, 1]
     assert count_passes(Engine(network, noise_levels=LEVELS, one_pass=False), controls) == [1, 1, 1, 1]
     assert count_passes(Engine(network, noise_levels=LEVELS, guidance=3), controls) == [3, 2, 2]
+    moving = lively(streams=streams("motion")["streams"] | {"motion": {"shape": [1, 4, 6], "patch": 2, "dropout": 0.2}})
+    guided = Engine(moving, noise_levels=LEVELS, guidance=6, inner_guidance=3)
+    assert count_passes(guided, controls) == [4, 3, 3]
+    with refused("engine.guidance", "inner_guidance is 3", "no stream of video"):
+        Engine(network, inner_guidance=3)
 
 
 def test_the_network_given_is_left_as_it_is() -> None:

@@ -99,11 +99,12 @@ class MotionLatent(Latent):
 
 
 class AudioLatent(Latent):
-    """Audio latents float16[k, c] per frame: k tokens with c channels each.
+    """Audio latents float16[k, c] per frame: k tokens with c channels each. Windows are continuous for any stride.
 
-    With ``shape`` [k, c] every frame has k tokens, and windows contain float32[T, k, c] of every ``stride``-th frame.
-    With ``shape`` [c] and a ``rate`` in tokens per second, which need not be a multiple of the frame rate, frames may
-    differ by one token, and windows contain float32[tokens, c]: continuous for any stride, equally many in each window.
+    With ``shape`` [k, c] every frame has k tokens, and windows contain float32[T, stride * k, c]: for each frame the
+    tokens since the previous frame of the window. At an episode's start, where there are fewer, the first token is
+    repeated before them. With ``shape`` [c] and a ``rate`` in tokens per second, which need not be a multiple of the
+    frame rate, frames may differ by one token, and windows contain float32[tokens, c], equally many in each window.
 
     Raises:
         OwlError: The description has neither form, or mirroring, cropping or (with ``rate``) packing is enabled.
@@ -127,10 +128,14 @@ class AudioLatent(Latent):
             self._tokens = self._clock.least(sampling.span)
 
     def frames(self, first: int, last: int) -> range:
-        return super().frames(first, last) if self._clock is None else range(first, last + 1)
+        # the sound of the first frame begins after the frame one stride before it
+        return range(first - min(self.sampling.stride - 1, first) if self._clock is None else first, last + 1)
 
     def shapes(self) -> Shapes:
-        return super().shapes() if self._clock is None else {self.name: ((self._tokens, *self._shape), torch.float32)}
+        if self._clock is not None:
+            return {self.name: ((self._tokens, *self._shape), torch.float32)}
+        tokens, channels = self._shape
+        return {self.name: ((self.sampling.length, self.sampling.stride * tokens, channels), torch.float32)}
 
     def decode(self, content: bytes | memoryview) -> np.ndarray:
         if self._clock is None:
@@ -147,9 +152,12 @@ class AudioLatent(Latent):
         return array
 
     def assemble(self, frames: Iterable[np.ndarray], view: View, into: dict[str, np.ndarray], before: int = 0) -> None:
-        if self._clock is None:
-            return super().assemble(frames, view, into, before)
         tokens = np.concatenate(list(frames))
+        if self._clock is None:
+            missing = (self.sampling.stride - 1 - before) * self._shape[0]
+            tokens = np.concatenate([tokens[:1].repeat(missing, 0), tokens])
+            into[self.name][:] = tokens.reshape(into[self.name].shape)
+            return
         if len(tokens) < self._tokens:
             raise ValueError(f"a window holds {len(tokens)} tokens, expected {self._tokens}")
         into[self.name][:] = tokens[: self._tokens]
