@@ -13,6 +13,7 @@ import yaml
 from owl.commands.sweep import check, load_plan
 from owl.data.game import find_scenario
 from owl.data.recorder import GameRecording
+from owl.models.audio_autoencoder import AudioAutoencoder
 from owl.models.image_autoencoder import ImageAutoencoder
 from owl.models.world_model import WorldTransformer
 from tests.helpers.autoencoders import ENCODER, save_autoencoder
@@ -62,6 +63,11 @@ def shrink(network: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def shrink_audio(network: dict[str, Any]) -> dict[str, Any]:
+    """Fewer channels in as many stages."""
+    return {"widths": [4] * len(network["widths"]), "latent_channels": 4}
+
+
 def shrink_world_model(network: dict[str, Any]) -> dict[str, Any]:
     """Fewer channels and layers, and the latents and controls of the tests."""
     video = network["streams"]["video"] | {"shape": list(LATENT), "patch": min(network["streams"]["video"]["patch"], 2)}
@@ -85,6 +91,7 @@ def shrink_diffusion(network: dict[str, Any]) -> dict[str, Any]:
 
 
 SHRINK = {
+    "owl.models.audio_autoencoder.AudioAutoencoder": shrink_audio,
     "owl.models.image_autoencoder.ImageAutoencoder": shrink,
     "owl.models.image_decoder.ImageDecoder": shrink_half,
     "owl.models.image_encoder.ImageEncoder": shrink_half,
@@ -94,7 +101,9 @@ SHRINK = {
     "owl.models.world_model.WorldTransformer": shrink_world_model,
 }
 """How the network of each class is made small."""
-NETWORK_CLASSES = {f"{c.__module__}.{c.__qualname__}": c for c in (ImageAutoencoder, WorldTransformer)}
+NETWORK_CLASSES = {
+    f"{c.__module__}.{c.__qualname__}": c for c in (AudioAutoencoder, ImageAutoencoder, WorldTransformer)
+}
 """What configs/models holds."""
 
 
@@ -148,7 +157,7 @@ def test_an_experiment_trains_two_steps(path: Path, tmp_path: Path, monkeypatch:
     if "latent" in modalities:
         data = make_latents(tmp_path / "data", [frames] * 4, modalities)
     else:
-        data = make_dataset(tmp_path / "data", 3, frames, size, modalities)
+        data = make_dataset(tmp_path / "data", 3, frames, size or (24, 40), modalities)
     trainer = TRAINER
     if (
         "autoencoder" in shipped["model"]["init_args"] and "callbacks" in shipped["trainer"]
@@ -183,10 +192,13 @@ def test_a_sweep_fits_the_experiment_that_it_names(path: Path) -> None:
     check(load_plan(path), str(path), [f"--config={REPOSITORY / command.group(1)}"])
 
 
-def fault(network: ImageAutoencoder | WorldTransformer) -> torch.Tensor:
+def fault(network: AudioAutoencoder | ImageAutoencoder | WorldTransformer) -> torch.Tensor:
     """Something that training can lower."""
     if isinstance(network, WorldTransformer):
         return (network(*draw(network, 4))["video"] - 1).square().mean()
+    if isinstance(network, AudioAutoencoder):
+        audio = 0.1 * torch.randn(1, 2, 2 * network.hop, generator=torch.Generator().manual_seed(0))
+        return (network(audio, sample=False)[0] - audio).square().mean()
     image = torch.rand(1, 3, *network.size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     return (network(image, sample=False)[0] - image).square().mean()
 

@@ -1,5 +1,6 @@
-"""Write pictures and clips of the model's output to TensorBoard and the run folder."""
+"""Write pictures, clips and sounds of the model's output to TensorBoard and the run folder."""
 
+import wave
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ CLIP_FPS = 15.0
 class Media(Callback):
     """Draw pictures of the first validation batch.
 
-    A recipe implements ``media(batch)``, which returns pictures uint8[H, W, 3] and clips uint8[T, H, W, 3] by name.
-    They go to TensorBoard, where clips are animated, and to ``<run folder>/media/step-<step>/``: pictures as
-    ``<name>.png``, clips as ``<name>.mp4``. ``predict`` writes one set for every batch to
+    A recipe implements ``media(batch)``, which returns pictures uint8[H, W, 3], clips uint8[T, H, W, 3] and sounds
+    float32[C, samples] in [-1, 1] by name; one with sounds has the attribute ``sample_rate``. They go to TensorBoard,
+    where clips are animated and sounds can be played, and to ``<run folder>/media/step-<step>/``: pictures as
+    ``<name>.png``, clips as ``<name>.mp4``, sounds as ``<name>.wav``. ``predict`` writes one set for every batch to
     ``<run folder>/predictions/``. All ranks draw, rank 0 writes.
 
     Args:
@@ -80,9 +82,13 @@ class Media(Callback):
         """
         if not hasattr(pl_module, "media"):
             return
-        for name, picture in pl_module.media(batch).items():  # type: ignore[operator]
-            if folder is not None:
-                (write_picture if picture.ndim == 3 else write_clip)(trainer, folder, name, picture)
+        for name, shown in pl_module.media(batch).items():  # type: ignore[operator]
+            if folder is None:
+                continue
+            if shown.ndim == 2:
+                write_sound(trainer, folder, name, shown, pl_module.sample_rate)  # type: ignore[arg-type]
+            else:
+                (write_picture if shown.ndim == 3 else write_clip)(trainer, folder, name, shown)
 
 
 def write_picture(trainer: Trainer, folder: Path, name: str, picture: np.ndarray) -> None:
@@ -115,4 +121,31 @@ def write_clip(trainer: Trainer, folder: Path, name: str, clip: np.ndarray) -> N
                 height=clip.shape[1], width=clip.shape[2], colorspace=3, encoded_image_string=file.getvalue()
             )
             summary = Summary(value=[Summary.Value(tag=name, image=image)])
+            logger.experiment.file_writer.add_summary(summary, trainer.global_step)
+
+
+def write_sound(trainer: Trainer, folder: Path, name: str, sound: np.ndarray, sample_rate: int) -> None:
+    """Write float32[C, samples], clipped to [-1, 1], to ``<folder>/<name>.wav`` and, during fit, to TensorBoard.
+
+    16 bits per sample. Does nothing in a fast_dev_run. `SummaryWriter.add_audio` would write the first channel only.
+    """
+    if trainer.fast_dev_run:
+        return
+    file = BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setnchannels(len(sound))
+        writer.setsampwidth(2)
+        writer.setframerate(sample_rate)
+        writer.writeframes((sound.T.clip(-1, 1) * (2**15 - 1)).round().astype("<i2").tobytes())
+    atomic_write(folder / f"{name}.wav", file.getvalue())
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger) and trainer.state.fn == "fit":
+            audio = Summary.Audio(
+                sample_rate=sample_rate,
+                num_channels=len(sound),
+                length_frames=sound.shape[1],
+                encoded_audio_string=file.getvalue(),
+                content_type="audio/wav",
+            )
+            summary = Summary(value=[Summary.Value(tag=name, audio=audio)])
             logger.experiment.file_writer.add_summary(summary, trainer.global_step)

@@ -29,8 +29,8 @@ class Report(Callback):
 
     When training begins, ``environment.json`` is written, which describes the environment of the run (see
     `owl.environment`). After ``fit`` the run folder contains ``metrics.json`` (flat: metric name to number, with
-    ``steps``, ``seconds``, ``seed``), and ``report.md`` with the same numbers, the last pictures and clips, and the
-    command that repeats the run. ``validate`` and ``test`` write ``validate.json`` and ``test.json``.
+    ``steps``, ``seconds``, ``seed``), and ``report.md`` with the same numbers, the last pictures, clips and sounds, and
+    the command that repeats the run. ``validate`` and ``test`` write ``validate.json`` and ``test.json``.
 
     Every checkpoint stores, under ``owl``, the recipe's class, class and arguments of each network that it exports, the
     complete configuration, the code version, the dataset's identity, and the metrics so far, from which ``fit`` repeats
@@ -145,9 +145,11 @@ class Report(Callback):
         steps = sorted((folder / "media").glob("step-*"))
         pictures = sorted(steps[-1].glob("*.png")) if steps else []
         clips = sorted(steps[-1].glob("*.mp4")) if steps else []
+        sounds = sorted(steps[-1].glob("*.wav")) if steps else []
         shown = "\n\n".join(
             [f"![{p.stem}]({p.relative_to(folder).as_posix()})" for p in pictures]
             + [f"Clip: [{p.name}]({p.relative_to(folder).as_posix()})" for p in clips]
+            + [f"Sound: [{p.name}]({p.relative_to(folder).as_posix()})" for p in sounds]
         )
         configuration = dump(self.configuration)
         return (

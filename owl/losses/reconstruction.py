@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +73,7 @@ class ReconstructionLoss(nn.Module):
         return self.lpips(reconstruction, image).mean()
 
 
-def weighted_sum(terms: dict[str, Tensor], weights: ReconstructionWeights) -> Tensor:
-    """Sum scalar terms with the weights of the same names; terms without a weight have weight 1."""
+def weighted_sum(terms: dict[str, Tensor], weights: Any) -> Tensor:
+    """Sum scalar terms with the weights of the same names, a dataclass; terms without a weight have weight 1."""
     by_name = asdict(weights)
     return torch.stack([by_name.get(name, 1.0) * term for name, term in terms.items()]).sum()

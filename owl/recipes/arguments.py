@@ -1,9 +1,9 @@
 """Checks of the arguments of recipes."""
 
 from dataclasses import asdict
+from typing import Any
 
 from owl.errors import OwlError
-from owl.losses.reconstruction import ReconstructionWeights
 
 
 def fractions(**values: float) -> None:
@@ -23,8 +23,11 @@ def fractions(**values: float) -> None:
             )
 
 
-def any_weight(weights: ReconstructionWeights) -> None:
+def any_weight(weights: Any) -> None:
     """Check that a loss has a term.
+
+    Args:
+        weights: A dataclass of weights.
 
     Raises:
         OwlError: Every weight is 0.

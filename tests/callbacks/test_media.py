@@ -1,5 +1,6 @@
-"""Pictures and clips are drawn of the validations that were asked for, as files and in TensorBoard."""
+"""Pictures, clips and sounds are made of the validations that were asked for, as files and in TensorBoard."""
 
+import wave
 from io import BytesIO
 from pathlib import Path
 
@@ -88,3 +89,25 @@ def test_a_clip_becomes_a_film_and_moves_in_tensorboard(tmp_path: Path) -> None:
             animated.seek(number)
             assert animated.info["duration"] == 200
             assert np.array_equal(animated.convert("RGB"), clip[number])
+
+
+def test_a_sound_becomes_a_file_and_is_heard_in_tensorboard(tmp_path: Path) -> None:
+    sound = np.array([[0.0, 0.5, -1.0, 2.0], [0.25, 0.0, 0.0, 1.0]], np.float32)
+
+    class Loud(Line):
+        sample_rate = 8000
+
+        def media(self, batch: dict) -> dict[str, np.ndarray]:
+            return {"sound": sound}
+
+    logger = TensorBoardLogger(tmp_path, name="", version="")
+    trainer(tmp_path, [Media()], logger=logger, max_steps=1).fit(Loud(), loader(1), loader(1))
+    path = tmp_path / "media" / "step-0000001" / "sound.wav"
+    with wave.open(str(path)) as file:
+        assert (file.getframerate(), file.getsampwidth(), file.getnchannels()) == (8000, 2, 2)
+        samples = np.frombuffer(file.readframes(9), "<i2").reshape(-1, 2).T
+    np.testing.assert_allclose(samples / 32767, sound.clip(-1, 1), atol=1e-4)
+    events = EventAccumulator(str(tmp_path), {"audio": 0})
+    events.Reload()
+    (heard,) = events.Audio("sound")
+    assert (heard.step, heard.sample_rate, heard.encoded_audio_string) == (1, 8000, path.read_bytes())

@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 
+from owl.models.audio_autoencoder import AudioAutoencoder
 from owl.models.image_autoencoder import ImageAutoencoder
 from owl.models.world_model import WorldTransformer
 
@@ -37,6 +38,28 @@ def test_shipped_networks_have_the_size_their_comments_state(
     assert measured == pytest.approx(million_parameters, abs=0.06)
     assert f"{million_parameters} million parameters" in text
     assert f"tensor-size reduction {network.tsr:.0f}" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "per_second", "million_parameters"),
+    [
+        ("audio_autoencoder_735x", 60, 144.7),
+        ("audio_autoencoder_105x", 420, 34.9),
+        ("audio_autoencoder_game", 70, 142.6),
+    ],
+)
+def test_shipped_audio_networks_have_the_size_their_comments_state(
+    name: str, per_second: int, million_parameters: float
+) -> None:
+    text = (CONFIGS / f"{name}.yaml").read_text()
+    with torch.device("meta"):
+        network = AudioAutoencoder(**yaml.safe_load(text)["init_args"])
+    measured = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    assert measured == pytest.approx(million_parameters, abs=0.06)
+    assert f"{million_parameters} million parameters" in text
+    assert f"tensor-size reduction {network.tsr:.2g}" in text
+    assert network.sample_rate / network.hop == per_second
+    assert network.sample_rate // 35 % network.hop == 0 or name == "audio_autoencoder_735x"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,163 @@
+"""Stage 1 of sound: an audio VAE trained with reconstruction losses only."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+
+from owl.distributed.sharding import shard
+from owl.losses.audio import AudioLoss, AudioWeights
+from owl.losses.reconstruction import weighted_sum
+from owl.metrics.audio import AudioMetrics
+from owl.metrics.latents import LatentStatistics
+from owl.models.audio_autoencoder import AudioAutoencoder
+from owl.nn.frozen import trained
+from owl.optim.configuration import with_schedule
+from owl.recipes.arguments import any_weight
+from owl.recipes.compilation import compile_for_training
+from owl.recipes.logging import log_losses
+from owl.recipes.sounds import check_sample_rate, listen, sounds
+
+
+@dataclass
+class Weights(AudioWeights):
+    """Weights of the reconstruction terms and of the bottleneck's loss.
+
+    Args:
+        kl: Kullback-Leibler divergence of the posterior from N(0, 1), nats per latent element.
+    """
+
+    kl: float = 1e-4
+
+
+class AudioVAE(LightningModule):
+    """Train encoder and decoder of sound end to end on reconstruction, without a discriminator.
+
+    loss = sum of weight * term over `Weights`, where the terms compare decode(sample of encode(x)) with x. Losses of
+    the network's bottleneck without a weight are added with weight 1.
+
+    Args:
+        network: The autoencoder.
+        weights: Weight of every term.
+        sample: Whether to decode a sample of the posterior in training, or its mean.
+        frechet: Whether validation measures the Fréchet distance, which needs ``pip install 'owl-platform[audio]'`` and
+            validation windows of at least 0.8 seconds.
+        optimizer: Called with the parameters. Others report NaN at the usual rate of 3e-4 with small batches; the
+            default is a third of it.
+        warmup_steps: Steps of linear warm-up; a cosine follows until training ends.
+        final_lr: Learning rate at the end, as a fraction of its peak.
+        compile: Whether encoder and decoder run through ``torch.compile``.
+
+    Raises:
+        OwlError: Every weight is 0, or ``frechet`` needs packages that are not installed.
+    """
+
+    def __init__(
+        self,
+        network: AudioAutoencoder,
+        weights: Weights = Weights(),  # noqa: B008 (a dataclass of floats, never changed)
+        sample: bool = True,
+        frechet: bool = False,
+        optimizer: Callable[[Iterable], Optimizer] = lambda p: AdamW(p, lr=1e-4, betas=(0.8, 0.99)),
+        warmup_steps: int = 100,
+        final_lr: float = 0.0,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        any_weight(weights)
+        self.save_hyperparameters()
+        self.network = network
+        self.weights = weights
+        self.audio_loss = AudioLoss(weights)
+        self.sample = sample
+        if not (sample or weights.kl):  # it has no gradient, for which DDP would wait
+            network.encoder.logvar.requires_grad_(False)
+        self.optimizer = optimizer
+        self.warmup_steps = warmup_steps
+        self.final_lr = final_lr
+        self.compile_network = compile
+        self.metrics = AudioMetrics(network.sample_rate, frechet)
+        self.latents = LatentStatistics(network.latent_channels, network.losses)
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second of the sounds of `media`."""
+        return self.network.sample_rate
+
+    def configure_model(self) -> None:
+        """Compile in place, which keeps the names in checkpoints; shard the network."""
+        if self.compile_network:
+            compile_for_training(self, self.network.encoder, self.network.decoder)
+        if self.device_mesh is not None:
+            shard(self.network, self.device_mesh["data_parallel"])
+
+    def setup(self, stage: str) -> None:
+        """Check the sample rate of the dataset."""
+        check_sample_rate(getattr(self.trainer, "datamodule", None), self.network.sample_rate)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Reconstruct, return the weighted sum of the terms, and log each of them unweighted."""
+        audio = sounds(batch)
+        reconstruction, encoding = self.network(audio, sample=self.sample)
+        wanted = [name for name in self.network.losses if getattr(self.weights, name, 1.0)]
+        terms = self.audio_loss(reconstruction, audio) | {name: getattr(encoding, name)() for name in wanted}
+        loss = weighted_sum(terms, self.weights)
+        log_losses(self, loss, terms)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Measure reconstructions of latents without noise."""
+        self.measure(batch, "val")
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Measure reconstructions of latents without noise."""
+        self.measure(batch, "test")
+
+    def measure(self, batch: dict[str, Tensor], split: str) -> None:
+        """Update and log every metric."""
+        audio = sounds(batch)
+        reconstruction, encoding = self.network(audio, sample=False)
+        self.metrics.update(reconstruction, audio)
+        self.latents.update(encoding)
+        self.log_dict(self.metrics.named(split), on_epoch=True, batch_size=len(audio))
+
+    def on_validation_epoch_end(self) -> None:
+        """Store the latent statistics in the network, for uses without a dataset of latents."""
+        statistics = self.log_latents("val")
+        self.network.latent_mean.copy_(statistics["mean"])
+        self.network.latent_std.copy_(statistics["std"])
+
+    def on_test_epoch_end(self) -> None:
+        """Log the latent's statistics."""
+        self.log_latents("test")
+
+    def log_latents(self, split: str) -> dict[str, Tensor]:
+        """Log and return the statistics of all latents of a pass, and reset them."""
+        statistics = self.latents.compute()
+        self.latents.reset()
+        scalars = {f"{split}/latent_{name}": value for name, value in statistics.items() if value.ndim == 0}
+        # already the same on every rank, which Lightning cannot know
+        self.log_dict({**scalars, f"{split}/tsr": self.network.tsr}, sync_dist=True)
+        return statistics
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Return the reconstruction float[B, C, n] in [-1, 1] and the latent's mean float[B, c, N]."""
+        reconstruction, encoding = self.network(sounds(batch), sample=False)
+        return {"reconstruction": reconstruction.clamp(-1, 1), "latent": encoding.mean}
+
+    @torch.no_grad()
+    def media(self, batch: dict[str, Tensor]) -> dict[str, np.ndarray]:
+        """Return the loudest sounds of a batch, their reconstructions, and the spectrograms of both."""
+        audio = sounds(batch)
+        reconstruction, _ = self.network(audio, sample=False)
+        return listen({"original": audio, "reconstruction": reconstruction}, self.network.sample_rate)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return the optimiser with warm-up and cosine."""
+        optimizer = self.optimizer([*trained(self.network).values()])
+        return with_schedule(self, optimizer, self.warmup_steps, self.final_lr)

@@ -1,0 +1,78 @@
+"""Sound of a batch, checked, and made audible."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from owl.errors import OwlError
+from owl.nn.spectrum import mel_decibels
+from owl.viz.spectrograms import spectrograms
+
+PLAYED = 4
+"""Sounds of a batch that are played."""
+
+
+def sounds(batch: dict[str, Tensor]) -> Tensor:
+    """Return the sound of a batch.
+
+    Args:
+        batch: ``audio``: float32[B, C, n] in [-1, 1].
+
+    Raises:
+        OwlError: The batch has no sound, or in another form.
+    """
+    audio = batch.get("audio")
+    if audio is None or audio.ndim != 3 or audio.dtype != torch.float32:
+        found = "missing" if audio is None else f"{audio.dtype}{list(audio.shape)}"
+        raise OwlError(
+            "recipe.dataset",
+            f"audio of a batch is {found}, expected float32[B, C, samples]; set data.init_args.modalities to [audio] "
+            "(recordings store it with `--audio true`), or change your data module",
+        )
+    return audio
+
+
+def check_sample_rate(data: Any, sample_rate: int) -> None:
+    """Check that the sound of a data module has the sample rate of a network.
+
+    Args:
+        data: `owl.data.datamodule.ShardDataModule` or another data module; one whose datasets have no description (see
+            `owl.latents.described`) is not checked.
+        sample_rate: Samples per second.
+
+    Raises:
+        OwlError: It has another one.
+    """
+    for name in ("train_dataset", "validation_dataset", "test_dataset"):
+        dataset = getattr(data, name, None)
+        description = getattr(getattr(dataset, "info", None), "modalities", {}).get("audio", {})
+        if description.get("sample_rate", sample_rate) != sample_rate:
+            raise OwlError(
+                "recipe.dataset",
+                f"audio of {getattr(dataset, 'path', name)} has {description['sample_rate']} samples per second, the "
+                f"network expects {sample_rate}; set sample_rate of model.init_args.network, or use another dataset",
+            )
+
+
+def listen(versions: dict[str, Tensor], sample_rate: int) -> dict[str, np.ndarray]:
+    """Prepare versions of the same sounds for a recipe's ``media``: the loudest `PLAYED` of a batch, one after another.
+
+    Args:
+        versions: float[B, C, n] by name; the first are the originals.
+        sample_rate: Samples per second.
+
+    Returns:
+        ``sound_<name>``, float32[C, samples], and ``spectrograms``, uint8[H, W, 3], each version below the first.
+    """
+    original = next(iter(versions.values()))
+    loudest = original.square().mean((1, 2)).argsort(descending=True)[:PLAYED].sort().values
+    played = {
+        name: torch.cat([*sound[loudest].detach().float().clamp(-1, 1)], -1).cpu() for name, sound in versions.items()
+    }
+    levels = {name: mel_decibels(sound.mean(0), sample_rate) for name, sound in played.items()}
+    seconds = next(iter(played.values())).shape[-1] / sample_rate
+    return {f"sound_{name}": sound.numpy() for name, sound in played.items()} | {
+        "spectrograms": spectrograms(levels, seconds, sample_rate)
+    }
