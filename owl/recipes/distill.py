@@ -203,7 +203,7 @@ class Distill(LightningModule):
                 real, fake, penalties = judge(self.discriminator, true, generated, penalised)
                 logged = {"discriminator": discriminator_loss(real, fake), **penalties}
                 penalty = self.penalty_every * self.gamma / 2 * sum(penalties.values())
-                step(others[0], logged["discriminator"] + penalty, self.clip)
+                step(others[0], logged["discriminator"] + penalty)
                 terms["adversarial"] = fooled(self.discriminator, true, generated, real.detach())
                 weight = self.weights.adversarial * min(1.0, (step.number + 1) / max(1, self.adversarial_ramp))
             loss = weighted_sum(terms, replace(self.weights, adversarial=weight))
