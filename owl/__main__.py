@@ -27,7 +27,7 @@ COMMANDS = {
     "data record": "record a real game (ViZDoom): frames, depth, flow, sound and controls",
     "data import": "import your own footage: a folder of videos or of OWL Control recordings",
     "data encode": "encode a dataset's pictures, depth, flow or sound into latents of a trained autoencoder",
-    "data annotate": "label footage without controls, with a network that predicts them from frames",
+    "data annotate": "add controls, optical flow, depth or cameras to footage, computed from its frames",
     "data inspect": "summarise a dataset and draw its contact sheet",
     "data verify": "check every member of a dataset, rebuild a missing index",
     "export": "convert a checkpoint to safetensors + config.yaml, for owl.models.load",

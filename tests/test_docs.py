@@ -35,6 +35,7 @@ EXECUTED = [
 EXECUTED_ELSEWHERE = {
     "docs/how-to/encode.md": "tests/commands/test_data_encode.py",
     "docs/how-to/controls.md": "tests/commands/test_data_annotate.py",
+    "docs/how-to/depth-and-flow.md": "tests/commands/test_data_annotate.py",
     "docs/how-to/fp8.md": "tests/precision/test_fp8.py",
     "docs/how-to/rollout.md": "tests/commands/test_rollout.py",
     "docs/how-to/compare.md": "tests/commands/test_compare.py",

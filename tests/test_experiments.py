@@ -93,6 +93,7 @@ def shrink_diffusion(network: dict[str, Any]) -> dict[str, Any]:
 SHRINK = {
     "owl.models.audio_autoencoder.AudioAutoencoder": shrink_audio,
     "owl.models.image_autoencoder.ImageAutoencoder": shrink,
+    "owl.models.multimodal_autoencoder.MultimodalAutoencoder": shrink,
     "owl.models.image_decoder.ImageDecoder": shrink_half,
     "owl.models.image_encoder.ImageEncoder": shrink_half,
     "owl.models.inverse_dynamics.InverseDynamicsModel": shrink_inverse_dynamics,

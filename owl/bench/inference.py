@@ -29,6 +29,7 @@ from owl.errors import OwlError
 from owl.flow_matching import noise_levels
 from owl.models.image_autoencoder import ImageAutoencoder
 from owl.models.inverse_dynamics import InverseDynamicsModel
+from owl.models.multimodal_autoencoder import MultimodalAutoencoder
 from owl.models.world_model import WorldTransformer
 from owl.nn.compilation import can_compile
 from owl.rollout.engine import Engine
@@ -123,7 +124,7 @@ def stages_of(
         return torch.randn(1, *shape, device=device, dtype=dtype)
 
     network = network.to(device, dtype)
-    if isinstance(network, ImageAutoencoder):
+    if isinstance(network, ImageAutoencoder | MultimodalAutoencoder):
         image, latent = noise(network.channels, *network.size), noise(network.latent_channels, *network.latent_size)
         encoder, decoder = compiled(network.encoder), compiled(network.decoder)
         return "autoencoder", "image", {"encode": lambda: encoder(image), "decode": lambda: decoder(latent)}

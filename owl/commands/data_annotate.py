@@ -1,11 +1,13 @@
-"""``python -m owl data annotate``: label a dataset with controls predicted from its frames."""
+"""``python -m owl data annotate``: a copy of a dataset with controls, flow, depth or cameras made from its frames."""
 
 import shlex
 import sys
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,8 +15,11 @@ from tqdm import tqdm
 
 from owl import models
 from owl.data import codecs
+from owl.data.annotators import Annotator, FlowAnnotator
+from owl.data.depth import DepthAnnotator
 from owl.data.jobs import Frames, Made, ShardJob, local_folder, run
-from owl.data.shards import INDEX_NAME, DatasetInfo, ShardIndex
+from owl.data.scene import SceneAnnotator
+from owl.data.shards import INDEX_NAME, INFO_NAME, DatasetInfo, ShardIndex
 from owl.data.source import SampleReader, Source
 from owl.errors import OwlError, at_least
 from owl.models.inverse_dynamics import AFTER, BEFORE, InverseDynamicsModel
@@ -25,40 +30,144 @@ EXTENSION = "controls.npy"
 FRAMES = 64  # frames per batch of the network
 
 
-def main(source: str, directory: str, *, controls: str, workers: int = 0) -> None:
-    """Predict the player's controls from the frames of a dataset and write a copy of the dataset with them.
+def main(
+    source: str,
+    directory: str,
+    *,
+    controls: str | None = None,
+    flow: Literal["dis", "raft"] | None = None,
+    flow_weights: str | None = None,
+    depth: str | None = None,
+    scene: str | None = None,
+    workers: int = 0,
+) -> None:
+    """Write a copy of a dataset with controls, optical flow, depth or cameras that are made from its frames.
 
-    All other members are copied byte for byte, and the splits are unchanged. Train the network first, on footage of the
-    same game and frame rate with known controls, with stride 1: experiments/inverse_dynamics_quickstart.yaml with
-    --data.init_args.stride 1. A GPU is used if there is one.
+    All other members are copied byte for byte, and the splits are unchanged. A GPU is used if there is one. Everything
+    is read from local files.
 
     After an interruption or a full disk, run the same command again: complete shards are kept.
 
     Args:
-        source: The dataset to label: a folder, or any fsspec URL.
+        source: The dataset to annotate: a folder, or any fsspec URL.
         directory: Local folder for the copy; created if missing.
-        controls: A .ckpt file of the recipe owl.recipes.inverse_dynamics.InverseDynamics.
-        workers: Processes, each with a copy of the network; 0 labels in this process.
+        controls: A .ckpt file of the recipe owl.recipes.inverse_dynamics.InverseDynamics, which predicts the player's
+            controls. Train it first, on footage of the same game and frame rate with known controls, with stride 1:
+            experiments/inverse_dynamics_quickstart.yaml with --data.init_args.stride 1.
+        flow: Optical flow back to the previous frame, by OpenCV's DIS or by torchvision's RAFT.
+        flow_weights: With --flow raft: file with the state_dict of torchvision's raft_large or raft_small.
+        depth: Folder with a network of the package transformers that predicts the depth of single frames.
+        scene: Folder with depth and cameras of each episode as <episode>.npz, as MegaSAM writes them.
+        workers: Processes, each with a copy of the networks; 0 annotates in this process.
     """
     at_least(0, workers=workers)
     is_complete = (Path(directory) / INDEX_NAME).exists()
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = lambda message, *_: tqdm.write(f"warning: {message}", file=sys.stderr)
-        info = annotate(source, directory, Labeller.load(controls), workers)
+        annotators = find_annotators(source, directory, controls, flow, flow_weights, depth, scene)
+        info = annotate(source, directory, annotators, workers)
     frames = int(ShardIndex.load(directory).episode_frames.sum())
     complete = "is complete already and was left as it is: it " if is_complete else ""
     print(f"{directory} {complete}holds {frames:,} frames, {', '.join(info.modalities)}")
     print(f"look at it: python -m owl data inspect {shlex.quote(directory)}")
 
 
+def find_annotators(
+    source: str,
+    directory: str,
+    controls: str | None,
+    flow: str | None,
+    flow_weights: str | None,
+    depth: str | None,
+    scene: str | None,
+) -> list[Annotator]:
+    """Load what the options of the command ask for; see `main`.
+
+    Raises:
+        OwlError: Nothing is asked for, options exclude each other, the source has no rgb or has the modality already,
+            or a network or a file cannot be used.
+    """
+    if not (controls or flow or depth or scene):
+        raise OwlError(
+            "arguments.missing-key",
+            "nothing to annotate is given, expected --controls, --flow, --depth or --scene; set at least one",
+        )
+    if depth and scene:
+        raise OwlError(
+            "arguments.wrong-value", "--depth and --scene are set, and both add depth, expected one; leave one out"
+        )
+    if (flow == "raft") != (flow_weights is not None):
+        raise OwlError(
+            "flow.weights",
+            f"--flow is {flow} and --flow_weights {flow_weights}, expected a file of weights with raft and none "
+            "otherwise; RAFT is read from a local file, which --flow_weights names",
+        )
+    original = Source.open(source, (), ())
+    wanted = {"controls": controls, "flow": flow, "depth": depth or scene, "camera": scene}
+    check_lacks(original, [name for name, value in wanted.items() if value])
+    begun = DatasetInfo.load(directory).modalities if (Path(directory) / INFO_NAME).exists() else {}
+    annotators: list[Annotator] = []
+    if controls is not None:
+        annotators.append(Labeller.load(controls))
+    if flow is not None:
+        annotators.append(FlowAnnotator(original.info.size, flow_weights))
+    if depth is not None:
+        annotators.append(DepthAnnotator.of(depth, original, begun.get("depth")))
+    if scene is not None:
+        annotators.append(SceneAnnotator.of(scene, original, begun.get("depth")))
+    return annotators
+
+
+def check_lacks(source: Source, added: Sequence[str]) -> None:
+    """Check that a dataset has rgb and lacks what is to be added.
+
+    Raises:
+        OwlError: It has no rgb, or one of the modalities.
+    """
+    stored = source.info.modalities
+    present = [name for name in added if name in stored]
+    if present or "rgb" not in stored:
+        raise OwlError(
+            "dataset.modalities",
+            f"{source.url} holds {', '.join(stored)}, expected a dataset with rgb and without {' and '.join(added)}; "
+            f"give footage without {' and '.join(present or added)}",
+        )
+
+
 @dataclass(frozen=True)
-class Labeller:
-    """An inverse dynamics model and its checkpoint."""
+class Labeller(Annotator):
+    """Controls, as an inverse dynamics model reads them from the frames."""
 
     network: InverseDynamicsModel
     checkpoint: str
     fingerprint: str
+
+    @property
+    def modalities(self) -> dict[str, dict[str, Any]]:  # type: ignore[override]
+        """Description of the controls."""
+        return {
+            "controls": {
+                "extension": EXTENSION,
+                "buttons": self.network.buttons,
+                "axes": self.network.axes,
+                "labelled_by": {"checkpoint": self.checkpoint, "fingerprint": self.fingerprint},
+                "timing": "frame t holds the controls that brought frame t about from frame t-1, as read from the "
+                "frames",
+            }
+        }
+
+    @staticmethod
+    def made_by(description: dict[str, Any]) -> Made:
+        return Made(description["labelled_by"]["fingerprint"], description["labelled_by"]["checkpoint"])
+
+    def members(self, source: Source, episode: int) -> Iterator[dict[str, bytes]]:
+        whole = int(source.index.episode_frames[episode])
+        reader = SampleReader(replace(source, taken=("rgb",), kept=("rgb",), size=self.network.size))
+        for sample, _ in reader.stretches(episode, whole):
+            pictures = np.ascontiguousarray(sample["rgb"].movedim(1, -1).numpy())
+            for label in self.label(pictures):
+                yield {EXTENSION: codecs.encode_array(label.astype(np.float32))}
 
     @classmethod
     def load(cls, checkpoint: str) -> "Labeller":
@@ -106,24 +215,24 @@ class Labeller:
         return np.concatenate(parts)
 
 
-def annotate(source: str, directory: str | Path, labeller: Labeller, workers: int = 0) -> DatasetInfo:
-    """Write a labelled copy, or finish one that was interrupted (`owl.data.jobs.run`).
+def annotate(source: str, directory: str | Path, annotators: Sequence[Annotator], workers: int = 0) -> DatasetInfo:
+    """Write an annotated copy, or finish one that was interrupted (`owl.data.jobs.run`).
 
     An episode with a damaged member ends before it, with a warning.
 
     Args:
-        source: The dataset to label, any fsspec URL.
+        source: The dataset to annotate, any fsspec URL.
         directory: Local folder for the copy.
-        labeller: Predicts the controls.
-        workers: Processes, each with the network; 0 labels in this one.
+        annotators: Make the new members, in this order behind the old ones.
+        workers: Processes, each with the annotators; 0 annotates in this one.
 
     Returns:
         The description of the finished dataset.
 
     Raises:
-        OwlError: As `run`; or the source has controls or no pictures.
+        OwlError: As `run`; or the source has no pictures, or has one of the new modalities.
     """
-    return run(_AnnotateJob(source, labeller), local_folder(directory), workers)
+    return run(_AnnotateJob(source, annotators), local_folder(directory), workers)
 
 
 class _AnnotateJob(ShardJob):
@@ -131,31 +240,19 @@ class _AnnotateJob(ShardJob):
 
     doing, kinds = "annotating", ("annotated",)
 
-    def __init__(self, source: str, labeller: Labeller) -> None:
+    def __init__(self, source: str, annotators: Sequence[Annotator]) -> None:
         stored = DatasetInfo.load(source).modalities
-        if "controls" in stored or "rgb" not in stored:
-            raise OwlError(
-                "dataset.modalities",
-                f"{source} holds {', '.join(stored)}, expected a dataset with rgb and without controls; give "
-                "footage without controls",
-            )
-        self._original, self._labeller = Source.open(source, ["rgb"], stored, labeller.network.size), labeller
+        self._original, self._annotators = Source.open(source, (), stored), annotators
+        self._maker = {name: annotator for annotator in annotators for name in annotator.modalities}
+        check_lacks(self._original, list(self._maker))
         self.shards = self._original.index.frames_of_shards()
-        controls = {
-            "extension": EXTENSION,
-            "buttons": labeller.network.buttons,
-            "axes": labeller.network.axes,
-            "labelled_by": {"checkpoint": labeller.checkpoint, "fingerprint": labeller.fingerprint},
-            "timing": "frame t holds the controls that brought frame t about from frame t-1, as read from the frames",
-        }
-        origin = self._original.info.source
-        self.info = self._original.derive("annotated", {**stored, "controls": controls}, source=origin)
+        added = {name: maker.modalities[name] for name, maker in self._maker.items()}
+        self.info = self._original.derive("annotated", {**stored, **added}, source=self._original.info.source)
 
     def settings(self, info: DatasetInfo) -> dict[str, Any]:
-        labelled_by = info.modalities["controls"]["labelled_by"]
-        return {
-            "source": Made(info.source["identity"], info.source["path"]),
-            "checkpoint": Made(labelled_by["fingerprint"], labelled_by["checkpoint"]),
+        kept = [name for name in info.modalities if name not in self._maker]
+        return {"source": Made(info.source["identity"], info.source["path"]), "modalities kept": ", ".join(kept)} | {
+            name: maker.made_by(info.modalities[name]) for name, maker in self._maker.items() if name in info.modalities
         }
 
     def prepare(self, threads: int) -> None:
@@ -164,8 +261,10 @@ class _AnnotateJob(ShardJob):
     def frames(self, number: int) -> Frames:
         index, reader = self._original.index, SampleReader(self._original)
         for episode in index.episodes_of(number):
-            for sample, kept in reader.stretches(episode, int(index.episode_frames[episode])):
-                pictures = np.ascontiguousarray(sample["rgb"].movedim(1, -1).numpy())
-                for members, label in zip(kept, self._labeller.label(pictures), strict=True):
-                    controls = codecs.encode_array(label.astype(np.float32))
-                    yield str(index.episodes[episode]), {**members, EXTENSION: controls}
+            copied = chain.from_iterable(kept for _, kept in reader.stretches(episode, FRAMES))
+            made = [annotator.members(self._original, episode) for annotator in self._annotators]
+            for members in zip(copied, *made, strict=False):  # up to a damaged member
+                yield (
+                    str(index.episodes[episode]),
+                    {name: content for part in members for name, content in part.items()},
+                )

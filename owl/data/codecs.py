@@ -73,7 +73,12 @@ def encode_flow(flow: np.ndarray) -> bytes:
 
     Args:
         flow: float32[h, w, 2], (dx, dy) in pixels; values beyond +-511 pixels are clipped.
+
+    Raises:
+        ValueError: It has another shape, or holds NaN or infinity.
     """
+    if not np.isfinite(flow).all():
+        raise ValueError("flow holds NaN or infinity")
     if flow.ndim != 3 or flow.shape[2] != 2:
         raise ValueError(f"flow has shape {list(flow.shape)}, expected [h, w, 2]")
     fixed = np.clip(np.rint(flow * FLOW_SCALE) + FLOW_ZERO, 0, 2**16 - 1).astype(np.uint16)

@@ -33,6 +33,8 @@ class FrameEncoder:
       of [B, latent_channels, *latent_size]; the sound of a whole episode gives [1, latent_channels, tokens].
     - ``latent_channels``; for frames ``latent_size`` (h, w) and ``size``, the required (H, W) of the first modality;
       for sound ``sample_rate`` and ``hop``, the number of samples per token.
+    - ``read_scales``, if it depends on the range of the dataset's depth or the scale of its flow, which the method
+      checks (`owl.models.multimodal_autoencoder.MultimodalAutoencoder`).
 
     Attributes:
         network: The network.
@@ -97,9 +99,11 @@ class FrameEncoder:
         """Return the description of the latents for dataset.json.
 
         Raises:
-            OwlError: The channels, the size or the rate of the dataset differ from those of the network.
+            OwlError: The channels, the size, the rate or the scales of the dataset differ from those of the network.
         """
         network, url, takes = self.network, source.url, f"the encoder of {self.checkpoint} takes"
+        if hasattr(network, "read_scales"):
+            network.read_scales(source.info.modalities, url)
         shapes = {name: next(iter(source.modality(name, 1).shapes().values()))[0] for name in source.taken}
         for name, channels in network.modalities.items():
             found = shapes[name][0 if name == "audio" else 1]

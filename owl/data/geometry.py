@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from owl.pixels import DepthScale
+
 
 class Camera(NamedTuple):
     """Camera of a frame: ``pose`` and ``intrinsics`` of a window.
@@ -59,7 +61,7 @@ class Camera(NamedTuple):
 
 
 def map_units(depth: Tensor, description: Mapping[str, Any]) -> Tensor:
-    """Convert depth to distances along the viewing direction (not along the ray) in map units.
+    """Convert depth of the game to distances along the viewing direction (not along the ray) in map units.
 
     The nearest level (the weapon) and the farthest (the sky, and everything beyond) are not valid distances.
 
@@ -67,7 +69,7 @@ def map_units(depth: Tensor, description: Mapping[str, Any]) -> Tensor:
         depth: float in [0, 1], as in a window.
         description: Description of the modality ``depth`` in dataset.json, with ``step`` and ``offset``.
     """
-    return (255 * depth + description["offset"]) * description["step"]
+    return DepthScale.of(description, "the dataset").distance(depth)
 
 
 def backproject(depth: Tensor, camera: Camera) -> Tensor:

@@ -1,4 +1,4 @@
-"""Images of a batch."""
+"""Images and other modalities of a batch."""
 
 import torch
 from torch import Tensor
@@ -28,3 +28,28 @@ def images(batch: dict[str, Tensor]) -> Tensor:
             "[rgb], or change your data module",
         )
     return to_float(rgb.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+
+
+def of_modality(batch: dict[str, Tensor], name: str, channels: int) -> Tensor:
+    """Flatten the frames of another modality of pictures of a batch, such as depth or flow.
+
+    Args:
+        batch: The modality by its name: float[B, T, channels, h, w].
+        name: Its name.
+        channels: Its channels.
+
+    Returns:
+        float[B * T, channels, h, w], in the same order as `images`.
+
+    Raises:
+        OwlError: The batch lacks the modality, or has it in another form.
+    """
+    found = batch.get(name)
+    if found is None or found.ndim != 5 or found.shape[2] != channels or not found.is_floating_point():
+        held = "missing" if found is None else f"{found.dtype}{list(found.shape)}"
+        raise OwlError(
+            "recipe.dataset",
+            f"{name} of a batch is {held}, expected float[B, T, {channels}, h, w]; add {name} to "
+            "data.init_args.modalities, or change your data module",
+        )
+    return found.flatten(0, 1)

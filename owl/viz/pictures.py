@@ -39,18 +39,18 @@ def reconstruction_grid(original: Tensor, reconstruction: Tensor, latent: Tensor
         uint8[height, width, 3], RGB.
     """
     original, reconstruction = (images.detach().float().cpu().clamp(-1, 1) for images in (original, reconstruction))
-    size = _tile_size(original.shape[-2], original.shape[-1])
+    size = tile_size(original.shape[-2], original.shape[-1])
     error = (original - reconstruction).abs().mean(dim=1) * 127.5
     highest = next((level for level in ERROR_LEVELS if error.quantile(0.99) <= level), ERROR_LEVELS[-1])
     components, explained = principal_components(latent, 3)
     psnr = -10 * torch.log10((original - reconstruction).square().mean(dim=(1, 2, 3)) / 4)
     rows = [
-        ("original", _row(_bytes(original), size)),
-        ("reconstruction", _row(_bytes(reconstruction), size)),
-        ("absolute error", _row(_coloured(error / highest), size)),
+        ("original", tile_row(to_bytes(original), size)),
+        ("reconstruction", tile_row(to_bytes(reconstruction), size)),
+        ("absolute error", tile_row(_coloured(error / highest), size)),
         (
             f"latent {'x'.join(map(str, latent.shape[1:]))}: principal components, {explained:.0%} of its variance",
-            _row(_bytes(components * 2 - 1), size),
+            tile_row(to_bytes(components * 2 - 1), size),
         ),
     ]
     step = size[0] + CAPTION_HEIGHT
@@ -90,11 +90,11 @@ def comparison_grid(rows: dict[str, Tensor]) -> np.ndarray:
     """
     shown = {caption: frames.detach().float().cpu().clamp(-1, 1) for caption, frames in rows.items()}
     original = next(iter(shown.values()))
-    size = _tile_size(original.shape[-2], original.shape[-1], LARGE_TILE_WIDTHS)
+    size = tile_size(original.shape[-2], original.shape[-1], LARGE_TILE_WIDTHS)
     font = ImageFont.load_default(FONT_SIZE)
     blocks = []
     for number, (caption, frames) in enumerate(shown.items()):
-        tiles = _row(_bytes(frames), size)
+        tiles = tile_row(to_bytes(frames), size)
         block = np.full((CAPTION_HEIGHT + size[0], tiles.shape[1] + 2 * GAP, 3), BACKGROUND, np.uint8)
         block[CAPTION_HEIGHT:, GAP : GAP + tiles.shape[1]] = tiles
         picture = Image.fromarray(block)
@@ -131,12 +131,12 @@ def controls_strip(
     Returns:
         uint8[height, width, 3], RGB.
     """
-    size = _tile_size(video.shape[-2], video.shape[-1])
+    size = tile_size(video.shape[-2], video.shape[-1])
     font = ImageFont.load_default(FONT_SIZE)
     margin = 2 * GAP + round(max(font.getlength(name) for name in ["played", *buttons, *axes]))
     strips = []
     for clip in range(len(video)):
-        frames = _row(_bytes(video[clip].detach().float().cpu().clamp(-1, 1)), size)
+        frames = tile_row(to_bytes(video[clip].detach().float().cpu().clamp(-1, 1)), size)
         values = [[part[clip].detach().float().cpu() for part in side] for side in (played, read)]
         occurring = [n for n in range(len(buttons)) if any(side[0][1:, n].any() for side in values)]
         lines = [(name, 1, number) for number, name in enumerate(axes)]
@@ -199,7 +199,8 @@ def principal_components(latent: Tensor, count: int) -> tuple[Tensor, float]:
     return scaled.view(*values.shape[:-1], count).movedim(-1, 1), explained
 
 
-def _tile_size(height: int, width: int, widths: tuple[int, int] = TILE_WIDTHS) -> tuple[int, int]:
+def tile_size(height: int, width: int, widths: tuple[int, int] = TILE_WIDTHS) -> tuple[int, int]:
+    """Return the (height, width) at which pictures of (height, width) are shown."""
     smallest, largest = widths
     if width > largest:
         return max(1, round(height * largest / width)), largest
@@ -207,7 +208,7 @@ def _tile_size(height: int, width: int, widths: tuple[int, int] = TILE_WIDTHS) -
     return height * factor, width * factor
 
 
-def _bytes(images: Tensor) -> np.ndarray:
+def to_bytes(images: Tensor) -> np.ndarray:
     """Convert float[B, 3, H, W] in [-1, 1] to uint8[B, H, W, 3]."""
     return to_uint8(images).movedim(1, -1).numpy()
 
@@ -218,7 +219,7 @@ def _coloured(values: Tensor) -> np.ndarray:
     return np.stack([cv2.applyColorMap(level, cv2.COLORMAP_INFERNO)[..., ::-1] for level in levels])
 
 
-def _row(tiles: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def tile_row(tiles: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize uint8[B, h, w, 3] to tiles with nearest-neighbour interpolation, and arrange them side by side."""
     height, width = size
     row = np.empty((height, len(tiles) * (width + GAP) - GAP, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""``data annotate``: labels as the network reads them, everything else untouched, the same bytes however stopped."""
+"""``data annotate``: controls as the network reads them, the rest untouched, the same bytes however stopped."""
 
 import fcntl
 import json
@@ -11,20 +11,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torchvision.models.optical_flow import raft_small
 
 from owl import models
 from owl.__main__ import run
 from owl.commands import data_annotate
 from owl.commands.data_annotate import Labeller, annotate
 from owl.data import codecs, jobs
+from owl.data.modalities.depth import Depth
 from owl.data.overview import DatasetReader
 from owl.data.shards import INDEX_NAME, INFO_NAME, DatasetInfo, shard_name
 from owl.data.windows import WindowDataset
+from tests.helpers.depth import save_depth_network
 from tests.helpers.errors import refused
+from tests.helpers.scenes import save_scenes
 from tests.helpers.shards import AXES, BUTTONS, make_dataset
 from tests.helpers.tiny import REPOSITORY, in_child, owl_here, tiny_experiment, tiny_inverse_dynamics, write_config
 from tests.helpers.videos import make_video
-from tests.test_docs import commands
+from tests.test_docs import blocks, commands, lines
 
 SIZE = (32, 48)
 FRAMES = 7
@@ -39,7 +43,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ("--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "0.03")  # readings other than zero
     assert owl_here("fit", "--config", "tiny.yaml", *options, cwd=folder) == 0
     make_dataset(folder / "footage", 5, FRAMES, SIZE, ("rgb", "depth", "flow", "audio"))
-    annotate(str(folder / "footage"), folder / "labelled", labeller(folder))
+    annotate(str(folder / "footage"), folder / "labelled", [labeller(folder)])
     return folder
 
 
@@ -111,20 +115,20 @@ def test_a_killed_annotation_goes_on_to_the_same_bytes(lab: Path, tmp_path: Path
             return label(self, frames)
 
         Labeller.label = deadly  # type: ignore[method-assign]
-        annotate(str(lab / "footage"), tmp_path, labeller(lab))
+        annotate(str(lab / "footage"), tmp_path, [labeller(lab)])
         return 0
 
     assert in_child(killed) == -signal.SIGKILL
     assert not (tmp_path / INDEX_NAME).exists()
     kept = {file.name: file.stat().st_mtime_ns for file in tmp_path.glob("shard-*.tar")}
     assert sorted(kept) == [shard_name(0), shard_name(1)]
-    annotate(str(lab / "footage"), tmp_path, labeller(lab))
+    annotate(str(lab / "footage"), tmp_path, [labeller(lab)])
     assert {name: (tmp_path / name).stat().st_mtime_ns for name in kept} == kept
     assert contents(tmp_path) == contents(lab / "labelled")
 
 
 def test_another_process_labels_with_the_network_of_the_checkpoint(lab: Path, tmp_path: Path) -> None:
-    annotate(str(lab / "footage"), tmp_path, labeller(lab), workers=1)
+    annotate(str(lab / "footage"), tmp_path, [labeller(lab)], workers=1)
     before, after = (
         WindowDataset(root, "train", ("controls",), length=FRAMES) for root in (lab / "labelled", tmp_path)
     )
@@ -153,7 +157,7 @@ def test_an_episode_ends_before_a_damaged_member(lab: Path, tmp_path: Path) -> N
         UserWarning,
         match=r"episode-001, frame 4 .*audio.npy",
     ):
-        annotate(str(source), tmp_path / "labelled", labeller(lab))
+        annotate(str(source), tmp_path / "labelled", [labeller(lab)])
     assert DatasetReader(str(tmp_path / "labelled")).index.episode_frames.tolist() == [7, 4, 7, 7, 7]
 
 
@@ -211,3 +215,105 @@ def test_every_command_of_the_page_on_controls_runs(tmp_path: Path, monkeypatch:
     assert windows[0]["buttons"].shape == (4, 5)
     assert windows[0]["axes"].shape == (4, 1)
     assert json.loads((tmp_path / "data" / "labelled" / INFO_NAME).read_text())["modalities"]["controls"]["labelled_by"]
+
+
+# --- optical flow, depth and cameras
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with footage without flow, a depth network and scenes."""
+    folder = tmp_path_factory.mktemp("films")
+    make_dataset(folder / "films", 4, FRAMES, (64, 96), ("rgb", "audio"))
+    save_depth_network(folder / "network")
+    save_scenes(folder / "scenes", folder / "films")
+    return folder
+
+
+def test_several_annotators_add_their_members_in_one_pass(films: Path, tmp_path: Path) -> None:
+    """The same bytes when killed in between."""
+    source, network = str(films / "films"), str(films / "network")
+    arguments = {"flow": "dis", "depth": network}
+    data_annotate.main(source, str(tmp_path / "whole"), **arguments)
+
+    def killed() -> int:
+        encode, count = Depth.encode, iter(range(99))
+
+        def deadly(levels: np.ndarray) -> bytes:
+            if next(count) == 2 * FRAMES + 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return encode(levels)
+
+        Depth.encode = staticmethod(deadly)  # type: ignore[method-assign]
+        data_annotate.main(source, str(tmp_path / "killed"), **arguments)
+        return 0
+
+    assert in_child(killed) == -signal.SIGKILL
+    assert len(list((tmp_path / "killed").glob("shard-*.tar"))) == 2
+    data_annotate.main(source, str(tmp_path / "killed"), **arguments)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    before, after = DatasetReader(source), DatasetReader(str(tmp_path / "whole"))
+    assert list(after.info.modalities) == ["rgb", "audio", "flow", "depth"]
+    assert after.info.modalities["flow"]["made_by"]["identity"] == "opencv-dis"
+    for modality in before.columns:
+        assert after.content(modality, 2, 3) == before.content(modality, 2, 3)
+    parts = WindowDataset(tmp_path / "whole", "train", ("rgb", "depth", "flow"), length=FRAMES)[0]
+    assert parts["flow"][1:].abs().max() > 0.5
+    assert parts["depth"].std() > 0.01
+
+
+def test_scenes_add_depth_and_cameras(films: Path, tmp_path: Path) -> None:
+    data_annotate.main(str(films / "films"), str(tmp_path), scene=str(films / "scenes"))
+    windows = WindowDataset(tmp_path, "test", ("depth", "camera"), length=3, size=(32, 48))
+    assert windows[0]["camera"].shape == (3, 4, 4)
+    assert windows[0]["camera_intrinsics"][0].tolist() == pytest.approx([12 * 2.4, 11 * 32 / 12, 24, 16])
+    assert windows[0]["depth"].max() > 0.2
+
+
+def test_impossible_combinations_are_refused(films: Path, tmp_path: Path) -> None:
+    source, target = str(films / "films"), str(tmp_path / "target")
+
+    def refuse(code: str, *tokens: str, source: str = source, **options: str) -> None:
+        with refused(code, *tokens):
+            data_annotate.main(source, target, **options)
+
+    refuse("arguments.missing-key", "--flow")
+    refuse("arguments.wrong-value", "--depth", "--scene", depth="a", scene="b")
+    refuse("flow.weights", "--flow_weights", flow="raft")
+    refuse("flow.weights", "raft.pth", flow="dis", flow_weights="raft.pth")
+    missing = str(tmp_path / "missing.pth")
+    refuse("flow.weights", missing, flow="raft", flow_weights=missing)
+    played = str(make_dataset(tmp_path / "played", modalities=("rgb", "depth")))
+    refuse("dataset.modalities", played, "rgb, depth", source=played, scene=str(films / "scenes"))
+    small = str(make_dataset(tmp_path / "small", size=(8, 8), modalities=("rgb",)))
+    refuse("flow.size", "8x8", source=small, flow="dis")
+    assert not Path(target).exists()
+    data_annotate.main(source, target, flow="dis")
+    refuse("dataset.other-settings", "depth", flow="dis", depth=str(films / "network"))
+
+
+def test_every_command_of_the_page_on_depth_and_flow_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From footage of the game to latents of seven channels, and from films to depth, flow and cameras."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("experiments", "configs"):
+        (tmp_path / folder).symlink_to(REPOSITORY / folder)
+    make_video(tmp_path / "footage" / "clip.mp4", 9, size=(96, 160))
+    save_depth_network(tmp_path / "models" / "depth")
+    torch.save(raft_small(weights=None).state_dict(), tmp_path / "models" / "raft_small.pth")
+    make_dataset(tmp_path / "data" / "doom-mix-96x160", 3, 4, (96, 160), ("rgb",))
+    make_dataset(tmp_path / "data" / "doom-mix-96x160-depth-flow", 3, 4, (96, 160), ("rgb", "depth", "flow"))
+    shorter = [
+        *("--trainer.max_steps", "1", "--trainer.max_time", "null", "--trainer.enable_progress_bar", "false"),
+        *("--data.init_args.batch_size", "2", "--data.init_args.num_workers", "0", "--data.init_args.record", "null"),
+        *("--data.init_args.validation_windows", "2"),
+    ]
+    for block in blocks(REPOSITORY / "docs" / "how-to" / "depth-and-flow.md"):
+        if block.language == "python":
+            exec(block.content, {})
+        for command in lines(block.content) if block.language == "bash" else []:
+            words = shlex.split(command)[3:]
+            if "--scene" in words:
+                save_scenes("scenes", "data/films")
+            assert owl_here(*words, *(shorter if words[0] == "fit" else []), cwd=tmp_path) == 0, command
+    parts = WindowDataset(tmp_path / "data" / "films-scene", modalities=("depth", "flow", "camera"), length=2)[0]
+    assert parts["camera"].shape == (2, 4, 4)

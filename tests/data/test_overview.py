@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from owl.data.modalities.flow import colour_flow
 from owl.data.overview import (
     COLUMNS,
     SPLIT_COLOURS,
@@ -17,6 +16,7 @@ from owl.data.overview import (
     summarize_splits,
 )
 from owl.data.shards import DatasetInfo, ShardIndex, shard_name
+from owl.viz.modalities import colour_flow
 from tests.helpers.shards import make_dataset, render
 
 

@@ -17,12 +17,13 @@ BUTTONS = ["ATTACK", "MOVE_LEFT", "MOVE_RIGHT"]
 AXES = ["mouse_x", "mouse_y"]
 DESCRIPTIONS: dict[str, dict] = {
     "rgb": {"extension": "rgb.jpg", "quality": 95},
-    "depth": {"extension": "depth.png", "encoding": "uint8", "unit": "inverse depth", "range": [0.0, 1.0]},
+    "depth": {"extension": "depth.png", "encoding": "uint8", "unit": "map units", "step": 7.143, "offset": 1.2},
     "flow": {
         "extension": "flow.png",
         "encoding": "kitti-uint16",
         "downscale": DOWNSCALE,
         "unit": "pixels of the stored rgb frame",
+        "scale": 0.1,
         "direction": "frame[t-1](x + flow) ~ frame[t](x)",
     },
     "audio": {"extension": "audio.npy", "sample_rate": SAMPLE_RATE, "channels": 2},

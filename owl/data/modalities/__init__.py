@@ -2,6 +2,7 @@
 
 from owl.data.modalities.audio import Audio
 from owl.data.modalities.base import Modality
+from owl.data.modalities.camera import Camera
 from owl.data.modalities.controls import Controls
 from owl.data.modalities.depth import Depth
 from owl.data.modalities.flow import Flow
@@ -16,6 +17,7 @@ MODALITIES: dict[str, type[Modality]] = {
     "flow": Flow,
     "labels": Labels,
     "pose": Pose,
+    "camera": Camera,
     "audio": Audio,
     "controls": Controls,
     "latent": Latent,

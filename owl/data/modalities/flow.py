@@ -3,13 +3,16 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 
 from owl.data import codecs
 from owl.data.flow import compose_flow, flow_downscale
 from owl.data.modalities.base import Modality, Preview, Sampling, Shapes, View, with_shape
+from owl.viz.modalities import colour_flow
+
+SCALE = 0.1
+"""Speed at full saturation as a picture (`owl.pixels.flow_to_picture`), as a part of the diagonal."""
 
 
 class Flow(Modality):
@@ -29,12 +32,13 @@ class Flow(Modality):
 
     @classmethod
     def describe(cls, size: tuple[int, int]) -> dict[str, Any]:
-        """Return the description for dataset.json of `owl.data.flow.estimate_flow` between frames of (H, W)."""
+        """Return the description for dataset.json of flow between frames of (H, W), on the grid of `flow_downscale`."""
         return {
             "extension": cls.extension,
             "encoding": "kitti-uint16",
             "downscale": flow_downscale(size),
             "unit": "pixels of the stored rgb frame",
+            "scale": SCALE,
             "direction": "frame[t-1](x + flow) ~ frame[t](x); zero at an episode's first frame",
         }
 
@@ -76,19 +80,3 @@ class Flow(Modality):
         speed = max(1.0, float(np.percentile(np.concatenate(speeds), 98))) if speeds else 1.0
         pictures = [None if flow is None else codecs.resize(colour_flow(flow, speed), size) for flow in flows]
         return Preview(pictures, f"{self.name}: hue = direction, full brightness = {speed:.0f} px")
-
-
-def colour_flow(flow: np.ndarray, speed: float) -> np.ndarray:
-    """Draw flow as colours: hue is the direction, brightness the speed.
-
-    Args:
-        flow: float32[h, w, 2], (dx, dy).
-        speed: Speed at full brightness, in the unit of the flow.
-
-    Returns:
-        uint8[h, w, 3], RGB.
-    """
-    magnitude, angle = cv2.cartToPolar(flow[..., 0], flow[..., 1])
-    value = np.minimum(1, magnitude / speed)
-    hsv = np.stack([angle * (90 / np.pi), 200 * np.sqrt(value), 32 + 223 * value], -1)  # at rest: dark grey
-    return cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2RGB)
