@@ -20,7 +20,7 @@ from owl.nn.frozen import trained
 from owl.optim.configuration import with_schedule
 from owl.recipes.arguments import any_weight
 from owl.recipes.compilation import compile_for_training
-from owl.recipes.logging import log_losses
+from owl.recipes.logging import log_latents, log_losses
 from owl.recipes.sounds import check_sample_rate, listen, sounds
 
 
@@ -128,22 +128,13 @@ class AudioVAE(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Store the latent statistics in the network, for uses without a dataset of latents."""
-        statistics = self.log_latents("val")
+        statistics = log_latents(self, self.latents, "val", self.network.tsr)
         self.network.latent_mean.copy_(statistics["mean"])
         self.network.latent_std.copy_(statistics["std"])
 
     def on_test_epoch_end(self) -> None:
         """Log the latent's statistics."""
-        self.log_latents("test")
-
-    def log_latents(self, split: str) -> dict[str, Tensor]:
-        """Log and return the statistics of all latents of a pass, and reset them."""
-        statistics = self.latents.compute()
-        self.latents.reset()
-        scalars = {f"{split}/latent_{name}": value for name, value in statistics.items() if value.ndim == 0}
-        # already the same on every rank, which Lightning cannot know
-        self.log_dict({**scalars, f"{split}/tsr": self.network.tsr}, sync_dist=True)
-        return statistics
+        log_latents(self, self.latents, "test", self.network.tsr)
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return the reconstruction float[B, C, n] in [-1, 1] and the latent's mean float[B, c, N]."""
