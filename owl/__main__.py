@@ -20,6 +20,8 @@ COMMANDS = {
     "predict": "run a checkpoint on the test split and write its output",
     "sweep": "search the settings of an experiment in parallel; report the best one and their importance",
     "rollout": "roll out a world model with recorded controls; measure quality, action accuracy, drift and speed",
+    "play": "play a world model, or the real game, in a browser",
+    "replay": "play an action log again and compare every frame with the recorded one",
     "compare": "show decoders of the same latents side by side on held-out clips: quality, flicker and speed",
     "submit": "run an experiment as a job of a SLURM cluster: --nodes 2 --gpus_per_node 8",
     "bench": "measure how fast an experiment trains or a network runs; predict it for other devices",

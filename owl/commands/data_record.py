@@ -5,15 +5,21 @@ import shlex
 import time
 from pathlib import Path
 
+import numpy as np
+
+from owl.data import game
+from owl.data.played import PlayedGame, record_played
 from owl.data.recorder import GameRecording, count_recorded, record_game
 from owl.data.shards import INFO_NAME
 from owl.data.splits import HELD_OUT
 from owl.errors import OwlError
+from owl.play.log import ActionLog
 
 
 def main(
     directory: str,
     *,
+    actions: list[str] = [],  # noqa: B006  (never changed)
     frames: int = 20000,
     size: str = "96x160",
     scenario: str = "deathmatch",
@@ -26,13 +32,16 @@ def main(
     workers: int | None = None,
     held_out: float = HELD_OUT,
 ) -> None:
-    """Record a dataset of ViZDoom (with the free Freedoom assets) with random actions: pictures and their controls.
+    """Record a dataset of ViZDoom (with the free Freedoom assets): pictures and their controls.
+
+    Actions are random, or with --actions those of a person who has played the game with `play --game`.
 
     After an interruption or a full disk, run the same command again: complete episodes are kept. Episodes are divided
     into train, validation and test (90, 5 and 5 per cent, unless --held_out is set).
 
     Args:
         directory: Local folder for the dataset; created if missing.
+        actions: Action logs of the game (.jsonl), to record what a person has played, with any size and modalities.
         frames: Frames in total; the game has 35 per second, so 20000 are 9.5 minutes of play.
         size: Height x width of the pictures: 96x160 trains on a laptop, 360x640 needs a GPU.
         scenario: deathmatch (an arena with monsters), my_way_home (a maze), health_gathering, defend_the_center and
@@ -64,11 +73,44 @@ def main(
         workers=workers,
         held_out=held_out,
     )
+    if actions:
+        random = {"frames": (frames, 20000), "scenario": (scenario, "deathmatch"), "seed": (seed, 0)}
+        for name, (value, default) in (random | {"held_out": (held_out, HELD_OUT)}).items():
+            if value != default:
+                raise OwlError(
+                    "arguments.actions", f"--{name} is {value}, but --actions tell what was played; leave one out"
+                )
     is_new = not (Path(directory) / INFO_NAME).exists()
     began = time.monotonic()
-    record_game(directory, recording)
+    if actions:
+        record_played(directory, recording, [played_game(path) for path in actions])
+    else:
+        record_game(directory, recording)
     seconds = time.monotonic() - began
     # the duration is not meaningful for a continued or complete recording
-    rate = f" ({frames / seconds:.0f} frames/s)" if is_new else ""
-    print(f"{directory} holds {count_recorded(directory):,} frames{rate}")
+    recorded = count_recorded(directory)
+    rate = f" ({recorded / seconds:.0f} frames/s)" if is_new else ""
+    print(f"{directory} holds {recorded:,} frames{rate}")
     print(f"look at it: python -m owl data inspect {shlex.quote(directory)}")
+
+
+def played_game(path: str) -> PlayedGame:
+    """Read an action log of the real game.
+
+    Raises:
+        OwlError: It is of a world model, or of another version of the game, which could go differently.
+    """
+    log = ActionLog.load(path)
+    if log.origin.get("kind") != "game":
+        raise OwlError(
+            "actions.origin",
+            f"{path} is of a {log.origin.get('kind')}, expected one of the real game; record it with `play --game`",
+        )
+    if log.origin["vizdoom"] != game.installed_version():
+        raise OwlError(
+            "actions.other-game",
+            f"{path} was recorded with ViZDoom {log.origin['vizdoom']}, {game.installed_version()} is installed, in "
+            "which the same actions could lead elsewhere; install that version",
+        )
+    controls = np.array([[*action.buttons, *action.axes] for action in log.actions], np.float64)
+    return PlayedGame(log.origin["scenario"], log.seed, controls.reshape(-1, len(game.BUTTONS) + len(game.AXES)))

@@ -29,7 +29,7 @@ from owl.metrics.frechet import FrechetDistance
 from owl.models.world_model import WorldTransformer
 from owl.rollout.checks import as_world_model, check_decoder
 from owl.rollout.engine import Engine
-from owl.rollout.episodes import Batch, Episodes, check_dataset, trained_stride
+from owl.rollout.episodes import Batch, Episodes, check_dataset, named_decoder, trained_stride
 from owl.rollout.evaluation import (
     Clips,
     Drift,
@@ -337,22 +337,6 @@ def load_world_model(checkpoint: str) -> tuple[WorldTransformer, int]:
     else:
         network = models.load(checkpoint)
     return as_world_model(network, checkpoint), trained_stride(content) if content else 1
-
-
-def named_decoder(data: str) -> str:
-    """Return the path of the checkpoint with which a dataset of latents was encoded.
-
-    Raises:
-        OwlError: The checkpoint does not exist on this machine.
-    """
-    path = str(DatasetInfo.load(data).modalities["latent"]["encoder"]["checkpoint"])
-    if not Path(path).exists():
-        raise OwlError(
-            "decoder.missing",
-            f"{data} was encoded with {path}, which is not here; give that autoencoder's checkpoint or export with "
-            "--decoder",
-        )
-    return path
 
 
 def default_folder(checkpoint: str) -> Path:

@@ -1,4 +1,4 @@
-"""Episodes of a real game, ViZDoom with the free Freedoom assets, played by a random policy.
+"""Episodes of a real game, ViZDoom with the free Freedoom assets, played by a random policy or a person.
 
 Timing: the controls of frame t are those of the tic from frame t-1 to frame t; the sound of frame t is that of the same
 tic. The first frame of an episode has idle controls. Every tic (1/35 s) is a frame.
@@ -11,10 +11,11 @@ import os
 import re
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import psutil
@@ -64,6 +65,23 @@ class Frame:
     cut: bool
 
 
+class Policy(Protocol):
+    """Whoever plays."""
+
+    def act(self, x: float, y: float) -> np.ndarray:
+        """Return the controls of the next tic, float64[5 + 1] in the order of ``BUTTONS`` and ``AXES``.
+
+        Args:
+            x: Position of the player, in map units.
+            y: The same.
+        """
+
+
+def idle() -> np.ndarray:
+    """Return controls with no button held and no turn."""
+    return np.zeros(len(BUTTONS) + len(AXES))
+
+
 def find_scenario(name: str) -> tuple[Path, str | None]:
     """Return the .cfg file of a scenario and the map to play, None for the map in the file.
 
@@ -99,6 +117,11 @@ def find_scenario(name: str) -> tuple[Path, str | None]:
     return folder / f"{name}.cfg", wanted.upper() or None
 
 
+def installed_version() -> str:
+    """Return the version of ViZDoom."""
+    return metadata.version("vizdoom")
+
+
 def check_size(size: tuple[int, int]) -> None:
     """Check that the game can draw pictures of (H, W).
 
@@ -132,8 +155,9 @@ def play(
     depth: bool = False,
     audio: bool = False,
     labels: bool = False,
-) -> Iterator[Frame]:
-    """Play one episode with a random policy and yield its frames; equal arguments give equal frames.
+    policy: Policy | None = None,
+) -> Generator[Frame, None, None]:
+    """Play one episode and yield its frames; equal arguments and controls give equal frames.
 
     The player cannot die, so footage is continuous, except if a scenario ends by itself and restarts.
 
@@ -142,10 +166,11 @@ def play(
         frames: Length of the episode.
         size: (H, W). The game renders at its smallest resolution that covers it, twice where W is at most 320; the
             picture is cropped around its centre to the aspect and area-averaged.
-        seed: Seed of the game and of the policy.
+        seed: Seed of the game and of the random policy.
         depth: Whether to return depth maps.
         audio: Whether to return sound.
         labels: Whether to return labels.
+        policy: Who plays; it is asked for the controls of a frame when that frame is requested. None: a random policy.
 
     Raises:
         OwlError: The scenario, the size or the sound library is not available, or the game stopped unexpectedly.
@@ -155,19 +180,19 @@ def play(
     if audio:
         check_audio()
     game_seed, policy_seed = np.random.SeedSequence(seed).generate_state(2)
-    policy = _StickyPolicy(np.random.default_rng(policy_seed))
+    player = policy or _StickyPolicy(np.random.default_rng(policy_seed))
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="owl-game-"))
         try:
             game = _open_game(config, level, folder, size, int(game_seed), depth, audio, labels)
             stack.callback(game.close)
             cut = True
-            action = policy.idle()
+            action = idle()
             for _ in range(frames):
                 if game.is_episode_finished() or game.is_player_dead():
                     game.new_episode()
                     _begin(game)
-                    cut, action = True, policy.idle()
+                    cut, action = True, idle()
                 state = game.get_state()
                 yield Frame(
                     rgb=fit(state.screen_buffer, size),
@@ -179,7 +204,7 @@ def play(
                     axes=action[len(BUTTONS) :].astype(np.float32),
                     cut=cut,
                 )
-                action = policy.act(*state.game_variables[:2])
+                action = player.act(*state.game_variables[:2])
                 game.make_action(action.tolist())
                 cut = False
         except vizdoom.FileDoesNotExistException as error:
@@ -215,13 +240,8 @@ class _StickyPolicy:
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng
         self._hold = 0
-        self._action = self.idle()
+        self._action = idle()
         self._positions: list[tuple[float, float]] = []
-
-    @staticmethod
-    def idle() -> np.ndarray:
-        """Return controls with no button held and no turn."""
-        return np.zeros(len(BUTTONS) + len(AXES))
 
     def act(self, x: float, y: float) -> np.ndarray:
         """Return the controls of the next tic for a player at (x, y), in map units."""
@@ -253,7 +273,7 @@ class _StickyPolicy:
     def _turn_away(self) -> None:
         self._positions.clear()
         self._hold = int(self._rng.integers(15, 30))
-        self._action = self.idle()
+        self._action = idle()
         self._action[-1] = self._rng.choice([-1, 1]) * self._rng.uniform(4, 7)
 
 

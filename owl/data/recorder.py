@@ -3,8 +3,8 @@
 import math
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ def record_game(path: str, recording: GameRecording) -> DatasetInfo:
     """
     root = local_folder(path)
     _check(recording)
-    return run(_RecordJob(recording), root, recording.workers or len(os.sched_getaffinity(0)))
+    return run(RecordJob(recording), root, recording.workers or len(os.sched_getaffinity(0)))
 
 
 def count_recorded(path: str) -> int:
@@ -129,6 +129,15 @@ def _check(recording: GameRecording) -> None:
         )
     if recording.seed < 0:
         raise OwlError("arguments.seed", f"seed is {recording.seed}, expected 0 or more; use another seed")
+    check_available(recording)
+
+
+def check_available(recording: GameRecording) -> None:
+    """Check that the scenarios, the size and the sound of a recording are available.
+
+    Raises:
+        OwlError: They are not.
+    """
     if min(recording.size) < 32:
         raise OwlError(
             "arguments.size",
@@ -142,7 +151,7 @@ def _check(recording: GameRecording) -> None:
         game.check_audio()
 
 
-class _RecordJob(ShardJob):
+class RecordJob(ShardJob):
     """Recording job: one episode per shard, each played by a separate game process."""
 
     doing, kinds = "recording", ("vizdoom",)
@@ -153,9 +162,9 @@ class _RecordJob(ShardJob):
         self.info = DatasetInfo(
             fps=game.FPS,
             size=recording.size,
-            modalities=_modalities(recording),
+            modalities=describe_modalities(recording),
             splits=_splits(recording),
-            source=_source(recording),
+            source=describe_source(recording),
             code_version=code_version(),
         )
 
@@ -163,22 +172,11 @@ class _RecordJob(ShardJob):
         return info.source
 
     def frames(self, number: int) -> Frames:
-        recording = self.recording
-        seed = int(np.random.SeedSequence((recording.seed, number)).generate_state(1)[0])
-        scenario, downscale = _scenario(recording, number), flow_downscale(recording.size)
-        played = game.play(
-            scenario,
-            self.shards[number],
-            recording.size,
-            seed,
-            depth=recording.depth,
-            audio=recording.audio,
-            labels=recording.labels,
-        )
+        recording, downscale = self.recording, flow_downscale(self.recording.size)
         previous: np.ndarray | None = None
         loudest, beginnings = 0, 0
-        for position, frame in enumerate(played):
-            if frame.cut and position:
+        for position, frame in enumerate(self.play(number)):
+            if position and self.begins_episode(position, frame):
                 beginnings += 1
             taken: dict[str, Any] = {
                 "rgb": frame.rgb,
@@ -201,9 +199,26 @@ class _RecordJob(ShardJob):
         if recording.audio and loudest == 0:
             raise OwlError(
                 "game.silent",
-                f"{_episode_name(recording, number)} of {scenario} is silent from beginning to end, sound was "
-                "expected; reinstall libopenal1 or record without --audio",
+                f"{_episode_name(recording, number)} of {_scenario(recording, number)} is silent from beginning to "
+                "end, sound was expected; reinstall libopenal1 or record without --audio",
             )
+
+    def play(self, number: int) -> Iterator[game.Frame]:
+        """Play the game of a shard."""
+        recording = self.recording
+        return game.play(
+            _scenario(recording, number),
+            self.shards[number],
+            recording.size,
+            int(np.random.SeedSequence((recording.seed, number)).generate_state(1)[0]),
+            depth=recording.depth,
+            audio=recording.audio,
+            labels=recording.labels,
+        )
+
+    def begins_episode(self, position: int, frame: game.Frame) -> bool:
+        """Return whether a frame of a shard after its first one begins another episode."""
+        return frame.cut
 
     def is_described(self, info: DatasetInfo) -> bool:
         return "labels" not in info.modalities or "names" in info.modalities["labels"]
@@ -217,17 +232,15 @@ class _RecordJob(ShardJob):
         splits = {
             split: [name for first in firsts for name in of.get(first, [])] for split, firsts in info.splits.items()
         }
-        modalities = info.modalities
-        if "labels" in modalities:
-            modalities = {**modalities, "labels": {**modalities["labels"], "names": _label_names(root, index)}}
-        return replace(info, splits=splits, modalities=modalities)
+        return replace(info, splits=splits, modalities=named_labels(root, info, index))
 
     @staticmethod
     def clean_up(scratch: str) -> None:
         game.end_games(scratch)
 
 
-def _source(recording: GameRecording) -> dict[str, Any]:
+def describe_source(recording: GameRecording) -> dict[str, Any]:
+    """Return the settings that decide the bytes of a recording, for dataset.json."""
     return {
         "kind": "vizdoom",
         "scenario": recording.scenarios() if len(recording.scenarios()) > 1 else recording.scenarios()[0],
@@ -238,12 +251,19 @@ def _source(recording: GameRecording) -> dict[str, Any]:
         "depth": recording.depth,
         "flow": recording.flow,
         "audio": recording.audio,
-        "vizdoom": metadata.version("vizdoom"),
+        "vizdoom": game.installed_version(),
         # older datasets have no such keys
         **({"held_out": recording.held_out} if recording.held_out != HELD_OUT else {}),
         **({"pose": True} if recording.pose else {}),
         **({"labels": True} if recording.labels else {}),
     }
+
+
+def named_labels(root: Path, info: DatasetInfo, index: ShardIndex) -> dict[str, dict]:
+    """Return the modalities of a dataset, with the names of the labels if it has labels."""
+    if "labels" not in info.modalities:
+        return info.modalities
+    return {**info.modalities, "labels": {**info.modalities["labels"], "names": _label_names(root, index)}}
 
 
 def _label_names(root: Path, index: ShardIndex) -> list[str]:
@@ -255,7 +275,8 @@ def _label_names(root: Path, index: ShardIndex) -> list[str]:
     return sorted(found)
 
 
-def _modalities(recording: GameRecording) -> dict[str, dict]:
+def describe_modalities(recording: GameRecording) -> dict[str, dict]:
+    """Return the description of the modalities of a recording, for dataset.json."""
     modalities: dict[str, dict] = {"rgb": Rgb.describe()}
     if recording.depth:
         modalities["depth"] = {

@@ -235,6 +235,30 @@ class Engine:
         seconds = {"commit": committed - start, "denoise": denoised - committed, "decode": self._clock() - denoised}
         return Frame(latents, decoded, seconds)
 
+    @torch.no_grad()
+    def change(self, schedule: Schedule) -> None:
+        """Generate the following frames with another schedule; the rollout and its context stay as they are.
+
+        Args:
+            schedule: The new one. Snapshots of the rollout under a schedule with guidance cannot be restored under one
+                without, and vice versa.
+
+        Raises:
+            OwlError: The world model does not have the streams for inner guidance.
+        """
+        check_guidance(self.network, schedule)
+        before, self.schedule = self.schedule.copies, schedule
+        if not self.batch or schedule.copies == before:
+            return
+        self._prepare(self.batch)
+        cache = self.network.new_cache(self.batch, schedule.copies, self.dtype, self.device)
+        cache.length = self.cache.length
+        for new, old in zip(cache.tensors(), self.cache.tensors(), strict=True):
+            slots = 0 if new.ndim == 1 else 2  # of rings, and of keys and values: those for noisy copies are the last
+            committed = new.shape[slots] - schedule.copies
+            new.narrow(slots, 0, committed).copy_(old.narrow(slots, 0, committed))
+        self.cache = cache
+
     def snapshot(self) -> Snapshot:
         """Copy the rollout's state.
 

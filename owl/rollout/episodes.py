@@ -173,6 +173,22 @@ def load_decoder(path: str | Path) -> nn.Module:
     return network
 
 
+def named_decoder(data: str) -> str:
+    """Return the path of the checkpoint with which a dataset of latents was encoded.
+
+    Raises:
+        OwlError: The checkpoint does not exist on this machine.
+    """
+    path = str(DatasetInfo.load(data).modalities["latent"]["encoder"]["checkpoint"])
+    if not Path(path).exists():
+        raise OwlError(
+            "decoder.missing",
+            f"{data} was encoded with {path}, which is not here; give that autoencoder's checkpoint or export with "
+            "--decoder",
+        )
+    return path
+
+
 def trained_stride(content: dict[str, Any]) -> int:
     """Return the data stride of the content of a checkpoint; 1 if it is not stored."""
     data = content["owl"]["config"].get("data") or {}

@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 
 from owl.__main__ import run
+from owl.data import game
 from owl.data.shards import DatasetInfo, ShardIndex
+from owl.play.log import ActionLog
 from tests.helpers.errors import refused
+from tests.helpers.tiny import owl_here
 
 
 def test_a_recording_ends_with_what_it_made_and_what_comes_next(
@@ -76,3 +79,21 @@ def test_several_scenarios_are_recorded_and_shown(
     }
     assert run(["data", "inspect", "both"]) == 0
     assert "basic, freedoom2:MAP02" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("origin", "arguments", "code", "tokens"),
+    [
+        ({"kind": "world model"}, (), "actions.origin", ["world model", "play --game"]),
+        ({"kind": "game", "scenario": "deathmatch", "vizdoom": "0.1"}, (), "actions.other-game", ["0.1"]),
+        ({}, ("--frames", "90"), "arguments.actions", ["--frames is 90", "--actions"]),
+        ({}, ("--seed", "3"), "arguments.actions", ["--seed is 3"]),
+    ],
+)
+def test_logs_that_cannot_be_recorded_are_told(
+    tmp_path: Path, origin: dict[str, str], arguments: tuple[str, ...], code: str, tokens: list[str]
+) -> None:
+    ActionLog(origin, list(game.BUTTONS), list(game.AXES), 0, 0).save(tmp_path / "log.jsonl")
+    with refused(code, *tokens):
+        owl_here("data", "record", "d", "--actions", "log.jsonl", *arguments, cwd=tmp_path)
+    assert not (tmp_path / "d").exists()

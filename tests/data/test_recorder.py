@@ -214,7 +214,7 @@ def test_a_single_scenario_is_divided_as_it_always_was() -> None:
         assert splits["validation"] == ["episode-000022", "episode-000032"]
         assert splits["test"] == ["episode-000001", "episode-000015"]
         assert len(splits["train"]) == 36
-        assert recorder._source(recording)["scenario"] == "deathmatch"
+        assert recorder.describe_source(recording)["scenario"] == "deathmatch"
 
 
 @pytest.mark.parametrize(("frames", "episodes"), [(4000, 8), (3500, 7), (30, 3)])
@@ -222,8 +222,9 @@ def test_a_recording_may_be_for_measuring_alone(frames: int, episodes: int) -> N
     recording = GameRecording(frames=frames, held_out=0.5)
     splits = {split: len(names) for split, names in recorder._splits(recording).items()}
     assert splits == {"train": episodes % 2, "validation": episodes // 2, "test": episodes // 2}
-    assert recorder._source(recording)["held_out"] == 0.5
-    assert "held_out" not in recorder._source(GameRecording())  # as in datasets recorded before there was a choice
+    assert recorder.describe_source(recording)["held_out"] == 0.5
+    # as in datasets recorded before there was a choice
+    assert "held_out" not in recorder.describe_source(GameRecording())
 
 
 def test_a_comma_in_a_path_separates_no_scenarios(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from owl.nn.frozen import freeze
 from owl.nn.placement import placement
 from owl.precision.inference import Quantization
 from owl.rollout.engine import Engine, Frame
-from owl.rollout.generate import SAMPLERS
+from owl.rollout.generate import SAMPLERS, Schedule
 from tests.helpers.errors import refused
 from tests.helpers.latents import LATENT, TINY, draw, lively, streams
 
@@ -414,6 +414,33 @@ def test_a_frozen_decoder_and_a_frozen_network_play(
         frames.append(engine.step(*at(controls, 0)).decoded["video"])
     assert frames[0].dtype == torch.float32
     assert torch.equal(frames[0], frames[1])
+
+
+@pytest.mark.parametrize(("before", "after"), [(1.0, 2.0), (2.0, 1.0), (1.0, 1.0)])
+def test_the_schedule_can_change_between_frames(before: float, after: float) -> None:
+    """As if the frames so far had been given to an engine with the new schedule as context."""
+    network = lively()
+    _, _, controls = draw(network, 8)
+    batch = len(controls.buttons)
+    changed = Engine(network, noise_levels=LEVELS, guidance=before)
+    changed.reset(batch=batch)
+    first = [changed.step(*at(controls, t)).latents for t in range(4)]
+    random = changed.snapshot().random
+    changed.change(Schedule((1.0, 0.5), guidance=after))
+    assert changed.time == 4
+    found = [changed.step(*at(controls, t)).latents for t in range(4, 8)]
+
+    other = Engine(network, guidance=5.0)
+    other.change(Schedule((1.0, 0.5), guidance=after))  # before the rollout
+    context = {name: torch.stack([frame[name] for frame in first], 1) for name in first[0]}
+    other.reset(context, Controls(controls.buttons[:, :4], controls.axes[:, :4]))
+    state = other.snapshot()
+    state.random = random
+    other.restore(state)
+    for t, frame in zip(range(4, 8), found, strict=True):
+        expected = other.step(*at(controls, t)).latents
+        for name, latent in frame.items():
+            torch.testing.assert_close(latent, expected[name], rtol=1e-3, atol=1e-3)
 
 
 def test_settings_that_make_no_sense_are_told(autoencoder: ImageAutoencoder) -> None:

@@ -1,0 +1,141 @@
+"""``python -m owl play``: play a learned world, or the real game, in a browser."""
+
+import asyncio
+import os
+import re
+import secrets
+import signal
+import sys
+import webbrowser
+from pathlib import Path
+
+from owl.errors import OwlError
+from owl.play.game import GameWorld
+from owl.play.learned import LearnedWorld, Precision, Sources
+from owl.play.server import LOOPBACK, Server
+from owl.play.world import Settings, World
+
+
+def main(
+    world: str,
+    *,
+    game: bool = False,
+    data: str | None = None,
+    decoder: list[str] = [],  # noqa: B006  (never changed)
+    split: str = "test",
+    context: int = 8,
+    steps: int = 4,
+    context_noise: float = 0.0,
+    guidance: float = 1.0,
+    stride: int | None = None,
+    precision: Precision | None = None,
+    compile: bool = False,
+    size: str | None = None,
+    seed: int = 0,
+    out: str = "played",
+    host: str = "127.0.0.1",
+    port: int = 8420,
+    browser: bool = True,
+) -> None:
+    """Play a world model, or with --game the real game, on a web page that this command serves until Ctrl-C.
+
+    Several pages can watch, one of them plays. The page shows the controls, start scenes of the dataset, a timeline to
+    return to, and where the time of a frame goes. It records films and action logs; `replay` plays a log again, and
+    `data record --actions` turns logs of the real game into a dataset. A GPU is used if available.
+
+    Args:
+        world: Run folder, checkpoint or export of a world model; with --game a scenario of ViZDoom, such as deathmatch.
+        game: Play the real game.
+        data: Dataset of latents with the start scenes; by default the one that the world model was trained on.
+        decoder: Run folders, checkpoints or exports of the autoencoder or of decoders trained on its latents, among
+            which the page can choose; by default the autoencoder named in the dataset.
+        split: Split of the start scenes.
+        context: Frames of a start scene.
+        steps: Evaluations of the network per frame.
+        context_noise: Noise level at which generated frames become context.
+        guidance: Weight of classifier-free guidance on the controls; 1 is none.
+        stride: Stored frames from one frame of the world model to the next; where left out, as it was trained, or 1
+            for an export, which does not tell.
+        precision: bf16 or fp32; where left out, bf16 if the device multiplies that fast, else fp32.
+        compile: Run the network through torch.compile: frames are faster after about a minute, but no longer exactly
+            those of a replay.
+        size: Height x width of the real game's pictures, 270x480 where left out.
+        seed: Seed of all noise, and of the game.
+        out: Folder for recordings.
+        host: Address to listen on. Any other than 127.0.0.1 can be reached from the network: the page then needs the
+            secret token in the printed address.
+        port: Port to listen on; 0 takes a free one.
+        browser: Open the page in a browser.
+    """
+    learned: dict[str, tuple[object, object]] = {
+        "data": (data, None),
+        "decoder": (decoder, []),
+        "split": (split, "test"),
+        "context": (context, 8),
+        "steps": (steps, 4),
+        "context_noise": (context_noise, 0.0),
+        "guidance": (guidance, 1.0),
+        "stride": (stride, None),
+        "precision": (precision, None),
+        "compile": (compile, False),
+    }
+    given = [name for name, (value, default) in learned.items() if value != default]
+    if game and given:
+        raise OwlError("play.game", f"--{given[0]} is for world models, --game plays the real game; leave one out")
+    if not game and size is not None:
+        raise OwlError("play.game", f"--size {size} is for the real game, a world model has its own; leave it out")
+    played: World
+    if game:
+        played = GameWorld(world, parse_size(size or "270x480"))
+    else:
+        settings = Settings(steps, context_noise, guidance)
+        sources = Sources(world, data, tuple(decoder), split, context, stride, precision, compile)
+        played = LearnedWorld(sources, settings)
+    token = None if host in LOOPBACK else secrets.token_urlsafe(16)
+    server = Server(played, Path(out), seed, host, port, token)
+    asyncio.run(serve(server, browser))
+
+
+def parse_size(size: str) -> tuple[int, int]:
+    """Parse height x width.
+
+    Raises:
+        OwlError: It is written in another way.
+    """
+    match = re.fullmatch(r"(\d+)x(\d+)", size)
+    if not match:
+        raise OwlError("arguments.size", f"--size is {size}, expected height x width such as 96x160; correct it")
+    return int(match[1]), int(match[2])
+
+
+async def serve(server: Server, browser: bool) -> None:
+    """Serve until Ctrl-C or SIGTERM.
+
+    Raises:
+        OwlError: The address cannot be used.
+    """
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    try:
+        await server.__aenter__()
+    except OSError as error:
+        raise OwlError(
+            "play.address",
+            f"{server.host}:{server.port} cannot be used ({error.strerror or error}); choose another --port or --host",
+        ) from error
+    try:
+        print(f"Play {server.world.description.name} at {server.url}  (Ctrl-C ends it)", flush=True)
+        if browser and has_display():
+            webbrowser.open(server.url)
+        serving = asyncio.create_task(server.serve())
+        await asyncio.wait([serving, asyncio.create_task(stopped.wait())], return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            serving.result()
+    finally:
+        await server.__aexit__()
+
+
+def has_display() -> bool:
+    """Return whether a browser can open a window; without one a browser of the terminal would take it over."""
+    return sys.platform != "linux" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

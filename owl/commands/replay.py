@@ -1,0 +1,56 @@
+"""``python -m owl replay``: play an action log again."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from tqdm import tqdm
+
+from owl.play.log import ActionLog
+from owl.play.replay import make_world, replay
+from owl.viz.film import enlarged, write_film
+
+
+def main(
+    log: str,
+    *,
+    out: str | None = None,
+    checkpoint: str | None = None,
+    data: str | None = None,
+    decoder: list[str] = [],  # noqa: B006  (never changed)
+) -> int:
+    """Play an action log again and compare every frame with the recorded one; exit with status 1 if one differs.
+
+    The log tells the seed and where the world model, its dataset and its decoders are. On the CPU all frames are the
+    same, bit for bit, with the same version of PyTorch and without --compile.
+
+    Args:
+        log: A .jsonl file that `play` recorded.
+        out: Film to write, an .mp4.
+        checkpoint: Where the world model is now, if it was moved.
+        data: Where the dataset is now, if it was moved.
+        decoder: Where the decoders are now, if they were moved, in the same order.
+    """
+    actions = ActionLog.load(log)
+    world = make_world(actions, checkpoint, data, decoder)
+    different: list[int] = []
+
+    def frames() -> Iterator[np.ndarray]:
+        total = len(actions.actions)
+        for number, frame in enumerate(tqdm(replay(actions, world), "replay", total, unit="frame"), 1):
+            if not frame.same:
+                different.append(number)
+            yield enlarged(frame.rgb)
+
+    try:
+        if out is None:
+            for _ in frames():
+                pass
+        else:
+            write_film(out, frames(), world.description.fps)
+    finally:
+        world.close()
+    if not different:
+        print(f"all {len(actions.actions)} frames are the same")
+        return 0
+    print(f"{len(different)} of {len(actions.actions)} frames differ, the first is frame {different[0]}")
+    return 1

@@ -1,0 +1,121 @@
+"""The real game as a world: ViZDoom, played by a person."""
+
+import sys
+import time
+from collections.abc import Generator
+from typing import NamedTuple
+
+import numpy as np
+
+from owl.data import game
+from owl.errors import OwlError
+from owl.play.world import Description, Picture, Settings, World
+
+TURN = 6.0
+"""Degrees per tic of a fully deflected stick, the fastest turn of the random policy that records datasets."""
+
+
+class Person:
+    """A policy whose controls come from outside."""
+
+    def __init__(self) -> None:
+        self.controls = game.idle()
+
+    def act(self, x: float, y: float) -> np.ndarray:
+        """Return the latest controls."""
+        return self.controls
+
+
+class Path(NamedTuple):
+    """Controls since the beginning, the last ones first: paths that branch share their beginnings."""
+
+    before: "Path | None"
+    controls: np.ndarray
+
+
+class GameState(NamedTuple):
+    """State of a game: its seed and what was played; the game repeats that quickly."""
+
+    seed: int
+    path: Path | None
+
+
+class GameWorld(World):
+    """A scenario of ViZDoom.
+
+    Args:
+        scenario: As in `owl.data.game.find_scenario`.
+        size: (H, W) of the pictures.
+
+    Raises:
+        OwlError: The game is not installed, or the scenario or the size is not available.
+    """
+
+    def __init__(self, scenario: str, size: tuple[int, int]) -> None:
+        game.find_scenario(scenario)
+        game.check_size(size)
+        self.scenario, self.size, self.settings = scenario, size, Settings()
+        self.description = Description(
+            kind="game",
+            name=scenario,
+            device="the CPU",
+            buttons=list(game.BUTTONS),
+            axes=dict.fromkeys(game.AXES, TURN),
+            fps=game.FPS,
+            size=size,
+            origin={
+                "kind": "game",
+                "scenario": scenario,
+                "size": list(size),
+                "vizdoom": game.installed_version(),
+            },
+        )
+        self._frames: Generator[game.Frame, None, None] | None = None
+
+    def reset(self, start: int, seed: int) -> Picture:
+        """Begin a new game."""
+        self.check_start(start)
+        if seed < 0:
+            raise OwlError("arguments.seed", f"seed is {seed}, expected 0 or more; use another seed")
+        self.close()
+        self._seed, self._person = seed, Person()
+        self._path: Path | None = None
+        self._frames = game.play(self.scenario, sys.maxsize, self.size, seed, policy=self._person)
+        return self._next()
+
+    def step(self, buttons: np.ndarray, axes: np.ndarray) -> Picture:
+        """Play one tic."""
+        self._person.controls = np.concatenate([buttons, axes]).astype(np.float64)
+        self._path = Path(self._path, self._person.controls)
+        return self._next()
+
+    def snapshot(self) -> GameState:
+        """Return what was played."""
+        return GameState(self._seed, self._path)
+
+    def restore(self, snapshot: GameState) -> None:
+        """Begin again and repeat what was played, at about a thousand tics per second."""
+        played: list[np.ndarray] = []
+        path = snapshot.path
+        while path is not None:
+            played.append(path.controls)
+            path = path.before
+        self.reset(0, snapshot.seed)
+        for controls in reversed(played):
+            self.step(controls[: len(game.BUTTONS)], controls[len(game.BUTTONS) :])
+
+    def snapshot_bytes(self) -> int:
+        """Return nothing: branches share what was played before."""
+        return 0
+
+    def _next(self) -> Picture:
+        assert self._frames is not None
+        start = time.perf_counter()
+        rgb = next(self._frames).rgb
+        return Picture(rgb, {"game": time.perf_counter() - start})
+
+    def close(self) -> None:
+        """End the game."""
+        if self._frames is not None:
+            self._frames.close()
+            self._frames = None

@@ -1,0 +1,203 @@
+"""A learned world: the streaming engine, started from windows of a dataset of latents."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from owl import models
+from owl.comparison.decoders import find_checkpoint, load_decoders, run_folder
+from owl.data.shards import DatasetInfo
+from owl.errors import OwlError
+from owl.flow_matching import noise_levels
+from owl.hardware import multiplies_bfloat16
+from owl.latents import check_decoder
+from owl.play.world import Description, Picture, Settings, World
+from owl.rollout.checks import as_world_model
+from owl.rollout.engine import Engine, Snapshot
+from owl.rollout.episodes import Episodes, as_bytes, check_dataset, named_decoder, trained_stride
+from owl.rollout.generate import Schedule
+
+Precision = Literal["bf16", "fp32"]
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+STARTS = 12
+"""Start scenes, evenly spaced over the split."""
+FULL = 0.95
+"""Quantile of an axis' movements in the data that a fully deflected stick reaches."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where a learned world comes from.
+
+    Attributes:
+        checkpoint: Run folder, checkpoint or export of the world model.
+        data: Dataset of latents with the start scenes; None: the dataset of training.
+        decoders: Run folders, checkpoints or exports of decoders; empty: the autoencoder named in the dataset.
+        split: Split of the start scenes.
+        context: Frames of a start scene.
+        stride: Stored frames from one frame of the model to the next; None: that of training, 1 for an export.
+        precision: Of the network; None: the faster one.
+        compile: Whether to compile the network in the background.
+    """
+
+    checkpoint: str
+    data: str | None = None
+    decoders: tuple[str, ...] = ()
+    split: str = "test"
+    context: int = 8
+    stride: int | None = None
+    precision: Precision | None = None
+    compile: bool = False
+
+
+class LearnedState:
+    """State of a learned world: the engine's, and the settings."""
+
+    def __init__(self, engine: Snapshot, settings: Settings) -> None:
+        self.engine, self.settings = engine, settings
+
+
+class LearnedWorld(World):
+    """A world model and its decoders.
+
+    Args:
+        sources: Where they come from.
+        settings: The first settings; an empty decoder is the first one.
+
+    Raises:
+        OwlError: A file is missing or damaged, the parts do not match, or the dataset of training is unknown.
+    """
+
+    def __init__(self, sources: Sources, settings: Settings) -> None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        path = find_checkpoint(sources.checkpoint)
+        content: dict[str, Any] | None = None
+        if path.endswith(models.CHECKPOINT_SUFFIX):
+            loaded, content = models.rebuild(path)
+        else:
+            loaded = models.load(path)
+        network = as_world_model(loaded, path)
+        data = sources.data or trained_on(content, path)
+        info = DatasetInfo.load(data)
+        check_dataset(network, info, data)
+        given = sources.decoders or [named_decoder(data)]
+        paths = [str(Path(find_checkpoint(run)).resolve()) for run in given]  # the same names whatever the folder is
+        self.decoders = load_decoders(paths)
+        first = next(iter(self.decoders))
+        precision = sources.precision or ("bf16" if multiplies_bfloat16(device) else "fp32")
+        self.settings = settings if settings.decoder else Settings(**(asdict(settings) | {"decoder": first}))
+        self._check(self.settings)
+        self.engine = Engine(
+            network,
+            {"video": self.decoders[self.settings.decoder]},
+            **vars(schedule_of(self.settings)),
+            dtype=DTYPES[precision],
+            compile=sources.compile,
+            device=device,
+        )
+        for decoder in self.decoders.values():
+            check_decoder(network, "video", decoder)
+            decoder.to(device)
+        stride = sources.stride or (trained_stride(content) if content else 1)
+        decoder = self.decoders[first]
+        self.episodes = Episodes(data, sources.split, network, decoder, stride, sources.context, device)
+        self.scenes = self.episodes.windows(STARTS)
+        last = {name: values[:, -1:] for name, values in self.scenes.items() if name != "window"}
+        starts = self.episodes.pictures(last)[:, 0].movedim(1, -1).numpy()
+        height, width = starts.shape[1:3]
+        origin = asdict(sources) | {
+            "kind": "world model",
+            "checkpoint": str(Path(path).resolve()),
+            "data": data if "://" in data else str(Path(data).resolve()),
+            "decoders": paths,
+            "stride": stride,
+            "precision": precision,
+            "fingerprints": [models.fingerprint(part) for part in (network, *self.decoders.values())],
+            "dataset": info.modalities["latent"]["encoder"]["fingerprint"],
+            "settings": asdict(self.settings),
+            "device": device.type,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+        self.description = Description(
+            kind="world model",
+            name=run_folder(path).name,
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU",
+            buttons=network.buttons,
+            axes=dict(zip(network.axes, self._full_axes(), strict=True)),
+            fps=self.episodes.fps,
+            size=(height, width),
+            starts=list(starts),
+            decoders=list(self.decoders),
+            origin=origin,
+        )
+
+    def reset(self, start: int, seed: int) -> Picture:
+        """Begin after the last frame of a start scene."""
+        self.check_start(start)
+        scene = {name: values[start : start + 1] for name, values in self.scenes.items() if name != "window"}
+        latents = self.episodes.latents(scene)
+        self.engine.reset(latents, self.episodes.controls(scene), seed=seed % 2**63)
+        return Picture(self.episodes.decode(latents["video"])[0, -1].movedim(0, -1).numpy())
+
+    def step(self, buttons: np.ndarray, axes: np.ndarray) -> Picture:
+        """Generate a frame."""
+        pressed, moved = (torch.from_numpy(values.astype(np.float32))[None] for values in (buttons, axes))
+        frame = self.engine.step(pressed, moved)
+        return Picture(as_bytes(frame.decoded["video"])[0].movedim(0, -1).contiguous().numpy(), frame.seconds)
+
+    def change(self, settings: Settings) -> None:
+        """Use other settings from the next frame on."""
+        self._check(settings)
+        self.engine.change(schedule_of(settings))
+        self.engine.decoders["video"] = self.decoders[settings.decoder]
+        self.settings = settings
+
+    def snapshot(self) -> LearnedState:
+        """Copy the engine's state."""
+        return LearnedState(self.engine.snapshot(), self.settings)
+
+    def restore(self, snapshot: LearnedState) -> None:
+        """Return to a state of the engine."""
+        self.change(snapshot.settings)
+        self.engine.restore(snapshot.engine)
+
+    def snapshot_bytes(self) -> int:
+        """Return the size of the cache."""
+        return sum(tensor.nbytes for tensor in self.engine.cache.tensors())
+
+    def _check(self, settings: Settings) -> None:
+        if settings.decoder not in self.decoders:
+            raise OwlError(
+                "play.decoder",
+                f"there is no decoder {settings.decoder}, expected one of {', '.join(self.decoders)}; choose another",
+            )
+
+    def _full_axes(self) -> list[float]:
+        moved = self.scenes["axes"].abs().flatten(0, 1).double()
+        return [float(full) or 1.0 for full in moved.quantile(FULL, 0)] if len(moved) else []
+
+
+def schedule_of(settings: Settings) -> Schedule:
+    """Return the schedule of settings."""
+    return Schedule(
+        tuple(noise_levels(settings.steps)), guidance=settings.guidance, context_noise=settings.context_noise
+    )
+
+
+def trained_on(content: dict[str, Any] | None, path: str) -> str:
+    """Return the dataset on which the world model of a checkpoint was trained.
+
+    Raises:
+        OwlError: The file does not tell.
+    """
+    data = ((content or {}).get("owl", {}).get("config") or {}).get("data") or {}
+    found = (data.get("init_args") or {}).get("path")
+    if not found:
+        raise OwlError(
+            "play.data", f"{path} does not name the dataset of its latents, expected one; give the folder with --data"
+        )
+    return str(found)

@@ -1,0 +1,259 @@
+"""The thread that plays a world: samples the controls, makes frames in real time, and obeys commands between them."""
+
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import simplejpeg
+
+from owl.errors import OwlError
+from owl.play.inputs import Inputs, Sample
+from owl.play.log import Action, ActionLog, digest
+from owl.play.protocol import Command, frame_message
+from owl.play.recording import Recording
+from owl.play.timeline import Moment, Played, Timeline, actions_of
+from owl.play.world import Picture, World
+
+QUALITY = 90
+"""Of JPEG."""
+WAITING = 64
+"""Commands that may wait."""
+LOG_SUFFIX = ".jsonl"
+
+
+class Listener(Protocol):
+    """Receives what the session tells; called from its threads, must not wait."""
+
+    def frame(self, message: bytes) -> None:
+        """Receive a frame, see `owl.play.protocol.frame_message`."""
+
+    def state(self, state: dict[str, Any]) -> None:
+        """Receive what has changed beside the picture."""
+
+    def notice(self, text: str) -> None:
+        """Receive a sentence for the player."""
+
+    def failed(self, error: BaseException) -> None:
+        """Receive an error that ends the session."""
+
+
+class Session:
+    """One world, played by one person at a time.
+
+    It starts paused at the first start scene.
+
+    Args:
+        world: The world; only the session's thread calls it.
+        folder: Folder for recordings.
+        seed: First seed.
+        listener: Receives frames and states.
+    """
+
+    def __init__(self, world: World, folder: Path, seed: int, listener: Listener) -> None:
+        self.world, self.folder, self.seed, self.start = world, folder, seed, 0
+        self.listener = listener
+        description = world.description
+        self.inputs = Inputs(len(description.buttons), list(description.axes.values()))
+        self.thumbnails: dict[int, bytes] = {}
+        self.recordings: list[str] = []
+        self._commands: queue.Queue[Command | None] = queue.Queue()
+        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="owl-jpeg")
+        self._encoding: Future[bytes] | None = None
+        self._timeline = Timeline()
+        self._paused = True
+        self._recording: Recording | None = None
+        self._thread = threading.Thread(target=self._run, name="owl-play", daemon=True)
+
+    def begin(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def send(self, command: Command) -> bool:
+        """Queue a command of those that change the world; return False if too many are waiting."""
+        if self._commands.qsize() >= WAITING:
+            return False
+        self._commands.put(command)
+        return True
+
+    def release(self) -> None:
+        """Release the controls and pause, as when the player leaves."""
+        self.inputs.release()
+        self._commands.put(Command("pause"))
+
+    def close(self) -> None:
+        """End the session; a recording is finished."""
+        self._commands.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._reset(0, self.seed)
+            self._tell()
+            deadline = time.perf_counter()
+            while True:
+                wait = None if self._paused else max(0.0, deadline - time.perf_counter())
+                try:
+                    command = self._commands.get(timeout=wait)
+                except queue.Empty:
+                    self._advance()
+                    # a frame that was late does not hurry the next ones
+                    deadline = max(deadline + 1 / self.world.description.fps, time.perf_counter())
+                    continue
+                if command is None:
+                    break
+                try:
+                    self._obey(command)
+                except (OwlError, OSError) as error:
+                    self.listener.notice(str(error))
+                self._tell()
+            self._record(False)
+        except BaseException as error:
+            self.listener.failed(error)
+        finally:
+            self._encoder.shutdown()
+            self.world.close()
+
+    def _obey(self, command: Command) -> None:
+        actions: dict[str, Callable[[], None]] = {
+            "pause": lambda: self._pause(True),
+            "resume": lambda: self._pause(False),
+            "step": self._step,
+            "reset": lambda: self._reset(
+                self.start if command.start is None else command.start,
+                self.seed if command.seed is None else command.seed,
+            ),
+            "rewind": lambda: self._rewind(command.moment),
+            "settings": lambda: self._change(command),
+            "record": lambda: self._record(bool(command.on)),
+        }
+        actions[command.name]()
+
+    def _pause(self, paused: bool) -> None:
+        self._paused = paused
+
+    def _step(self) -> None:
+        self._paused = True
+        self._advance()
+
+    def _reset(self, start: int, seed: int) -> None:
+        if not 0 <= seed < 2**32:
+            raise OwlError("arguments.seed", f"seed is {seed}, expected 0 to {2**32 - 1}; use another seed")
+        picture = self.world.reset(start, seed)
+        self.start, self.seed = start, seed
+        self._frame, self._branch = 0, 0
+        self._played: Played | None = None
+        self._tips: dict[int, Played | None] = {0: None}  # the last frame of each branch
+        self._timeline.clear(self.world.snapshot_bytes())
+        self.inputs.release()
+        self._show(self._remember(encode(picture.rgb)))
+
+    def _rewind(self, number: int | None) -> None:
+        moment = self._timeline.moments.get(-1 if number is None else number)
+        if moment is None:
+            raise OwlError("play.moment", f"there is no moment {number}, it may have been thinned out; choose another")
+        self.world.restore(moment.snapshot)
+        self._timeline.current = moment
+        self._frame, self._branch, self._played = moment.frame, moment.branch, moment.played
+        self._paused = True
+        self.inputs.release()
+        self._show(moment)
+
+    def _change(self, command: Command) -> None:
+        given = {name: getattr(command, name) for name in asdict(self.world.settings)}
+        settings = replace(self.world.settings, **{name: v for name, v in given.items() if v is not None})
+        self.world.change(settings)
+
+    def _record(self, on: bool) -> None:
+        if on and self._recording is None:
+            self._recording = Recording(self.folder, self.world.description.fps)
+        elif not on and self._recording is not None:
+            recording, self._recording = self._recording, None
+            film = recording.finish()
+            log = film.with_suffix(LOG_SUFFIX)
+            self.log().save(log)
+            self.recordings = [*self.recordings, *(path.name for path in (film, log) if path.exists())]
+
+    def log(self) -> ActionLog:
+        """Return the action log of the current branch from its start."""
+        description = self.world.description
+        return ActionLog(
+            description.origin,
+            description.buttons,
+            list(description.axes),
+            self.start,
+            self.seed,
+            actions_of(self._played),
+        )
+
+    def _advance(self) -> None:
+        """Make the next frame, and encode it while the one after it is made."""
+        sample, settings = self.inputs.take(), self.world.settings
+        picture = self.world.step(sample.buttons, sample.axes)
+        if self._tips[self._branch] is not self._played:  # there is a future already: begin another one
+            self._branch = len(self._tips)
+        self._frame += 1
+        self._played = Played(self._played, Action(sample.buttons, sample.axes, settings, digest(picture.rgb)))
+        self._tips[self._branch] = self._played
+        if self._recording is not None:
+            self._recording.add(picture.rgb)
+        self._wait_encoded()
+        self._encoding = self._encoder.submit(self._encode, self._frame, picture, sample)
+        if self._frame % max(1, round(self.world.description.fps)) == 0:
+            self._remember(self._encoding.result())
+            self._tell()
+
+    def _encode(self, frame: int, picture: Picture, sample: Sample) -> bytes:
+        """Encode a frame and hand it out."""
+        start = time.perf_counter()
+        jpeg = encode(picture.rgb)
+        seconds = {"wait": sample.waited, **picture.seconds, "encode": time.perf_counter() - start}
+        milliseconds = {name: 1000 * value for name, value in seconds.items()}
+        self.listener.frame(frame_message(frame, sample.time, milliseconds, jpeg))
+        return jpeg
+
+    def _wait_encoded(self) -> None:
+        if self._encoding is not None:
+            self._encoding.result()
+            self._encoding = None
+
+    def _show(self, moment: Moment) -> None:
+        self._wait_encoded()
+        self.listener.frame(frame_message(moment.frame, math.nan, {}, moment.jpeg))
+
+    def _remember(self, jpeg: bytes) -> Moment:
+        moment = self._timeline.add(self._frame, self._branch, jpeg, self.world.snapshot(), self._played)
+        self.thumbnails = {number: kept.jpeg for number, kept in self._timeline.moments.items()}
+        return moment
+
+    def _tell(self) -> None:
+        """Hand out what the page shows beside the picture."""
+        self.listener.state(
+            {
+                "paused": self._paused,
+                "frame": self._frame,
+                "branch": self._branch,
+                "start": self.start,
+                "seed": self.seed,
+                "settings": asdict(self.world.settings),
+                "recording": self._recording is not None,
+                "recordings": self.recordings,
+                "moment": self._timeline.current and self._timeline.current.number,
+                "moments": [
+                    {name: getattr(moment, name) for name in ("number", "frame", "branch", "parent")}
+                    for moment in self._timeline.moments.values()
+                ],
+            }
+        )
+
+
+def encode(rgb: np.ndarray) -> bytes:
+    """Encode uint8[H, W, 3] as JPEG without subsampling of colours."""
+    jpeg: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(rgb), QUALITY, colorsubsampling="444")
+    return jpeg

@@ -1,0 +1,143 @@
+"""What can be played: a world gives one picture for the controls of one frame."""
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from owl.errors import OwlError
+
+MOST_STEPS = 64
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What can be changed while a learned world is played.
+
+    Attributes:
+        steps: Evaluations of the network per frame.
+        context_noise: Noise level at which frames become context, in [0, 1).
+        guidance: Weight of classifier-free guidance on the controls; 1 is none.
+        decoder: Name of the decoder.
+
+    Raises:
+        OwlError: A value is out of range.
+    """
+
+    steps: int = 4
+    context_noise: float = 0.0
+    guidance: float = 1.0
+    decoder: str = ""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise OwlError("play.settings", f"steps is {self.steps}, expected 1 to {MOST_STEPS}; correct it")
+        if not 0 <= self.context_noise < 1:
+            raise OwlError(
+                "play.settings", f"context_noise is {self.context_noise}, expected at least 0 and below 1; correct it"
+            )
+        if not 0 <= self.guidance <= 20:
+            raise OwlError("play.settings", f"guidance is {self.guidance}, expected 0 to 20; correct it")
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a page must know to play a world.
+
+    Attributes:
+        kind: "world model" or "game".
+        name: For the title.
+        device: In words.
+        buttons: Names of the buttons.
+        axes: For each axis by name, the movement per frame of a fully deflected stick, in the unit of the axis.
+        fps: Frames per second of real time.
+        size: (H, W) of the pictures.
+        starts: A picture of each start scene, uint8[H, W, 3]; a world without scenes has one start.
+        decoders: Names of the decoders.
+        origin: How to make the world again, for the action log; see `owl.play.log`.
+    """
+
+    kind: str
+    name: str
+    device: str
+    buttons: list[str]
+    axes: dict[str, float]
+    fps: float
+    size: tuple[int, int]
+    origin: dict[str, Any]
+    starts: list[np.ndarray] = field(default_factory=list)
+    decoders: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A frame of a world.
+
+    Attributes:
+        rgb: uint8[H, W, 3].
+        seconds: Time of each part of its making: "game", or "commit", "denoise" and "decode".
+    """
+
+    rgb: np.ndarray
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class World(ABC):
+    """A world that one person plays. All calls come from one thread.
+
+    Attributes:
+        description: What the page must know.
+        settings: Those of the next frame.
+    """
+
+    description: Description
+    settings: Settings
+
+    @abstractmethod
+    def reset(self, start: int, seed: int) -> Picture:
+        """Begin at a start scene; equal seeds and controls give equal pictures.
+
+        Raises:
+            OwlError: There is no such start.
+        """
+
+    @abstractmethod
+    def step(self, buttons: np.ndarray, axes: np.ndarray) -> Picture:
+        """Make the frame that bool[number of buttons] and float32[number of axes] lead to."""
+
+    @abstractmethod
+    def snapshot(self) -> Any:
+        """Return the state, for `restore`."""
+
+    @abstractmethod
+    def restore(self, snapshot: Any) -> None:
+        """Return to a state, with its settings."""
+
+    @abstractmethod
+    def snapshot_bytes(self) -> int:
+        """Return the memory that a snapshot takes."""
+
+    def change(self, settings: Settings) -> None:
+        """Use other settings from the next frame on.
+
+        Raises:
+            OwlError: They are impossible in this world.
+        """
+        if settings != self.settings:
+            raise OwlError(
+                "play.settings", f"a {self.description.kind} got settings {asdict(settings)}, expected none; omit them"
+            )
+
+    def close(self) -> None:  # noqa: B027  (most worlds need nothing)
+        """Free what the world holds."""
+
+    def check_start(self, start: int) -> None:
+        """Check the number of a start scene.
+
+        Raises:
+            OwlError: There is no such start.
+        """
+        count = max(1, len(self.description.starts))
+        if not 0 <= start < count:
+            raise OwlError("play.start", f"there is no start {start}, expected 0 to {count - 1}; choose another")

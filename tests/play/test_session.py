@@ -1,0 +1,250 @@
+"""The session: what is played can be returned to, branched, recorded, and played again bit for bit."""
+
+import queue
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from owl.errors import OwlError
+from owl.play import protocol
+from owl.play.log import ActionLog
+from owl.play.protocol import Command, Input
+from owl.play.replay import replay
+from owl.play.session import Session
+from owl.play.world import Picture
+from tests.helpers.errors import check_error
+from tests.helpers.play import Strip
+
+Event = tuple[str, Any]
+
+
+class Told:
+    """A listener that keeps everything in order."""
+
+    def __init__(self) -> None:
+        self.events: queue.Queue[Event] = queue.Queue()
+
+    def frame(self, message: bytes) -> None:
+        """Keep."""
+        self.events.put(("frame", protocol.parse_frame(message)))
+
+    def state(self, state: dict[str, Any]) -> None:
+        """Keep."""
+        self.events.put(("state", state))
+
+    def notice(self, text: str) -> None:
+        """Keep."""
+        self.events.put(("notice", text))
+
+    def failed(self, error: BaseException) -> None:
+        """Keep."""
+        self.events.put(("failed", error))
+
+
+class Played:
+    """A session and its events."""
+
+    def __init__(self, world: Strip, folder: Path) -> None:
+        self.world, self.told = world, Told()
+        self.session = Session(world, folder, 0, self.told)
+        self.session.begin()
+        self.state: dict[str, Any] = {}
+        self.frames: list[tuple[int, bytes]] = []
+        self.next("state")
+
+    def next(self, wanted: str) -> Any:
+        """Return the next event of a kind, and keep frames and states on the way."""
+        while True:
+            kind, value = self.told.events.get(timeout=60)
+            if kind == "frame":
+                self.frames.append((value[0], value[3]))
+            elif kind == "state":
+                self.state = value
+            if kind == wanted:
+                return value
+
+    def do(self, name: str, **fields: Any) -> None:
+        """Obey a command; its state is the last event that it brings about."""
+        self.session.send(Command(name, **fields))
+        self.next("state")
+
+    def step(self, frames: int, held: bool = False, moved: float = 0.0) -> None:
+        """Make single frames with the same controls."""
+        for _ in range(frames):
+            axes = np.array([moved], np.float32)
+            self.session.inputs.put(Input(1.0, np.array([held, False]), axes, 0 * axes))
+            self.do("step")
+            if self.state["frame"] % SECOND == 0:
+                self.next("state")  # a moment was added: the state was told twice
+
+    def moment(self, frame: int, branch: int = 0) -> int:
+        """Return the number of a moment."""
+        return next(m["number"] for m in self.state["moments"] if (m["frame"], m["branch"]) == (frame, branch))
+
+
+SECOND = 4  # frames
+
+
+@pytest.fixture
+def played(tmp_path: Path) -> Iterator[Played]:
+    """A session of a strip with few frames per second, so that moments are dense."""
+    made = Played(Strip(fps=SECOND), tmp_path / "played")
+    yield made
+    made.session.close()
+    assert made.world.closed
+
+
+def test_it_begins_paused_and_shows_the_start(played: Played) -> None:
+    assert played.state["paused"]
+    assert played.state["frame"] == 0
+    assert [number for number, _ in played.frames] == [0]
+    assert len(played.state["moments"]) == 1
+
+
+def test_a_step_is_one_frame_and_resuming_many(tmp_path: Path) -> None:
+    played = Played(Strip(fps=500), tmp_path)
+    played.step(2)
+    assert (played.state["frame"], played.state["paused"]) == (2, True)
+    played.do("resume")
+    while played.frames[-1][0] < 30:
+        played.next("frame")
+    played.do("pause")
+    stopped = played.state["frame"]
+    assert [number for number, _ in played.frames] == list(range(played.frames[-1][0] + 1))
+    played.step(1)
+    assert played.state["frame"] == stopped + 1
+    played.session.close()
+
+
+def test_rewinding_shows_the_same_future_for_the_same_actions(played: Played) -> None:
+    played.step(SECOND, moved=3.0)
+    played.step(SECOND, held=True, moved=-1.0)
+    before = dict(played.frames)
+    played.frames.clear()
+    played.do("rewind", moment=played.moment(SECOND))
+    assert (played.state["frame"], played.state["branch"], played.state["paused"]) == (SECOND, 0, True)
+    played.step(SECOND, held=True, moved=-1.0)
+    assert dict(played.frames) == {number: before[number] for number in range(SECOND, 2 * SECOND + 1)}
+    assert played.state["branch"] == 1
+
+
+def test_branches_keep_each_other(played: Played) -> None:
+    played.step(2 * SECOND, moved=1.0)
+    first = played.session.log()
+    played.do("rewind", moment=played.moment(SECOND))
+    played.step(SECOND, moved=-1.0)
+    assert played.state["branch"] == 1
+    fork, tip = played.moment(SECOND), played.moment(2 * SECOND, branch=1)
+    parents = {m["number"]: m["parent"] for m in played.state["moments"]}
+    assert parents[tip] == fork
+    second = played.session.log()
+    played.do("rewind", moment=played.moment(2 * SECOND))
+    played.step(1, moved=5.0)  # the end of a branch goes on
+    assert played.state["branch"] == 0
+    third = played.session.log()
+    moved = [[float(action.axes[0]) for action in log.actions] for log in (first, second, third)]
+    assert moved == [[1.0] * 8, [1.0] * 4 + [-1.0] * 4, [1.0] * 8 + [5.0]]
+    assert set(played.session.thumbnails) == {m["number"] for m in played.state["moments"]}
+
+
+def test_settings_belong_to_the_frames_and_come_back_with_them(played: Played) -> None:
+    played.do("settings", steps=9)
+    played.step(SECOND)
+    played.do("settings", steps=2, guidance=1.5)
+    assert played.state["settings"] == {"steps": 2, "context_noise": 0.0, "guidance": 1.5, "decoder": "only"}
+    played.step(1)
+    assert [action.settings.steps for action in played.session.log().actions] == [9] * SECOND + [2]
+    played.do("rewind", moment=played.moment(SECOND))
+    assert played.state["settings"]["steps"] == 9
+
+
+def test_a_recording_is_a_film_and_a_log_that_can_be_replayed(played: Played, tmp_path: Path) -> None:
+    played.do("reset", start=1, seed=7)
+    played.step(3, moved=2.0)
+    played.do("record", on=True)
+    assert played.state["recording"]
+    played.step(3, held=True)
+    played.do("settings", steps=6)
+    played.step(2, moved=0.1)
+    played.do("record", on=False)
+    film, log = (tmp_path / "played" / name for name in played.state["recordings"])
+    with av.open(str(film)) as container:
+        assert len(list(container.decode(video=0))) == 5
+    actions = ActionLog.load(log)
+    assert (actions.start, actions.seed, len(actions.actions)) == (1, 7, 8)
+    assert all(frame.same for frame in replay(actions, Strip()))
+    wrong = actions.actions[2].buttons.copy()
+    wrong[0] = True
+    object.__setattr__(actions.actions[2], "buttons", wrong)
+    assert [frame.same for frame in replay(actions, Strip())] == [number != 2 for number in range(8)]
+
+
+def test_a_recording_without_frames_is_a_log_alone(played: Played) -> None:
+    played.step(1)
+    played.do("record", on=True)
+    played.do("record", on=False)
+    (name,) = played.state["recordings"]
+    assert len(ActionLog.load(played.session.folder / name).actions) == 1
+
+
+def test_closing_finishes_a_recording(tmp_path: Path) -> None:
+    played = Played(Strip(fps=SECOND), tmp_path)
+    played.do("record", on=True)
+    played.step(1)
+    played.session.close()
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".jsonl", ".mp4"]
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (Command("reset", start=2), "there is no start 2, expected 0 to 1"),
+        (Command("reset", seed=-1), "seed is -1"),
+        (Command("rewind", moment=99), "there is no moment 99"),
+        (Command("rewind"), "there is no moment None"),
+        (Command("settings", steps=0), "steps is 0, expected 1 to 64"),
+        (Command("settings", context_noise=1.0), "context_noise is 1.0"),
+        (Command("settings", guidance=-2), "guidance is -2"),
+    ],
+)
+def test_impossible_wishes_are_told_and_change_nothing(played: Played, command: Command, told: str) -> None:
+    before = played.state
+    played.session.send(command)
+    assert told in played.next("notice")
+    played.next("state")
+    assert played.state == before
+    played.step(1)
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    played = Played(Strip(fps=SECOND), tmp_path / "file")
+    played.do("record", on=True)
+    played.step(1)
+    played.session.send(Command("record", on=False))
+    assert "file" in played.next("notice")
+    played.step(1)
+    played.session.close()
+
+
+def test_commands_that_wait_are_bounded(tmp_path: Path) -> None:
+    session = Session(Strip(), tmp_path, 0, Told())  # not begun: nothing is obeyed
+    assert [session.send(Command("step")) for _ in range(100)].count(True) == 64
+    session.begin()
+    session.close()
+
+
+def test_an_error_of_the_world_ends_the_session(tmp_path: Path) -> None:
+    class Broken(Strip):
+        def step(self, buttons: np.ndarray, axes: np.ndarray) -> Picture:
+            raise OwlError("game.stopped", "the game stopped; run the same command again")
+
+    played = Played(Broken(), tmp_path)
+    played.session.send(Command("resume"))
+    check_error(played.next("failed"), "game.stopped")
+    assert played.world.closed
+    played.session.close()
