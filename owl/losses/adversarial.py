@@ -1,4 +1,6 @@
-"""The adversarial losses of R3GAN, with exact gradient penalties.
+"""Adversarial losses: that of R3GAN, with exact gradient penalties, hinge and least squares.
+
+`OBJECTIVES` names the pairs of losses. That of R3GAN:
 
 Huang et al. 2024, "The GAN is dead; long live the GAN! A Modern GAN Baseline", section 2. With the discriminator D,
 true images x and generated ones G, of which those with the same index in the batch are compared:
@@ -20,6 +22,7 @@ To penalise every n-th step only (Karras et al. 2020, "Analyzing and Improving t
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -63,6 +66,56 @@ def generator_loss(fake_logits: Tensor, real_logits: Tensor) -> Tensor:
     """
     _check_pairs(fake_logits, real_logits)
     return F.softplus(-(fake_logits - real_logits)).mean()
+
+
+def hinge_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """E[max(0, 1 - D(x))] + E[max(0, 1 + D(G))] (Lim and Ye 2017, "Geometric GAN").
+
+    Args:
+        real_logits: float[B, ...]; D at true samples.
+        fake_logits: float[B, ...]; D at generated ones.
+    """
+    return F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean()
+
+
+def hinge_generator_loss(fake_logits: Tensor, real_logits: Tensor) -> Tensor:
+    """-E[D(G)], for the arguments of `generator_loss`; the true samples do not matter."""
+    return -fake_logits.mean()
+
+
+def least_squares_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """E[(D(x) - 1)^2] + E[D(G)^2] (Mao et al. 2017, "Least Squares Generative Adversarial Networks").
+
+    Args:
+        real_logits: float[B, ...]; D at true samples.
+        fake_logits: float[B, ...]; D at generated ones.
+    """
+    return (real_logits - 1).square().mean() + fake_logits.square().mean()
+
+
+def least_squares_generator_loss(fake_logits: Tensor, real_logits: Tensor) -> Tensor:
+    """E[(D(G) - 1)^2], for the arguments of `generator_loss`; the true samples do not matter."""
+    return (fake_logits - 1).square().mean()
+
+
+class Objective(NamedTuple):
+    """The losses of both sides.
+
+    Attributes:
+        discriminator: Called with the logits of true and of generated samples.
+        generator: Called with the logits of generated and of true samples.
+    """
+
+    discriminator: Callable[[Tensor, Tensor], Tensor]
+    generator: Callable[[Tensor, Tensor], Tensor]
+
+
+ObjectiveName = Literal["relativistic", "hinge", "lsgan"]
+OBJECTIVES: dict[ObjectiveName, Objective] = {
+    "relativistic": Objective(discriminator_loss, generator_loss),
+    "hinge": Objective(hinge_discriminator_loss, hinge_generator_loss),
+    "lsgan": Objective(least_squares_discriminator_loss, least_squares_generator_loss),
+}
 
 
 def logits_and_penalty(discriminator: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, Tensor]:

@@ -147,5 +147,16 @@ def only_towards(x: Tensor, loss_of: Callable[[Tensor], Tensor]) -> Tensor:
     leaf = x.detach().requires_grad_()
     loss = loss_of(leaf.view_as(leaf))  # torch's operator counter does not support networks whose input is a leaf
     (gradient,) = torch.autograd.grad(loss, leaf)
+    return with_gradient(loss, x, gradient)
+
+
+def with_gradient(loss: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
+    """Return a loss with a given gradient towards ``x``.
+
+    Args:
+        loss: A scalar, whose value is kept.
+        x: Any shape; output of the network to be trained.
+        gradient: The same shape.
+    """
     # the second term is zero and carries the gradient
     return loss.detach() + ((x - x.detach()) * gradient).sum()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from owl.losses.adversarial import (
+    OBJECTIVES,
     adaptive_weight,
     annealed,
     discriminator_loss,
@@ -36,6 +37,26 @@ def test_a_constant_added_to_the_discriminator_changes_nothing(shape: tuple[int,
     real, fake = torch.randn(2, *shape, dtype=torch.float64)
     for loss in (discriminator_loss, generator_loss):
         torch.testing.assert_close(loss(real + 7, fake + 7), loss(real, fake))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_both_sides_of_every_objective_pull_in_opposite_directions(name) -> None:
+    real, fake = torch.randn(2, 6, 5, requires_grad=True)
+    objective = OBJECTIVES[name]
+    (for_generator,) = torch.autograd.grad(objective.generator(fake, real), fake)
+    upwards, downwards = torch.autograd.grad(objective.discriminator(real, fake), (real, fake))
+    inside = (fake > 0) & (fake < 1) & (real > 0) & (real < 1)  # where least squares pulls towards its targets
+    for gradient, sign in ((for_generator, -1), (upwards, -1), (downwards, 1)):
+        assert (gradient[inside] * sign > 0).all()
+
+
+def test_hinge_and_least_squares_have_their_closed_forms() -> None:
+    real, fake = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.5])
+    hinge, squares = OBJECTIVES["hinge"], OBJECTIVES["lsgan"]
+    assert float(hinge.discriminator(real, fake)) == pytest.approx((0 + 0.5) / 2 + (0 + 1.5) / 2)
+    assert float(hinge.generator(fake, real)) == pytest.approx(1.25)
+    assert float(squares.discriminator(real, fake)) == pytest.approx((1 + 0.25) / 2 + (9 + 0.25) / 2)
+    assert float(squares.generator(fake, real)) == pytest.approx((16 + 0.25) / 2)
 
 
 def test_the_generator_wants_the_opposite() -> None:
