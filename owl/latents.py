@@ -2,7 +2,7 @@
 
 A network that is trained on latents of a frozen encoder declares them in its attributes:
 
-- ``inputs``, a dictionary: the shape of one frame's latent by the name of the input;
+- ``inputs``, a dictionary: the shape of one frame's latent by the name of the input, or (c,) for tokens of sound;
 - ``latent_modalities``, a dictionary: the modality in datasets for inputs with another name, such as "latent" for
   "video";
 - for each of them the buffers ``<name>_mean`` and ``<name>_std``, float[channels], and ``<name>_encoder``, uint8[8]:
@@ -121,7 +121,10 @@ def check_latents(network: nn.Module, modalities: dict[str, dict[str, Any]], url
                 "a dataset of latents with `python -m owl data encode`, or encode in training with "
                 "owl.callbacks.frozen_encoder.FrozenEncoder",
             )
-        if "rate" in description:
+        found = tuple(description["shape"])
+        if len(shape) == 1:  # sound, in any number of tokens per frame
+            found = found[-1:]
+        elif "rate" in description:
             raise OwlError(
                 "latents.shape",
                 f"{modality} of {url} has {description['rate']:g} tokens per second, not the same number in every "
@@ -129,7 +132,7 @@ def check_latents(network: nn.Module, modalities: dict[str, dict[str, Any]], url
                 f"{description['rate'] / shape[0]:g} frames per second, or encode with an encoder whose tokens per "
                 "second (sample_rate / hop) are a multiple of the frame rate",
             )
-        if tuple(description["shape"]) != shape:
+        if found != shape:
             raise OwlError(
                 "latents.shape",
                 f"{modality} of {url} has shape {description['shape']}, the network expects {list(shape)}; "

@@ -107,11 +107,15 @@ class ShardDataModule(LightningDataModule):
         if stage in ("test", "predict", None):
             self.test_dataset = self._evaluation_dataset("test")
 
-    def training_frames(self) -> WindowDataset:
-        """Return the pictures of the training split, each frame once, processed like its windows but not augmented."""
-        return WindowDataset(
-            self.path, "train", **self._windows | {"modalities": ["rgb"], "length": 1, "stride": 1, "pack": False}
-        )
+    def training_frames(self, modality: str = "rgb", length: int = 1) -> WindowDataset:
+        """Return one modality of the training split, processed like its windows but not augmented.
+
+        Args:
+            modality: Name of the modality.
+            length: Frames of a window; each frame is in one window, except at the ends of episodes.
+        """
+        only = {"modalities": [modality], "length": length, "stride": 1, "hop": length, "pack": False}
+        return WindowDataset(self.path, "train", **self._windows | only)
 
     def train_dataloader(self) -> ResumableLoader:
         """Return the resumable training loader of this rank."""

@@ -1,6 +1,7 @@
 """Trained networks as encoders of the frames or the sound of datasets."""
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,24 +114,17 @@ class FrameEncoder:
                     f"{name} of {url} has {found} channels, {takes} {channels}; use another dataset or encoder",
                 )
         if self.is_of_sound:
-            rate = source.info.modalities["audio"]["sample_rate"]
-            if rate != network.sample_rate:
-                raise OwlError(
-                    "network.input",
-                    f"audio of {url} has {rate} samples a second, {takes} {network.sample_rate}; use another dataset "
-                    "or encoder",
+            layout = self.layout_of_sound(source.info.modalities["audio"], source.info.fps, url)
+            if "rate" in layout:
+                clock = self.clock(source.info.fps)
+                rates = " or ".join(f"{fps:g}" for fps in clock.whole_fps())
+                warnings.warn(
+                    f"frames of {url} have {clock.least(1)} or {clock.most(1)} tokens each ({clock.rate:g} tokens at "
+                    f"{source.info.fps:g} frames a second), but a world model needs the same number in every frame; "
+                    f"for that, import or record at {rates} frames a second, or use another hop",
+                    stacklevel=2,
                 )
-            clock = self.clock(source.info.fps)
-            if clock.least(1) == clock.most(1):
-                return {"encoding": "npy float16[k, c]", "shape": [clock.least(1), network.latent_channels]}
-            rates = " or ".join(f"{fps:g}" for fps in clock.whole_fps())
-            warnings.warn(
-                f"frames of {url} have {clock.least(1)} or {clock.most(1)} tokens each ({clock.rate:g} tokens at "
-                f"{source.info.fps:g} frames a second), but a world model needs the same number in every frame; for "
-                f"that, import or record at {rates} frames a second, or use another hop",
-                stacklevel=2,
-            )
-            return {"encoding": "npy float16[tokens, c]", "shape": [network.latent_channels], "rate": clock.rate}
+            return layout
         size = shapes[source.taken[0]][2:]
         if size != self.size:
             stored, expected = ("x".join(map(str, sides)) for sides in (size, self.size))
@@ -140,6 +134,28 @@ class FrameEncoder:
                 "size or an encoder that was trained on this one",
             )
         return {"encoding": "npy float16[c, h, w]", "shape": self.latent_shape}
+
+    def layout_of_sound(self, audio: Mapping[str, Any], fps: float, url: str) -> dict[str, Any]:
+        """Return the description of the latents of sound.
+
+        Args:
+            audio: Description of the sound in dataset.json.
+            fps: Frames per second of the dataset.
+            url: The dataset's folder, for messages.
+
+        Raises:
+            OwlError: The network expects another sample rate.
+        """
+        if audio["sample_rate"] != self.network.sample_rate:
+            raise OwlError(
+                "network.input",
+                f"audio of {url} has {audio['sample_rate']} samples a second, the encoder of {self.checkpoint} takes "
+                f"{self.network.sample_rate}; use another dataset or encoder",
+            )
+        clock = self.clock(fps)
+        if clock.least(1) == clock.most(1):
+            return {"encoding": "npy float16[k, c]", "shape": [clock.least(1), self.network.latent_channels]}
+        return {"encoding": "npy float16[tokens, c]", "shape": [self.network.latent_channels], "rate": clock.rate}
 
     @torch.inference_mode()
     def encode(self, sample: dict[str, Tensor], noise: torch.Generator | None) -> np.ndarray:

@@ -28,6 +28,7 @@ class AudioDecoder(FoldableNetwork):
     Attributes:
         decoder: float[B, c, N] -> float[B, channels, N * hop].
         hop: Samples per latent.
+        inputs: Shape of a token by the name of the input, ``audio_latent``.
         audio_latent_mean: float[c], buffer; with ``audio_latent_std`` and ``audio_latent_encoder`` it identifies the
             latents; see `owl.latents`.
         config: The arguments above as plain values; building from them gives a network of the same shape.
@@ -65,6 +66,7 @@ class AudioDecoder(FoldableNetwork):
         self.sample_rate = sample_rate
         self.hop = math.prod(strides)
         self.latent_channels = latent_channels
+        self.inputs = {"audio_latent": (latent_channels,)}
         self.decoder = Decoder(channels, strides, widths, latent_channels, causal, norm)
         register_latent(self, "audio_latent", latent_channels)
 
