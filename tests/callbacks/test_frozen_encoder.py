@@ -7,19 +7,21 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from owl import hardware, models
 from owl.callbacks.frozen_encoder import FrozenEncoder
+from owl.commands.data_encode import main as encode
 from owl.data.datamodule import ShardDataModule
 from owl.data.windows import WindowDataset
 from owl.latents import encoder_of
 from owl.models.world_model import WorldTransformer
 from owl.recipes.world_model import WorldModel
 from tests.helpers.arithmetic import FAST, SLOW
+from tests.helpers.autoencoders import save_audio_autoencoder
 from tests.helpers.errors import refused
 from tests.helpers.latents import streams
-from tests.helpers.shards import AXES, BUTTONS
+from tests.helpers.shards import AXES, BUTTONS, make_dataset
 from tests.helpers.tiny import REPOSITORY, owl_here, quiet_trainer, write_config
 from tests.helpers.world import AUTOENCODER, FOOTAGE, LATENTS, make_world, tiny_world_model
 from tests.test_docs import blocks
@@ -151,3 +153,68 @@ def test_what_does_not_fit_is_told(lab: Path) -> None:
     refuse("pictures", "dataset.size", FOOTAGE, "16x24", "32x48", options=small)
     refuse("pictures", "recipe.dataset", FOOTAGE, "controls", options=("--data.modalities", "[controls]"))
     refuse("pictures", "dataset.modalities", "no latent", "FrozenEncoder", options=("--trainer.callbacks", "null"))
+
+
+class Heard(LightningModule):
+    """Learns nothing; keeps the batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[dict[str, torch.Tensor]] = []
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        self.batches.append(batch)
+        return self.weight * 0
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def hear(folder: Path, data: str, path: str, modalities: list[str], **windows: Any) -> tuple[Heard, dict[str, Any]]:
+    """What a recipe gets of sound, and the description of its latents."""
+    recipe, callback = Heard(), FrozenEncoder(str(folder / path), batch_size=2)
+    module = ShardDataModule(str(folder / data), modalities, batch_size=2, num_workers=0, **windows)
+    quiet_trainer(folder, callbacks=[callback], max_epochs=1, limit_val_batches=0).fit(recipe, module)
+    return recipe, module.train_dataset.info.modalities["audio_latent"]
+
+
+@pytest.mark.parametrize(("strides", "tokens"), [([3, 5, 7], 5 * 12), ([4, 5, 5], 63)])
+def test_sound_is_encoded_as_data_encode_does(tmp_path: Path, strides: list[int], tokens: int) -> None:
+    """In episodes of one window, of which both know the same; with whole frames of tokens, and without."""
+    make_dataset(tmp_path / "sound", episodes=5, frames=5, modalities=("audio",))
+    save_audio_autoencoder(tmp_path / "encoder", strides=strides)
+    encode([str(tmp_path / "encoder")], str(tmp_path / "sound"), str(tmp_path / "latents"), keep="audio")
+    found, described = hear(tmp_path, "sound", "encoder", ["audio"], length=5)
+    stored, expected = hear(tmp_path, "latents", "encoder", ["audio", "audio_latent"], length=5)
+    assert len(found.batches) == len(stored.batches) == 1
+    for here, there in zip(found.batches, stored.batches, strict=True):
+        assert torch.equal(here["audio"], there["audio"])
+        assert here["audio_latent"].flatten(1, -2).shape == (len(here["audio"]), tokens, 4)
+        torch.testing.assert_close(here["audio_latent"], there["audio_latent"], atol=1e-3, rtol=1e-3)
+    for name in ("shape", "rate", "posterior", "encoder"):
+        assert described.get(name) == expected.get(name)
+    for name in ("mean", "std"):
+        torch.testing.assert_close(described[name], expected[name], atol=1e-3, rtol=1e-3)
+
+
+def test_with_a_stride_sound_is_continuous_and_latents_are_those_of_the_frames(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "sound", episodes=5, frames=5, modalities=("audio",))
+    save_audio_autoencoder(tmp_path / "encoder")
+    every, _ = hear(tmp_path, "sound", "encoder", ["audio"], length=5)
+    second, _ = hear(tmp_path, "sound", "encoder", ["audio"], length=3, stride=2)
+    for a, b in zip(every.batches, second.batches, strict=True):
+        assert torch.equal(a["audio"], b["audio"])
+        assert torch.equal(a["audio_latent"][:, ::2], b["audio_latent"])
+
+
+def test_sound_that_does_not_fit_is_told(tmp_path: Path) -> None:
+    make_dataset(tmp_path / "sound", episodes=3, frames=5, modalities=("rgb", "audio"))
+    save_audio_autoencoder(tmp_path / "mono", channels=1)
+    save_audio_autoencoder(tmp_path / "telephone", sample_rate=8_000)
+    with refused("network.input", str(tmp_path / "sound"), "2 channels", "mono", "takes 1"):
+        hear(tmp_path, "sound", "mono", ["audio"], length=2)
+    with refused("network.input", str(tmp_path / "sound"), "44100 samples", "telephone", "takes 8000"):
+        hear(tmp_path, "sound", "telephone", ["audio"], length=2)
+    with refused("recipe.dataset", str(tmp_path / "sound"), "hold rgb", "audio_latent", "audio"):
+        hear(tmp_path, "sound", "telephone", ["rgb"], length=2)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from owl import models
+from owl.models.audio_autoencoder import AudioAutoencoder
 from owl.models.image_autoencoder import ImageAutoencoder
 from tests.helpers.tiny import tiny_experiment
 
@@ -27,6 +28,15 @@ def save_autoencoder(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         models.save(ImageAutoencoder(3, size, latent_size, latent_channels, [16, 16, 16], [1, 1, 1]), folder)
+    return Path(folder)
+
+
+def save_audio_autoencoder(folder: str | Path, seed: int = 0, **options: Any) -> Path:
+    """Export an untrained AudioAutoencoder of 12 latents a frame of the tests' footage, in place of a checkpoint."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        shape: dict[str, Any] = {"strides": [3, 5, 7], "widths": [4, 8, 8, 8], "latent_channels": 4}
+        models.save(AudioAutoencoder(**shape | options), folder)
     return Path(folder)
 
 
