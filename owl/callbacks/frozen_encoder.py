@@ -63,7 +63,6 @@ class FrozenEncoder(Callback):
         self._dtype: torch.dtype | None = None  # unknown until it is needed
         self._statistics: tuple[list[float], list[float]] | None = None
         self._tokens: int | None = None  # of sound, in each frame; None: not the same number in all
-        self._stride = 1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Load the encoder and describe its latents to the recipe, or check it against the dataset's latents.
@@ -137,6 +136,12 @@ class FrozenEncoder(Callback):
 
     def _layout_of_sound(self, dataset: WindowDataset) -> dict[str, Any]:
         assert self.encoder is not None
+        if dataset.stride != 1:
+            raise OwlError(
+                "recipe.dataset",
+                f"windows of {dataset.path} have a stride of {dataset.stride}, so that latents of sound begin before "
+                "the sound of a window; encode the dataset with `python -m owl data encode`, or set data.stride to 1",
+            )
         channels, expected = dataset.shapes()[self.source][0][0], self.encoder.network.modalities[self.source]
         if channels != expected:
             raise OwlError(
@@ -146,7 +151,6 @@ class FrozenEncoder(Callback):
             )
         layout = self.encoder.layout_of_sound(dataset.info.modalities[self.source], dataset.info.fps, dataset.path)
         self._tokens = None if "rate" in layout else layout["shape"][0]
-        self._stride = dataset.stride
         return layout
 
     def _measure(self, trainer: Trainer, dataset: WindowDataset) -> tuple[list[float], list[float]]:
@@ -189,7 +193,7 @@ class FrozenEncoder(Callback):
                 parts = source.to(self._device).split(self.batch_size)
                 tokens = torch.cat([network.encode(sound).mean.float() for sound in parts])
                 tokens = tokens[..., : source.shape[-1] // network.hop].transpose(1, 2).contiguous()
-                return tokens if self._tokens is None else tokens.unflatten(1, (-1, self._tokens))[:, :: self._stride]
+                return tokens if self._tokens is None else tokens.unflatten(1, (-1, self._tokens))
             means = []
             for pictures in source.to(self._device).flatten(0, 1).split(self.batch_size):
                 image = to_float(pictures.contiguous(memory_format=torch.channels_last))
