@@ -16,7 +16,7 @@ from owl.data.recorder import GameRecording
 from owl.models.audio_autoencoder import AudioAutoencoder
 from owl.models.image_autoencoder import ImageAutoencoder
 from owl.models.world_model import WorldTransformer
-from tests.helpers.autoencoders import ENCODER, save_autoencoder
+from tests.helpers.autoencoders import ENCODER, save_audio_autoencoder, save_autoencoder
 from tests.helpers.latents import LATENT, draw, make_latents
 from tests.helpers.proxies import save_proxy
 from tests.helpers.shards import AXES, BUTTONS, make_dataset
@@ -85,6 +85,11 @@ def shrink_discriminator(network: dict[str, Any]) -> dict[str, Any]:
     return {"widths": [8] * len(network["widths"]), "blocks": [1] * len(network["widths"]), "group_size": 8}
 
 
+def shrink_audio_discriminator(network: dict[str, Any]) -> dict[str, Any]:
+    """Fewer channels in as many networks and layers."""
+    return {"width": 4, "period_widths": [4] * len(network["period_widths"])}
+
+
 def shrink_diffusion(network: dict[str, Any]) -> dict[str, Any]:
     """Fewer channels and layers; patches that divide the latents of a tiny proxy."""
     return {"width": 32, "depth": 1, "heads": 2} | ({"patch": [4, 2]} if "proxy" in network else {})
@@ -92,6 +97,7 @@ def shrink_diffusion(network: dict[str, Any]) -> dict[str, Any]:
 
 SHRINK = {
     "owl.models.audio_autoencoder.AudioAutoencoder": shrink_audio,
+    "owl.models.audio_discriminators.CombinedDiscriminator": shrink_audio_discriminator,
     "owl.models.image_autoencoder.ImageAutoencoder": shrink,
     "owl.models.multimodal_autoencoder.MultimodalAutoencoder": shrink,
     "owl.models.image_decoder.ImageDecoder": shrink_half,
@@ -115,8 +121,11 @@ def small_model(path: Path, shipped: dict[str, Any], folder: Path) -> tuple[tupl
         network = network_of(path, shipped)
         small = SHRINK[network["class_path"]](network["init_args"])
         return small.get("size"), options("model.network", small)
-    size = (SMALLEST, SMALLEST * 3 // 2)
-    stage_1 = save_autoencoder(folder / "autoencoder", size, (size[0] // 8, size[1] // 8))
+    size = None if "audio" in path.stem else (SMALLEST, SMALLEST * 3 // 2)
+    if size is None:
+        stage_1 = save_audio_autoencoder(folder / "autoencoder")
+    else:
+        stage_1 = save_autoencoder(folder / "autoencoder", size, (size[0] // 8, size[1] // 8))
     changes = options("model", {"autoencoder": str(stage_1)})
     if "lpips_crop" in model:
         changes += options("model", {"lpips_crop": SMALLEST})

@@ -128,6 +128,34 @@ class MultiPeriodDiscriminator(AudioDiscriminator):
         self.config = {"channels": channels, "periods": list(periods), "widths": list(widths)}
 
 
+class CombinedDiscriminator(AudioDiscriminator):
+    """The networks of a `MultiScaleSTFTDiscriminator` and of a `MultiPeriodDiscriminator`, as in DAC.
+
+    Args:
+        channels: Channels of the sound.
+        fft_sizes: As in `MultiScaleSTFTDiscriminator`.
+        width: As in `MultiScaleSTFTDiscriminator`.
+        periods: As in `MultiPeriodDiscriminator`.
+        period_widths: Its ``widths``.
+
+    Raises:
+        OwlError: The arguments do not describe a possible network.
+    """
+
+    def __init__(
+        self,
+        channels: int = 2,
+        fft_sizes: list[int] = [2048, 1024, 512, 256, 128],  # noqa: B006
+        width: int = 32,
+        periods: list[int] = [2, 3, 5, 7, 11],  # noqa: B006
+        period_widths: list[int] = [32, 128, 512, 1024, 1024],  # noqa: B006
+    ) -> None:
+        spectra = MultiScaleSTFTDiscriminator(channels, fft_sizes, width)
+        rows = MultiPeriodDiscriminator(channels, periods, period_widths)
+        super().__init__(channels, [*spectra.networks, *rows.networks], max(spectra.shortest, rows.shortest))
+        self.config = spectra.config | {"periods": list(periods), "period_widths": list(period_widths)}
+
+
 class STFTDiscriminator(nn.Module):
     """Judges a complex spectrogram, [time, frequency].
 

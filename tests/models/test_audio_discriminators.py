@@ -13,6 +13,7 @@ from owl.losses.adversarial import OBJECTIVES
 from owl.losses.feature_matching import feature_matching
 from owl.models.audio_discriminators import (
     AudioDiscriminator,
+    CombinedDiscriminator,
     Judgement,
     MultiPeriodDiscriminator,
     MultiScaleSTFTDiscriminator,
@@ -132,6 +133,15 @@ def test_sound_of_any_length_is_judged_to_its_last_sample() -> None:
     audio = sound(200).requires_grad_()
     sum(one.logits.square().sum() for one in network(audio)).backward()
     assert (audio.grad.abs().sum((0, 1)) > 0).all()
+
+
+def test_both_kinds_judge_together() -> None:
+    options = {"channels": 2, "fft_sizes": [64, 16], "width": 4, "periods": [2, 3], "period_widths": [4, 8]}
+    network = build(CombinedDiscriminator, options)
+    assert network.config == options
+    assert [len(judged.features) for judged in network(sound())] == [5, 5, 2, 2]
+    with refused("network.input", "at least 64 samples"):
+        network(sound(63))
 
 
 @any_kind

@@ -1,0 +1,324 @@
+"""Stage 2 of sound: a decoder trained adversarially on the latents of a frozen encoder."""
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+
+from owl import models
+from owl.distributed.sharding import shard
+from owl.errors import OwlError, at_least
+from owl.latents import check_encoder, described, load_latent_stats
+from owl.losses.adversarial import OBJECTIVES, ObjectiveName
+from owl.losses.audio import AudioLoss, AudioWeights
+from owl.losses.balancer import GradientBalancer
+from owl.losses.feature_matching import feature_matching
+from owl.losses.reconstruction import weighted_sum
+from owl.metrics.audio import AudioMetrics
+from owl.models.audio_autoencoder import AudioAutoencoder
+from owl.models.audio_decoder import AudioDecoder
+from owl.models.audio_discriminators import AudioDiscriminator, Judgement
+from owl.nn.frozen import freeze, trained
+from owl.optim.configuration import with_schedule
+from owl.optim.stepping import manual_step, only_towards, with_gradient
+from owl.recipes.arguments import any_weight
+from owl.recipes.decoders import with_noise
+from owl.recipes.logging import log_losses
+from owl.recipes.sounds import check_sample_rate, listen, sounds
+
+LATENT = "audio_latent"
+
+
+@dataclass
+class Weights(AudioWeights):
+    """Weights of the reconstruction terms and of the adversarial terms; of gradients, if they are balanced.
+
+    Args:
+        adversarial: Loss of the decoder against the discriminator, after its ramp.
+        features: Feature matching, after the same ramp.
+    """
+
+    adversarial: float = 0.1
+    features: float = 5.0
+
+
+class AudioGANDecoder(LightningModule):
+    """Train a decoder of sound with reconstruction, adversarial and feature matching losses; the encoder is frozen.
+
+    loss = sum of weight * term over `Weights`. The discriminator trains from the first step on the decoder's outputs,
+    and the weights of both adversarial terms are raised from zero once it has learnt something. Each of its networks
+    has the same share of these terms.
+
+    Needs sound and its latents: from `owl.callbacks.frozen_encoder.FrozenEncoder`, or from a dataset that
+    `data encode --keep audio` wrote. ``global_step`` counts steps of decoder and discriminator together.
+
+    Args:
+        autoencoder: Checkpoint or export of the audio autoencoder whose latents are decoded.
+        discriminator: Distinguishes true and decoded sound.
+        pretrained: Whether training starts from the weights of the autoencoder's decoder.
+        weights: Weight of every term.
+        objective: Adversarial losses: ``hinge``, ``lsgan`` (least squares) or ``relativistic`` (R3GAN's, without its
+            penalties).
+        balance: Whether a weight is the share of the gradient at the decoder's output instead of a factor of the loss
+            (`owl.losses.balancer.GradientBalancer`). EnCodec uses 3 for both adversarial terms, 1 for its spectral term
+            and 0.1 for its waveform term.
+        adversarial_start: Steps before the adversarial terms have any weight.
+        adversarial_ramp: Steps in which it then grows linearly to its full weight.
+        noise: Noise augmentation: latents get noise of up to this many of their standard deviations in training, so
+            that the decoder tolerates the errors of generated latents.
+        frechet: Whether validation measures the Fréchet distance, see `owl.recipes.audio_vae.AudioVAE`.
+        optimizer: Called with the decoder's parameters.
+        discriminator_optimizer: Called with those of the discriminator.
+        clip: Maximum norm of the decoder's gradients. None: no clipping. Those of the discriminator are not clipped.
+        accumulate: Batches per step.
+        warmup_steps: Steps of linear warm-up of both learning rates; a cosine follows until training ends.
+        final_lr: Learning rates at the end, as a fraction of their peaks.
+
+    Raises:
+        OwlError: An argument is out of range, or ``autoencoder`` is none.
+    """
+
+    exports = ("network",)  # neither averages nor exports the discriminator
+
+    def __init__(
+        self,
+        autoencoder: str,
+        discriminator: AudioDiscriminator,
+        pretrained: bool = True,
+        weights: Weights = Weights(),  # noqa: B008 (a dataclass of floats, never changed)
+        objective: ObjectiveName = "hinge",
+        balance: bool = False,
+        adversarial_start: int = 0,
+        adversarial_ramp: int = 1000,
+        noise: float = 0.0,
+        frechet: bool = False,
+        optimizer: Callable[[Iterable], Optimizer] = lambda p: AdamW(p, lr=1e-4, weight_decay=0.0),
+        discriminator_optimizer: Callable[[Iterable], Optimizer] = lambda p: AdamW(p, lr=1e-4, weight_decay=0.0),
+        clip: float | None = 1.0,
+        accumulate: int = 1,
+        warmup_steps: int = 100,
+        final_lr: float = 0.1,
+    ) -> None:
+        super().__init__()
+        any_weight(weights)
+        at_least(1, accumulate=accumulate)
+        at_least(0, adversarial_start=adversarial_start, adversarial_ramp=adversarial_ramp)
+        if noise < 0:
+            raise OwlError("recipe.arguments", f"noise is {noise}, expected at least 0; correct model.init_args.noise")
+        self.save_hyperparameters()
+        self.automatic_optimization = False
+        original = AudioDecoder.of(_load(autoencoder))
+        self.network = copy.deepcopy(original) if pretrained else AudioDecoder(**original.config)
+        self.original = freeze(original)
+        self.discriminator = discriminator
+        self.weights, self.objective = weights, OBJECTIVES[objective]
+        self.audio_loss = AudioLoss(weights)
+        self.balancer = GradientBalancer(list(asdict(weights))) if balance else None
+        self.metrics = AudioMetrics(original.sample_rate, frechet)
+        self.adversarial_start, self.adversarial_ramp, self.noise = adversarial_start, adversarial_ramp, noise
+        self.optimizer, self.discriminator_optimizer = optimizer, discriminator_optimizer
+        self.clip, self.accumulate = clip, accumulate
+        self.warmup_steps, self.final_lr = warmup_steps, final_lr
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second of the sounds of `media`."""
+        return self.network.sample_rate
+
+    def configure_model(self) -> None:
+        """Spread the weights under FSDP2.
+
+        Raises:
+            OwlError: FSDP2 is used with ``balance``.
+        """
+        if self.device_mesh is not None:
+            if self.balancer is not None:
+                raise OwlError(
+                    "trainer.strategy",
+                    "balance is true, but FSDP2 frees weights that the gradient of the next term needs; set "
+                    "trainer.strategy to ddp, or model.init_args.balance to false",
+                )
+            for network in (self.network, self.discriminator, self.original):
+                shard(network, self.device_mesh["data_parallel"])
+
+    def setup(self, stage: str) -> None:
+        """Read the latents' statistics, which the decoder stores, and check that sound and latents fit it.
+
+        Raises:
+            OwlError: The latents come from another encoder, or are stored without a whole number for each frame.
+        """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        self._described = modalities, url = described(data)
+        load_latent_stats(self.network, modalities, url)
+        check_encoder(self.original, modalities, url)
+        check_sample_rate(data, self.network.sample_rate)
+        stored = any(
+            LATENT in getattr(getattr(data, f"{split}_dataset", None), "modalities", ())
+            for split in ("train", "validation", "test")
+        )
+        if stored and "rate" in modalities[LATENT]:
+            raise OwlError(
+                "recipe.dataset",
+                f"{LATENT} of {url} has {modalities[LATENT]['rate']:g} tokens per second, not the same number in every "
+                "frame, so its windows do not begin with the sound; leave it out of data.init_args.modalities and add "
+                "owl.callbacks.frozen_encoder.FrozenEncoder to trainer.callbacks",
+            )
+
+    def on_fit_start(self) -> None:
+        """Check that a resumed checkpoint was trained on the same latents."""
+        check_encoder(self.network, *self._described)
+
+    def on_validation_start(self) -> None:
+        """See `on_fit_start`."""
+        self.on_fit_start()
+
+    def on_test_start(self) -> None:
+        """See `on_fit_start`."""
+        self.on_fit_start()
+
+    def reconstruct(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Decode the latents of a batch, in training with their noise.
+
+        Returns:
+            The true and the decoded sound, float[B, C, N * hop]; samples after the last whole latent are left out.
+
+        Raises:
+            OwlError: The batch has no latents, or they do not cover its sound.
+        """
+        audio, latent = sounds(batch), _latents(batch)
+        samples = latent.shape[-1] * self.network.hop
+        if not 0 <= audio.shape[-1] - samples < self.network.hop:
+            raise OwlError(
+                "recipe.dataset",
+                f"{LATENT} of a batch covers {samples} of {audio.shape[-1]} samples, expected all whole multiples of "
+                f"the hop, {self.network.hop}; set data.init_args.stride to 1",
+            )
+        if self.training:
+            latent = with_noise(latent[..., None], self.network.audio_latent_std, self.noise).squeeze(-1)
+        return audio[..., :samples], self.network.decode(latent)
+
+    def adversarial_share(self, number: int) -> float:
+        """Return the share of their full weight that the adversarial terms have at a step."""
+        return min(1.0, max(0.0, (number + 1 - self.adversarial_start) / max(1, self.adversarial_ramp)))
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Step the discriminator and the decoder."""
+        with manual_step(self, self.accumulate) as step:
+            decoder, discriminator = self.trainer.optimizers
+            audio, decoded = self.reconstruct(batch)
+
+            real, fake = self.discriminator(audio), self.discriminator(decoded.detach())
+            judged = _mean(self.objective.discriminator(r.logits, f.logits) for r, f in zip(real, fake, strict=True))
+            step(discriminator, judged)
+            real = [Judgement(r.logits.detach(), [layer.detach() for layer in r.features]) for r in real]
+
+            share = self.adversarial_share(step.number)
+            adversarial, features = share * self.weights.adversarial, share * self.weights.features
+            weights = replace(self.weights, adversarial=adversarial, features=features)
+            terms: dict[str, Tensor] = {}
+
+            def loss_of(decoded: Tensor) -> Tensor:
+                terms.update(self.audio_loss(decoded, audio))
+                if adversarial or features:
+                    terms.update(self.fool(decoded, real))
+                return weighted_sum(terms, weights)
+
+            if self.balancer is None:
+                loss = only_towards(decoded, loss_of)
+            else:
+                leaf = decoded.detach().requires_grad_()
+                loss = loss_of(leaf.view_as(leaf))  # see `only_towards`
+                loss = with_gradient(loss, decoded, self.balancer(leaf, terms, asdict(weights)))
+            step(decoder, loss, self.clip)
+
+        balance = {
+            "accuracy": _mean((r.logits > f.logits).float().mean() for r, f in zip(real, fake, strict=True)),
+            "logit_gap": _mean((r.logits - f.logits).mean() for r, f in zip(real, fake, strict=True)),
+        }
+        log_losses(self, loss, terms | {"discriminator": judged, "adversarial_share": share} | balance)
+        return loss
+
+    def fool(self, decoded: Tensor, real: list[Judgement]) -> dict[str, Tensor]:
+        """Compute the adversarial terms of the decoder.
+
+        Args:
+            decoded: float[B, C, n].
+            real: Judgements of the true sound.
+
+        Returns:
+            ``adversarial`` and ``features``, scalars.
+        """
+        fake = self.discriminator(decoded)
+        pairs = zip(fake, real, strict=True)
+        return {
+            "adversarial": _mean(self.objective.generator(f.logits, r.logits) for f, r in pairs),
+            "features": feature_matching([f.features for f in fake], [r.features for r in real]),
+        }
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Measure decoded sound."""
+        self.measure(batch, "val")
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Measure decoded sound."""
+        self.measure(batch, "test")
+
+    def measure(self, batch: dict[str, Tensor], split: str) -> None:
+        """Update and log every metric."""
+        audio, decoded = self.reconstruct(batch)
+        self.metrics.update(decoded, audio)
+        self.log_dict(self.metrics.named(split), on_epoch=True, batch_size=len(audio))
+
+    @torch.no_grad()
+    def media(self, batch: dict[str, Tensor]) -> dict[str, np.ndarray]:
+        """Return the loudest sounds of a batch, as decoded by the autoencoder and by this decoder, and spectrograms."""
+        audio, decoded = self.reconstruct(batch)
+        before = self.original.decode(_latents(batch))
+        return listen({"original": audio, "stage_1": before, "adversarial": decoded}, self.network.sample_rate)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return the optimisers of the decoder and of the discriminator, each with warm-up and cosine."""
+        optimizers = (
+            self.optimizer(trained(self.network).values()),
+            self.discriminator_optimizer(trained(self.discriminator).values()),
+        )
+        return [with_schedule(self, each, self.warmup_steps, self.final_lr, self.accumulate) for each in optimizers]
+
+
+def _load(path: str) -> AudioAutoencoder:
+    network = models.load(path)
+    if not isinstance(network, AudioAutoencoder):
+        raise OwlError(
+            "network.kind",
+            f"the network of {path} is a {type(network).__qualname__}, expected an AudioAutoencoder; set "
+            "model.init_args.autoencoder to a checkpoint of the recipe owl.recipes.audio_vae.AudioVAE",
+        )
+    return network
+
+
+def _latents(batch: dict[str, Tensor]) -> Tensor:
+    """Return the latents of a batch as one sequence each, float[B, c, N].
+
+    Args:
+        batch: ``audio_latent``: float[B, T, k, c] or float[B, N, c].
+    """
+    latent = batch.get(LATENT)
+    if latent is None or latent.ndim not in (3, 4) or not latent.is_floating_point():
+        found = "missing" if latent is None else f"{latent.dtype}{list(latent.shape)}"
+        raise OwlError(
+            "recipe.dataset",
+            f"{LATENT} of a batch is {found}, expected float[B, T, k, c] or float[B, tokens, c]; add "
+            "owl.callbacks.frozen_encoder.FrozenEncoder to trainer.callbacks, or use a dataset of `data encode` with "
+            "audio and audio_latent in data.init_args.modalities",
+        )
+    return latent.flatten(1, -2).transpose(1, 2).float()
+
+
+def _mean(values: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(values)).mean()
