@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -237,11 +238,12 @@ class AudioGANDecoder(LightningModule):
                 loss = with_gradient(loss, decoded, self.balancer(leaf, terms, asdict(weights)))
             step(decoder, loss, self.clip)
 
+        settings: dict[str, Any] = {"adversarial_share": share}
         balance = {
             "accuracy": _mean((r.logits > f.logits).float().mean() for r, f in zip(real, fake, strict=True)),
             "logit_gap": _mean((r.logits - f.logits).mean() for r, f in zip(real, fake, strict=True)),
         }
-        log_losses(self, loss, terms | {"discriminator": judged, "adversarial_share": share} | balance)
+        log_losses(self, loss, terms | {"discriminator": judged} | balance | settings)
         return loss
 
     def fool(self, decoded: Tensor, real: list[Judgement]) -> dict[str, Tensor]:
