@@ -42,6 +42,7 @@ EXECUTED_ELSEWHERE = {
     "docs/how-to/cluster.md": "tests/commands/test_submit.py",
     "docs/how-to/sweep.md": "tests/commands/test_sweep.py",
     "docs/how-to/world-model.md": "tests/commands/test_rollout.py",
+    "docs/how-to/sound-and-motion.md": "tests/commands/test_rollout_senses.py",
     "docs/how-to/own-footage.md": "tests/commands/test_data_import.py",
     "docs/how-to/bench.md": "tests/commands/test_bench.py",
     "docs/how-to/add-a-modality.md": "tests/data/modalities/test_page.py",

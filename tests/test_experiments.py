@@ -29,6 +29,7 @@ TRAINERS = sorted((REPOSITORY / "configs" / "trainer").glob("fp8_*.yaml"))
 """Tested in tests/precision."""
 CLUSTERS = [REPOSITORY / "configs" / "cluster" / "skypilot.yaml"]
 """A job, not a part of an experiment; tested in tests/commands/test_submit.py."""
+STRIDE = 2  # of world models with sound or motion
 SMALLEST = 64  # pixels: what crops for LPIPS need
 
 # What is changed; everything else stays as it is shipped.
@@ -70,8 +71,12 @@ def shrink_audio(network: dict[str, Any]) -> dict[str, Any]:
 
 def shrink_world_model(network: dict[str, Any]) -> dict[str, Any]:
     """Fewer channels and layers, and the latents and controls of the tests."""
-    video = network["streams"]["video"] | {"shape": list(LATENT), "patch": min(network["streams"]["video"]["patch"], 2)}
-    return {"streams": {"video": video}, "width": 32, "heads": 2, "depth": 4, "buttons": BUTTONS, "axes": AXES}
+    shapes = {"video": list(LATENT), "audio": [2 * STRIDE, 3], "motion": [1, *LATENT[1:]]}
+    declared = {
+        name: stream | {"shape": shapes[name]} | ({"patch": min(stream["patch"], 2)} if "patch" in stream else {})
+        for name, stream in network["streams"].items()
+    }
+    return {"streams": declared, "width": 32, "heads": 2, "depth": 4, "buttons": BUTTONS, "axes": AXES}
 
 
 def shrink_half(network: dict[str, Any]) -> dict[str, Any]:
@@ -165,7 +170,7 @@ def test_an_experiment_trains_two_steps(path: Path, tmp_path: Path, monkeypatch:
     frames = length * wanted.get("stride", 1) + 3  # some windows in each episode
     modalities = wanted.get("modalities", ["rgb"])
     if "latent" in modalities:
-        data = make_latents(tmp_path / "data", [frames] * 4, modalities)
+        data = make_latents(tmp_path / "data", [frames] * 4, modalities, stride=wanted.get("stride", 1))
     else:
         data = make_dataset(tmp_path / "data", 3, frames, size or (24, 40), modalities)
     trainer = TRAINER

@@ -23,6 +23,7 @@ def main(
     keep: str | None = None,
     sample: bool = False,
     batch_size: int = 64,
+    motion_stride: int = 1,
     workers: int = 0,
 ) -> None:
     """Encode the frames and the sound of a dataset with trained autoencoders into a new dataset of latents.
@@ -40,10 +41,12 @@ def main(
         source: The dataset to encode: a folder, or any fsspec URL.
         directory: Local folder for the new dataset; created if missing.
         name: Names of the latents, separated by commas; default: latent for rgb (alone or before others),
-            motion_latent for flow, depth_latent for depth, audio_latent for audio.
+            motion_latent for flow, depth_latent for depth, audio_latent for audio. With the name motion_latent or
+            depth_latent, an autoencoder of rgb encodes the picture of the flow or of the depth.
         keep: Modalities to copy unchanged, e.g. controls,rgb; default: controls, if there are any.
         sample: Store a sample of each posterior instead of its mean.
         batch_size: Frames per batch; sound is encoded one episode at a time.
+        motion_stride: Frames over which the pictures of flow lead back: the stride of the world model.
         workers: Processes, each with a copy of the networks; 0 encodes in this process.
     """
     at_least(0, workers=workers)
@@ -61,6 +64,7 @@ def main(
             keep=None if keep is None else [word.strip() for word in keep.split(",")],
             sample=sample,
             batch_size=batch_size,
+            motion_stride=motion_stride,
             workers=workers,
         )
     frames = int(ShardIndex.load(directory).episode_frames.sum())

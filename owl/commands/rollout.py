@@ -3,6 +3,7 @@
 import json
 import shlex
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from owl import models
 from owl.atomic import atomic_write
 from owl.callbacks.report import format_number, print_table
-from owl.comparison.decoders import load_decoders
+from owl.comparison.decoders import find_checkpoint, load_decoders
 from owl.comparison.rollouts import flat, measure_on_rollouts, section, shown_rollouts, write_page
 from owl.data.shards import DatasetInfo
 from owl.errors import OwlError, at_least
@@ -27,6 +28,7 @@ from owl.hardware import cost_of_bfloat16, fast_dtype, multiplies_bfloat16
 from owl.losses.lpips import LPIPS
 from owl.metrics.frechet import FrechetDistance
 from owl.models.world_model import WorldTransformer
+from owl.pixels import flow_scale
 from owl.rollout.checks import as_world_model, check_decoder
 from owl.rollout.engine import Engine
 from owl.rollout.episodes import Batch, Episodes, check_dataset, named_decoder, trained_stride
@@ -43,6 +45,8 @@ from owl.rollout.evaluation import (
     long_rollout,
     roll_out,
 )
+from owl.rollout.motion import decode_motion, end_point_curves, warp_curves
+from owl.rollout.sound import mel_curves, onset_agreement
 from owl.version import code_version
 from owl.viz import rollouts as pictures
 from owl.viz.film import write_film
@@ -61,6 +65,8 @@ class Settings:
     data: str
     split: str
     decoder: list[str]
+    audio_decoder: str | None
+    motion_decoder: str | None
     inverse_dynamics: str | None
     frames: int
     clips: int
@@ -70,6 +76,7 @@ class Settings:
     steps: int
     context_noise: float
     guidance: float
+    inner_guidance: float
     stride: int
     precision: Precision
     compile: bool
@@ -92,6 +99,8 @@ def main(
     data: str,
     out: str | None = None,
     decoder: list[str] = [],  # noqa: B006  (never changed)
+    audio_decoder: str | None = None,
+    motion_decoder: str | None = None,
     inverse_dynamics: str | None = None,
     split: Literal["train", "validation", "test"] = "test",
     frames: int = 1000,
@@ -102,6 +111,7 @@ def main(
     steps: int = 4,
     context_noise: float = 0.0,
     guidance: float = 1.0,
+    inner_guidance: float = 0.0,
     stride: int | None = None,
     precision: Precision | None = None,
     compile: bool = False,
@@ -119,6 +129,8 @@ def main(
         decoder: Run folder, checkpoint or export of the autoencoder, or of a decoder trained on its latents; by default
             the autoencoder named in the dataset. If several are given, the first decodes the rollouts, and a page
             compares all of them on generated latents.
+        audio_decoder: The same for the sound of a world model that generates it.
+        motion_decoder: The same for the motion of a world model that generates it, to compare it with the frames.
         inverse_dynamics: Checkpoint of the recipe owl.recipes.inverse_dynamics.InverseDynamics, trained with the world
             model's stride, to measure whether the controls are followed.
         split: Split of the episodes.
@@ -130,6 +142,7 @@ def main(
         steps: Evaluations of the network per frame.
         context_noise: Noise level at which generated frames become context.
         guidance: Weight of classifier-free guidance on the controls; 1 is none.
+        inner_guidance: Weight of inner guidance by streams that training hides, such as motion; 0 is none.
         stride: Stored frames from one frame of the world model to the next; where left out, as it was trained, or 1
             for an export, which does not tell.
         precision: bf16, fp32, fp8_weight_only or fp8_dynamic (linear layers' weights or whole products are float8);
@@ -144,6 +157,8 @@ def main(
     check_dataset(network, DatasetInfo.load(data), data)
     paths = decoder or [named_decoder(data)]
     decoders = load_decoders(paths)
+    given = {"audio": audio_decoder, "motion": motion_decoder}
+    others = {name: other_decoder(network, name, data, path) for name, path in given.items()}
     if len(decoders) > 1 and "rgb" not in DatasetInfo.load(data).modalities:
         raise OwlError(
             "dataset.modalities",
@@ -155,12 +170,15 @@ def main(
         data=data,
         split=split,
         decoder=paths,
+        audio_decoder=audio_decoder,
+        motion_decoder=motion_decoder,
         inverse_dynamics=inverse_dynamics,
         **counts,
         side_by_side=side_by_side,
         steps=steps,
         context_noise=context_noise,
         guidance=guidance,
+        inner_guidance=inner_guidance,
         stride=stride or trained,
         precision=precision or ("bf16" if multiplies_bfloat16(device) else "fp32"),
         compile=compile,
@@ -171,20 +189,24 @@ def main(
     reader = InverseDynamicsReader.load(inverse_dynamics, network, settings.stride) if inverse_dynamics else None
     engine = Engine(
         network,
-        {"video": next(iter(decoders.values()))},
+        {"video": next(iter(decoders.values()))} | ({} if others["audio"] is None else {"audio": others["audio"]}),
         noise_levels=noise_levels(steps),
         context_noise=context_noise,
         guidance=guidance,
+        inner_guidance=inner_guidance,
         dtype=DTYPES.get(settings.precision) or fast_dtype(device),
         quantization=settings.precision if settings.precision in ("fp8_weight_only", "fp8_dynamic") else None,
         compile=compile,
         device=device,
     )
-    episodes = Episodes(data, split, network, engine.decoders["video"], settings.stride, context + horizon, device)
+    video, audio = (engine.decoders.get(name) for name in ("video", "audio"))
+    assert video is not None
+    episodes = Episodes(data, split, network, video, settings.stride, context + horizon, device, sound_decoder=audio)
     for other in decoders.values():
         check_decoder(network, "video", other)
         other.to(device)
-    Evaluation(settings, engine, decoders, episodes, reader, Path(out) if out else default_folder(checkpoint)).run()
+    folder = Path(out) if out else default_folder(checkpoint)
+    Evaluation(settings, engine, decoders, others["motion"], episodes, reader, folder).run()
 
 
 class Evaluation:
@@ -193,7 +215,8 @@ class Evaluation:
     Args:
         settings: Its arguments.
         engine: Engine of the world model, with the first decoder for "video".
-        decoders: Decoders by name; if there are several, they are compared.
+        decoders: Decoders of the video by name; if there are several, they are compared.
+        motion_decoder: Decoder of the motion, or None.
         episodes: Ground truth.
         reader: Inverse dynamics model, or None.
         out: Folder for the results.
@@ -204,15 +227,19 @@ class Evaluation:
         settings: Settings,
         engine: Engine,
         decoders: dict[str, nn.Module],
+        motion_decoder: nn.Module | None,
         episodes: Episodes,
         reader: InverseDynamicsReader | None,
         out: Path,
     ) -> None:
         self.settings, self.engine, self.decoders = settings, engine, decoders
+        self.motion_decoder = motion_decoder
         self.episodes, self.reader, self.out = episodes, reader, out
         self.lpips = LPIPS().to(engine.device)
         if reader is not None:
             reader.network.to(engine.device)
+        decoder = engine.decoders.get("audio")
+        self.sample_rate = None if decoder is None else int(decoder.sample_rate)  # type: ignore[arg-type]
 
     def run(self) -> None:
         """Compute metrics, write pictures and videos, and finally the report."""
@@ -228,13 +255,26 @@ class Evaluation:
         curves = horizon_curves(clips, self.lpips)
         if "audio" in network.generated:
             curves["audio_latent_mse"] = audio_latent_mse(clips, network)
+        if clips.sound is not None:
+            curves |= mel_curves(clips.sound)
+        if clips.flow is not None:
+            curves |= warp_curves(clips)
+        if self.motion_decoder is not None:
+            scale = flow_scale(
+                self.episodes.dataset.info.modalities[network.latent_modalities["motion"]], settings.data
+            )
+            motion = decode_motion(self.motion_decoder, clips.latents["motion"], scale)
+            curves |= end_point_curves(clips, motion)
         metrics = at_horizons(curves) | flicker(clips)
+        if clips.sound is not None:
+            metrics |= onset_agreement(clips.sound, clips.buttons, network.buttons)
         if self.reader is not None:
             metrics |= action_following(clips, self.reader)
         atomic_write(self.out / "horizon.png", pictures.horizon_chart(curves, self.lpips.name))
         atomic_write(self.out / "strip.png", _png(pictures.strip(clips)))
         film = pictures.comparison_film(clips, network.buttons, network.axes)
-        write_film(self.out / "comparison.mp4", film, self.episodes.fps)
+        sound = pictures.comparison_sound(clips)
+        write_film(self.out / "comparison.mp4", film, self.episodes.fps, sound, self.sample_rate)
         decoders = self.compare_decoders(clips) if len(self.decoders) > 1 else {}
         metrics |= flat(decoders)
         drift = self.long_rollout(pictures.axis_scales(clips.axes))
@@ -266,10 +306,17 @@ class Evaluation:
         """Generate the long rollouts, write their video and measure their drift."""
         settings, network = self.settings, self.engine.network
         meter = DriftMeter(self.episodes, settings.frames, self.engine.device)
+        heard: deque[Tensor] | None = None if self.sample_rate is None else deque()
 
         def measured() -> Iterator[tuple[Tensor, Batch]]:
             rollout = long_rollout(
-                self.engine, self.episodes, settings.frames, settings.side_by_side, settings.context, settings.seed
+                self.engine,
+                self.episodes,
+                settings.frames,
+                settings.side_by_side,
+                settings.context,
+                settings.seed,
+                heard,
             )
             for generated, given in tqdm(rollout, "long rollouts", settings.frames, unit="frame"):
                 meter.update(generated, given)
@@ -277,7 +324,8 @@ class Evaluation:
 
         fps = self.episodes.fps
         film = pictures.rollout_film(measured(), network.buttons, network.axes, scales, fps)
-        write_film(self.out / "rollout.mp4", film, fps)
+        sound = () if heard is None else (part[0].numpy() for part in iter(heard.popleft, None))  # of the first row
+        write_film(self.out / "rollout.mp4", film, fps, sound, self.sample_rate)
         return meter.compute()
 
     def report(self, metrics: dict[str, float], drifts: bool, decoders: dict[str, dict[str, float]]) -> str:
@@ -288,6 +336,7 @@ class Evaluation:
             if self.episodes.truth == "rgb"
             else "the dataset's latents, decoded by the same autoencoder as the generated ones"
         )
+        sides = "" if self.sample_rate is None else ", with the true sound on the left and the generated on the right"
         sections = [
             f"# Rollouts of {settings.checkpoint}",
             f"On the {settings.split} split of {settings.data}, {self.episodes.fps:g} frames per second. Written "
@@ -300,8 +349,9 @@ class Evaluation:
             horizon_table(metrics, self.lpips.name),
             "![PSNR and LPIPS against the horizon](horizon.png)",
             "![True frames above generated ones](strip.png)",
-            "Video, true beside generated: [comparison.mp4](comparison.mp4)",
+            f"Video, true beside generated: [comparison.mp4](comparison.mp4){sides}",
             *([section(decoders, self.lpips)] if decoders else []),
+            *(["## Sound", sound_section(metrics, self.episodes)] if self.sample_rate is not None else []),
             "## Action following",
             following_table(metrics, settings.inverse_dynamics),
             "## Long rollouts",
@@ -339,6 +389,31 @@ def load_world_model(checkpoint: str) -> tuple[WorldTransformer, int]:
     return as_world_model(network, checkpoint), trained_stride(content) if content else 1
 
 
+def other_decoder(network: WorldTransformer, name: str, data: str, path: str | None) -> nn.Module | None:
+    """Load the decoder of a generated stream other than the video.
+
+    Args:
+        network: The world model.
+        name: The stream.
+        data: The dataset, which names the autoencoder if there is no path.
+        path: Run folder, checkpoint or export, or None.
+
+    Returns:
+        The decoder; None if the world model does not generate the stream.
+
+    Raises:
+        OwlError: The world model does not generate the stream although a path was given, the file is missing, or it
+            holds a decoder of other latents.
+    """
+    if name not in network.generated and path is None:
+        return None
+    if path is None:
+        path = named_decoder(data, network.latent_modalities[name], f"--{name}_decoder")
+    decoder = models.load(find_checkpoint(path))
+    check_decoder(network, name, decoder)
+    return decoder
+
+
 def default_folder(checkpoint: str) -> Path:
     """Return the folder "rollout" in the run folder of a checkpoint, or in the folder of an export."""
     path = Path(checkpoint)
@@ -368,7 +443,7 @@ def headline(metrics: dict[str, float]) -> dict[str, float]:
     """Return the main metrics, for the terminal."""
     last = max(int(name.removeprefix("psnr_")) for name in metrics if name.startswith("psnr_"))
     names = [f"{prefix}{kind}_{last}" for kind in ("psnr", "lpips") for prefix in ("", "repeat_")]
-    names += ["action_accuracy_ratio", "drift", "flicker"]
+    names += [f"mel_{last}", "onset_agreement", "action_accuracy_ratio", "drift", "flicker"]
     names += ["latency_total_p50", "latency_total_p95", "frames_per_second"]
     return {name: metrics[name] for name in names if name in metrics}
 
@@ -384,6 +459,12 @@ def horizon_table(metrics: dict[str, float], lpips_name: str) -> str:
         f"{lpips_name}, baseline": "repeat_lpips",
         f"{lpips_name}, true latents decoded": "reconstruction_lpips",
         "error of standardised audio latents": "audio_latent_mse",
+        "mel distance (dB), world model": "mel",
+        "mel distance (dB), true sound of another clip": "other_mel",
+        "warp error along true flow, world model": "warp_error",
+        "warp error along true flow, true frames": "true_warp_error",
+        "end-point error of generated motion (px)": "motion_epe",
+        "end-point error of no motion (px)": "zero_motion_epe",
     }
     lines = [f"| frames after the context | {' | '.join(map(str, horizons))} |", "| --- |" + " ---: |" * len(horizons)]
     for label, name in rows.items():
@@ -391,6 +472,20 @@ def horizon_table(metrics: dict[str, float], lpips_name: str) -> str:
             values = " | ".join(format_number(metrics[f"{name}_{h}"]) for h in horizons)
             lines.append(f"| {label} | {values} |")
     return "\n".join(lines)
+
+
+def sound_section(metrics: dict[str, float], episodes: Episodes) -> str:
+    """Describe the sound, for the report."""
+    truth = "the dataset's own sound" if episodes.sound_truth == "audio" else "the dataset's latents, decoded"
+    if "onset_agreement" not in metrics:
+        onsets = "The clips hold too few presses of ATTACK to measure whether a shot is heard."
+    else:
+        onsets = (
+            f"The probability that sound begins more strongly after ATTACK is pressed ({metrics['shots']:.0f} times) "
+            f"than at another time is {metrics['onset_agreement']:.2f} for generated sound and "
+            f"{metrics['onset_agreement_true']:.2f} for true sound; 0.5 is chance."
+        )
+    return f"True sound is {truth}. {onsets}"
 
 
 def following_table(metrics: dict[str, float], reader: str | None) -> str:

@@ -14,6 +14,7 @@ from owl.data import codecs
 from owl.data.encoder import FrameEncoder
 from owl.data.jobs import Frames, Made, ShardJob, local_folder, run
 from owl.data.modalities import MODALITIES
+from owl.data.pictured import PICTURED, Pictured
 from owl.data.reader import ShardReader, read_members
 from owl.data.shards import DatasetInfo, ShardIndex
 from owl.data.source import SampleReader, Source
@@ -29,11 +30,13 @@ def encode_dataset(
     keep: Sequence[str] | None = None,
     sample: bool = False,
     batch_size: int = 64,
+    motion_stride: int = 1,
     workers: int = 0,
 ) -> DatasetInfo:
     """Write a dataset of latents, or finish one that was interrupted (`owl.data.jobs.run`).
 
-    An episode with a damaged member is truncated before it, with a warning.
+    An episode with a damaged member is truncated before it, with a warning. An encoder of pictures whose latents are
+    named "motion_latent" or "depth_latent" encodes the picture of the flow or of the depth (`owl.data.pictured`).
 
     Args:
         encoders: The networks, one for each modality of latents; they are moved to the GPU if there is one.
@@ -43,6 +46,7 @@ def encode_dataset(
         keep: Modalities of the source to copy byte for byte; None keeps controls if there are any.
         sample: Whether to store a sample of each posterior rather than its mean.
         batch_size: Frames per batch; sound is encoded one episode at a time.
+        motion_stride: Frames over which the pictures of flow lead back, the stride of the world model.
         workers: Number of worker processes, each with a copy of the networks; 0 encodes in this process.
 
     Returns:
@@ -54,8 +58,12 @@ def encode_dataset(
             than declared.
     """
     root = local_folder(directory)
-    at_least(1, batch_size=batch_size)
-    original = Source.open(source, chain.from_iterable(encoder.network.modalities for encoder in encoders), keep)
+    at_least(1, batch_size=batch_size, motion_stride=motion_stride)
+    taken = [
+        (PICTURED[name],) if name in PICTURED and encodes_pictures(encoder) else tuple(encoder.network.modalities)
+        for encoder, name in zip(encoders, names or [""] * len(encoders), strict=False)
+    ]
+    original = Source.open(source, chain.from_iterable(taken), keep)
     names = find_names(encoders, names)
     for name in names:
         if name in original.kept:
@@ -70,11 +78,18 @@ def encode_dataset(
             "record or import more episodes",
         )
     latents = []
-    for name, encoder in zip(names, encoders, strict=True):
-        kept = original.kept if encoder is encoders[-1] else ()  # members lie in the order of the description
-        reads = replace(original, taken=tuple(encoder.network.modalities), kept=kept)
-        latents.append(_Latents(name, encoder, reads))
+    for name, encoder, modalities in zip(names, encoders, taken, strict=True):
+        pictured = name in PICTURED and encodes_pictures(encoder)
+        pictures = Pictured.of(name, encoder.size, original, motion_stride) if pictured else None
+        latents.append(_Latents(name, encoder, replace(original, taken=modalities, kept=()), pictures))
+    # members lie in the order of the description, in which those that are copied are the last
+    latents[-1] = replace(latents[-1], original=replace(latents[-1].original, kept=original.kept))
     return run(_EncodeJob(latents, original, sample, batch_size), root, workers)
+
+
+def encodes_pictures(encoder: FrameEncoder) -> bool:
+    """Return whether an encoder takes pictures and nothing else."""
+    return list(encoder.network.modalities) == ["rgb"]
 
 
 def find_names(encoders: Sequence[FrameEncoder], names: Sequence[str] | None = None) -> list[str]:
@@ -113,11 +128,13 @@ class _Latents:
         name: Their name.
         encoder: The encoder.
         original: The source dataset, with the modalities that the encoder takes, and those that are copied along.
+        pictures: The pictures that the encoder takes instead of the frames; None: the modalities themselves.
     """
 
     name: str
     encoder: FrameEncoder
     original: Source
+    pictures: Pictured | None
 
     @property
     def extension(self) -> str:
@@ -127,10 +144,16 @@ class _Latents:
         """Return their entry in dataset.json, without statistics."""
         return {
             "extension": self.extension,
-            **self.encoder.layout(self.original),
+            **self._layout(),
+            **({} if self.pictures is None else self.pictures.scale()),
             "posterior": "sample" if sample else "mean",
             "encoder": self.encoder.identity,
         }
+
+    def _layout(self) -> dict[str, Any]:
+        if self.pictures is None:
+            return self.encoder.layout(self.original)
+        return {"encoding": "npy float16[c, h, w]", "shape": self.encoder.latent_shape}
 
     def members(self, episode: int, sample: bool, batch_size: int) -> Iterator[dict[str, bytes]]:
         """Yield the latent of each frame of an episode, up to a damaged one, and the members to copy."""
@@ -141,7 +164,8 @@ class _Latents:
         # the noise depends only on the episode, not on where an interrupted run continues
         noise = torch.Generator(device).manual_seed(zlib.crc32(name.encode())) if sample else None
         together = int(self.original.index.episode_frames[episode]) if self.encoder.is_of_sound else batch_size
-        for tensors, kept in reader.stretches(episode, together):
+        stretches = reader.stretches(episode, together)
+        for tensors, kept in stretches if self.pictures is None else self.pictures.stretches(stretches):
             latents = self._divide(self.encoder.encode(tensors, noise), len(kept))
             for latent, copied in zip(latents, kept, strict=True):
                 if not np.isfinite(latent).all():
@@ -154,7 +178,7 @@ class _Latents:
 
     def _divide(self, latents: np.ndarray, frames: int) -> list[np.ndarray]:
         """Return the latents of each frame; for sound the tokens that end within the frame."""
-        shape, cuts = self.encoder.layout(self.original)["shape"], list(range(frames + 1))
+        shape, cuts = self._layout()["shape"], list(range(frames + 1))
         if self.encoder.is_of_sound:
             shape, clock = shape[-1:], self.encoder.clock(self.original.info.fps)
             cuts = [clock.least(frame) for frame in cuts]
@@ -190,6 +214,8 @@ class _EncodeJob(ShardJob):
             identity = encoder.get("distilled", encoder["fingerprint"])
             settings[f"encoder of {name}"] = Made(identity, encoder["checkpoint"])
             settings["posterior"] = described["posterior"]
+            if "stride" in described:
+                settings["motion_stride"] = described["stride"]
         return settings
 
     def prepare(self, threads: int) -> None:

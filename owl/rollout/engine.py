@@ -22,6 +22,7 @@ from owl.precision.inference import Quantization, quantize
 from owl.rollout.checks import as_world_model, check_context, check_decoder, check_guidance, check_step
 from owl.rollout.compiled import CompiledBlocks
 from owl.rollout.generate import Context, Sampler, Schedule, as_context, commit_frame, denoise
+from owl.rollout.sound import SoundDecoder
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Frame:
 
     Attributes:
         latents: Latents of every stream, not standardised: "video" float[B, c, h, w], "audio" float[B, k, c], ...
-        decoded: Decoded latents: "video" float[B, 3, H, W] in [-1, 1], ...
+        decoded: Decoded latents: "video" float[B, 3, H, W] in [-1, 1], "audio" float[B, channels, samples], the sound
+            that is now determined (`owl.rollout.sound.SoundDecoder`), ...
         seconds: Time spent: "commit" (of the previous frame, with this one's first denoising step), "denoise" (the
             other steps), "decode".
     """
@@ -42,13 +44,15 @@ class Frame:
 
 @dataclass
 class Snapshot:
-    """State of a rollout: the cache, the number of frames, the pending frame, the generator and the last pictures."""
+    """State of a rollout: the cache, the number of frames, the pending frame, the generator, the last pictures and the
+    decoders of sound."""
 
     cache: list[Tensor]
     length: int
     pending: Context | None
     random: Tensor
     decoded: dict[str, Tensor]
+    sound: dict[str, SoundDecoder]
 
 
 class Engine:
@@ -58,7 +62,8 @@ class Engine:
         network: The world model.
         decoders: By stream, networks with ``decode(latent float[B, ...])``; other streams are not decoded. One with the
             attribute ``previous`` also gets the frame that it decoded before; see
-            `owl.models.image_decoder.ImageDecoder`.
+            `owl.models.image_decoder.ImageDecoder`. One with ``stream`` decodes sound, see
+            `owl.rollout.sound.SoundDecoder`.
         noise_levels: Noise levels of the steps of a frame, from 1 down; the last step ends at 0.
         sampler: "adams_bashforth" (of second order; a single step is Euler's), "euler", or "consistency" for few-step
             students.
@@ -166,6 +171,11 @@ class Engine:
         self.cache: Cache = self.network.new_cache(batch, self.schedule.copies, self.dtype, self.device)
         self._pending: Context | None = None
         self._decoded: dict[str, Tensor] = {}
+        self._sound = {
+            name: SoundDecoder(decoder, None if context is None else context[name].to(self.device))
+            for name, decoder in self.decoders.items()
+            if hasattr(decoder, "stream")
+        }
         if context is None or controls is None:
             return
         latents = self.network.standardize({name: x.to(self.device) for name, x in context.items()})
@@ -268,7 +278,8 @@ class Engine:
         self._check_begun()
         cached = [tensor.clone() for tensor in self.cache.tensors()]
         random = self._random.get_state()
-        return Snapshot(cached, self.cache.length, deepcopy(self._pending), random, dict(self._decoded))
+        sound = {name: decoder.copy() for name, decoder in self._sound.items()}
+        return Snapshot(cached, self.cache.length, deepcopy(self._pending), random, dict(self._decoded), sound)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Return to a state of this rollout.
@@ -294,6 +305,7 @@ class Engine:
         self.cache.length, self._pending = snapshot.length, deepcopy(snapshot.pending)
         self._random.set_state(snapshot.random)
         self._decoded = dict(snapshot.decoded)
+        self._sound = {name: decoder.copy() for name, decoder in snapshot.sound.items()}
 
     @property
     def time(self) -> int:
@@ -335,6 +347,8 @@ class Engine:
         }
 
     def _decode(self, name: str, latent: Tensor) -> Tensor:
+        if name in self._sound:
+            return self._sound[name](latent)
         decoder = self.decoders[name]
         latent = latent.to(placement(decoder).dtype)
         if not getattr(decoder, "previous", False):

@@ -1,6 +1,6 @@
 """Ground truth of rollouts: windows of a dataset of latents, and the true pictures of their frames."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from owl.models.image_decoder import decode_clips
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.placement import placement
 from owl.pixels import to_uint8
+from owl.rollout.sound import by_frame, decode_sound
 
 Batch = dict[str, Tensor]
 
@@ -34,9 +35,12 @@ class Episodes:
         stride: Stored frames from one frame of the model to the next.
         length: Frames in a window.
         device: Device of the decoder.
+        sound_decoder: The autoencoder of the dataset's sound, if the world model generates sound and it is to be heard.
 
     Attributes:
         truth: Source of true pictures: "rgb", the dataset's pictures if it has them, else "latent", decoded latents.
+        sound_truth: Source of true sound: "audio", the dataset's sound if it has it, "audio_latent", decoded latents,
+            or None without ``sound_decoder``.
 
     Raises:
         OwlError: The dataset lacks a modality of the world model, has another encoder or other controls, or has no
@@ -52,16 +56,23 @@ class Episodes:
         stride: int,
         length: int,
         device: torch.device | str = "cpu",
+        sound_decoder: nn.Module | None = None,
     ) -> None:
         info = DatasetInfo.load(url)
         check_dataset(network, info, str(url))
         self.truth = "rgb" if "rgb" in info.modalities else "latent"
-        modalities = [*network.latent_modalities.values(), "controls", *(["rgb"] if self.truth == "rgb" else [])]
+        self.sound_truth: str | None = None
+        if sound_decoder is not None:
+            self.sound_truth = "audio" if "audio" in info.modalities else network.latent_modalities["audio"]
+        stored = ["rgb"] if self.truth == "rgb" else []
+        stored += ["audio"] if self.sound_truth == "audio" else []
+        stored += ["flow"] if "flow" in info.modalities else []
+        modalities = [*network.latent_modalities.values(), "controls", *stored]
         # windows overlap by a frame, since the controls of a window's first frame do not cover a whole stride
         self.dataset = WindowDataset(
             url, split, modalities, length=length, stride=stride, hop=max(1, (length - 1) * stride)
         )
-        self.decoder, self.device = decoder, torch.device(device)
+        self.decoder, self.device, self.sound_decoder = decoder, torch.device(device), sound_decoder
         self._generated = {name: network.latent_modalities[name] for name in network.generated}
         self._given = {name: network.latent_modalities[name] for name in network.given}
         self.fps = self.dataset.info.fps / stride
@@ -70,7 +81,20 @@ class Episodes:
         """Return at most ``count`` windows, evenly spaced over the split and stacked: see `WindowDataset`."""
         last = len(self.dataset) - 1
         chosen = torch.linspace(0, last, min(count, last + 1), dtype=torch.float64).round().long()
-        return self.dataset.batch(chosen.tolist())
+        return self.batch(chosen.tolist())
+
+    def batch(self, windows: Sequence[int]) -> Batch:
+        """Return several windows, stacked, with "audio", if the dataset has it, as float[B, T, channels, samples]."""
+        return self._by_frame(self.dataset.batch(windows))
+
+    def _by_frame(self, sample: Batch) -> Batch:
+        """Divide the sound of a sample into frames; the first one begins with silence if a stride skips frames."""
+        if "audio" not in sample:
+            return sample
+        sound, length = sample["audio"], self.dataset.length
+        samples = round(self.dataset.info.modalities["audio"]["sample_rate"] / self.fps)
+        whole = torch.nn.functional.pad(sound, (length * samples - sound.shape[-1], 0))
+        return sample | {"audio": by_frame(whole, length)}
 
     def latents(self, batch: Batch, frames: slice = slice(None)) -> Streams:
         """Return the world model's streams of windows."""
@@ -90,6 +114,14 @@ class Episodes:
         if self.truth == "rgb":
             return batch["rgb"]
         return self.decode(batch[self._generated["video"]])
+
+    @torch.no_grad()
+    def sound(self, batch: Batch) -> Tensor:
+        """Return the true sound of windows, float[B, T, channels, samples] on the CPU."""
+        if self.sound_truth == "audio":
+            return batch["audio"]
+        assert self.sound_decoder is not None
+        return decode_sound(self.sound_decoder, batch[self._generated["audio"]])
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -116,7 +148,7 @@ class Episodes:
         """Yield the frames from a window on, each once: the last window of an episode overlaps by more than a frame."""
         before: dict[str, Any] | None = None
         while True:
-            sample = self.dataset[window % len(self.dataset)]
+            sample = self._by_frame(self.dataset[window % len(self.dataset)])
             place = self.dataset.describe(int(sample.pop("window")))  # of another window if this one is damaged
             begin = skip if before is None else 1  # the controls of an episode's first frame are unknown
             if before and place["episode"] == before["episode"] and place["frames"][0] > before["frames"][0]:
@@ -128,7 +160,7 @@ class Episodes:
 
     def starts(self, rows: int) -> Batch:
         """Return the first windows of `stream`."""
-        return self.dataset.batch(self._first_windows(rows))
+        return self.batch(self._first_windows(rows))
 
     def _first_windows(self, rows: int) -> list[int]:
         return [row * len(self.dataset) // rows for row in range(rows)]
@@ -173,18 +205,23 @@ def load_decoder(path: str | Path) -> nn.Module:
     return network
 
 
-def named_decoder(data: str) -> str:
-    """Return the path of the checkpoint with which a dataset of latents was encoded.
+def named_decoder(data: str, modality: str = "latent", option: str = "--decoder") -> str:
+    """Return the path of the checkpoint with which latents of a dataset were encoded.
+
+    Args:
+        data: The dataset.
+        modality: The latents.
+        option: Option for the path, for the message.
 
     Raises:
         OwlError: The checkpoint does not exist on this machine.
     """
-    path = str(DatasetInfo.load(data).modalities["latent"]["encoder"]["checkpoint"])
+    path = str(DatasetInfo.load(data).modalities[modality]["encoder"]["checkpoint"])
     if not Path(path).exists():
         raise OwlError(
             "decoder.missing",
-            f"{data} was encoded with {path}, which is not here; give that autoencoder's checkpoint or export with "
-            "--decoder",
+            f"{modality} of {data} was encoded with {path}, which is not here; give that autoencoder's checkpoint or "
+            f"export with {option}",
         )
     return path
 

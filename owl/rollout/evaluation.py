@@ -1,5 +1,6 @@
 """Evaluate the rollouts of a world model: distance to true frames, action accuracy and drift."""
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from owl.nn.placement import placement
 from owl.pixels import to_float
 from owl.rollout.engine import Engine
 from owl.rollout.episodes import Batch, Episodes, as_bytes, trained_stride
+from owl.rollout.sound import Sound, decode_sound
 
 SEGMENT = 100  # frames per segment of a long rollout
 REFERENCE = 1000  # true frames with which each segment is compared
@@ -39,6 +41,9 @@ class Clips:
         latents: Generated latents.
         reconstructed: If ``true`` are pictures of the dataset, the autoencoder's reconstruction of the frames after the
             context, uint8[B, H, 3, h, w]: the best that a perfect world model could reach.
+        sound: The sound, if it is decoded.
+        flow: True flow of the frames after the context back to the frame before, float[B, H, 2, h', w'] in pixels, if
+            the dataset has it.
     """
 
     true: Tensor
@@ -48,6 +53,8 @@ class Clips:
     true_latents: Streams
     latents: Streams
     reconstructed: Tensor | None = None
+    sound: Sound | None = None
+    flow: Tensor | None = None
 
     @property
     def context(self) -> int:
@@ -89,15 +96,35 @@ def roll_out(
         pictures.append(as_bytes(frame.decoded["video"]))
         latents.append({name: x.float().cpu() for name, x in frame.latents.items()})
     true_latents = episodes.latents(windows, slice(context, None))
+    generated = {name: torch.stack([frame[name] for frame in latents], 1) for name in latents[0]}
     return Clips(
         true=episodes.pictures(windows),
         generated=torch.stack(pictures, 1),
         buttons=windows["buttons"],
         axes=windows["axes"],
         true_latents=true_latents,
-        latents={name: torch.stack([frame[name] for frame in latents], 1) for name in latents[0]},
+        latents=generated,
         reconstructed=episodes.decode(true_latents["video"]) if episodes.truth == "rgb" else None,
+        sound=None if episodes.sound_truth is None else clip_sound(episodes, windows, generated["audio"], context),
+        flow=windows["flow"][:, context:] if "flow" in windows else None,
     )
+
+
+@torch.no_grad()
+def clip_sound(episodes: Episodes, windows: Batch, generated: Tensor, context: int) -> Sound:
+    """Decode the sound of short rollouts.
+
+    Args:
+        episodes: Source of the windows, with a decoder of sound.
+        windows: The windows that were continued.
+        generated: Generated latents, float[B, H, k, c].
+        context: Number of given frames.
+    """
+    decoder = episodes.sound_decoder
+    assert decoder is not None
+    given = episodes.latents(windows, slice(context))["audio"]
+    continued = decode_sound(decoder, torch.cat([given, generated], 1))  # the decoder needs the sound before
+    return Sound(episodes.sound(windows), continued[:, context:], int(decoder.sample_rate))  # type: ignore[arg-type]
 
 
 def horizon_curves(clips: Clips, lpips: LPIPS) -> dict[str, list[float]]:
@@ -247,7 +274,13 @@ def with_mean(values: dict[str, float]) -> dict[str, float]:
 
 
 def long_rollout(
-    engine: Engine, episodes: Episodes, frames: int, side_by_side: int, context: int, seed: int = 0
+    engine: Engine,
+    episodes: Episodes,
+    frames: int,
+    side_by_side: int,
+    context: int,
+    seed: int = 0,
+    heard: deque[Tensor] | None = None,
 ) -> Iterator[tuple[Tensor, Batch]]:
     """Roll out several rows of frames under the controls of consecutive episodes of the split.
 
@@ -258,6 +291,8 @@ def long_rollout(
         side_by_side: Number of rows, S, which start at different positions of the split.
         context: Number of given frames per row.
         seed: Seed of all noise.
+        heard: Where to append the decoded sound of each frame, float[S, channels, samples]; the engine needs a decoder
+            for "audio".
 
     Yields:
         The frame of every row, uint8[S, 3, h, w], and the recorded frame with its controls.
@@ -266,7 +301,10 @@ def long_rollout(
     engine.wait_compiled(side_by_side)
     engine.reset(episodes.latents(begin, slice(context)), episodes.controls(begin, slice(context)), seed=seed)
     for _, given in zip(range(frames), episodes.stream(side_by_side, context), strict=False):
-        yield as_bytes(engine.step(*episodes.given(given)).decoded["video"]), given
+        frame = engine.step(*episodes.given(given))
+        if heard is not None:
+            heard.append(frame.decoded["audio"].cpu())
+        yield as_bytes(frame.decoded["video"]), given
 
 
 @dataclass(frozen=True)
@@ -330,7 +368,7 @@ class DriftMeter:
         found = []
         for window in np.unique(chosen // dataset.length).tolist():
             frames = chosen[chosen // dataset.length == window] % dataset.length
-            batch = {name: values[:, frames] for name, values in dataset.batch([window]).items() if name != "window"}
+            batch = {name: x[:, frames] for name, x in self._episodes.batch([window]).items() if name != "window"}
             found.append(self._look(self._episodes.pictures(batch)[0]))
         return torch.cat(found)
 

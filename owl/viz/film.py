@@ -1,4 +1,4 @@
-"""Videos: clips side by side, and rollouts with controls below each frame, as H.264 for every browser."""
+"""Videos: clips side by side, and rollouts with controls below each frame, as H.264 and AAC for every browser."""
 
 from collections.abc import Iterable
 from fractions import Fraction
@@ -7,6 +7,7 @@ from typing import BinaryIO
 
 import av
 import numpy as np
+from av.container import OutputContainer
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -21,37 +22,81 @@ FONT_SIZE = 15
 PRESSED = (250, 204, 21)
 DARK = (24, 24, 27)
 IDLE = (63, 63, 70)
+SOUND_BITS = 192_000  # per second
 QUALITY = "18"  # constant rate factor of x264; lower is better, 18 is visually almost lossless
 
 
-def write_film(path: str | Path, pictures: Iterable[np.ndarray], fps: float) -> None:
-    """Encode pictures as an .mp4, atomically and one at a time, so that memory is constant.
+def write_film(
+    path: str | Path,
+    pictures: Iterable[np.ndarray],
+    fps: float,
+    sound: Iterable[np.ndarray] = (),
+    sample_rate: int | None = None,
+) -> None:
+    """Encode pictures and sound as an .mp4, atomically and one at a time, so that memory is constant.
 
     Args:
         path: Destination.
         pictures: uint8[H, W, 3], all of one size, at least one.
         fps: Pictures per second.
+        sound: float[channels, samples] in [-1, 1], one or two channels; the next part is taken after each picture.
+        sample_rate: Samples per second; None: no sound.
     """
 
     def encode(file: BinaryIO) -> None:
         with av.open(file, "w", format="mp4", options={"movflags": "faststart"}) as container:
-            stream: av.VideoStream | None = None
+            film: av.VideoStream | None = None
+            track = None if sample_rate is None else SoundTrack(container, sample_rate)
+            parts = iter(sound)
             for number, picture in enumerate(pictures):
-                if stream is None:
+                if film is None:
                     rate = Fraction(fps).limit_denominator(1001)
-                    stream = container.add_stream("libx264", rate=rate)
-                    stream.height, stream.width = (side + side % 2 for side in picture.shape[:2])
-                    stream.pix_fmt = "yuv420p"
-                    stream.options = {"crf": QUALITY}
-                    stream.codec_context.time_base = 1 / rate
+                    film = container.add_stream("libx264", rate=rate)
+                    film.height, film.width = (side + side % 2 for side in picture.shape[:2])
+                    film.pix_fmt = "yuv420p"
+                    film.options = {"crf": QUALITY}
+                    film.codec_context.time_base = 1 / rate
                 even = np.pad(picture, [(0, side % 2) for side in picture.shape[:2]] + [(0, 0)], mode="edge")
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
-                frame.pts, frame.time_base = number, stream.codec_context.time_base
-                container.mux(stream.encode(frame))
-            if stream is not None:
-                container.mux(stream.encode(None))
+                frame.pts, frame.time_base = number, film.codec_context.time_base
+                container.mux(film.encode(frame))
+                if track is not None:
+                    track.write(next(parts, None))
+            if film is not None:
+                container.mux(film.encode(None))
+            if track is not None:
+                track.end()
 
     atomic_write(path, encode)
+
+
+class SoundTrack:
+    """The sound of a film, as AAC.
+
+    Args:
+        container: The film.
+        sample_rate: Samples per second.
+    """
+
+    def __init__(self, container: OutputContainer, sample_rate: int) -> None:
+        self._container, self._rate = container, sample_rate
+        self._stream = container.add_stream("aac", rate=sample_rate, layout="stereo")
+        self._stream.bit_rate = SOUND_BITS
+        self._samples = 0
+
+    def write(self, part: np.ndarray | None) -> None:
+        """Add float[channels, samples]; None, and no samples, add nothing. Mono is played on both sides."""
+        if part is None or not part.shape[1]:
+            return
+        both = np.broadcast_to(part.astype(np.float32).clip(-1, 1), (2, part.shape[1]))
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(both), format="fltp", layout="stereo")
+        frame.sample_rate, frame.pts, frame.time_base = self._rate, self._samples, Fraction(1, self._rate)
+        self._samples += part.shape[1]
+        self._container.mux(self._stream.encode(frame))
+
+    def end(self) -> None:
+        """Write what the encoder has kept."""
+        self._container.mux(self._stream.encode(None))
 
 
 class ControlsPanel:

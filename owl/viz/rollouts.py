@@ -131,8 +131,9 @@ def comparison_film(clips: Clips, buttons: list[str], axes: list[str]) -> Iterat
     """Yield pictures of true and generated clips side by side, one clip after another, with the controls below."""
     scales = axis_scales(clips.axes)
     panel: ControlsPanel | None = None
-    count = min(FILM_CLIPS, len(clips.true))
-    for number, clip in enumerate(np.linspace(0, len(clips.true) - 1, count).round().astype(int).tolist()):
+    shown = shown_clips(clips)
+    count = len(shown)
+    for number, clip in enumerate(shown):
         for t in range(clips.true.shape[1]):
             h = t - clips.context
             given = h < 0
@@ -147,6 +148,24 @@ def comparison_film(clips: Clips, buttons: list[str], axes: list[str]) -> Iterat
             if panel is None:
                 panel = ControlsPanel(buttons, axes, scales, pair.shape[1])
             yield np.concatenate([pair, panel.draw(clips.buttons[clip, t].numpy(), clips.axes[clip, t].numpy())])
+
+
+def comparison_sound(clips: Clips) -> Iterator[np.ndarray]:
+    """Yield the sound of each picture of `comparison_film`, float[2, n]: true on the left, generated on the right."""
+    if clips.sound is None:
+        return
+    for clip in shown_clips(clips):
+        for t in range(clips.true.shape[1]):
+            true = clips.sound.true[clip, t].mean(0)
+            generated = true if t < clips.context else clips.sound.generated[clip, t - clips.context].mean(0)
+            yield np.stack([true.numpy(), generated.numpy()])
+
+
+def shown_clips(clips: Clips) -> list[int]:
+    """Return the clips of `comparison_film`, evenly spaced."""
+    count = min(FILM_CLIPS, len(clips.true))
+    chosen: list[int] = np.linspace(0, len(clips.true) - 1, count).round().astype(int).tolist()
+    return chosen
 
 
 def rollout_film(

@@ -89,8 +89,12 @@ def make_latents(
     lengths: Sequence[int] = (12, 12, 12, 12),
     modalities: Sequence[str] = ("latent", "controls"),
     fingerprint: str = FINGERPRINT,
+    stride: int = 1,
 ) -> Path:
-    """Write a finished dataset of latents, two episodes a shard; the last two are "validation" and "test"."""
+    """Write a finished dataset of latents, two episodes a shard; the last two are "validation" and "test".
+
+    Motion is described as that over ``stride`` frames.
+    """
     names = [f"episode-{number:03d}" for number in range(len(lengths))]
     arrays = [render(number, frames) for number, frames in enumerate(lengths)]
     described = {}
@@ -108,7 +112,7 @@ def make_latents(
             "encoder": {"fingerprint": fingerprint, "class_path": "tests.Encoder", "checkpoint": "none"},
             "mean": values.mean(axes).tolist(),
             "std": values.std(axes).tolist(),
-        }
+        } | ({"stride": stride} if name == "motion_latent" else {})
     splits = {"train": names[:-2], "validation": names[-2:-1], "test": names[-1:]}
     DatasetInfo(35.0, (32, 48), described, splits, {"kind": "synthetic"}, "test").save(root)
     for shard in range(0, len(names), 2):

@@ -48,7 +48,12 @@ class Reference:
     """What an engine should do, from whole sequences: no cache, no ring, no joined passes."""
 
     def __init__(
-        self, network: WorldTransformer, sampler: str, context_noise: float, guidance: float, inner_guidance: float
+        self,
+        network: WorldTransformer,
+        sampler: str,
+        context_noise: float,
+        guidance: float,
+        inner_guidance: float = 0.0,
     ) -> None:
         self.network, self.sampler = network, sampler
         self.context_noise, self.guidance, self.inner_guidance = context_noise, guidance, inner_guidance
@@ -101,7 +106,9 @@ class Reference:
             known = torch.ones(len(controls.buttons), now + 1, dtype=torch.bool)
             known[:, -1] = aware
             shown = Controls(controls.buttons[:, : now + 1], controls.axes[:, : now + 1], known)
-            hinted = latents | {"motion": torch.cat([latents["motion"][:, :-1], moving * x["motion"]], 1)}
+            hinted = dict(latents)
+            if "motion" in x:
+                hinted["motion"] = torch.cat([latents["motion"][:, :-1], moving * x["motion"]], 1)
             velocity = self.network(hinted, levels, shown, frames)
             found.append({name: v[:, -1:] for name, v in velocity.items()})
         conditional, null, still = found

@@ -80,21 +80,22 @@ class DepthLatent(Latent):
 
 
 class MotionLatent(Latent):
-    """A latent of the motion from one stored frame to the next.
+    """A latent of the motion from the frame that is ``stride`` (1 if not described) stored frames earlier.
 
     Raises:
-        OwlError: Mirroring, cropping or a stride above 1 is set: latents of motion cannot be composed.
+        OwlError: Mirroring, cropping or another stride is set: latents of motion cannot be composed.
     """
 
     extension = "motion_latent.npy"
 
     def __init__(self, name: str, description: Mapping[str, Any], sampling: Sampling) -> None:
         super().__init__(name, description, sampling)
-        if sampling.stride > 1:
+        stride = description.get("stride", 1)
+        if sampling.length > 1 and sampling.stride != stride:
             raise OwlError(
                 "windows.stride",
-                f"{name} of {sampling.url} is the motion from one stored frame to the next, but stride is "
-                f"{sampling.stride}; set stride to 1, or use flow, which is added up",
+                f"{name} of {sampling.url} is the motion over {stride} stored frames, but stride is {sampling.stride}; "
+                f"set stride to {stride}, or encode with --motion_stride {sampling.stride}",
             )
 
 
