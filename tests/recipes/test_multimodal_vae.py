@@ -134,6 +134,30 @@ def test_depth_of_zeros_and_flow_of_nan_count_nowhere(lpips: LPIPS, name: str, v
             assert all(metric.compute().isfinite().item() == known for metric in measure.named().values())
 
 
+def test_what_is_predicted_from_rgb_alone_has_its_own_metrics(lpips: LPIPS) -> None:
+    made, given = recipe(lpips, {}), batch()
+    made.measure(given, "val")
+    picture = made.picture(given)
+    true = given["flow"].flatten(0, 1)
+    found = {}
+    for end, shown in (("", picture), ("_from_rgb", made.network.rgb_only(picture))):
+        with torch.no_grad():
+            values = made.network.values(made.network(shown, sample=False)[0])
+        error = (values["rgb"].clamp(-1, 1) - picture[:, :3]).square().mean((1, 2, 3)) / 4
+        found[f"psnr{end}"] = (-10 * error.log10()).mean()
+        flow = torch.nn.functional.avg_pool2d(values["flow"], 2)
+        found[f"flow_epe{end}"] = (flow - true).norm(dim=1).mean()
+        distance = (given["depth"].flatten(0, 1) * 255 + 1.2) * 7.143
+        found[f"depth_abs_rel{end}"] = ((values["depth"] - distance).abs() / distance).mean()
+    metrics = {"psnr": made.metrics.psnr, "psnr_from_rgb": made.psnr_from_rgb}
+    for end, measures in (("", made.others), ("_from_rgb", made.others_from_rgb)):
+        for measure in measures.values():
+            metrics |= {f"{name}{end}": metric for name, metric in measure.named().items()}
+    for name, expected in found.items():
+        torch.testing.assert_close(metrics[name].compute(), expected, rtol=1e-4, atol=1e-5)
+    assert len({round(value.item(), 4) for value in found.values()}) == 6
+
+
 def test_a_picture_shows_each_modality_and_marks_what_is_unknown(lpips: LPIPS) -> None:
     made = recipe(lpips, {})
     (name, picture), *others = made.media(damaged("depth", 0.0, slice(0, 1))).items()
