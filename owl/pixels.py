@@ -33,7 +33,8 @@ class DepthScale:
     """Distances of the levels of a dataset's depth.
 
     Level n, from 1 to 255, stands for (n + offset) * step, which is the distance along the viewing direction or, with
-    ``inverse``, its reciprocal. Level 0 is no measurement; in the game it is the weapon or hand of the player.
+    ``inverse``, its reciprocal. Level 0 is no measurement; in the game it is the weapon or hand of the player, or what
+    is nearer than one level.
 
     Attributes:
         step: Step from one level to the next, above 0.

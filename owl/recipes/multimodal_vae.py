@@ -255,6 +255,8 @@ def l1_where_known(reconstruction: Tensor, picture: Tensor) -> Tensor:
 def draw_versions(network: MultimodalAutoencoder, versions: dict[str, Tensor]) -> np.ndarray:
     """Draw versions of the same frames below each other, each modality with its legend, and its error in each frame.
 
+    Pixels that were not measured are grey in all versions.
+
     Args:
         network: Converts pictures to values.
         versions: float[B, channels, H, W] by caption; the first are the originals.
@@ -269,7 +271,8 @@ def draw_versions(network: MultimodalAutoencoder, versions: dict[str, Tensor]) -
     for name, place in network.places.items():
         known = versions[first][:, place] != UNKNOWN
         for caption, found in values.items():
-            title, true, value = f"{name}: {caption}", original[name], found[name]
+            title = f"{name}: {caption}" if caption == first else caption
+            true, value = original[name], found[name]
             if name == "rgb":
                 errors = [f"{error:.1f} dB" for error in psnr(value, true)]
                 tiles, legend = to_bytes(value.cpu()), None
@@ -277,14 +280,14 @@ def draw_versions(network: MultimodalAutoencoder, versions: dict[str, Tensor]) -
                 relative = torch.where(known, (value / true - 1).abs(), 0.0).sum((1, 2, 3)) / known.sum((1, 2, 3))
                 errors = [f"AbsRel {error:.3f}" for error in relative.tolist()]
                 near, far = network.depth_scale.near, network.depth_scale.far
-                shown = torch.where(known | (caption != first), value, torch.nan)[:, 0].cpu().numpy()
+                shown = torch.where(known, value, torch.nan)[:, 0].cpu().numpy()
                 tiles, legend = colour_depth(shown, near, far), depth_legend(height, near, far)
             else:
                 seen = known.all(1)
                 distance = torch.where(seen, (value - true).norm(dim=1), 0.0).sum((1, 2)) / seen.sum((1, 2))
                 errors = [f"EPE {error:.2f} px" for error in distance.tolist()]
                 speed = fastest(true.norm(dim=1)[seen])
-                shown = torch.where(seen[:, None] | (caption != first), value, torch.nan).movedim(1, -1).cpu().numpy()
+                shown = torch.where(seen[:, None], value, torch.nan).movedim(1, -1).cpu().numpy()
                 tiles, legend = colour_flow(shown, speed), flow_legend(height, speed)
             rows.append(Row(title, tiles, errors if caption != first else (), legend if caption == first else None))
     return draw_rows(rows)

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from owl.viz.pictures import BACKGROUND, CAPTION_HEIGHT, FAINT, FONT_SIZE, GAP, TEXT, tile_row, tile_size
 
-LEGEND_WIDTH = 92
+LEGEND_WIDTH = 128  # pixels: also the captions of the rows must fit
 NOT_MEASURED = (63, 63, 70)
 BAR_WIDTH = 14
 
@@ -19,10 +19,10 @@ class Row:
     """A row of tiles.
 
     Attributes:
-        caption: Text above it.
+        caption: Text at its left, in line with the notes.
         tiles: uint8[B, H, W, 3].
         notes: Text above each tile; as many as tiles, or none.
-        legend: Picture at its left, at most as high as the tiles and ``LEGEND_WIDTH`` wide; see `depth_legend`.
+        legend: Picture below the caption, at most as high as the tiles and ``LEGEND_WIDTH`` wide; see `depth_legend`.
     """
 
     caption: str
@@ -39,21 +39,19 @@ def draw_rows(rows: Sequence[Row]) -> np.ndarray:
     """
     size = tile_size(*rows[0].tiles.shape[1:3])
     font = ImageFont.load_default(FONT_SIZE)
-    left, step = LEGEND_WIDTH + GAP, size[0] + CAPTION_HEIGHT
+    left, step = LEGEND_WIDTH, size[0] + CAPTION_HEIGHT
     width = left + max(len(row.tiles) * (size[1] + GAP) for row in rows)
     canvas = Image.new("RGB", (width, len(rows) * step + GAP), BACKGROUND)
     pen = ImageDraw.Draw(canvas)
     for number, row in enumerate(rows):
         top = number * step
         canvas.paste(Image.fromarray(tile_row(row.tiles, size)), (left, top + CAPTION_HEIGHT))
-        pen.text((left, top + CAPTION_HEIGHT / 2), row.caption, fill=TEXT, font=font, anchor="lm")
+        pen.text((left - 2 * GAP, top + CAPTION_HEIGHT / 2), row.caption, fill=TEXT, font=font, anchor="rm")
         for column, note in enumerate(row.notes):
             right = left + column * (size[1] + GAP) + size[1]
-            if not column and right - font.getlength(note) < left + font.getlength(row.caption) + GAP:
-                continue
             pen.text((right, top + CAPTION_HEIGHT / 2), note, fill=FAINT, font=font, anchor="rm")
         if row.legend is not None:
-            canvas.paste(Image.fromarray(row.legend), (GAP, top + CAPTION_HEIGHT))
+            canvas.paste(Image.fromarray(row.legend), (0, top + CAPTION_HEIGHT))
     return np.asarray(canvas)
 
 
@@ -80,7 +78,7 @@ def depth_legend(height: int, near: float, far: float) -> np.ndarray:
     """Draw the scale of `colour_depth`, uint8[height, LEGEND_WIDTH, 3]."""
     legend = Image.new("RGB", (LEGEND_WIDTH, height), BACKGROUND)
     pen, font = ImageDraw.Draw(legend), ImageFont.load_default(FONT_SIZE)
-    left = LEGEND_WIDTH - BAR_WIDTH - GAP
+    left = LEGEND_WIDTH - BAR_WIDTH - 2 * GAP
     distances = near * (far / near) ** np.linspace(0, 1, height)
     bar = colour_depth(np.repeat(distances[None, :, None], BAR_WIDTH, 2), near, far)[0]
     legend.paste(Image.fromarray(bar), (left, 0))
@@ -114,11 +112,11 @@ def flow_legend(height: int, speed: float) -> np.ndarray:
     """Draw the wheel of `colour_flow` with the speed at its rim, uint8[height, LEGEND_WIDTH, 3]."""
     legend = Image.new("RGB", (LEGEND_WIDTH, height), BACKGROUND)
     pen, font = ImageDraw.Draw(legend), ImageFont.load_default(FONT_SIZE)
-    radius = max(8, min(LEGEND_WIDTH - 3 * GAP, height - CAPTION_HEIGHT) // 2)
+    radius = max(8, min(LEGEND_WIDTH // 2, height - CAPTION_HEIGHT) // 2)
     y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1].astype(np.float32) * np.float32(speed / radius)
     wheel = colour_flow(np.stack([x, y], -1), speed)
     wheel[np.hypot(x, y) > speed] = BACKGROUND
-    left = LEGEND_WIDTH - GAP - len(wheel)
+    left = LEGEND_WIDTH - 2 * GAP - len(wheel)
     legend.paste(Image.fromarray(wheel), (left, 0))
     centre = left + radius
     pen.text((centre, len(wheel) + GAP / 2), f"rim {speed:.3g} px", fill=FAINT, font=font, anchor="mt")
