@@ -1,6 +1,9 @@
-"""A command line taken apart, before a parser sees it."""
+"""A command line taken apart, before a parser sees it, and values that several commands parse."""
 
 import json
+import re
+
+from owl.errors import OwlError
 
 CONFIG = ("--config", "-c")
 """The option of a configuration file; one that is given twice gives two files."""
@@ -40,3 +43,18 @@ def gather_options(arguments: list[str]) -> list[str]:
             own += ([name] if name else []) + ([] if value is None else [value])
     own += [f"--config={json.dumps(files)}"] if files else []
     return own + ([f"--options={json.dumps(options)}"] if options else [])
+
+
+def parse_size(size: str) -> tuple[int, int]:
+    """Parse the option ``--size``, height x width.
+
+    Raises:
+        OwlError: It is written in another way, or too small or too large for pictures.
+    """
+    match = re.fullmatch(r"(\d+)x(\d+)", size)
+    if not match or not all(8 <= int(side) <= 2**14 for side in match.groups()):
+        raise OwlError(
+            "arguments.size",
+            f"--size is {size}, expected height x width such as 96x160 (8 to 16384 each); correct it",
+        )
+    return int(match[1]), int(match[2])

@@ -1,6 +1,5 @@
 """``python -m owl data import``: convert your own footage to a dataset."""
 
-import re
 import shlex
 import sys
 import warnings
@@ -10,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
+from owl.cli.arguments import parse_size
 from owl.data.importer import Imported, import_footage
 from owl.errors import OwlError
 
@@ -46,7 +46,7 @@ def main(
         flow: Also compute optical flow (OpenCV's DIS, on a grid of half or a quarter of the resolution).
         audio: Import the sound, as stereo at 44.1 kHz; videos without an audio track are silent.
     """
-    height_width = _parse_size(size) if size is not None else None
+    height_width = parse_size(size) if size is not None else None
     if fps is not None and not 0 < fps <= 1000:
         raise OwlError("arguments.fps", f"--fps is {fps:g}, expected a number above 0 and up to 1000; correct it")
     with warnings.catch_warnings():
@@ -62,16 +62,6 @@ def main(
         f"{imported.info.size[0]}x{imported.info.size[1]}, {', '.join(imported.info.modalities)}"
     )
     print(f"look at it: python -m owl data inspect {shlex.quote(directory)}")
-
-
-def _parse_size(size: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)x(\d+)", size)
-    if not match or not all(8 <= int(side) <= 2**14 for side in match.groups()):
-        raise OwlError(
-            "arguments.size",
-            f"--size is {size}, expected height x width such as 96x160 (8 to 16384 each); correct it",
-        )
-    return int(match[1]), int(match[2])
 
 
 def _summary(imported: Imported) -> list[Table]:

@@ -1,12 +1,12 @@
 """``python -m owl data record``: record a dataset from a real game."""
 
-import re
 import shlex
 import time
 from pathlib import Path
 
 import numpy as np
 
+from owl.cli.arguments import parse_size
 from owl.data import game
 from owl.data.played import PlayedGame, record_played
 from owl.data.recorder import GameRecording, count_recorded, record_game
@@ -57,12 +57,9 @@ def main(
         held_out: Share of the episodes for validation, and the same for test. With 0.5 all episodes are held out, for
             evaluation only.
     """
-    match = re.fullmatch(r"(\d+)x(\d+)", size)
-    if not match:
-        raise OwlError("arguments.size", f"--size is {size}, expected height x width such as 96x160; correct it")
     recording = GameRecording(
         frames=frames,
-        size=(int(match[1]), int(match[2])),
+        size=parse_size(size),
         scenario=scenario,
         seed=seed,
         depth=depth,

@@ -2,13 +2,13 @@
 
 import asyncio
 import os
-import re
 import secrets
 import signal
 import sys
 import webbrowser
 from pathlib import Path
 
+from owl.cli.arguments import parse_size
 from owl.errors import OwlError
 from owl.play.game import GameWorld
 from owl.play.learned import LearnedWorld, Precision, Sources
@@ -94,18 +94,6 @@ def main(
     token = None if host in LOOPBACK else secrets.token_urlsafe(16)
     server = Server(played, Path(out), seed, host, port, token)
     asyncio.run(serve(server, browser))
-
-
-def parse_size(size: str) -> tuple[int, int]:
-    """Parse height x width.
-
-    Raises:
-        OwlError: It is written in another way.
-    """
-    match = re.fullmatch(r"(\d+)x(\d+)", size)
-    if not match:
-        raise OwlError("arguments.size", f"--size is {size}, expected height x width such as 96x160; correct it")
-    return int(match[1]), int(match[2])
 
 
 async def serve(server: Server, browser: bool) -> None:

@@ -63,8 +63,10 @@ class Recording:
 
 
 def _free(folder: Path) -> Path:
-    """Return a name of this second that no file has."""
-    name, number = time.strftime("%Y%m%d-%H%M%S"), 0
-    while (path := folder / f"{name}{f'-{number}' if number else ''}.mp4").exists():
+    """Return the path of a film of this second, with a name that no film and no log has."""
+    name = second = time.strftime("%Y%m%d-%H%M%S")
+    number = 0
+    while any(folder.glob(f"{name}.*")):
         number += 1
-    return path
+        name = f"{second}-{number}"
+    return folder / f"{name}.mp4"

@@ -78,7 +78,7 @@ class Played:
             axes = np.array([moved], np.float32)
             self.session.inputs.put(Input(1.0, np.array([held, False]), axes, 0 * axes))
             self.do("step")
-            if self.state["frame"] % SECOND == 0:
+            if self.state["frame"] % self.world.description.fps == 0:
                 self.next("state")  # a moment was added: the state was told twice
 
     def moment(self, frame: int, branch: int = 0) -> int:
@@ -112,7 +112,9 @@ def test_a_step_is_one_frame_and_resuming_many(tmp_path: Path) -> None:
     played.do("resume")
     while played.frames[-1][0] < 30:
         played.next("frame")
-    played.do("pause")
+    played.session.send(Command("pause"))
+    while not played.state["paused"]:  # others come with moments
+        played.next("state")
     stopped = played.state["frame"]
     assert [number for number, _ in played.frames] == list(range(played.frames[-1][0] + 1))
     played.step(1)
@@ -187,8 +189,11 @@ def test_a_recording_without_frames_is_a_log_alone(played: Played) -> None:
     played.step(1)
     played.do("record", on=True)
     played.do("record", on=False)
-    (name,) = played.state["recordings"]
-    assert len(ActionLog.load(played.session.folder / name).actions) == 1
+    played.do("record", on=True)
+    played.do("record", on=False)  # in the same second
+    first, second = played.state["recordings"]
+    assert first != second
+    assert len(ActionLog.load(played.session.folder / first).actions) == 1
 
 
 def test_closing_finishes_a_recording(tmp_path: Path) -> None:
