@@ -1,4 +1,4 @@
-"""Measure the speed of trained networks: autoencoders, decoders, world models and inverse dynamics models."""
+"""Measure the speed of trained networks: autoencoders and decoders of images and sound, world models and others."""
 
 import tempfile
 import time
@@ -27,6 +27,8 @@ from owl.bench.measurement import (
 from owl.bench.roofline import Operator, Operators, Precision, matmul_rate, synchronize, total_flops
 from owl.errors import OwlError
 from owl.flow_matching import noise_levels
+from owl.models.audio_autoencoder import AudioAutoencoder
+from owl.models.audio_decoder import AudioDecoder
 from owl.models.image_autoencoder import ImageAutoencoder
 from owl.models.inverse_dynamics import InverseDynamicsModel
 from owl.models.multimodal_autoencoder import MultimodalAutoencoder
@@ -97,8 +99,15 @@ def measure_network(
     seconds = 1 / metrics["frames_per_second"]
     if kind == "inverse dynamics model":
         metrics["frames_per_second"] *= CLIP
-    if kind == "autoencoder":  # an image is rarely both encoded and decoded
+    if kind in ("autoencoder", "audio autoencoder", "audio decoder"):  # an image is rarely both encoded and decoded
         del metrics["frames_per_second"]
+    if isinstance(network, AudioAutoencoder | AudioDecoder):
+        duration = latents_per_second(network) * network.hop / network.sample_rate
+        metrics |= {
+            name.replace("latency", "real_time").replace("_p50", ""): duration / seconds
+            for name, seconds in metrics.items()
+            if name in ("latency_encode_p50", "latency_decode_p50")
+        }
     metrics |= {
         f"gflop_per_{unit}": flops / 1e9,
         "matmul_gflop_per_second": rate / 1e9,
@@ -124,6 +133,15 @@ def stages_of(
         return torch.randn(1, *shape, device=device, dtype=dtype)
 
     network = network.to(device, dtype)
+    if isinstance(network, AudioAutoencoder | AudioDecoder):
+        tokens = latents_per_second(network)
+        audio, latents = noise(network.channels, tokens * network.hop), noise(network.latent_channels, tokens)
+        decoder = compiled(network.decoder)
+        stages: dict[str, Callable[[], Any]] = {"decode": lambda: decoder(latents)}
+        if isinstance(network, AudioDecoder):
+            return "audio decoder", "second_of_sound", stages
+        encoder = compiled(network.encoder)
+        return "audio autoencoder", "second_of_sound", {"encode": lambda: encoder(audio), **stages}
     if isinstance(network, ImageAutoencoder | MultimodalAutoencoder):
         image, latent = noise(network.channels, *network.size), noise(network.latent_channels, *network.latent_size)
         encoder, decoder = compiled(network.encoder), compiled(network.decoder)
@@ -144,6 +162,11 @@ def stages_of(
         f"{path} contains a {type(network).__qualname__}, expected an autoencoder, a decoder, a world model or an "
         "inverse dynamics model; give one, or the YAML of an experiment",
     )
+
+
+def latents_per_second(network: AudioAutoencoder | AudioDecoder) -> int:
+    """Return the number of latents of about one second of sound, at least 1."""
+    return max(1, round(network.sample_rate / network.hop))
 
 
 def take_turns(stages: dict[str, Callable[[], Any]], device: str, compile: bool) -> Run:

@@ -23,8 +23,9 @@ class Measurement:
     """Result of measuring one target.
 
     Attributes:
-        kind: "training", "autoencoder", "decoder", "world model" or "inverse dynamics model".
-        unit: Unit of `operators`: "step", "image", "frame" or "clip".
+        kind: "training", "autoencoder", "decoder", "audio autoencoder", "audio decoder", "world model" or "inverse
+            dynamics model".
+        unit: Unit of `operators`: "step", "image", "frame", "clip" or "second_of_sound".
         device: "cpu" or "cuda".
         precision: "fp32" or "bf16".
         compiled: Whether torch.compile was used.

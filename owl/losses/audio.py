@@ -13,6 +13,8 @@ from owl.nn.spectrum import spectrum
 FFT_SIZES = (2048, 1024, 512, 256, 128, 64, 32)
 FLOOR = 1e-4
 """-80 dB of full scale."""
+QUIET = 1e-2
+"""-40 dB of full scale."""
 
 
 @dataclass
@@ -69,19 +71,22 @@ class MultiResolutionSTFT(nn.Module):
     same weight.
 
     Magnitudes below ``floor`` are raised to it: what is inaudible has no gradient, and neither has silence an infinite
-    one. The values are those of ``auraloss`` (Steinmetz and Reiss 2020) for a batch of one signal. There the spectral
-    convergence of a batch is one quotient of its norms, so that loud sounds hide quiet ones; here it is a mean over
-    signals. The transforms of sum and difference follow from those of left and right.
+    one. |Y|_F is at least that of noise of level ``quiet``: the spectral convergence of silence, such as the difference
+    of equal channels, would otherwise be a hundred times that of all other signals and rule the gradient. For louder
+    signals the values are those of ``auraloss`` (Steinmetz and Reiss 2020) for a batch of one signal. There the
+    spectral convergence of a batch is one quotient of its norms, so that loud sounds hide quiet ones; here it is a mean
+    over signals. The transforms of sum and difference follow from those of left and right.
 
     Args:
         fft_sizes: Samples of a frame at each resolution; frames start a quarter of that apart, with Hann windows.
         floor: Magnitude relative to noise with a root mean square of 1.
+        quiet: Likewise.
     """
 
-    def __init__(self, fft_sizes: Sequence[int] = FFT_SIZES, floor: float = FLOOR) -> None:
+    def __init__(self, fft_sizes: Sequence[int] = FFT_SIZES, floor: float = FLOOR, quiet: float = QUIET) -> None:
         super().__init__()
         self.fft_sizes = tuple(fft_sizes)
-        self.floor = floor
+        self.floor, self.quiet = floor, quiet
         for size in self.fft_sizes:
             self.register_buffer(f"window_{size}", torch.hann_window(size), persistent=False)
 
@@ -108,7 +113,7 @@ class MultiResolutionSTFT(nn.Module):
         distances = []
         for size in self.fft_sizes:
             x, y = (self._magnitudes(sound, size) for sound in (reconstruction, audio))
-            convergence = _norm(x - y) / _norm(y)
+            convergence = _level(x - y) / _level(y).clamp(min=self.quiet)
             distances.append(convergence + (x.log() - y.log()).abs().mean((2, 3)))
         return torch.stack(distances).mean((0, 2))
 
@@ -121,6 +126,6 @@ class MultiResolutionSTFT(nn.Module):
         return channels.abs().clamp(min=self.floor)
 
 
-def _norm(magnitudes: Tensor) -> Tensor:
-    """float[B, S, F, T] -> float[B, S]."""
-    return torch.linalg.vector_norm(magnitudes, dim=(2, 3))
+def _level(magnitudes: Tensor) -> Tensor:
+    """Compute the root mean square of each signal: float[B, S, F, T] -> float[B, S]."""
+    return torch.linalg.vector_norm(magnitudes, dim=(2, 3)) / magnitudes[0, 0].numel() ** 0.5

@@ -40,9 +40,11 @@ class _Snake(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, frequency, amplitude = ctx.saved_tensors
-        phase = frequency * x
-        slope = (2 * phase).sin_()  # d sin^2(phase) / d phase
         wide = torch.promote_types(x.dtype, torch.float32)
-        of_frequency = (gradient * slope * x).sum((0, 2), dtype=wide).to(x.dtype)[:, None] * amplitude
-        of_amplitude = (gradient * phase.sin_().square_()).sum((0, 2), dtype=wide).to(x.dtype)[:, None]
-        return torch.addcmul(gradient, gradient * slope, frequency * amplitude), of_frequency, of_amplitude
+        phase = frequency * x
+        sine = phase.sin()
+        weighted = gradient * sine
+        of_amplitude = (weighted * sine).sum((0, 2), dtype=wide).to(x.dtype)[:, None]
+        weighted = weighted * phase.cos()  # d sin^2(phase) / d phase = 2 sin(phase) cos(phase)
+        of_frequency = 2 * (weighted * x).sum((0, 2), dtype=wide).to(x.dtype)[:, None] * amplitude
+        return torch.addcmul(gradient, weighted, 2 * frequency * amplitude), of_frequency, of_amplitude

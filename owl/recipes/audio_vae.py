@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from owl.distributed.sharding import shard
+from owl.errors import at_least
 from owl.losses.audio import AudioLoss, AudioWeights
 from owl.losses.reconstruction import weighted_sum
 from owl.metrics.audio import AudioMetrics
@@ -21,7 +22,7 @@ from owl.optim.configuration import with_schedule
 from owl.recipes.arguments import any_weight
 from owl.recipes.compilation import compile_for_training
 from owl.recipes.logging import log_latents, log_losses
-from owl.recipes.sounds import check_sample_rate, listen, sounds
+from owl.recipes.sounds import check_sample_rate, draw_segments, listen, sounds
 
 
 @dataclass
@@ -44,6 +45,9 @@ class AudioVAE(LightningModule):
     Args:
         network: The autoencoder.
         weights: Weight of every term.
+        segments: Number of segments of each batch that are trained on, of which loud ones are drawn more often
+            (`owl.recipes.sounds.draw_segments`). None: whole windows.
+        segment_samples: Samples of a segment.
         sample: Whether to decode a sample of the posterior in training, or its mean.
         frechet: Whether validation measures the Fréchet distance, which needs ``pip install 'owl-platform[audio]'`` and
             validation windows of at least 0.8 seconds.
@@ -61,6 +65,8 @@ class AudioVAE(LightningModule):
         self,
         network: AudioAutoencoder,
         weights: Weights = Weights(),  # noqa: B008 (a dataclass of floats, never changed)
+        segments: int | None = None,
+        segment_samples: int = 17_640,
         sample: bool = True,
         frechet: bool = False,
         optimizer: Callable[[Iterable], Optimizer] = lambda p: AdamW(p, lr=1e-4, betas=(0.8, 0.99)),
@@ -70,10 +76,12 @@ class AudioVAE(LightningModule):
     ) -> None:
         super().__init__()
         any_weight(weights)
+        at_least(1, segments=1 if segments is None else segments, segment_samples=segment_samples)
         self.save_hyperparameters()
         self.network = network
         self.weights = weights
         self.audio_loss = AudioLoss(weights)
+        self.segments, self.segment_samples = segments, segment_samples
         self.sample = sample
         if not (sample or weights.kl):  # it has no gradient, for which DDP would wait
             network.encoder.logvar.requires_grad_(False)
@@ -103,6 +111,8 @@ class AudioVAE(LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Reconstruct, return the weighted sum of the terms, and log each of them unweighted."""
         audio = sounds(batch)
+        if self.segments is not None:
+            audio = draw_segments(audio, self.segment_samples, self.segments)
         reconstruction, encoding = self.network(audio, sample=self.sample)
         wanted = [name for name in self.network.losses if getattr(self.weights, name, 1.0)]
         terms = self.audio_loss(reconstruction, audio) | {name: getattr(encoding, name)() for name in wanted}

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from owl.errors import OwlError
+from owl.metrics.audio import SILENCE
 from owl.nn.spectrum import mel_decibels
 from owl.viz.spectrograms import spectrograms
 
@@ -32,6 +33,35 @@ def sounds(batch: dict[str, Tensor]) -> Tensor:
             "(recordings store it with `--audio true`), or change your data module",
         )
     return audio
+
+
+def draw_segments(audio: Tensor, samples: int, count: int) -> Tensor:
+    """Draw segments of a batch of sounds for training, loud ones more often: games are silent most of the time.
+
+    Each segment is drawn at most once, with a probability proportional to its root mean square plus that of silence.
+
+    Args:
+        audio: float[B, C, n].
+        samples: Length of a segment; each sound has n // samples of them.
+        count: Number of segments.
+
+    Returns:
+        float[count, C, samples].
+
+    Raises:
+        OwlError: The batch has fewer segments.
+    """
+    batch, _, length = audio.shape
+    each = length // samples
+    if batch * each < count:
+        raise OwlError(
+            "recipe.arguments",
+            f"segments is {count}, but the batch has {batch * each} of {samples} samples ({batch} sounds of {length} "
+            "samples); set data.init_args.length or batch_size to more, or model.init_args.segments to fewer",
+        )
+    pieces = audio[..., : each * samples].unflatten(2, (each, samples)).transpose(1, 2).flatten(0, 1)
+    level = pieces.float().square().mean((1, 2)).sqrt()
+    return pieces[torch.multinomial(level + SILENCE, count)]
 
 
 def check_sample_rate(data: Any, sample_rate: int) -> None:

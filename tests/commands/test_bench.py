@@ -12,6 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from owl import models
 from owl.bench import roofline
 from owl.bench.inference import stages_of
+from owl.models.audio_autoencoder import AudioAutoencoder
+from owl.models.audio_decoder import AudioDecoder
 from owl.models.diffusion_decoder import DiTDecoder
 from owl.models.image_autoencoder import ImageAutoencoder
 from owl.models.image_decoder import ImageDecoder
@@ -152,6 +154,22 @@ def test_a_decoder_is_timed_without_its_encoder(lab: Path) -> None:
         decoder.decode(torch.zeros(1, *decoder.inputs["latent"]))
     assert metrics["gflop_per_frame"] == pytest.approx(counter.get_total_flops() / 1e9)
     assert any(name.startswith("prediction_rtx5090_") for name in metrics)
+
+
+def test_sound_is_timed_against_its_duration(lab: Path) -> None:
+    network = AudioAutoencoder(strides=[4, 5], widths=[2, 2, 2], latent_channels=2)
+    models.save(network, lab / "exports" / "sound")
+    models.save(AudioDecoder.of(network), lab / "exports" / "sound_decoder")
+    results = measure(lab, "exports/sound", "exports/sound_decoder")
+    for name, stages in (("exports/sound", ("encode", "decode")), ("exports/sound_decoder", ("decode",))):
+        metrics = results[name]["metrics"]
+        assert {key for key in metrics if key.startswith("real_time")} == {f"real_time_{stage}" for stage in stages}
+        for stage in stages:
+            assert metrics[f"real_time_{stage}"] == pytest.approx(1 / metrics[f"latency_{stage}_p50"], rel=1e-3)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            latent = network.encode(torch.zeros(1, 2, 44_100)).mean if len(stages) == 2 else torch.zeros(1, 2, 2205)
+            network.decode(latent)
+        assert metrics["gflop_per_second_of_sound"] == pytest.approx(counter.get_total_flops() / 1e9)
 
 
 def test_a_transformer_is_compiled_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:

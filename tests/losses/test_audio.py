@@ -90,6 +90,14 @@ def test_silence_and_clipping_have_finite_gradients(level: float) -> None:
         assert bool(gradient.isfinite().all())
 
 
+def test_silence_does_not_rule_the_loss() -> None:
+    """An error at the level of the sound: in a silent difference of channels it counts no more than a few times."""
+    reconstruction, target = sounds(1)
+    mono = target[:, :1].expand(-1, 2, -1)
+    assert MultiResolutionSTFT()(reconstruction, mono) < 20
+    assert MultiResolutionSTFT(quiet=1e-5)(reconstruction, mono) > 100
+
+
 def test_what_is_inaudible_costs_nothing() -> None:
     """Dither of 16-bit sound in silence."""
     _, target = sounds()

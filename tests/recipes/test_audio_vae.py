@@ -15,10 +15,11 @@ from owl.data.windows import WindowDataset
 from owl.models.audio_autoencoder import AudioAutoencoder
 from owl.nn.frozen import trained
 from owl.recipes.audio_vae import AudioVAE, Weights
-from owl.recipes.sounds import PLAYED, sounds
+from owl.recipes.sounds import PLAYED, draw_segments, sounds
 from tests.helpers.errors import refused
 from tests.helpers.shards import make_dataset
-from tests.helpers.tiny import owl_here, tiny_experiment, write_config
+from tests.helpers.tiny import REPOSITORY, owl_here, tiny_experiment, write_config
+from tests.test_docs import blocks
 
 TERMS = [field.name for field in fields(Weights)]
 NONE = dict.fromkeys(TERMS, 0.0)
@@ -76,6 +77,29 @@ def test_media_are_the_loudest_sounds_of_a_batch_and_their_reconstructions() -> 
     assert torch.equal(torch.from_numpy(shown["sound_original"]), kept.clamp(-1, 1))
     assert shown["sound_reconstruction"].shape == kept.shape
     assert shown["spectrograms"].ndim == 3
+
+
+def test_segments_are_drawn_once_each_and_loud_ones_first() -> None:
+    audio = torch.zeros(3, 2, 1250)
+    audio[1, :, 300:600] = 0.5
+    audio[2, :, 900:1200] = 0.5
+    loud = 0
+    for _ in range(20):
+        drawn = draw_segments(audio, 300, 2)
+        assert drawn.shape == (2, 2, 300)
+        loud += int((drawn == 0.5).all((1, 2)).sum())
+    assert loud > 36  # of 40, although 10 of 12 segments are silent
+    numbered = torch.arange(1200.0).expand(2, 1, 1200) + torch.tensor([0.0, 5000.0])[:, None, None]
+    every = draw_segments(numbered, 400, 6)
+    assert sorted(every[:, 0, 0].tolist()) == [0, 400, 800, 5000, 5400, 5800]
+    assert torch.equal(every[:, 0] - every[:, :1, 0], torch.arange(400.0).expand(6, -1))
+    made = recipe(segments=3, segment_samples=1100)
+    seen: list[Tensor] = []
+    made.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    made.training_step(batch(4), 0)
+    assert seen[0].shape == (3, 2, 1100)
+    with refused("recipe.arguments", "segments is 3", "2", "1100"):
+        made.training_step(batch(2), 0)
 
 
 def test_other_batches_are_told() -> None:
@@ -141,3 +165,12 @@ def test_another_sample_rate_is_told(dataset: Path, tmp_path: Path) -> None:
     configuration["model"]["init_args"]["network"]["init_args"] = NETWORK | {"sample_rate": 48_000}
     with refused("recipe.dataset", "44100", "48000", "sample_rate"):
         owl_here("fit", "--config", write_config(tmp_path / "config.yaml", configuration), cwd=tmp_path)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_examples_of_the_page_run(causal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    network = AudioAutoencoder(**NETWORK | {"strides": [14, 45]}, causal=causal)
+    models.save(network, "exports/audio_vae_quickstart")
+    examples = [block.content for block in blocks(REPOSITORY / "docs/how-to/audio.md") if block.language == "python"]
+    exec("".join(examples), {})
