@@ -85,8 +85,8 @@ class DepthScale:
     def to_picture(self, depth: Tensor) -> Tensor:
         """Convert depth to the logarithm of distance, from 1 (near) to -1 (far).
 
-        Equal steps are equal ratios of distance. Inverse depth, as networks of single frames predict it, would leave
-        a hundredth of the range to the farther half of the game's pictures.
+        Equal steps are equal ratios of distance. Inverse depth, as networks of single frames predict it, would spend
+        most of the range on the nearest surfaces of the game.
 
         Args:
             depth: float[...] in [0, 1], as in windows.
@@ -120,7 +120,7 @@ def flow_scale(description: Mapping[str, Any], url: str) -> float:
 
 
 def flow_to_picture(flow: Tensor, scale: float, size: tuple[int, int]) -> Tensor:
-    """Draw optical flow as colours, one of which belongs to each direction (VideoJAM, Chefer et al. 2025, section 4).
+    """Draw optical flow as colours, one for each direction, after VideoJAM (Chefer et al. 2025).
 
     Hue is the direction, saturation the magnitude m = min(1, |v| / (scale sqrt(H^2 + W^2))). The wheel is
     (cos a, cos(a - 120°), cos(a - 240°)) m: at rest grey, and linear, so that the mean of colours is the colour of the

@@ -171,7 +171,7 @@ class MultimodalAutoencoder(FoldableNetwork):
                 raise OwlError(
                     "dataset.modalities",
                     f"{url} has no {name}, the network needs {', '.join(self.places)}, the dataset has "
-                    f"{', '.join(modalities)}; record with --{name} true, or add it with `python -m owl data annotate`",
+                    f"{', '.join(modalities)}; record with --{name}, or add it with `python -m owl data annotate`",
                 )
         found: dict[str, Any] = {}
         if "depth" in self.places:
@@ -179,11 +179,10 @@ class MultimodalAutoencoder(FoldableNetwork):
             found["depth_scale"] = [scale.step, scale.offset, scale.inverse]
         if "flow" in self.places:
             found["flow_scale"] = flow_scale(modalities["flow"], url)
-        self.check_scales(found, url)
-        self.config |= found
+        self.take_scales(found, url)
 
-    def check_scales(self, scales: Mapping[str, Any], source: str) -> None:
-        """Check that scales are those of this network, if it has some.
+    def take_scales(self, scales: Mapping[str, Any], source: str) -> None:
+        """Take over scales, or check that they are those of this network if it has some.
 
         Args:
             scales: ``depth_scale`` and ``flow_scale``, as in ``config``.
@@ -193,12 +192,14 @@ class MultimodalAutoencoder(FoldableNetwork):
             OwlError: They differ.
         """
         for name in ("depth_scale", "flow_scale"):
-            if None not in (self.config[name], scales.get(name)) and self.config[name] != scales[name]:
+            own, other = self.config[name], scales.get(name)
+            if None not in (own, other) and own != other:
                 raise OwlError(
                     "network.scale",
-                    f"{source} has {name} {scales[name]}, the network has {self.config[name]}, expected the same; use "
-                    "data with the scale that the network was trained with, or train a new one under another --name",
+                    f"{source} has {name} {other}, the network has {own}, expected the same; use data with the scale "
+                    "that the network was trained with, or train a new one under another --name",
                 )
+            self.config[name] = other if own is None else own
 
     def picture(self, rgb: Tensor, *others: Tensor | None) -> Tensor:
         """Convert modalities to what the encoder takes and the decoder is trained towards.
@@ -341,8 +342,7 @@ class MultimodalAutoencoder(FoldableNetwork):
                 f"{', '.join(differing)}; give start the checkpoint of an autoencoder with the same arguments and "
                 f"the first of {', '.join(self.places)}",
             )
-        for name in ("depth_scale", "flow_scale"):
-            self.config[name] = described.get(name) if self.config[name] is None else self.config[name]
+        self.take_scales(described, path)
         own = self.state_dict()
         for name, weights in source.state_dict().items():
             if name.startswith("encoder.stem."):

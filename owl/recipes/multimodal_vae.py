@@ -137,10 +137,12 @@ class MultimodalVAE(LightningModule):
         self.network.read_scales(*described(self.trainer.datamodule))  # type: ignore[attr-defined]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that a resumed checkpoint was trained with the same range of depth and scale of flow."""
-        stored = checkpoint.get("owl", {}).get("networks", {}).get("network", {}).get("init_args")
-        if stored is not None:
-            self.network.check_scales(stored, "the checkpoint")
+        """Check that a resumed checkpoint was trained with the same range of depth and scale of flow.
+
+        Without a dataset, as in ``load_from_checkpoint``, they are taken over.
+        """
+        stored = checkpoint.get("owl", {}).get("networks", {}).get("network", {}).get("init_args", {})
+        self.network.take_scales(stored, "the checkpoint")
 
     def picture(self, batch: dict[str, Tensor]) -> Tensor:
         """Return the pictures of a batch as the network takes them, float[B * T, channels, H, W].

@@ -209,10 +209,14 @@ def test_both_ways_of_encoding_are_measured_and_drawn(lab: Path) -> None:
     assert picture.name in (run / "report.md").read_text("utf-8")
 
 
-def test_the_scales_of_the_dataset_are_in_the_checkpoint_and_others_are_refused(lab: Path, tmp_path: Path) -> None:
+def test_the_scales_of_the_dataset_are_in_the_checkpoint_and_others_are_refused(
+    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(lab)  # which `start` is relative to
     network = models.load(checkpoint(lab))
     assert network.config["depth_scale"] == [7.143, 1.2, False]
     assert network.config["flow_scale"] == 0.1
+    assert MultimodalVAE.load_from_checkpoint(checkpoint(lab)).network.config == network.config
     other = make_dataset(tmp_path / "other", frames=6, size=(32, 48))
     info = DatasetInfo.load(other)
     info.modalities["flow"] = info.modalities["flow"] | {"scale": 0.2}
