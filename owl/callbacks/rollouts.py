@@ -18,7 +18,15 @@ from owl.models.world_model import WorldTransformer
 from owl.rollout.checks import check_decoder
 from owl.rollout.engine import Engine
 from owl.rollout.episodes import Batch, Episodes, load_decoder
-from owl.rollout.evaluation import horizon_curves, roll_out
+from owl.rollout.evaluation import (
+    DriftMeter,
+    InverseDynamicsReader,
+    action_following,
+    horizon_curves,
+    long_rollout,
+    roll_out,
+)
+from owl.rollout.generate import Sampler
 from owl.viz.rollouts import strip
 
 HORIZONS = (1, 4, 8, 16)
@@ -30,7 +38,9 @@ class Rollouts(Callback):
 
     Logs ``val/rollout_psnr_<h>`` and ``val/rollout_lpips_<h>`` for frame h = 1, 4, 8, 16 after the context, with
     ``val/rollout_repeat_psnr_<h>`` and ``val/rollout_repeat_lpips_<h>`` of a baseline that repeats the context's last
-    frame. A picture of true above generated frames goes to TensorBoard and to
+    frame. With ``inverse_dynamics``, logs ``val/rollout_action_accuracy`` and the other values of
+    `owl.rollout.evaluation.action_following`; with ``frames``, ``val/rollout_drift`` and the distances of
+    `owl.rollout.evaluation.Drift`. A picture of true above generated frames goes to TensorBoard and to
     ``<run folder>/media/step-<step>/rollout.png``. Windows and noise are the same at every validation. Rank 0 generates
     the rollouts; the other ranks wait for its metrics without a timeout.
 
@@ -41,9 +51,15 @@ class Rollouts(Callback):
         horizon: Generated frames per rollout.
         context: Context frames per rollout.
         steps: Evaluations of the network per frame.
+        shift: Shift of their noise levels towards noise (`owl.flow_matching.shifted`).
+        sampler: "adams_bashforth", "euler", or "consistency" for few-step students.
+        inverse_dynamics: Checkpoint of the recipe owl.recipes.inverse_dynamics.InverseDynamics, trained with the same
+            stride, which reads the controls back from generated frames. None: not measured.
+        frames: Length of long rollouts, whose drift is measured; 0: none.
+        side_by_side: Number of long rollouts.
 
     Raises:
-        OwlError: A number is below 1.
+        OwlError: A number is below its minimum.
     """
 
     def __init__(
@@ -54,21 +70,30 @@ class Rollouts(Callback):
         horizon: int = 16,
         context: int = 8,
         steps: int = 4,
+        shift: float = 1.0,
+        sampler: Sampler = "adams_bashforth",
+        inverse_dynamics: str | None = None,
+        frames: int = 0,
+        side_by_side: int = 4,
     ) -> None:
         self.decoder = decoder
         self.every_n_validations = every_n_validations
         self.clips, self.horizon, self.context, self.steps = clips, horizon, context, steps
-        for name in ("every_n_validations", "clips", "horizon", "context", "steps"):
-            if getattr(self, name) < 1:
+        self.shift, self.sampler, self.inverse_dynamics = shift, sampler, inverse_dynamics
+        self.frames, self.side_by_side = frames, side_by_side
+        least = dict.fromkeys(("every_n_validations", "clips", "horizon", "context", "steps", "side_by_side"), 1)
+        for name, minimum in (least | {"frames": 0}).items():
+            if getattr(self, name) < minimum:
                 raise OwlError(
                     "arguments.too-small",
-                    f"{name} of Rollouts is {getattr(self, name)}, expected at least 1; correct it",
+                    f"{name} of Rollouts is {getattr(self, name)}, expected at least {minimum}; correct it",
                 )
         self._validations = 0
         self._prepared = False
         self._episodes: Episodes | None = None
         self._windows: Batch = {}
         self._lpips: LPIPS | None = None
+        self._reader: InverseDynamicsReader | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Load the decoder and the clips, so that mismatches are reported before training."""
@@ -120,6 +145,9 @@ class Rollouts(Callback):
             dataset.path, "validation", network, decoder, dataset.stride, length, pl_module.device
         )
         self._windows = self._episodes.windows(self.clips)
+        if self.inverse_dynamics is not None:
+            self._reader = InverseDynamicsReader.load(self.inverse_dynamics, network, dataset.stride)
+            self._reader.network.to(pl_module.device)
         self._lpips = LPIPS().to(pl_module.device)
 
     def _measure(self, trainer: Trainer, pl_module: LightningModule, network: nn.Module) -> dict[str, float]:
@@ -131,12 +159,24 @@ class Rollouts(Callback):
             engine = Engine(
                 network,  # type: ignore[arg-type]
                 {"video": episodes.decoder},
-                noise_levels=noise_levels(self.steps),
+                noise_levels=noise_levels(self.steps, self.shift),
+                sampler=self.sampler,
                 device=pl_module.device,
             )
             clips = roll_out(engine, episodes, self._windows, self.context)
             curves = horizon_curves(clips, lpips)
+            others = action_following(clips, self._reader) if self._reader is not None else {}
+            others |= self._drift(engine, episodes) if self.frames else {}
         folder = Path(trainer.default_root_dir) / "media" / f"step-{trainer.global_step:07d}"
         write_picture(trainer, folder, "rollout", strip(clips))
         names = ("psnr", "lpips", "repeat_psnr", "repeat_lpips")
-        return {f"{name}_{h}": curves[name][h - 1] for name in names for h in HORIZONS if h <= self.horizon}
+        at_horizons = {f"{name}_{h}": curves[name][h - 1] for name in names for h in HORIZONS if h <= self.horizon}
+        return at_horizons | others
+
+    def _drift(self, engine: Engine, episodes: Episodes) -> dict[str, float]:
+        """Generate long rollouts and return their drift."""
+        meter = DriftMeter(episodes, self.frames, engine.device)
+        for generated, given in long_rollout(engine, episodes, self.frames, self.side_by_side, self.context):
+            meter.update(generated, given)
+        drift = meter.compute()
+        return drift.metrics() if drift is not None else {}

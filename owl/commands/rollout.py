@@ -45,6 +45,7 @@ from owl.rollout.evaluation import (
     long_rollout,
     roll_out,
 )
+from owl.rollout.generate import Sampler
 from owl.rollout.motion import decode_motion, end_point_curves, warp_curves
 from owl.rollout.sound import mel_curves, onset_agreement
 from owl.version import code_version
@@ -74,6 +75,8 @@ class Settings:
     context: int
     side_by_side: int
     steps: int
+    shift: float
+    sampler: Sampler
     context_noise: float
     guidance: float
     inner_guidance: float
@@ -109,6 +112,8 @@ def main(
     context: int = 8,
     side_by_side: int = 4,
     steps: int = 4,
+    shift: float = 1.0,
+    sampler: Sampler = "adams_bashforth",
     context_noise: float = 0.0,
     guidance: float = 1.0,
     inner_guidance: float = 0.0,
@@ -140,6 +145,8 @@ def main(
         context: Number of given frames before a rollout.
         side_by_side: Number of long rollouts.
         steps: Evaluations of the network per frame.
+        shift: Shift of their noise levels towards noise, of few-step students as they were trained; 1: even levels.
+        sampler: adams_bashforth, euler, or consistency for few-step students.
         context_noise: Noise level at which generated frames become context.
         guidance: Weight of classifier-free guidance on the controls; 1 is none.
         inner_guidance: Weight of inner guidance by streams that training hides, such as motion; 0 is none.
@@ -176,6 +183,8 @@ def main(
         **counts,
         side_by_side=side_by_side,
         steps=steps,
+        shift=shift,
+        sampler=sampler,
         context_noise=context_noise,
         guidance=guidance,
         inner_guidance=inner_guidance,
@@ -190,7 +199,8 @@ def main(
     engine = Engine(
         network,
         {"video": next(iter(decoders.values()))} | ({} if others["audio"] is None else {"audio": others["audio"]}),
-        noise_levels=noise_levels(steps),
+        noise_levels=noise_levels(steps, shift),
+        sampler=sampler,
         context_noise=context_noise,
         guidance=guidance,
         inner_guidance=inner_guidance,
@@ -280,7 +290,7 @@ class Evaluation:
         drift = self.long_rollout(pictures.axis_scales(clips.axes))
         if drift is not None:
             atomic_write(self.out / "drift.png", pictures.drift_chart(drift, FrechetDistance.name))
-            metrics |= drift_metrics(drift)
+            metrics |= drift.metrics()
         metrics |= latency(self.engine, self.episodes, min(TIMED_FRAMES, settings.frames), settings.context)
         metrics["clips"] = len(clips.true)
         metrics["seconds"] = round(time.monotonic() - start, 1)
@@ -427,16 +437,6 @@ def at_horizons(curves: dict[str, list[float]]) -> dict[str, float]:
     return {
         f"{name}_{h}": values[h - 1] for name, values in curves.items() for h in pictures.HORIZONS if h <= len(values)
     }
-
-
-def drift_metrics(drift: Drift) -> dict[str, float]:
-    """Return the distance of each segment and of true frames, and the last over the first."""
-    ends = [(n * drift.segment + 1, (n + 1) * drift.segment) for n in range(len(drift.distances))]
-    values = {
-        f"{FrechetDistance.name}_{first}_{last}": distance
-        for (first, last), distance in zip(ends, drift.distances, strict=True)
-    }
-    return values | {f"{FrechetDistance.name}_true": drift.true, "drift": drift.ratio}
 
 
 def headline(metrics: dict[str, float]) -> dict[str, float]:

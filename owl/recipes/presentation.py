@@ -28,7 +28,7 @@ class Presentation:
         noise_level: float[B, N], t.
         clean: x0 of the N frames.
         noise: eps of the N frames.
-        context: Standardised latents of the first W - 1 frames; None for a bidirectional network.
+        context: Clean latents of the W frames, standardised; None for a bidirectional network.
         context_noise: Noise level of the context.
     """
 
@@ -58,15 +58,15 @@ class Presentation:
             return [{name: v[:, -self.scored :].float() for name, v in velocity.items()} for velocity in passes]
         length, copies = self.controls.buttons.shape[1], 1 + null
         own = self.controls.at(slice(length - self.scored, None))
-        given = [self.controls.at(slice(length - 1)), own, replace(own, known=~known)][: 1 + copies]
-        context_level = level.new_full((len(level), length - 1), self.context_noise)
+        given = [self.controls, own, replace(own, known=~known)][: 1 + copies]
+        context_level = level.new_full((len(level), length), self.context_noise)
         velocity: Streams = network(
             {name: torch.cat([self.context[name], *[x] * copies], 1) for name, x in self.x.items()},
             torch.cat([context_level, *[level] * copies], 1),
             Controls.joined(given),
             _frames(length, self.scored, copies, level.device),
         )
-        parts = {name: v[:, length - 1 :].float().chunk(copies, 1) for name, v in velocity.items()}
+        parts = {name: v[:, length:].float().chunk(copies, 1) for name, v in velocity.items()}
         return [{name: part[copy] for name, part in parts.items()} for copy in range(copies)]
 
     def guided(self, network: WorldTransformer, guidance: float) -> tuple[Streams, Streams]:
@@ -122,10 +122,10 @@ def present(
     context: Streams | None = None
     length = controls.buttons.shape[1]
     if causal:
-        context = {name: x[:, :-1] for name, x in clip.items()}
+        context = clip
         if context_noise:
-            level, noise = torch.full_like(controls.buttons[:, :-1, 0], context_noise), draw(generators, context)
-            context = {name: add_noise(x, noise[name], level) for name, x in context.items()}
+            level, noise = torch.full_like(controls.buttons[..., 0], context_noise), draw(generators, clip)
+            context = {name: add_noise(x, noise[name], level) for name, x in clip.items()}
     count = scored if causal else length
     uniform = each(torch.rand, generators, count)
     t = levels(uniform if causal else uniform[:, :1].expand(-1, count))
@@ -145,6 +145,6 @@ def _frames(length: int, scored: int, copies: int, device: torch.device) -> Fram
     """Return the frames of a pass, cached, so that attention is built once and not at every step."""
     with torch.inference_mode(False):  # frames created in validation are also used in training
         time = torch.arange(length, device=device)
-        context, own = time[:-1], time[length - scored :]
         copy = torch.arange(1, copies + 1, device=device).repeat_interleave(scored)
-        return Frames(torch.cat([context, *[own] * copies])[None], torch.cat([torch.zeros_like(context), copy]))
+        own = [time[length - scored :]] * copies
+        return Frames(torch.cat([time, *own])[None], torch.cat([torch.zeros_like(time), copy]))

@@ -14,7 +14,7 @@ from owl.errors import OwlError
 from owl.losses.lpips import LPIPS
 from owl.metrics.controls import AxisAccuracy, ButtonAccuracy
 from owl.metrics.flicker import Flicker
-from owl.metrics.frechet import EfficientNetLite0Features, frechet_distance
+from owl.metrics.frechet import EfficientNetLite0Features, FrechetDistance, frechet_distance
 from owl.metrics.psnr import HIGHEST
 from owl.models.inverse_dynamics import BEFORE, InverseDynamicsModel
 from owl.models.world_model import Streams, WorldTransformer
@@ -325,6 +325,14 @@ class Drift:
     def ratio(self) -> float:
         """Distance of the last segment over that of the first; 1 means no drift."""
         return self.distances[-1] / self.distances[0]
+
+    def metrics(self) -> dict[str, float]:
+        """Return the distance of each segment and of true frames, and ``drift``, the ratio."""
+        values = {
+            f"{FrechetDistance.name}_{n * self.segment + 1}_{(n + 1) * self.segment}": distance
+            for n, distance in enumerate(self.distances)
+        }
+        return values | {f"{FrechetDistance.name}_true": self.true, "drift": self.ratio}
 
 
 class DriftMeter:

@@ -1,6 +1,7 @@
 """Rollouts while training: what they log and draw, with which weights, and what they refuse."""
 
 import json
+import math
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
@@ -62,14 +63,27 @@ def test_the_averaged_weights_are_rolled_out(lab: Path) -> None:
     assert by_hand(lab, network)["val/rollout_psnr_4"] != pytest.approx(averaged["val/rollout_psnr_4"], rel=1e-2)
 
 
-def by_hand(lab: Path, network: WorldTransformer) -> dict[str, float]:
+def by_hand(lab: Path, network: WorldTransformer, **settings: Any) -> dict[str, float]:
     """What the callback should log of these weights."""
     with chdir(lab):
-        engine = Engine(network, {"video": load_decoder(AUTOENCODER)}, noise_levels=(1.0, 0.5))
+        engine = Engine(network, {"video": load_decoder(AUTOENCODER)}, **({"noise_levels": (1.0, 0.5)} | settings))
         length = CONTEXT + HORIZON
         episodes = Episodes(LATENTS, "validation", network, engine.decoders["video"], STRIDE, length)
         curves = horizon_curves(roll_out(engine, episodes, episodes.windows(2), CONTEXT), LPIPS())
     return {f"val/rollout_{name}_{h}": values[h - 1] for name, values in curves.items() for h in (1, 4)}
+
+
+def test_controls_are_read_back_and_drift_is_measured_of_a_few_step_student(lab: Path) -> None:
+    student = {"sampler": "consistency", "steps": 2, "shift": 3.0}
+    metrics = fit(lab, "more", {}, inverse_dynamics=INVERSE_DYNAMICS, frames=6, side_by_side=2, **student)
+    for name in ("action_accuracy", "action_accuracy_true", "fd_efficientnet_lite0_1_3", "drift"):
+        assert math.isfinite(metrics[f"val/rollout_{name}"])
+    distances = [metrics[f"val/rollout_fd_efficientnet_lite0_{part}"] for part in ("1_3", "4_6")]
+    assert metrics["val/rollout_drift"] == pytest.approx(distances[1] / distances[0], rel=1e-4)
+    network = models.load(lab / "runs/more/checkpoints/last.ckpt")
+    levels = {"noise_levels": (1.0, 0.75), "sampler": "consistency"}
+    found = by_hand(lab, network, **levels)  # type: ignore[arg-type]
+    assert metrics["val/rollout_psnr_4"] == pytest.approx(found["val/rollout_psnr_4"], rel=2e-3)
 
 
 def test_every_nth_validation_is_drawn_also_after_a_resume(lab: Path) -> None:
@@ -145,7 +159,7 @@ def test_a_recipe_without_a_world_model_is_refused(lab: Path) -> None:
         owl_here("fit", "--config", "vae.yaml", "--name", "vae", cwd=lab)
 
 
-@pytest.mark.parametrize("name", ["every_n_validations", "clips", "horizon", "context", "steps"])
+@pytest.mark.parametrize("name", ["every_n_validations", "clips", "horizon", "context", "steps", "side_by_side"])
 def test_numbers_below_one_are_refused(name: str) -> None:
     with refused("arguments.too-small", f"{name} of Rollouts is 0", "at least 1"):
         Rollouts("decoder.ckpt", **{name: 0})
