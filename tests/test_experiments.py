@@ -139,6 +139,8 @@ def small_model(path: Path, shipped: dict[str, Any], folder: Path) -> tuple[tupl
     else:
         stage_1 = save_autoencoder(folder / "autoencoder", size, (size[0] // 8, size[1] // 8))
     changes = options("model", {"autoencoder": str(stage_1)})
+    if "segments" in model:
+        changes += options("model", {"segments": DATA["batch_size"]})
     if "lpips_crop" in model:
         changes += options("model", {"lpips_crop": SMALLEST})
     for name in ("network", "discriminator"):

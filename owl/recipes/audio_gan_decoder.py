@@ -31,7 +31,7 @@ from owl.optim.stepping import manual_step, only_towards, with_gradient
 from owl.recipes.arguments import any_weight
 from owl.recipes.decoders import with_noise
 from owl.recipes.logging import log_losses
-from owl.recipes.sounds import check_sample_rate, listen, sounds
+from owl.recipes.sounds import check_sample_rate, draw_segments, listen, sounds
 
 LATENT = "audio_latent"
 
@@ -71,6 +71,9 @@ class AudioGANDecoder(LightningModule):
             and 0.1 for its waveform term.
         adversarial_start: Steps before the adversarial terms have any weight.
         adversarial_ramp: Steps in which it then grows linearly to its full weight.
+        segments: Number of segments of each batch that are judged in training, of which loud ones are drawn more often
+            (`owl.recipes.sounds.draw_segments`). None: whole windows.
+        segment_samples: Samples of a segment.
         noise: Noise augmentation: latents get noise of up to this many of their standard deviations in training, so
             that the decoder tolerates the errors of generated latents.
         frechet: Whether validation measures the Fréchet distance, see `owl.recipes.audio_vae.AudioVAE`.
@@ -97,6 +100,8 @@ class AudioGANDecoder(LightningModule):
         balance: bool = False,
         adversarial_start: int = 0,
         adversarial_ramp: int = 1000,
+        segments: int | None = None,
+        segment_samples: int = 17_640,
         noise: float = 0.0,
         frechet: bool = False,
         optimizer: Callable[[Iterable], Optimizer] = lambda p: AdamW(p, lr=1e-4, weight_decay=0.0),
@@ -108,7 +113,7 @@ class AudioGANDecoder(LightningModule):
     ) -> None:
         super().__init__()
         any_weight(weights)
-        at_least(1, accumulate=accumulate)
+        at_least(1, accumulate=accumulate, segments=segments, segment_samples=segment_samples)
         at_least(0, adversarial_start=adversarial_start, adversarial_ramp=adversarial_ramp)
         if noise < 0:
             raise OwlError("recipe.arguments", f"noise is {noise}, expected at least 0; correct model.init_args.noise")
@@ -123,6 +128,7 @@ class AudioGANDecoder(LightningModule):
         self.balancer = GradientBalancer(list(asdict(weights))) if balance else None
         self.metrics = AudioMetrics(original.sample_rate, frechet)
         self.adversarial_start, self.adversarial_ramp, self.noise = adversarial_start, adversarial_ramp, noise
+        self.segments, self.segment_samples = segments, segment_samples
         self.optimizer, self.discriminator_optimizer = optimizer, discriminator_optimizer
         self.clip, self.accumulate = clip, accumulate
         self.warmup_steps, self.final_lr = warmup_steps, final_lr
@@ -213,6 +219,9 @@ class AudioGANDecoder(LightningModule):
         with manual_step(self, self.accumulate) as step:
             decoder, discriminator = self.trainer.optimizers
             audio, decoded = self.reconstruct(batch)
+            if self.segments is not None:
+                pairs = draw_segments(torch.cat([audio, decoded], 1), self.segment_samples, self.segments)
+                audio, decoded = pairs[:, : audio.shape[1]].detach(), pairs[:, audio.shape[1] :]
 
             real, fake = self.discriminator(audio), self.discriminator(decoded.detach())
             judged = _mean(self.objective.discriminator(r.logits, f.logits) for r, f in zip(real, fake, strict=True))

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from owl import models
 from owl.latents import encoder_of
 from owl.losses.adversarial import OBJECTIVES
+from owl.losses.audio import MultiResolutionSTFT
 from owl.losses.feature_matching import feature_matching
 from owl.models.audio_decoder import AudioDecoder
 from owl.models.audio_discriminators import CombinedDiscriminator
@@ -211,6 +212,28 @@ def test_silent_and_clipped_sound_is_learnt_without_nan(lab: Path, tmp_path: Pat
     for balance in (False, True):
         made = trained(recipe(lab, balance=balance), data, tmp_path)
         assert all(parameter.isfinite().all() for parameter in made.parameters())
+
+
+def test_segments_pair_true_and_decoded_sound_and_loud_ones_are_judged(lab: Path, tmp_path: Path) -> None:
+    class Reversed(Given):
+        def reconstruct(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+            return batch["audio"], -batch["audio"] + 0 * super().reconstruct(batch)[1]
+
+    data = batches(1)
+    data[0]["audio"][0, :, 525:] *= 1e-6
+    data[0]["audio"][1] *= 1e-6
+    torch.manual_seed(0)
+    judge = CombinedDiscriminator(2, [64], 4, [2], [4])
+    made = Reversed(str(lab / "autoencoder"), judge, segments=2, segment_samples=525, warmup_steps=0)
+    made.audio_loss.stft = MultiResolutionSTFT([256, 64])
+    seen: list[Tensor] = []
+    made.audio_loss.register_forward_hook(lambda module, sounds, terms: seen.extend((*sounds, terms["stft"])))
+    trained(made, data, tmp_path)
+    decoded, audio, stft = seen
+    assert audio.shape == decoded.shape == (2, 2, 525)
+    assert (audio == data[0]["audio"][0, :, :525]).all((1, 2)).any()  # the only loud one
+    torch.testing.assert_close(decoded, -audio)
+    assert float(stft) < 1e-4
 
 
 def test_noise_is_added_in_training_only(lab: Path) -> None:
