@@ -1,7 +1,7 @@
 """Stage 1 of sound: an audio VAE trained with reconstruction losses only."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from owl.metrics.audio import AudioMetrics
 from owl.metrics.latents import LatentStatistics
 from owl.models.audio_autoencoder import AudioAutoencoder
 from owl.nn.frozen import trained
+from owl.nn.prior import CausalPrior
 from owl.optim.configuration import with_schedule
 from owl.recipes.arguments import any_weight
 from owl.recipes.compilation import compile_for_training
@@ -31,9 +32,12 @@ class Weights(AudioWeights):
 
     Args:
         kl: Kullback-Leibler divergence of the posterior from N(0, 1), nats per latent element.
+        prior: Squared error of a small causal model that predicts each latent from those before it, after a ramp
+            (`owl.nn.prior.CausalPrior`); its authors use 4.
     """
 
     kl: float = 1e-4
+    prior: float = 0.0
 
 
 class AudioVAE(LightningModule):
@@ -48,6 +52,7 @@ class AudioVAE(LightningModule):
         segments: Number of segments of each batch that are trained on, of which loud ones are drawn more often
             (`owl.recipes.sounds.draw_segments`). None: whole windows.
         segment_samples: Samples of a segment.
+        prior_ramp: Steps in which the weight of the prior grows linearly from zero.
         sample: Whether to decode a sample of the posterior in training, or its mean.
         frechet: Whether validation measures the Fréchet distance, which needs ``pip install 'owl-platform[audio]'`` and
             validation windows of at least 0.8 seconds.
@@ -61,12 +66,15 @@ class AudioVAE(LightningModule):
         OwlError: Every weight is 0, or ``frechet`` needs packages that are not installed.
     """
 
+    exports = ("network",)  # without the prior
+
     def __init__(
         self,
         network: AudioAutoencoder,
         weights: Weights = Weights(),  # noqa: B008 (a dataclass of floats, never changed)
         segments: int | None = None,
         segment_samples: int = 17_640,
+        prior_ramp: int = 1000,
         sample: bool = True,
         frechet: bool = False,
         optimizer: Callable[[Iterable], Optimizer] = lambda p: AdamW(p, lr=1e-4, betas=(0.8, 0.99)),
@@ -77,10 +85,13 @@ class AudioVAE(LightningModule):
         super().__init__()
         any_weight(weights)
         at_least(1, segments=1 if segments is None else segments, segment_samples=segment_samples)
+        at_least(0, prior_ramp=prior_ramp)
         self.save_hyperparameters()
         self.network = network
         self.weights = weights
         self.audio_loss = AudioLoss(weights)
+        self.prior = CausalPrior(network.latent_channels) if weights.prior else None
+        self.prior_ramp = prior_ramp
         self.segments, self.segment_samples = segments, segment_samples
         self.sample = sample
         if not (sample or weights.kl):  # it has no gradient, for which DDP would wait
@@ -102,7 +113,8 @@ class AudioVAE(LightningModule):
         if self.compile_network:
             compile_for_training(self, self.network.encoder, self.network.decoder)
         if self.device_mesh is not None:
-            shard(self.network, self.device_mesh["data_parallel"])
+            for part in (self.network, *([] if self.prior is None else [self.prior])):
+                shard(part, self.device_mesh["data_parallel"])
 
     def setup(self, stage: str) -> None:
         """Check the sample rate of the dataset."""
@@ -116,7 +128,13 @@ class AudioVAE(LightningModule):
         reconstruction, encoding = self.network(audio, sample=self.sample)
         wanted = [name for name in self.network.losses if getattr(self.weights, name, 1.0)]
         terms = self.audio_loss(reconstruction, audio) | {name: getattr(encoding, name)() for name in wanted}
-        loss = weighted_sum(terms, self.weights)
+        weights = self.weights
+        if self.prior is not None:
+            terms["prior"], relative = self.prior.error(encoding.mean)
+            ramp = min(1.0, self.global_step / self.prior_ramp) if self.prior_ramp else 1.0
+            weights = replace(weights, prior=weights.prior * ramp)
+            self.log("train/prior_relative", relative)
+        loss = weighted_sum(terms, weights)
         log_losses(self, loss, terms)
         return loss
 
@@ -160,5 +178,5 @@ class AudioVAE(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimiser with warm-up and cosine."""
-        optimizer = self.optimizer([*trained(self.network).values()])
+        optimizer = self.optimizer([*trained(self).values()])
         return with_schedule(self, optimizer, self.warmup_steps, self.final_lr)

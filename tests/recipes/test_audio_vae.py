@@ -28,7 +28,8 @@ NETWORK: dict[str, Any] = {"strides": [4, 5], "widths": [4, 6, 8], "latent_chann
 
 def recipe(weights: dict[str, float] | None = None, **options: Any) -> AudioVAE:
     torch.manual_seed(1)
-    made = AudioVAE(AudioAutoencoder(**NETWORK), Weights(**(weights or {})), **options)
+    network = AudioAutoencoder(**NETWORK)
+    made = AudioVAE(network, Weights(**(weights or {})), **{"prior_ramp": 0} | options)
     made.log = made.log_dict = lambda *arguments, **keywords: None  # no trainer is attached
     return made
 
@@ -42,7 +43,8 @@ def gradient(made: AudioVAE) -> Tensor:
     torch.manual_seed(3)
     made.zero_grad()
     made.training_step(batch(), 0).backward()
-    return torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in made.parameters()])
+    parameters = made.network.parameters()
+    return torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters])
 
 
 @pytest.mark.parametrize("term", TERMS)
@@ -77,6 +79,21 @@ def test_media_are_the_loudest_sounds_of_a_batch_and_their_reconstructions() -> 
     assert torch.equal(torch.from_numpy(shown["sound_original"]), kept.clamp(-1, 1))
     assert shown["sound_reconstruction"].shape == kept.shape
     assert shown["spectrograms"].ndim == 3
+
+
+def test_the_prior_trains_with_the_network_and_its_weight_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = NONE | {"l1": 1.0}
+    made = recipe(base | {"prior": 4.0}, prior_ramp=8)
+    monkeypatch.setattr(AudioVAE, "global_step", property(lambda _: steps))
+    changes = []
+    for steps in (0, 2, 8, 100):  # noqa: B007  (read by the property)
+        changes.append(gradient(made) - gradient(recipe(base)))
+    assert changes[0].norm() < 1e-6
+    torch.testing.assert_close(changes[2], changes[1] * 4, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(changes[3], changes[2])
+    assert made.prior is not None
+    assert all(p.grad is not None and bool(p.grad.any()) for p in made.prior.parameters())
+    assert list(models.exported(made)) == ["network"]
 
 
 def test_segments_are_drawn_once_each_and_loud_ones_first() -> None:
