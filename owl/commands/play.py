@@ -14,6 +14,7 @@ from owl.play.game import GameWorld
 from owl.play.learned import LearnedWorld, Precision, Sources
 from owl.play.server import LOOPBACK, Server
 from owl.play.world import Settings, World
+from owl.rollout.generate import Sampler
 
 
 def main(
@@ -25,6 +26,8 @@ def main(
     split: str = "test",
     context: int = 8,
     steps: int = 4,
+    shift: float = 1.0,
+    sampler: Sampler = "adams_bashforth",
     context_noise: float = 0.0,
     guidance: float = 1.0,
     stride: int | None = None,
@@ -52,6 +55,8 @@ def main(
         split: Split of the start scenes.
         context: Frames of a start scene.
         steps: Evaluations of the network per frame.
+        shift: Shift of their noise levels towards noise, of few-step students as they were trained; 1: even levels.
+        sampler: adams_bashforth, euler, or consistency for few-step students.
         context_noise: Noise level at which generated frames become context.
         guidance: Weight of classifier-free guidance on the controls; 1 is none.
         stride: Stored frames from one frame of the world model to the next; where left out, as it was trained, or 1
@@ -73,6 +78,8 @@ def main(
         "split": (split, "test"),
         "context": (context, 8),
         "steps": (steps, 4),
+        "shift": (shift, 1.0),
+        "sampler": (sampler, "adams_bashforth"),
         "context_noise": (context_noise, 0.0),
         "guidance": (guidance, 1.0),
         "stride": (stride, None),
@@ -88,7 +95,7 @@ def main(
     if game:
         played = GameWorld(world, parse_size(size or "270x480"))
     else:
-        settings = Settings(steps, context_noise, guidance)
+        settings = Settings(steps, context_noise, guidance, shift=shift, sampler=sampler)
         sources = Sources(world, data, tuple(decoder), split, context, stride, precision, compile)
         played = LearnedWorld(sources, settings)
     token = None if host in LOOPBACK else secrets.token_urlsafe(16)

@@ -1,6 +1,6 @@
 """A learned world: the streaming engine, started from windows of a dataset of latents."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,7 +88,7 @@ class LearnedWorld(World):
         self.decoders = load_decoders(paths)
         first = next(iter(self.decoders))
         precision = sources.precision or ("bf16" if multiplies_bfloat16(device) else "fp32")
-        self.settings = settings if settings.decoder else Settings(**(asdict(settings) | {"decoder": first}))
+        self.settings = settings if settings.decoder else replace(settings, decoder=first)
         self._check(self.settings)
         self.engine = Engine(
             network,
@@ -183,9 +183,8 @@ class LearnedWorld(World):
 
 def schedule_of(settings: Settings) -> Schedule:
     """Return the schedule of settings."""
-    return Schedule(
-        tuple(noise_levels(settings.steps)), guidance=settings.guidance, context_noise=settings.context_noise
-    )
+    levels = tuple(noise_levels(settings.steps, settings.shift))
+    return Schedule(levels, settings.sampler, settings.guidance, settings.context_noise)
 
 
 def trained_on(content: dict[str, Any] | None, path: str) -> str:

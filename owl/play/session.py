@@ -166,7 +166,7 @@ class Session:
         self._show(moment)
 
     def _change(self, command: Command) -> None:
-        given = {name: getattr(command, name) for name in asdict(self.world.settings)}
+        given = {name: getattr(command, name) for name in ("steps", "context_noise", "guidance", "decoder")}
         settings = replace(self.world.settings, **{name: v for name, v in given.items() if v is not None})
         self.world.change(settings)
 

@@ -7,19 +7,22 @@ from typing import Any
 import numpy as np
 
 from owl.errors import OwlError
+from owl.rollout.generate import Sampler
 
 MOST_STEPS = 64
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What can be changed while a learned world is played.
+    """How a learned world makes its frames; ``shift`` and ``sampler`` stay as they are while it is played.
 
     Attributes:
         steps: Evaluations of the network per frame.
         context_noise: Noise level at which frames become context, in [0, 1).
         guidance: Weight of classifier-free guidance on the controls; 1 is none.
         decoder: Name of the decoder.
+        shift: Shift of the noise levels towards noise, see `owl.flow_matching.noise_levels`.
+        sampler: See `owl.rollout.generate.Schedule`.
 
     Raises:
         OwlError: A value is out of range.
@@ -29,6 +32,8 @@ class Settings:
     context_noise: float = 0.0
     guidance: float = 1.0
     decoder: str = ""
+    shift: float = 1.0
+    sampler: Sampler = "adams_bashforth"
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= MOST_STEPS:
@@ -39,6 +44,8 @@ class Settings:
             )
         if not 0 <= self.guidance <= 20:
             raise OwlError("play.settings", f"guidance is {self.guidance}, expected 0 to 20; correct it")
+        if not 0.01 <= self.shift <= 100:
+            raise OwlError("play.settings", f"shift is {self.shift}, expected 0.01 to 100; correct it")
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,7 @@ def test_frames_depend_on_seed_start_controls_and_settings(world: LearnedWorld) 
     different = [
         *(played(), played(start=1), played(seed=1), played(moved=2.0), played(steps=3)),
         *(played(guidance=1.7), played(context_noise=0.3), played(decoder="other")),
+        *(played(shift=2.0), played(sampler="consistency")),
     ]
     assert len(set(different)) == len(different)
     assert played() == different[0]
@@ -216,6 +217,7 @@ def test_the_command_serves_until_it_is_stopped(lab: Path, capfd: pytest.Capture
         ((RUN, "--size", "96x160"), "play.game", ["--size 96x160"]),
         (("--game", "deathmatch", "--size", "96"), "arguments.size", ["96", "96x160"]),
         ((RUN, "--steps", "0"), "play.settings", ["steps is 0"]),
+        ((RUN, "--shift", "0"), "play.settings", ["shift is 0"]),
         ((RUN, "--host", "192.0.2.1"), "play.address", ["192.0.2.1:8420"]),
     ],
 )

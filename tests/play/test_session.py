@@ -157,7 +157,10 @@ def test_settings_belong_to_the_frames_and_come_back_with_them(played: Played) -
     played.do("settings", steps=9)
     played.step(SECOND)
     played.do("settings", steps=2, guidance=1.5)
-    assert played.state["settings"] == {"steps": 2, "context_noise": 0.0, "guidance": 1.5, "decoder": "only"}
+    assert (
+        played.state["settings"].items()
+        >= {"steps": 2, "context_noise": 0.0, "guidance": 1.5, "decoder": "only"}.items()
+    )
     played.step(1)
     assert [action.settings.steps for action in played.session.log().actions] == [9] * SECOND + [2]
     played.do("rewind", moment=played.moment(SECOND))

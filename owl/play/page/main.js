@@ -112,6 +112,7 @@ function show(state) {
   if (document.activeElement !== $("seed")) $("seed").value = state.seed;
   [...$("scenes").children].forEach((button, number) => button.setAttribute("aria-pressed", number === state.start));
   for (const [name, value] of Object.entries(state.settings)) {
+    if (!$(name)) continue; // not for the page to change
     if (document.activeElement !== $(name) || name === "decoder") $(name).value = value;
     const output = document.querySelector(`output[for="${name}"]`);
     if (output) output.textContent = value;
