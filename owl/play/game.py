@@ -94,7 +94,7 @@ class GameWorld(World):
         return GameState(self._seed, self._path)
 
     def restore(self, snapshot: GameState) -> None:
-        """Begin again and repeat what was played, at about a thousand tics per second."""
+        """Begin again and repeat what was played, as fast as the game goes."""
         played: list[np.ndarray] = []
         path = snapshot.path
         while path is not None:

@@ -268,7 +268,8 @@ class Server:
     async def _attend(self, viewer: Viewer) -> None:
         """Serve one connection until it ends."""
         transport = viewer.request.transport
-        assert transport is not None
+        if transport is None:  # it has gone already
+            return
         transport.set_write_buffer_limits(high=BUFFER)
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
         self.viewers.append(viewer)
