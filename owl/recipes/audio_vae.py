@@ -26,6 +26,11 @@ from owl.recipes.logging import log_latents, log_losses
 from owl.recipes.sounds import check_sample_rate, draw_segments, listen, sounds
 
 
+def adamw(parameters: Iterable) -> Optimizer:
+    """Return the default optimiser; the command line can read no lambda with a tuple."""
+    return AdamW(parameters, lr=1e-4, betas=(0.8, 0.99))
+
+
 @dataclass
 class Weights(AudioWeights):
     """Weights of the reconstruction terms and of the bottleneck's loss.
@@ -77,7 +82,7 @@ class AudioVAE(LightningModule):
         prior_ramp: int = 1000,
         sample: bool = True,
         frechet: bool = False,
-        optimizer: Callable[[Iterable], Optimizer] = lambda p: AdamW(p, lr=1e-4, betas=(0.8, 0.99)),
+        optimizer: Callable[[Iterable], Optimizer] = adamw,
         warmup_steps: int = 100,
         final_lr: float = 0.0,
         compile: bool = False,

@@ -38,6 +38,16 @@ STUDENT, CRITIC, FRAMES = 0, 1, 2
 """Parts of a window's noise: of the two losses, and of the first frame of its rollout."""
 
 
+def student_adamw(parameters: Iterable) -> Optimizer:
+    """Return the student's default optimiser; the command line can read no lambda with a tuple."""
+    return AdamW(parameters, lr=2e-6, betas=(0.0, 0.999))
+
+
+def critic_adamw(parameters: Iterable) -> Optimizer:
+    """Return the critic's default optimiser."""
+    return AdamW(parameters, lr=4e-7, betas=(0.0, 0.999))
+
+
 class SelfForcing(LightningModule):
     """Train a student in a few denoising steps per frame on its own rollouts (Self Forcing, Huang et al. 2025).
 
@@ -106,8 +116,8 @@ class SelfForcing(LightningModule):
         critic_steps: int = 5,
         two_passes: bool = False,
         checkpoint: bool = False,
-        optimizer: Callable[[Iterable], Optimizer] = lambda p: AdamW(p, lr=2e-6, betas=(0.0, 0.999)),
-        critic_optimizer: Callable[[Iterable], Optimizer] = lambda p: AdamW(p, lr=4e-7, betas=(0.0, 0.999)),
+        optimizer: Callable[[Iterable], Optimizer] = student_adamw,
+        critic_optimizer: Callable[[Iterable], Optimizer] = critic_adamw,
         clip: float | None = 10.0,
         accumulate: int = 1,
         warmup_steps: int = 0,
