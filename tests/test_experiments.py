@@ -72,9 +72,11 @@ def shrink_audio(network: dict[str, Any]) -> dict[str, Any]:
 
 def shrink_world_model(network: dict[str, Any]) -> dict[str, Any]:
     """Fewer channels and layers, and the latents and controls of the tests."""
-    shapes = {"video": list(LATENT), "audio": [2 * STRIDE, 3], "motion": [1, *LATENT[1:]]}
+    shapes = {"video": list(LATENT), "audio": [2 * STRIDE, 3]}
     declared = {
-        name: stream | {"shape": shapes[name]} | ({"patch": min(stream["patch"], 2)} if "patch" in stream else {})
+        name: stream
+        | {"shape": shapes.get(name, [1, *LATENT[1:]])}
+        | ({"patch": min(stream["patch"], 2)} if "patch" in stream else {})
         for name, stream in network["streams"].items()
     }
     return {"streams": declared, "width": 32, "heads": 2, "depth": 4, "buttons": BUTTONS, "axes": AXES}

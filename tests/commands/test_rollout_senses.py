@@ -8,8 +8,11 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import torch
 
+from owl import models
 from owl.data.shards import DatasetInfo
+from owl.models.multimodal_autoencoder import MultimodalAutoencoder
 from tests.commands.test_rollout import SMALL
 from tests.helpers.errors import refused
 from tests.helpers.shards import make_dataset
@@ -23,8 +26,9 @@ HEARD, MOVING = (f"runs/world_model_{kind}_quickstart/checkpoints/last.ckpt" for
 STREAMS = {
     "av": ("audio_latent", {"audio": {"shape": [2 * STRIDE, 3], "sinks": 1}}),
     "jam": ("motion_latent", {"motion": {"shape": [4, 4, 6], "patch": 2, "dropout": 0.2}}),
+    "depth": ("depth_latent", {"depth": {"shape": [4, 4, 6], "patch": 2, "role": "given"}}),
 }
-"""Modality and declaration of what each world model generates besides the picture."""
+"""Modality and declaration of what each world model generates, or is given, besides the picture."""
 
 
 def tiny_audio_vae(dataset: str, seed: int = 0) -> dict[str, Any]:
@@ -86,7 +90,8 @@ def tracks(path: Path) -> tuple[int, np.ndarray]:
 
 def test_a_pass_writes_picture_motion_and_sound(lab: Path) -> None:
     modalities = DatasetInfo.load(lab / LATENTS).modalities
-    assert list(modalities) == ["latent", "motion_latent", "audio_latent", "rgb", "flow", "audio", "controls"]
+    latents = ["latent", "motion_latent", "depth_latent", "audio_latent"]
+    assert list(modalities) == [*latents, "rgb", "flow", "audio", "controls"]
     assert modalities["motion_latent"]["encoder"] == modalities["latent"]["encoder"]  # one network, twice
     assert modalities["motion_latent"]["stride"] == STRIDE
     assert modalities["audio_latent"]["shape"] == [2, 3]
@@ -108,13 +113,14 @@ def test_films_have_sound_as_long_as_they_last(lab: Path) -> None:
 
 
 def test_sound_and_motion_are_measured_and_reported(lab: Path) -> None:
-    heard, moving = (
+    heard, moving, deep = (
         json.loads((lab / f"runs/world_model_{kind}_quickstart/rollout/metrics.json").read_text()) for kind in STREAMS
     )
     for name in ("mel", "other_mel", "audio_latent_mse", "warp_error", "true_warp_error"):
         assert {f"{name}_{h}" for h in (1, 2, 4)} <= heard.keys()
     assert not any(name.startswith("mel") for name in moving)
     assert {"motion_epe_4", "zero_motion_epe_4", "warp_error_4"} <= moving.keys()
+    assert "warp_error_4" in deep
     report = (lab / "runs/world_model_av_quickstart/rollout/report.md").read_text()
     assert "## Sound" in report
     assert "the dataset's own sound" in report
@@ -123,6 +129,20 @@ def test_sound_and_motion_are_measured_and_reported(lab: Path) -> None:
     assert "## Sound" not in moved
     assert "end-point error of generated motion (px)" in moved
     assert "--inner_guidance 3" in moved
+
+
+def test_depth_and_motion_are_in_the_latent_of_the_picture(lab: Path) -> None:
+    """A latent of seven channels, decoded to its picture."""
+    torch.manual_seed(0)
+    grid = {"size": (32, 48), "latent_size": (4, 6), "latent_channels": 4, "widths": [8, 16, 16], "blocks": [1, 1, 1]}
+    models.save(MultimodalAutoencoder(**grid, depth_scale=(7.143, 1.2, False), flow_scale=0.1), lab / "seven")
+    assert owl_here("data", "encode", "seven", FOOTAGE, "data/seven", "--keep", "controls,rgb,flow", cwd=lab) == 0
+    train(lab, "seven_world", tiny_world_model("data/seven", max_steps=2))
+    rollout = ("rollout", "runs/seven_world/checkpoints/last.ckpt", "--data", "data/seven", *SMALL)
+    assert owl_here(*rollout, cwd=lab) == 0
+    metrics = json.loads((lab / "runs/seven_world/rollout/metrics.json").read_text())
+    assert {"psnr_4", "reconstruction_psnr_4", "warp_error_4"} <= metrics.keys()
+    assert tracks(lab / "runs/seven_world/rollout/comparison.mp4")[0] == 2 * 6
 
 
 def test_the_page_plays_sound_from_python(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from tests.helpers.tiny import tiny_experiment
 
 LATENT = (2, 4, 6)
 SHAPES = {"latent": [*LATENT], "audio_latent": [2, 3], "motion_latent": [1, 4, 6], "conditioning_latent": [1, 4, 6]}
+SHAPES["depth_latent"] = SHAPES["conditioning_latent"]
 FINGERPRINT = "00112233445566ff"
 
 
@@ -78,7 +79,7 @@ def render(episode: int, frames: int, seed: int = 0) -> dict[str, np.ndarray]:
     controls = np.stack([moves == 0, moves < 0, moves > 0, moves, np.zeros(frames)], 1)
     sound = np.stack([np.full((2, 3), move) + rng.normal(0, 0.1, (2, 3)) for move in moves])
     arrays = {"latent": np.concatenate([dot, 1 - 2 * dot], 1), "audio_latent": sound, "motion_latent": dot}
-    arrays["conditioning_latent"] = dot
+    arrays["conditioning_latent"] = arrays["depth_latent"] = dot
     return {name: array.astype(np.float16) for name, array in arrays.items()} | {
         "controls": controls.astype(np.float32)
     }
