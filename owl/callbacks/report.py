@@ -20,6 +20,7 @@ from owl.errors import OwlError
 from owl.nn.frozen import trained
 from owl.seeds import run_seed
 from owl.version import code_version
+from owl.viz.numbers import format_number
 
 ENVIRONMENT = "environment.json"
 
@@ -175,11 +176,6 @@ def why_not(trainer: Trainer) -> str:
     if step > 0:
         return "it was already finished; increase trainer.max_time or trainer.max_steps, whichever ended it"
     return "it was stopped before its first step, for example by a trainer.max_time of 0"
-
-
-def format_number(value: float) -> str:
-    """Format a metric with four significant digits; leave integers unchanged."""
-    return f"{value:.0f}" if float(value).is_integer() else f"{value:.4g}"
 
 
 def print_table(title: str, metrics: dict[str, float]) -> None:

@@ -16,10 +16,10 @@ from owl.bench import roofline
 from owl.bench.inference import measure_network
 from owl.bench.measurement import PROFILED, Measurement
 from owl.bench.training import measure_training
-from owl.callbacks.report import format_number
 from owl.errors import OwlError, at_least
 from owl.hardware import multiplies_bfloat16
 from owl.version import code_version
+from owl.viz.numbers import format_number
 
 PREDICTION = "prediction_"  # prefix of metrics that were not measured
 LONGEST_NAME = 60  # characters of a kernel's name in the terminal

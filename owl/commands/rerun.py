@@ -14,9 +14,10 @@ from rich.table import Table
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from owl.callbacks.pruning import without_pruning
-from owl.callbacks.report import ENVIRONMENT, format_number
+from owl.callbacks.report import ENVIRONMENT
 from owl.checkpoint import load_checkpoint
 from owl.errors import OwlError, at_least
+from owl.viz.numbers import format_number
 
 UNREPEATABLE = ("seconds", "data_wait", "speed/")  # prefixes of metrics that depend on the clock
 MARKS = ("epoch", "hp_metric")  # curves that are not measurements

@@ -10,8 +10,9 @@ import torch
 import yaml
 
 from owl.callbacks.media import Media
-from owl.callbacks.report import Report, format_number
+from owl.callbacks.report import Report
 from owl.callbacks.throughput import Throughput
+from owl.viz.numbers import format_number
 from tests.helpers.line import Line, loader, trainer
 
 
@@ -84,9 +85,3 @@ def test_a_runs_name_may_hold_brackets(tmp_path: Path, capsys: pytest.CaptureFix
     assert "run[v2]: Line of 1 trained" in shown
     assert "run[v2]: 1 steps" in shown
     assert "run[v2]/report.md" in shown.replace(" ", "")
-
-
-def test_numbers_are_short() -> None:
-    assert [format_number(value) for value in (3, 48.0, 26.51234, 0.00012345)] == ["3", "48", "26.51", "0.0001234"]
-    assert format_number(float("inf")) == "inf"
-    assert format_number(float("nan")) == "nan"
