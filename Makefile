@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 
-.PHONY: help quickstart world decoders test test-slow test-gpu test-slurm bench lint docs lock clean
+.PHONY: help quickstart world decoders senses test test-slow test-gpu test-slurm bench lint docs lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,22 @@ decoders: $(VENV)/.installed-game ## four decoders on the quickstart's frozen en
 	$(MAKE) quickstart
 	for name in $(DECODERS); do $(RUN) owl fit --config experiments/$${name}_quickstart.yaml --ckpt_path last || exit 1; done
 	$(RUN) owl compare runs/quickstart $(DECODERS:%=runs/%_quickstart) --data data/doom-mix-96x160 --out runs/decoders
+
+FOOTAGE := data/doom-96x160-senses
+HEARING := runs/world_model_av_quickstart
+LAST := checkpoints/last.ckpt
+
+senses: $(VENV)/.installed-game,audio ## sound, depth and motion (about two and a half hours): audio VAE and decoder, seven channels, a world model with sound
+	@$(VENV)/bin/python -c "import ctypes; ctypes.CDLL('libopenal.so.1')" 2>/dev/null || \
+	  { echo "make senses: the game's sound needs the system library libopenal1; run apt-get install libopenal1" >&2; exit 1; }
+	$(MAKE) quickstart
+	for name in audio_vae audio_gan_decoder image_vae_7; do \
+	  $(RUN) owl fit --config experiments/$${name}_quickstart.yaml --ckpt_path last || exit 1; done
+	$(RUN) owl data record $(FOOTAGE) --frames 60000 --size 96x160 --scenario deathmatch --seed 1 --audio --flow
+	$(RUN) owl data encode runs/quickstart/$(LAST) runs/quickstart/$(LAST) runs/audio_vae_quickstart/$(LAST) \
+	  $(FOOTAGE) $(FOOTAGE)-latents --name latent,motion_latent,audio_latent --motion_stride 2 --keep controls,rgb,flow,audio
+	$(RUN) owl fit --config experiments/world_model_av_quickstart.yaml --ckpt_path last
+	$(RUN) owl rollout $(HEARING)/$(LAST) --data $(FOOTAGE)-latents --out $(HEARING)/rollout --frames 1000 --clips 64
 
 test: $(VENV)/.installed-dev ## the whole test suite
 	$(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder
