@@ -138,9 +138,8 @@ class AudioVAE(LightningModule):
             terms["prior"], relative = self.prior.error(encoding.mean)
             ramp = min(1.0, self.global_step / self.prior_ramp) if self.prior_ramp else 1.0
             weights = replace(weights, prior=weights.prior * ramp)
-            self.log("train/prior_relative", relative)
         loss = weighted_sum(terms, weights)
-        log_losses(self, loss, terms)
+        log_losses(self, loss, terms if self.prior is None else terms | {"prior_relative": relative})
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:

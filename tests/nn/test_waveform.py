@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -48,6 +48,7 @@ def test_an_output_depends_on_what_reach_says(causal: bool, output: int) -> None
 
 
 @pytest.mark.parametrize("causal", [False, True])
+@settings(max_examples=12)
 @given(cuts=st.lists(st.integers(0, 120), max_size=5))
 def test_chunks_of_any_length_give_the_whole(causal: bool, cuts: list[int]) -> None:
     torch.manual_seed(0)
