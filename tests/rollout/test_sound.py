@@ -18,6 +18,7 @@ from owl.rollout.sound import (
     joined,
     mel_curves,
     onset_agreement,
+    onset_strength,
 )
 from tests.helpers.errors import refused
 from tests.helpers.latents import draw, lively, streams
@@ -133,6 +134,13 @@ def test_a_shot_that_is_heard_agrees_and_one_that_is_not_is_left_to_chance() -> 
     assert agreement(buttons, sound, sound, ["USE"]) == {}
     assert agreement(torch.zeros_like(buttons), sound, sound, ["ATTACK"]) == {}
     assert agreement(torch.ones_like(buttons), sound, sound, ["ATTACK"]) == {}
+
+
+def test_the_end_of_a_sound_is_no_onset() -> None:
+    ending = noise(1, 2, 4 * SAMPLES)
+    ending[..., 2 * SAMPLES :] = 0
+    end, begin = (onset_strength(sound, RATE, 4, 1).max() for sound in (ending, ending.flip(-1)))
+    assert begin > 3 * end
 
 
 def test_the_area_under_the_curve_counts_pairs() -> None:
