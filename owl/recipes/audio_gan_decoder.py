@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
@@ -30,6 +29,7 @@ from owl.optim.configuration import with_schedule
 from owl.optim.stepping import manual_step, only_towards, with_gradient
 from owl.recipes.arguments import any_weight
 from owl.recipes.decoders import with_noise
+from owl.recipes.hooks import ChecksEncoder
 from owl.recipes.logging import log_losses
 from owl.recipes.sounds import check_sample_rate, draw_segments, listen, sounds
 
@@ -49,7 +49,7 @@ class Weights(AudioWeights):
     features: float = 5.0
 
 
-class AudioGANDecoder(LightningModule):
+class AudioGANDecoder(ChecksEncoder):
     """Train a decoder of sound with reconstruction, adversarial and feature matching losses; the encoder is frozen.
 
     loss = sum of weight * term over `Weights`. The discriminator trains from the first step on the decoder's outputs,
@@ -176,18 +176,6 @@ class AudioGANDecoder(LightningModule):
                 "frame, so its windows do not begin with the sound; leave it out of data.init_args.modalities and add "
                 "owl.callbacks.frozen_encoder.FrozenEncoder to trainer.callbacks",
             )
-
-    def on_fit_start(self) -> None:
-        """Check that a resumed checkpoint was trained on the same latents."""
-        check_encoder(self.network, *self._described)
-
-    def on_validation_start(self) -> None:
-        """See `on_fit_start`."""
-        self.on_fit_start()
-
-    def on_test_start(self) -> None:
-        """See `on_fit_start`."""
-        self.on_fit_start()
 
     def reconstruct(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Decode the latents of a batch, in training with their noise.

@@ -2,10 +2,8 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -20,6 +18,7 @@ from owl.nn.frozen import freeze, trained
 from owl.optim.configuration import with_schedule
 from owl.recipes.clips import unpacked_inputs
 from owl.recipes.compilation import compile_for_training
+from owl.recipes.hooks import ChecksEncoder, SeedsByWindow
 from owl.recipes.logging import log_losses
 from owl.recipes.presentation import Presentation, present
 from owl.recipes.randomness import step_generator, windows
@@ -29,7 +28,7 @@ MEASURED = 2**41
 """Takes the place of a step in the seeds of validation."""
 
 
-class CausalConsistency(LightningModule):
+class CausalConsistency(ChecksEncoder, SeedsByWindow):
     """Distil a causal world model into a student that generates a frame in one or a few steps.
 
     The student's prediction of a frame's x0 is moved towards its own prediction a little further along the teacher's
@@ -105,23 +104,6 @@ class CausalConsistency(LightningModule):
         check_encoder(self.network, *self._described)
         for role, source in self.sources.items():
             check_stride(source, getattr(data, "train_dataset", None), role)
-
-    def on_fit_start(self) -> None:
-        """Check that a resumed checkpoint was trained on the same latents."""
-        check_encoder(self.network, *self._described)
-
-    def on_validation_start(self) -> None:
-        """See `on_fit_start`."""
-        check_encoder(self.network, *self._described)
-
-    def on_test_start(self) -> None:
-        """See `on_fit_start`."""
-        check_encoder(self.network, *self._described)
-
-    def transfer_batch_to_device(self, batch: dict[str, Tensor], device: torch.device, dataloader_idx: int) -> Any:
-        """Keep the window indices, which seed the noise, on the CPU, where reading them does not synchronize."""
-        moved: dict[str, Tensor] = super().transfer_batch_to_device(batch, device, dataloader_idx)
-        return moved | {name: batch[name] for name in ("window",) if name in batch}
 
     def losses(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         """Compute the mean squared error of x0 for each stream: scalars."""

@@ -2,11 +2,9 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -27,6 +25,7 @@ from owl.optim.configuration import with_schedule
 from owl.recipes.arguments import any_weight, fractions
 from owl.recipes.compilation import compile_for_training
 from owl.recipes.decoders import DecoderMetrics, clips, few, latents, load_autoencoder, with_noise
+from owl.recipes.hooks import ChecksEncoder, SeedsByWindow
 from owl.recipes.images import images
 from owl.recipes.logging import log_losses
 from owl.recipes.post_training import consistency_loss, copy_weights, sampled, teacher_of
@@ -87,7 +86,7 @@ class Draws:
     noise: Tensor
 
 
-class DiffusionDecoder(LightningModule):
+class DiffusionDecoder(ChecksEncoder, SeedsByWindow):
     """Train a diffusion transformer to decode latents; the encoder is frozen.
 
     loss = sum of weight * term over `Weights`. Noise levels are t = sigmoid(N(logit_mean, logit_std)). A shortcut model
@@ -219,10 +218,10 @@ class DiffusionDecoder(LightningModule):
         load_latent_stats(self.network, *self._described)
         check_encoder(self.original, *self._described)
 
-    def on_fit_start(self) -> None:
-        """Check that a resumed checkpoint was trained on the same latents."""
+    def check_latents_of_network(self) -> None:
+        """Check the network unless it has an encoder of its own."""
         if not self.train_encoder:
-            check_encoder(self.network, *self._described)
+            super().check_latents_of_network()
 
     def latents(self, batch: dict[str, Tensor]) -> Tensor:
         """Return the latents of a batch, float[B * T, c, h, w]; with ``train_encoder`` those of the trained encoder."""
@@ -242,19 +241,6 @@ class DiffusionDecoder(LightningModule):
         noise = each(torch.randn, generators, frames, *latent.shape[1:]).flatten(0, 1)
         t = draws.noise_level
         return add_noise(latent, noise, level), replace(draws, noise_level=level + (1 - level) * t)
-
-    def on_validation_start(self) -> None:
-        """See `on_fit_start`."""
-        self.on_fit_start()
-
-    def on_test_start(self) -> None:
-        """See `on_fit_start`."""
-        self.on_fit_start()
-
-    def transfer_batch_to_device(self, batch: dict[str, Tensor], device: torch.device, dataloader_idx: int) -> Any:
-        """Keep the window indices, which seed the noise, on the CPU, where reading them does not synchronize."""
-        moved: dict[str, Tensor] = super().transfer_batch_to_device(batch, device, dataloader_idx)
-        return moved | {name: batch[name] for name in ("window",) if name in batch}
 
     @torch.no_grad()
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -34,6 +33,7 @@ from owl.recipes.decoders import (
     load_autoencoder,
     with_noise,
 )
+from owl.recipes.hooks import ChecksEncoder
 from owl.recipes.images import images
 from owl.recipes.logging import log_losses
 from owl.rollout.episodes import load_decoder
@@ -50,7 +50,7 @@ class Weights(ReconstructionWeights):
     adversarial: float = 0.1
 
 
-class Distill(LightningModule):
+class Distill(ChecksEncoder):
     """Train a small decoder to decode the latents of a frozen encoder like a larger decoder, its teacher.
 
     loss = sum of weight * term over `Weights`, where each reconstruction term is
@@ -156,18 +156,6 @@ class Distill(LightningModule):
         self._described = described(self.trainer.datamodule)  # type: ignore[attr-defined]
         load_latent_stats(self.network, *self._described)
         check_encoder(self.teacher, *self._described)
-
-    def on_fit_start(self) -> None:
-        """Check that a resumed checkpoint was trained on the same latents."""
-        check_encoder(self.network, *self._described)
-
-    def on_validation_start(self) -> None:
-        """See `on_fit_start`."""
-        check_encoder(self.network, *self._described)
-
-    def on_test_start(self) -> None:
-        """See `on_fit_start`."""
-        check_encoder(self.network, *self._described)
 
     @torch.no_grad()
     def taught(self, latent: Tensor) -> Tensor:

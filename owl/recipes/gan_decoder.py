@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
@@ -37,6 +36,7 @@ from owl.recipes.decoders import (
     load_autoencoder,
     with_noise,
 )
+from owl.recipes.hooks import ChecksEncoder
 from owl.recipes.images import images
 from owl.recipes.logging import log_losses
 
@@ -57,7 +57,7 @@ class Weights(ReconstructionWeights):
     kl: float = 1e-6
 
 
-class GANDecoder(LightningModule):
+class GANDecoder(ChecksEncoder):
     """Train a decoder with reconstruction losses and the adversarial loss of R3GAN; the encoder is frozen.
 
     loss = sum of weight * term over `Weights`. The discriminator trains from the first step on the decoder's outputs,
@@ -201,18 +201,10 @@ class GANDecoder(LightningModule):
         load_latent_stats(self.network, *self._described)
         check_encoder(self.original, *self._described)
 
-    def on_fit_start(self) -> None:
-        """Check that a resumed checkpoint was trained on the same latents."""
+    def check_latents_of_network(self) -> None:
+        """Check the network unless it has an encoder of its own."""
         if not self.train_encoder:
-            check_encoder(self.network, *self._described)
-
-    def on_validation_start(self) -> None:
-        """See `on_fit_start`."""
-        self.on_fit_start()
-
-    def on_test_start(self) -> None:
-        """See `on_fit_start`."""
-        self.on_fit_start()
+            super().check_latents_of_network()
 
     def reconstruct(self, batch: dict[str, Tensor]) -> tuple[Tensor, Encoding | None]:
         """Decode the latents of a batch, in training with their noise.

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -22,6 +21,7 @@ from owl.optim.stepping import ManualStep, manual_step
 from owl.recipes.clips import Forcing, unpacked_inputs
 from owl.recipes.compilation import compile_for_training
 from owl.recipes.critic_lag import CriticLag
+from owl.recipes.hooks import ChecksEncoder, SeedsByWindow
 from owl.recipes.logging import log_losses
 from owl.recipes.memory import check_rollout
 from owl.recipes.presentation import Presentation, present
@@ -48,7 +48,7 @@ def critic_adamw(parameters: Iterable) -> Optimizer:
     return AdamW(parameters, lr=4e-7, betas=(0.0, 0.999))
 
 
-class SelfForcing(LightningModule):
+class SelfForcing(ChecksEncoder, SeedsByWindow):
     """Train a student in a few denoising steps per frame on its own rollouts (Self Forcing, Huang et al. 2025).
 
     In every step the student generates a rollout with its KV cache, as in play: the frames after the context are
@@ -180,23 +180,6 @@ class SelfForcing(LightningModule):
         check_encoder(self.network, *self._described)
         for role, source in self.sources.items():
             check_stride(source, getattr(data, "train_dataset", None), role)
-
-    def on_fit_start(self) -> None:
-        """Check that a resumed checkpoint was trained on the same latents."""
-        check_encoder(self.network, *self._described)
-
-    def on_validation_start(self) -> None:
-        """See `on_fit_start`."""
-        check_encoder(self.network, *self._described)
-
-    def on_test_start(self) -> None:
-        """See `on_fit_start`."""
-        check_encoder(self.network, *self._described)
-
-    def transfer_batch_to_device(self, batch: dict[str, Tensor], device: torch.device, dataloader_idx: int) -> Any:
-        """Keep the window indices, which seed the noise, on the CPU, where reading them does not synchronize."""
-        moved: dict[str, Tensor] = super().transfer_batch_to_device(batch, device, dataloader_idx)
-        return moved | {name: batch[name] for name in ("window",) if name in batch}
 
     def inputs(self, batch: dict[str, Tensor]) -> tuple[Streams, Controls]:
         """Return the standardised latents of a batch and its controls."""

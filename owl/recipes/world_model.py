@@ -2,10 +2,8 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -14,7 +12,7 @@ from torchmetrics import MeanMetric
 from owl.distributed.reduction import mean_over_processes
 from owl.distributed.sharding import shard
 from owl.flow_matching import add_noise, logit_normal, velocity_loss
-from owl.latents import check_encoder, described, load_latent_stats
+from owl.latents import described, load_latent_stats
 from owl.models.streams import hide
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.attention import NEVER, Frames, clip_frames
@@ -23,6 +21,7 @@ from owl.optim.configuration import with_schedule
 from owl.recipes.arguments import fractions
 from owl.recipes.clips import Forcing, clip_inputs, draw
 from owl.recipes.compilation import compile_for_training
+from owl.recipes.hooks import ChecksEncoder, SeedsByWindow
 from owl.recipes.logging import log_losses
 from owl.recipes.randomness import each, step_generator, windows
 
@@ -30,7 +29,7 @@ NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Noise levels at which validation measures the loss."""
 
 
-class WorldModel(LightningModule):
+class WorldModel(ChecksEncoder, SeedsByWindow):
     """Train a world model to predict the latents of each frame from previous frames and the controls.
 
     ``forcing`` selects how a clip is presented:
@@ -98,23 +97,6 @@ class WorldModel(LightningModule):
         """Read the statistics of the latents and the encoder's fingerprint from the dataset; checkpoints store them."""
         self._described = described(self.trainer.datamodule)  # type: ignore[attr-defined]
         load_latent_stats(self.network, *self._described)
-
-    def on_fit_start(self) -> None:
-        """Check that a resumed checkpoint was trained on the same latents."""
-        check_encoder(self.network, *self._described)
-
-    def on_validation_start(self) -> None:
-        """See `on_fit_start`."""
-        check_encoder(self.network, *self._described)
-
-    def on_test_start(self) -> None:
-        """See `on_fit_start`."""
-        check_encoder(self.network, *self._described)
-
-    def transfer_batch_to_device(self, batch: dict[str, Tensor], device: torch.device, dataloader_idx: int) -> Any:
-        """Keep the window indices, which seed the noise, on the CPU, where reading them does not synchronize."""
-        moved: dict[str, Tensor] = super().transfer_batch_to_device(batch, device, dataloader_idx)
-        return moved | {name: batch[name] for name in ("window",) if name in batch}
 
     def inputs(self, batch: dict[str, Tensor]) -> tuple[Streams, Controls, Tensor | None]:
         """Return standardised latents, controls, and the documents of packed clips (int64[B, F], ``NEVER``: padding).
