@@ -280,6 +280,7 @@ class Two:
 
     def __init__(self, lab: Path) -> None:
         self.lab = lab
+        self.runs: tuple[Any, ...] = ()
         self.processes: list[Any] = []
 
     def __call__(self, recipe: str, name: str, steps: int, strategy: str, *options: str) -> None:
