@@ -14,7 +14,10 @@ RECIPES = {
     name: member
     for module in pkgutil.iter_modules(owl.recipes.__path__)
     for name, member in vars(import_module(f"owl.recipes.{module.name}")).items()
-    if inspect.isclass(member) and issubclass(member, LightningModule) and member is not LightningModule
+    if inspect.isclass(member)
+    and issubclass(member, LightningModule)
+    and "configure_optimizers" in vars(member)
+    and member is not LightningModule
 }
 
 
