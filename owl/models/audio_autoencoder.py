@@ -24,7 +24,72 @@ LOGVAR_BOUND = 15.0  # as in `owl.models.image_autoencoder`
 INITIAL_LOGVAR = -4.0  # likewise
 
 
-class AudioAutoencoder(FoldableNetwork):
+class SoundDecoding(FoldableNetwork):
+    """What `AudioAutoencoder`, whose arguments it takes, has in common with its decoder as a network of its own."""
+
+    decoder: "Decoder"
+
+    def __init__(
+        self,
+        channels: int,
+        sample_rate: int,
+        strides: list[int],
+        widths: list[int],
+        latent_channels: int,
+        causal: bool,
+        norm: Norm,
+    ) -> None:
+        super().__init__()
+        check_arguments(channels, sample_rate, strides, widths, latent_channels, norm)
+        self.config: dict[str, Any] = {
+            "channels": channels,
+            "sample_rate": sample_rate,
+            "strides": list(strides),
+            "widths": list(widths),
+            "latent_channels": latent_channels,
+            "causal": causal,
+            "norm": norm,
+        }
+        self.channels = channels
+        self.sample_rate = sample_rate
+        self.hop = math.prod(strides)
+        self.latent_channels = latent_channels
+
+    def context(self) -> tuple[int, int]:
+        """Return the latents before and after latent k on which its samples depend.
+
+        `decode` of a chunk with that many latents on both sides, cropped, equals `decode` of the whole.
+        """
+        return self.decoder.context()
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Decode latents (not standardised).
+
+        Args:
+            latent: float[B, latent_channels, N].
+
+        Returns:
+            float[B, channels, N * hop], trained towards [-1, 1] but not clipped, in the dtype of ``latent``.
+
+        Raises:
+            OwlError: The latent has other channels or no steps.
+        """
+        check_latent(latent, self.latent_channels)
+        audio: Tensor = self.decoder(latent)
+        return audio.to(latent.dtype)
+
+    def stream(self) -> Stream:
+        """Return a decoder for chunks of latents.
+
+        A chunk float[B, latent_channels, n] gives the samples that are determined by the latents so far: all samples
+        of its latents in the causal form, otherwise those that depend on no later latent. Pass ``last=True`` with the
+        last chunk. Together they equal `decode` of all latents. Each layer keeps the steps that it needs again, so
+        nothing is computed twice.
+        """
+        return Stream(self.decoder)
+
+
+class AudioAutoencoder(SoundDecoding):
     """Sound -> Gaussian latents, one per ``hop`` samples -> sound.
 
     The fully convolutional autoencoder of Stable Audio (Evans et al. 2024, "Oobleck"), after the Descript audio codec
@@ -71,21 +136,7 @@ class AudioAutoencoder(FoldableNetwork):
         causal: bool = False,
         norm: Norm = "weight",
     ) -> None:
-        super().__init__()
-        check_arguments(channels, sample_rate, strides, widths, latent_channels, norm)
-        self.config: dict[str, Any] = {
-            "channels": channels,
-            "sample_rate": sample_rate,
-            "strides": list(strides),
-            "widths": list(widths),
-            "latent_channels": latent_channels,
-            "causal": causal,
-            "norm": norm,
-        }
-        self.channels = channels
-        self.sample_rate = sample_rate
-        self.hop = math.prod(strides)
-        self.latent_channels = latent_channels
+        super().__init__(channels, sample_rate, strides, widths, latent_channels, causal, norm)
         self.encoder = Encoder(channels, strides, widths, latent_channels, causal, norm)
         self.decoder = Decoder(channels, strides, widths, latent_channels, causal, norm)
         self.register_buffer("latent_mean", torch.zeros(latent_channels))
@@ -106,13 +157,6 @@ class AudioAutoencoder(FoldableNetwork):
         first, last = reach([*self.encoder.trunk, self.encoder.mean], k, k)
         return first, last
 
-    def context(self) -> tuple[int, int]:
-        """Return the latents before and after latent k on which its samples depend.
-
-        `decode` of a chunk with that many latents on both sides, cropped, equals `decode` of the whole.
-        """
-        return self.decoder.context()
-
     def encode(self, audio: Tensor) -> Posterior:
         """Encode sound.
 
@@ -128,32 +172,6 @@ class AudioAutoencoder(FoldableNetwork):
         check_sound(audio, self.channels)
         mean, logvar = self.encoder(F.pad(audio, (0, -audio.shape[-1] % self.hop)))
         return Posterior(mean.to(audio.dtype), logvar.to(audio.dtype))
-
-    def decode(self, latent: Tensor) -> Tensor:
-        """Decode latents (not standardised).
-
-        Args:
-            latent: float[B, latent_channels, N].
-
-        Returns:
-            float[B, channels, N * hop], trained towards [-1, 1] but not clipped, in the dtype of ``latent``.
-
-        Raises:
-            OwlError: The latent has other channels or no steps.
-        """
-        check_latent(latent, self.latent_channels)
-        audio: Tensor = self.decoder(latent)
-        return audio.to(latent.dtype)
-
-    def stream(self) -> Stream:
-        """Return a decoder for chunks of latents.
-
-        A chunk float[B, latent_channels, n] gives the samples that are determined by the latents so far: all samples
-        of its latents in the causal form, otherwise those that depend on no later latent. Pass ``last=True`` with the
-        last chunk. Together they equal `decode` of all latents. Each layer keeps the steps that it needs again, so
-        nothing is computed twice.
-        """
-        return Stream(self.decoder)
 
     def forward(self, audio: Tensor, sample: bool) -> tuple[Tensor, Posterior]:
         """Reconstruct sound.

@@ -1,19 +1,14 @@
 """Convolutional decoder of an audio autoencoder's latents, a network of its own for training on a frozen encoder."""
 
-import math
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from owl.models import fingerprint
-from owl.models.audio_autoencoder import AudioAutoencoder, Decoder, Norm, check_arguments, check_latent
-from owl.nn.convolution import FoldableNetwork
+from owl.models.audio_autoencoder import AudioAutoencoder, Decoder, Norm, SoundDecoding
 from owl.nn.statistics import register_latent
-from owl.nn.waveform import Stream
 
 
-class AudioDecoder(FoldableNetwork):
+class AudioDecoder(SoundDecoding):
     """Latents -> sound: the second half of `AudioAutoencoder`, without its encoder.
 
     Args:
@@ -51,21 +46,7 @@ class AudioDecoder(FoldableNetwork):
         causal: bool = False,
         norm: Norm = "weight",
     ) -> None:
-        super().__init__()
-        check_arguments(channels, sample_rate, strides, widths, latent_channels, norm)
-        self.config: dict[str, Any] = {
-            "channels": channels,
-            "sample_rate": sample_rate,
-            "strides": list(strides),
-            "widths": list(widths),
-            "latent_channels": latent_channels,
-            "causal": causal,
-            "norm": norm,
-        }
-        self.channels = channels
-        self.sample_rate = sample_rate
-        self.hop = math.prod(strides)
-        self.latent_channels = latent_channels
+        super().__init__(channels, sample_rate, strides, widths, latent_channels, causal, norm)
         self.inputs = {"audio_latent": (latent_channels,)}
         self.decoder = Decoder(channels, strides, widths, latent_channels, causal, norm)
         register_latent(self, "audio_latent", latent_channels)
@@ -80,30 +61,6 @@ class AudioDecoder(FoldableNetwork):
         decoder.audio_latent_encoder.copy_(torch.tensor(list(bytes.fromhex(fingerprint(autoencoder.encoder)))))
         return decoder
 
-    def context(self) -> tuple[int, int]:
-        """See `AudioAutoencoder.context`."""
-        return self.decoder.context()
-
-    def decode(self, latent: Tensor) -> Tensor:
-        """Decode latents (not standardised).
-
-        Args:
-            latent: float[B, latent_channels, N].
-
-        Returns:
-            float[B, channels, N * hop], trained towards [-1, 1] but not clipped, in the dtype of ``latent``.
-
-        Raises:
-            OwlError: The latent has other channels or no steps.
-        """
-        check_latent(latent, self.latent_channels)
-        audio: Tensor = self.decoder(latent)
-        return audio.to(latent.dtype)
-
-    def stream(self) -> Stream:
-        """See `AudioAutoencoder.stream`."""
-        return Stream(self.decoder)
-
     def forward(self, latent: Tensor) -> Tensor:
-        """See `decode`."""
+        """See `AudioAutoencoder.decode`."""
         return self.decode(latent)

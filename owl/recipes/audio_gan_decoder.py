@@ -29,7 +29,7 @@ from owl.optim.configuration import with_schedule
 from owl.optim.stepping import manual_step, only_towards, with_gradient
 from owl.recipes.arguments import any_weight
 from owl.recipes.decoders import with_noise
-from owl.recipes.hooks import ChecksEncoder
+from owl.recipes.hooks import ChecksEncoder, MeasuresBatches
 from owl.recipes.logging import log_losses
 from owl.recipes.sounds import check_sample_rate, draw_segments, listen, sounds
 
@@ -49,7 +49,7 @@ class Weights(AudioWeights):
     features: float = 5.0
 
 
-class AudioGANDecoder(ChecksEncoder):
+class AudioGANDecoder(ChecksEncoder, MeasuresBatches):
     """Train a decoder of sound with reconstruction, adversarial and feature matching losses; the encoder is frozen.
 
     loss = sum of weight * term over `Weights`. The discriminator trains from the first step on the decoder's outputs,
@@ -259,14 +259,6 @@ class AudioGANDecoder(ChecksEncoder):
             "adversarial": _mean(self.objective.generator(f.logits, r.logits) for f, r in pairs),
             "features": feature_matching([f.features for f in fake], [r.features for r in real]),
         }
-
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Measure decoded sound."""
-        self.measure(batch, "val")
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Measure decoded sound."""
-        self.measure(batch, "test")
 
     def measure(self, batch: dict[str, Tensor], split: str) -> None:
         """Update and log every metric."""

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
@@ -22,7 +21,8 @@ from owl.nn.prior import CausalPrior
 from owl.optim.configuration import with_schedule
 from owl.recipes.arguments import any_weight
 from owl.recipes.compilation import compile_for_training
-from owl.recipes.logging import log_latents, log_losses
+from owl.recipes.hooks import DescribesLatents
+from owl.recipes.logging import log_losses
 from owl.recipes.sounds import check_sample_rate, draw_segments, listen, sounds
 
 
@@ -45,7 +45,7 @@ class Weights(AudioWeights):
     prior: float = 0.0
 
 
-class AudioVAE(LightningModule):
+class AudioVAE(DescribesLatents):
     """Train encoder and decoder of sound end to end on reconstruction, without a discriminator.
 
     loss = sum of weight * term over `Weights`, where the terms compare decode(sample of encode(x)) with x. Losses of
@@ -142,31 +142,13 @@ class AudioVAE(LightningModule):
         log_losses(self, loss, terms if self.prior is None else terms | {"prior_relative": relative})
         return loss
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Measure reconstructions of latents without noise."""
-        self.measure(batch, "val")
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Measure reconstructions of latents without noise."""
-        self.measure(batch, "test")
-
     def measure(self, batch: dict[str, Tensor], split: str) -> None:
-        """Update and log every metric."""
+        """Update and log every metric, of reconstructions of latents without noise."""
         audio = sounds(batch)
         reconstruction, encoding = self.network(audio, sample=False)
         self.metrics.update(reconstruction, audio)
         self.latents.update(encoding)
         self.log_dict(self.metrics.named(split), on_epoch=True, batch_size=len(audio))
-
-    def on_validation_epoch_end(self) -> None:
-        """Store the latent statistics in the network, for uses without a dataset of latents."""
-        statistics = log_latents(self, self.latents, "val", self.network.tsr)
-        self.network.latent_mean.copy_(statistics["mean"])
-        self.network.latent_std.copy_(statistics["std"])
-
-    def on_test_epoch_end(self) -> None:
-        """Log the latent's statistics."""
-        log_latents(self, self.latents, "test", self.network.tsr)
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return the reconstruction float[B, C, n] in [-1, 1] and the latent's mean float[B, c, N]."""

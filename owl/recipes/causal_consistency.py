@@ -18,7 +18,7 @@ from owl.nn.frozen import freeze, trained
 from owl.optim.configuration import with_schedule
 from owl.recipes.clips import unpacked_inputs
 from owl.recipes.compilation import compile_for_training
-from owl.recipes.hooks import ChecksEncoder, SeedsByWindow
+from owl.recipes.hooks import ChecksEncoder, MeasuresEpochs, SeedsByWindow
 from owl.recipes.logging import log_losses
 from owl.recipes.presentation import Presentation, present
 from owl.recipes.randomness import step_generator, windows
@@ -28,7 +28,7 @@ MEASURED = 2**41
 """Takes the place of a step in the seeds of validation."""
 
 
-class CausalConsistency(ChecksEncoder, SeedsByWindow):
+class CausalConsistency(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
     """Distil a causal world model into a student that generates a frame in one or a few steps.
 
     The student's prediction of a frame's x0 is moved towards its own prediction a little further along the teacher's
@@ -149,26 +149,10 @@ class CausalConsistency(ChecksEncoder, SeedsByWindow):
         log_losses(self, loss, losses)
         return loss
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Measure the loss, with the same noise every time."""
-        self.measure(batch)
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Measure the loss, with the same noise every time."""
-        self.measure(batch)
-
     def measure(self, batch: dict[str, Tensor]) -> None:
         """Measure the loss of every stream."""
         for name, loss in self.losses(batch, MEASURED).items():
             self.means[name].update(loss, len(batch["buttons"]))  # type: ignore[operator]
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the measurements."""
-        self.log_measured("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the measurements."""
-        self.log_measured("test")
 
     def log_measured(self, split: str) -> None:
         """Log the mean loss of every stream and the weighted sum; reset the means."""

@@ -33,7 +33,7 @@ from owl.recipes.decoders import (
     load_autoencoder,
     with_noise,
 )
-from owl.recipes.hooks import ChecksEncoder
+from owl.recipes.hooks import ChecksEncoder, MeasuresBatches
 from owl.recipes.images import images
 from owl.recipes.logging import log_losses
 from owl.rollout.episodes import load_decoder
@@ -50,7 +50,7 @@ class Weights(ReconstructionWeights):
     adversarial: float = 0.1
 
 
-class Distill(ChecksEncoder):
+class Distill(ChecksEncoder, MeasuresBatches):
     """Train a small decoder to decode the latents of a frozen encoder like a larger decoder, its teacher.
 
     loss = sum of weight * term over `Weights`, where each reconstruction term is
@@ -198,14 +198,6 @@ class Distill(ChecksEncoder):
             step(student, loss, self.clip)
         log_losses(self, loss, terms | logged)
         return loss
-
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Measure decoded frames."""
-        self.measure(batch, "val")
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Measure decoded frames."""
-        self.measure(batch, "test")
 
     def measure(self, batch: dict[str, Tensor], split: str) -> None:
         """Update and log every metric of the student, and the teacher's PSNR."""

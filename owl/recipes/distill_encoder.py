@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
@@ -20,6 +19,7 @@ from owl.nn.frozen import freeze, trained
 from owl.nn.posterior import Posterior
 from owl.optim.configuration import with_schedule
 from owl.recipes.decoders import DecoderMetrics, few, load_autoencoder
+from owl.recipes.hooks import MeasuresBatches
 from owl.recipes.images import images
 from owl.recipes.logging import log_losses
 from owl.viz.pictures import comparison_grid
@@ -41,7 +41,7 @@ class Weights:
     logvar: float = 0.01
 
 
-class DistillEncoder(LightningModule):
+class DistillEncoder(MeasuresBatches):
     """Train a small encoder to give the posteriors of a larger one, its teacher.
 
     loss = weights.mean * |(mean - teacher's mean) / std|^2 + weights.logvar * |logvar - teacher's logvar|^2, each
@@ -108,14 +108,6 @@ class DistillEncoder(LightningModule):
         loss = self.weights.mean * terms["mean"] + self.weights.logvar * terms["logvar"]
         log_losses(self, loss, terms)
         return loss
-
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Measure the student's latents."""
-        self.measure(batch, "val")
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Measure the student's latents."""
-        self.measure(batch, "test")
 
     def measure(self, batch: dict[str, Tensor], split: str) -> None:
         """Update and log both errors, and metrics of what the teacher's decoder makes of the student's means."""

@@ -36,7 +36,7 @@ from owl.recipes.decoders import (
     load_autoencoder,
     with_noise,
 )
-from owl.recipes.hooks import ChecksEncoder
+from owl.recipes.hooks import ChecksEncoder, MeasuresBatches
 from owl.recipes.images import images
 from owl.recipes.logging import log_losses
 
@@ -57,7 +57,7 @@ class Weights(ReconstructionWeights):
     kl: float = 1e-6
 
 
-class GANDecoder(ChecksEncoder):
+class GANDecoder(ChecksEncoder, MeasuresBatches):
     """Train a decoder with reconstruction losses and the adversarial loss of R3GAN; the encoder is frozen.
 
     loss = sum of weight * term over `Weights`. The discriminator trains from the first step on the decoder's outputs,
@@ -266,14 +266,6 @@ class GANDecoder(ChecksEncoder):
         if self.beta2 is not None:
             for group in (group for optimizer in self.trainer.optimizers for group in optimizer.param_groups):
                 group["betas"] = (group["betas"][0], annealed(*self.beta2, progress))
-
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Measure decoded frames."""
-        self.measure(batch, "val")
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Measure decoded frames."""
-        self.measure(batch, "test")
 
     def measure(self, batch: dict[str, Tensor], split: str) -> None:
         """Update and log every metric."""

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -24,8 +23,9 @@ from owl.nn.frozen import trained
 from owl.optim.configuration import with_schedule
 from owl.recipes.arguments import any_weight
 from owl.recipes.compilation import compile_for_training
+from owl.recipes.hooks import DescribesLatents
 from owl.recipes.images import images
-from owl.recipes.logging import log_latents, log_losses
+from owl.recipes.logging import log_losses
 from owl.viz.pictures import reconstruction_grid
 
 
@@ -40,7 +40,7 @@ class Weights(ReconstructionWeights):
     kl: float = 1e-4
 
 
-class ImageVAE(LightningModule):
+class ImageVAE(DescribesLatents):
     """Train encoder and decoder end to end on reconstruction, without a discriminator.
 
     loss = sum of weight * term over `Weights`, where the terms compare decode(sample of encode(x)) with x. Losses of
@@ -170,31 +170,13 @@ class ImageVAE(LightningModule):
         log_losses(self, loss, terms)
         return loss
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Measure reconstructions of latents without noise."""
-        self.measure(batch, "val")
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Measure reconstructions of latents without noise."""
-        self.measure(batch, "test")
-
     def measure(self, batch: dict[str, Tensor], split: str) -> None:
-        """Update and log every metric."""
+        """Update and log every metric, of reconstructions of latents without noise."""
         image = images(batch)
         reconstruction, encoding = self.network(image, sample=False)
         self.metrics.update(reconstruction, image)
         self.latents.update(encoding)
         self.log_dict(self.metrics.named(split), on_epoch=True, batch_size=len(image))
-
-    def on_validation_epoch_end(self) -> None:
-        """Store the latent statistics in the network, for uses without a dataset of latents."""
-        statistics = log_latents(self, self.latents, "val", self.network.tsr)
-        self.network.latent_mean.copy_(statistics["mean"])
-        self.network.latent_std.copy_(statistics["std"])
-
-    def on_test_epoch_end(self) -> None:
-        """Log the latent's statistics."""
-        log_latents(self, self.latents, "test", self.network.tsr)
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return the reconstruction float[B, 3, H, W] in [-1, 1] and the latent's mean float[B, c, h, w]."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
@@ -23,6 +22,7 @@ from owl.nn.symlog import symlog
 from owl.optim.configuration import with_schedule
 from owl.pixels import to_float
 from owl.recipes.compilation import compile_for_training
+from owl.recipes.hooks import MeasuresEpochs
 from owl.recipes.logging import log_losses
 from owl.viz.pictures import controls_strip
 
@@ -44,7 +44,7 @@ class Augmentation:
     brightness: float = 0.2
 
 
-class InverseDynamics(LightningModule):
+class InverseDynamics(MeasuresEpochs):
     """Train `InverseDynamicsModel` on batches of rgb and controls.
 
     loss = balanced binary cross-entropy of the buttons + smooth L1 of symlog(axes).
@@ -111,14 +111,6 @@ class InverseDynamics(LightningModule):
         log_losses(self, loss, terms)
         return loss
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Measure on clips as they are."""
-        self.measure(batch)
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Measure on clips as they are."""
-        self.measure(batch)
-
     def measure(self, batch: dict[str, Tensor]) -> None:
         """Update the metrics."""
         check_batch(self.network, batch)
@@ -126,15 +118,7 @@ class InverseDynamics(LightningModule):
         self.button_accuracy.update(buttons[:, 1:].flatten(0, 1), batch["buttons"][:, 1:].flatten(0, 1))
         self.axis_accuracy.update(axes[:, 1:].flatten(0, 1), batch["axes"][:, 1:].flatten(0, 1))
 
-    def on_validation_epoch_end(self) -> None:
-        """Log the metrics."""
-        self.log_metrics("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the metrics."""
-        self.log_metrics("test")
-
-    def log_metrics(self, split: str) -> None:
+    def log_measured(self, split: str) -> None:
         """Log and reset every metric."""
         for metric in (self.axis_accuracy, self.button_accuracy):
             values = metric.compute()

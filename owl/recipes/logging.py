@@ -1,9 +1,7 @@
-"""Log losses to the loggers and the progress bar, and the statistics of latents."""
+"""Log losses to the loggers and the progress bar."""
 
 from lightning.pytorch import LightningModule
 from torch import Tensor
-
-from owl.metrics.latents import LatentStatistics
 
 
 def log_losses(recipe: LightningModule, loss: Tensor, terms: dict[str, Tensor]) -> None:
@@ -22,20 +20,3 @@ def log_losses(recipe: LightningModule, loss: Tensor, terms: dict[str, Tensor]) 
     if trainer is None or last or trainer._logger_connector.should_update_logs:
         recipe.log("train/loss", loss, prog_bar=True)
         recipe.log_dict({f"train/{name}": term for name, term in terms.items()})
-
-
-def log_latents(recipe: LightningModule, latents: LatentStatistics, split: str, tsr: float) -> dict[str, Tensor]:
-    """Log and return the statistics of all latents of a pass, and reset them.
-
-    Args:
-        recipe: Recipe, called at the end of a validation or test epoch.
-        latents: The statistics.
-        split: Beginning of the names in logs, such as "val".
-        tsr: Tensor-size reduction, logged as well.
-    """
-    statistics = latents.compute()
-    latents.reset()
-    scalars = {f"{split}/latent_{name}": value for name, value in statistics.items() if value.ndim == 0}
-    # already the same on every rank, which Lightning cannot know
-    recipe.log_dict({**scalars, f"{split}/tsr": tsr}, sync_dist=True)
-    return statistics

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -28,8 +27,9 @@ from owl.pixels import UNKNOWN
 from owl.recipes.arguments import any_weight, fractions
 from owl.recipes.compilation import compile_for_training
 from owl.recipes.decoders import few
+from owl.recipes.hooks import DescribesLatents
 from owl.recipes.images import images, of_modality
-from owl.recipes.logging import log_latents, log_losses
+from owl.recipes.logging import log_losses
 from owl.viz.modalities import Row, colour_depth, colour_flow, depth_legend, draw_rows, flow_legend
 from owl.viz.pictures import tile_size, to_bytes
 
@@ -52,7 +52,7 @@ class Weights(ReconstructionWeights):
     kl: float = 1e-4
 
 
-class MultimodalVAE(LightningModule):
+class MultimodalVAE(DescribesLatents):
     """Train an autoencoder of rgb with depth, optical flow or both, on reconstruction.
 
     loss = sum of weight * term over `Weights`. Perceptual and other image terms compare the rgb only; depth and flow
@@ -175,16 +175,8 @@ class MultimodalVAE(LightningModule):
         log_losses(self, loss, terms)
         return loss
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Measure reconstructions of latents without noise, of all modalities and of rgb alone."""
-        self.measure(batch, "val")
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Measure reconstructions of latents without noise, of all modalities and of rgb alone."""
-        self.measure(batch, "test")
-
     def measure(self, batch: dict[str, Tensor], split: str) -> None:
-        """Update and log every metric."""
+        """Update and log every metric, of latents without noise: from all modalities and from rgb alone."""
         picture = self.picture(batch)
         original = picture[:, self.network.places["rgb"]]
         reconstruction, posterior = self.network(picture, sample=False)
@@ -207,16 +199,6 @@ class MultimodalVAE(LightningModule):
         if name == "flow":
             return (stored,)
         return self.network.depth_scale.distance(stored), picture[:, self.network.places[name]] != UNKNOWN
-
-    def on_validation_epoch_end(self) -> None:
-        """Store the latent statistics in the network, for uses without a dataset of latents."""
-        statistics = log_latents(self, self.latents, "val", self.network.tsr)
-        self.network.latent_mean.copy_(statistics["mean"])
-        self.network.latent_std.copy_(statistics["std"])
-
-    def on_test_epoch_end(self) -> None:
-        """Log the latent's statistics."""
-        log_latents(self, self.latents, "test", self.network.tsr)
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return the latent's mean float[B, c, h, w], and the reconstruction of each modality.

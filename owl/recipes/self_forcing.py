@@ -21,7 +21,7 @@ from owl.optim.stepping import ManualStep, manual_step
 from owl.recipes.clips import Forcing, unpacked_inputs
 from owl.recipes.compilation import compile_for_training
 from owl.recipes.critic_lag import CriticLag
-from owl.recipes.hooks import ChecksEncoder, SeedsByWindow
+from owl.recipes.hooks import ChecksEncoder, MeasuresEpochs, SeedsByWindow
 from owl.recipes.logging import log_losses
 from owl.recipes.memory import check_rollout
 from owl.recipes.presentation import Presentation, present
@@ -48,7 +48,7 @@ def critic_adamw(parameters: Iterable) -> Optimizer:
     return AdamW(parameters, lr=4e-7, betas=(0.0, 0.999))
 
 
-class SelfForcing(ChecksEncoder, SeedsByWindow):
+class SelfForcing(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
     """Train a student in a few denoising steps per frame on its own rollouts (Self Forcing, Huang et al. 2025).
 
     In every step the student generates a rollout with its KV cache, as in play: the frames after the context are
@@ -284,14 +284,6 @@ class SelfForcing(ChecksEncoder, SeedsByWindow):
         if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.lag.check()
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Measure how well critic and teacher predict generated frames."""
-        self.measure(batch)
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Measure how well critic and teacher predict generated frames."""
-        self.measure(batch)
-
     def measure(self, batch: dict[str, Tensor]) -> None:
         """Measure the errors of critic and teacher on rollouts with all steps, with the same noise every time."""
         latents, controls = self.inputs(batch)
@@ -300,14 +292,6 @@ class SelfForcing(ChecksEncoder, SeedsByWindow):
         for name, network in (("critic", self.critic), ("teacher", self.teacher)):
             (velocity,) = shown.velocities(network)
             self.measured[name].update(self.weighted(shown.errors(velocity)), len(controls.buttons))  # type: ignore[operator]
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the measurements."""
-        self.log_measured("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the measurements."""
-        self.log_measured("test")
 
     def log_measured(self, split: str) -> None:
         """Log the errors of critic and teacher, and their ratio."""

@@ -21,7 +21,7 @@ from owl.optim.configuration import with_schedule
 from owl.recipes.arguments import fractions
 from owl.recipes.clips import Forcing, clip_inputs, draw
 from owl.recipes.compilation import compile_for_training
-from owl.recipes.hooks import ChecksEncoder, SeedsByWindow
+from owl.recipes.hooks import ChecksEncoder, MeasuresEpochs, SeedsByWindow
 from owl.recipes.logging import log_losses
 from owl.recipes.randomness import each, step_generator, windows
 
@@ -29,7 +29,7 @@ NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Noise levels at which validation measures the loss."""
 
 
-class WorldModel(ChecksEncoder, SeedsByWindow):
+class WorldModel(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
     """Train a world model to predict the latents of each frame from previous frames and the controls.
 
     ``forcing`` selects how a clip is presented:
@@ -177,14 +177,6 @@ class WorldModel(ChecksEncoder, SeedsByWindow):
         log_losses(self, total, means)
         return total
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Measure the loss at fixed noise levels."""
-        self.measure(batch)
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Measure the loss at fixed noise levels."""
-        self.measure(batch)
-
     def measure(self, batch: dict[str, Tensor]) -> None:
         """Measure the loss of every stream at each of `NOISE_LEVELS`, with the same noise at every validation."""
         latents, controls, document = self.inputs(batch)
@@ -199,14 +191,6 @@ class WorldModel(ChecksEncoder, SeedsByWindow):
             losses = self.losses(latents, controls, document, noise_level, context_noise_level, noise, context_noise)
             for name, loss in losses.items():
                 self.means[name, t].update(loss, real)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the measurements."""
-        self.log_measured("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the measurements."""
-        self.log_measured("test")
 
     def log_measured(self, split: str) -> None:
         """Log the mean loss of every stream and noise level and the weighted sum; reset the means."""
