@@ -13,6 +13,7 @@ autoencoder is identified by its encoder. An encoder that imitates another one (
 other's fingerprint in such a buffer: its latents are meant for the same networks.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -31,6 +32,14 @@ UNKNOWN = bytes(8).hex()
 """The fingerprint before `load_latent_stats` was called."""
 
 
+def datasets(data: Any) -> Iterator[Any]:
+    """Yield the datasets of a data module, those of training, validation and test, as far as it has them."""
+    for name in ("train_dataset", "validation_dataset", "test_dataset"):
+        dataset = getattr(data, name, None)
+        if dataset is not None:
+            yield dataset
+
+
 def described(data: Any) -> tuple[dict[str, dict[str, Any]], str]:
     """Return the description of the modalities of a data module's dataset, as its windows contain them, and its path.
 
@@ -42,8 +51,7 @@ def described(data: Any) -> tuple[dict[str, dict[str, Any]], str]:
     Raises:
         OwlError: There is no data module, or its dataset has no description.
     """
-    for name in ("train_dataset", "validation_dataset", "test_dataset"):
-        dataset = getattr(data, name, None)
+    for dataset in datasets(data):
         modalities = getattr(getattr(dataset, "info", None), "modalities", None)
         if modalities is not None:
             stride = getattr(dataset, "stride", 1)

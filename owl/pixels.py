@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -139,10 +140,17 @@ def flow_to_picture(flow: Tensor, scale: float, size: tuple[int, int]) -> Tensor
     known = flow.isfinite().all(1, keepdim=True)
     fraction = torch.where(known, flow, 0.0) / (scale * math.hypot(*size))
     fraction = fraction / fraction.norm(dim=1, keepdim=True).clamp(min=1)
-    return torch.where(known, torch.einsum("kc,bchw->bkhw", fraction.new_tensor(WHEEL), fraction), UNKNOWN)
+    return torch.where(known, torch.einsum("kc,bchw->bkhw", _wheel(fraction.device, fraction.dtype), fraction), UNKNOWN)
 
 
 def picture_to_flow(picture: Tensor, scale: float) -> Tensor:
     """Invert `flow_to_picture`, float[B, 3, H, W] -> float[B, 2, H, W]: the flow with the nearest colour."""
-    fraction = torch.einsum("kc,bkhw->bchw", picture.new_tensor(WHEEL), picture) * (2 / 3)
+    fraction = torch.einsum("kc,bkhw->bchw", _wheel(picture.device, picture.dtype), picture) * (2 / 3)
     return fraction * (scale * math.hypot(*picture.shape[-2:]))
+
+
+@lru_cache
+def _wheel(device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return ``WHEEL``, float[3, 2], without a copy from the host, for which a GPU would wait, in every call."""
+    with torch.inference_mode(False):  # made in validation, it is also used in training
+        return torch.tensor(WHEEL, device=device, dtype=dtype)

@@ -13,7 +13,7 @@ from owl.data.windows import WindowDataset
 from owl.distributed.agreement import from_first, host_group
 from owl.errors import OwlError, at_least
 from owl.hardware import fast_dtype
-from owl.latents import described, load_encoder
+from owl.latents import datasets, described, load_encoder
 from owl.nn.compilation import can_compile
 from owl.nn.frozen import freeze
 from owl.pixels import to_float
@@ -86,10 +86,8 @@ class FrozenEncoder(Callback):
             if self.compile and can_compile(self._device.type):
                 network.encoder.compile()
         described(trainer.datamodule)  # or a data module that says nothing is refused
-        for name in ("train", "validation", "test"):
-            dataset = getattr(trainer.datamodule, f"{name}_dataset", None)
-            if dataset is not None:
-                self._join(trainer, dataset)
+        for dataset in datasets(trainer.datamodule):
+            self._join(trainer, dataset)
 
     def _join(self, trainer: Trainer, dataset: Any) -> None:
         """Add latents of this encoder to the samples of a dataset."""
@@ -141,13 +139,6 @@ class FrozenEncoder(Callback):
                 "recipe.dataset",
                 f"windows of {dataset.path} have a stride of {dataset.stride}, so that latents of sound begin before "
                 "the sound of a window; encode the dataset with `python -m owl data encode`, or set data.stride to 1",
-            )
-        channels, expected = dataset.shapes()[self.source][0][0], self.encoder.network.modalities[self.source]
-        if channels != expected:
-            raise OwlError(
-                "network.input",
-                f"{self.source} of {dataset.path} has {channels} channels, the encoder of {self.path} takes "
-                f"{expected}; use another dataset or encoder",
             )
         layout = self.encoder.layout_of_sound(dataset.info.modalities[self.source], dataset.info.fps, dataset.path)
         self._tokens = None if "rate" in layout else layout["shape"][0]

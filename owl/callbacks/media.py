@@ -97,9 +97,8 @@ def write_picture(trainer: Trainer, folder: Path, name: str, picture: np.ndarray
         return
     encoded = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))[1]
     atomic_write(folder / f"{name}.png", encoded.tobytes())
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger) and trainer.state.fn == "fit":
-            logger.experiment.add_image(name, picture, trainer.global_step, dataformats="HWC")
+    for board in _boards(trainer):
+        board.add_image(name, picture, trainer.global_step, dataformats="HWC")
 
 
 def write_clip(trainer: Trainer, folder: Path, name: str, clip: np.ndarray) -> None:
@@ -112,16 +111,14 @@ def write_clip(trainer: Trainer, folder: Path, name: str, clip: np.ndarray) -> N
         return
     fps = getattr(trainer.datamodule, "fps", CLIP_FPS)
     write_film(folder / f"{name}.mp4", clip, fps)
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger) and trainer.state.fn == "fit":
-            first, *others = map(Image.fromarray, clip)
-            file = BytesIO()
-            first.save(file, "png", save_all=True, append_images=others, duration=1000 / fps, loop=0)
-            image = Summary.Image(
-                height=clip.shape[1], width=clip.shape[2], colorspace=3, encoded_image_string=file.getvalue()
-            )
-            summary = Summary(value=[Summary.Value(tag=name, image=image)])
-            logger.experiment.file_writer.add_summary(summary, trainer.global_step)
+    for board in _boards(trainer):
+        first, *others = map(Image.fromarray, clip)
+        file = BytesIO()
+        first.save(file, "png", save_all=True, append_images=others, duration=1000 / fps, loop=0)
+        image = Summary.Image(
+            height=clip.shape[1], width=clip.shape[2], colorspace=3, encoded_image_string=file.getvalue()
+        )
+        _summarize(board, trainer.global_step, Summary.Value(tag=name, image=image))
 
 
 def write_sound(trainer: Trainer, folder: Path, name: str, sound: np.ndarray, sample_rate: int) -> None:
@@ -138,14 +135,22 @@ def write_sound(trainer: Trainer, folder: Path, name: str, sound: np.ndarray, sa
         writer.setframerate(sample_rate)
         writer.writeframes((sound.T.clip(-1, 1) * (2**15 - 1)).round().astype("<i2").tobytes())
     atomic_write(folder / f"{name}.wav", file.getvalue())
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger) and trainer.state.fn == "fit":
-            audio = Summary.Audio(
-                sample_rate=sample_rate,
-                num_channels=len(sound),
-                length_frames=sound.shape[1],
-                encoded_audio_string=file.getvalue(),
-                content_type="audio/wav",
-            )
-            summary = Summary(value=[Summary.Value(tag=name, audio=audio)])
-            logger.experiment.file_writer.add_summary(summary, trainer.global_step)
+    for board in _boards(trainer):
+        audio = Summary.Audio(
+            sample_rate=sample_rate,
+            num_channels=len(sound),
+            length_frames=sound.shape[1],
+            encoded_audio_string=file.getvalue(),
+            content_type="audio/wav",
+        )
+        _summarize(board, trainer.global_step, Summary.Value(tag=name, audio=audio))
+
+
+def _boards(trainer: Trainer) -> list[Any]:
+    """Return TensorBoard's writers during fit; otherwise none."""
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    return [logger.experiment for logger in loggers] if trainer.state.fn == "fit" else []
+
+
+def _summarize(board: Any, step: int, value: Any) -> None:
+    board.file_writer.add_summary(Summary(value=[value]), step)

@@ -29,6 +29,15 @@ RAFT_MULTIPLE, RAFT_SMALLEST = 8, 128
 """RAFT takes sides that are multiples of 8, and of at least 128 pixels."""
 
 
+SCALE = ("step", "offset", "inverse")
+"""What maps levels of depth to distances, in the description of depth."""
+
+
+def begun_scale(begun: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the range of depth of a copy that was begun before, from its description; None for a new one."""
+    return {name: begun[name] for name in SCALE} if begun is not None and set(SCALE) <= begun.keys() else None
+
+
 class Annotator(ABC):
     """Base class of annotators. They must be picklable; each process of a job has one copy.
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from owl.data.annotators import Annotator, depth_levels, depth_scale, evenly, hash_file, pictures
+from owl.data.annotators import Annotator, begun_scale, depth_levels, depth_scale, evenly, hash_file, pictures
 from owl.data.modalities.depth import Depth
 from owl.data.source import Source
 from owl.errors import OwlError
@@ -59,8 +59,8 @@ class DepthAnnotator(Annotator):
             source: The dataset.
             begun: Description of depth in a copy that was begun before, whose range is kept; None for a new one.
         """
-        if begun is not None and {"step", "offset", "inverse"} <= begun.keys():
-            return cls(folder, {name: begun[name] for name in ("step", "offset", "inverse")})
+        if (scale := begun_scale(begun)) is not None:
+            return cls(folder, scale)
         annotator = cls(folder, {})
         samples = [np.empty(0, np.float32)]
         for episode in evenly(len(source.index.episodes), SAMPLED):

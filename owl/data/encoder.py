@@ -102,17 +102,9 @@ class FrameEncoder:
         Raises:
             OwlError: The channels, the size, the rate or the scales of the dataset differ from those of the network.
         """
-        network, url, takes = self.network, source.url, f"the encoder of {self.checkpoint} takes"
+        network, url = self.network, source.url
         if hasattr(network, "read_scales"):
             network.read_scales(source.info.modalities, url)
-        shapes = {name: next(iter(source.modality(name, 1).shapes().values()))[0] for name in source.taken}
-        for name, channels in network.modalities.items():
-            found = shapes[name][0 if name == "audio" else 1]
-            if found != channels:
-                raise OwlError(
-                    "network.input",
-                    f"{name} of {url} has {found} channels, {takes} {channels}; use another dataset or encoder",
-                )
         if self.is_of_sound:
             layout = self.layout_of_sound(source.info.modalities["audio"], source.info.fps, url)
             if "rate" in layout:
@@ -125,13 +117,17 @@ class FrameEncoder:
                     stacklevel=2,
                 )
             return layout
+        shapes = {name: next(iter(source.modality(name, 1).shapes().values()))[0] for name in source.taken}
+        for name in network.modalities:
+            self._check_channels(name, shapes[name][1], url)
         size = shapes[source.taken[0]][2:]
         if size != self.size:
             stored, expected = ("x".join(map(str, sides)) for sides in (size, self.size))
             raise OwlError(
                 "dataset.size",
-                f"the {source.taken[0]} of {url} is {stored} (height x width), {takes} {expected}; use footage of that "
-                "size or an encoder that was trained on this one",
+                f"the {source.taken[0]} of {url} is {stored} (height x width), the encoder of "
+                f"{self.checkpoint} takes {expected}; use footage of that size or an encoder that was trained on this "
+                "one",
             )
         return {"encoding": "npy float16[c, h, w]", "shape": self.latent_shape}
 
@@ -144,8 +140,9 @@ class FrameEncoder:
             url: The dataset's folder, for messages.
 
         Raises:
-            OwlError: The network expects another sample rate.
+            OwlError: The network expects other channels or another sample rate.
         """
+        self._check_channels("audio", audio["channels"], url)
         if audio["sample_rate"] != self.network.sample_rate:
             raise OwlError(
                 "network.input",
@@ -156,6 +153,15 @@ class FrameEncoder:
         if clock.least(1) == clock.most(1):
             return {"encoding": "npy float16[k, c]", "shape": [clock.least(1), self.network.latent_channels]}
         return {"encoding": "npy float16[tokens, c]", "shape": [self.network.latent_channels], "rate": clock.rate}
+
+    def _check_channels(self, name: str, found: int, url: str) -> None:
+        expected = self.network.modalities[name]
+        if found != expected:
+            raise OwlError(
+                "network.input",
+                f"{name} of {url} has {found} channels, the encoder of {self.checkpoint} takes {expected}; use another "
+                "dataset or encoder",
+            )
 
     @torch.inference_mode()
     def encode(self, sample: dict[str, Tensor], noise: torch.Generator | None) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from owl.data.annotators import Annotator, depth_levels, depth_scale, evenly
+from owl.data.annotators import Annotator, begun_scale, depth_levels, depth_scale, evenly
 from owl.data.modalities.camera import Camera
 from owl.data.modalities.depth import Depth
 from owl.data.source import Source
@@ -58,8 +58,8 @@ class SceneAnnotator(Annotator):
         for name in episodes:
             digest.update(repr((name, _checksums(folder, name))).encode())
         identity = digest.hexdigest()[:16]
-        if begun is not None and {"step", "offset", "inverse"} <= begun.keys():
-            return cls(folder, {name: begun[name] for name in ("step", "offset", "inverse")}, identity)
+        if (scale := begun_scale(begun)) is not None:
+            return cls(folder, scale, identity)
         samples = []
         for episode in evenly(len(episodes), SAMPLED):
             depths = read_scene(folder, episodes[episode], int(source.index.episode_frames[episode]))["depths"]

@@ -51,9 +51,11 @@ class GradientBalancer(nn.Module):
             if weights[name]:
                 (gradients[name],) = torch.autograd.grad(loss, output, retain_graph=True)
         combined, total = torch.zeros_like(output), sum(weights[name] for name in gradients)
-        for name, gradient in gradients.items():
+        if not gradients:
+            return combined
+        norms = torch.stack([gradient.flatten(1).norm(dim=1).float().mean() for gradient in gradients.values()])
+        for (name, gradient), norm in zip(gradients.items(), mean_over_processes(norms), strict=True):
             place = self.names.index(name)
-            norm = mean_over_processes(gradient.flatten(1).norm(dim=1).float().mean())
             self.steps[place] += 1
             self.norms[place] = self.decay * self.norms[place] + (1 - self.decay) * norm
             average = self.norms[place] / (1 - self.decay ** self.steps[place])

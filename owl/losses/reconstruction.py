@@ -1,6 +1,6 @@
 """Named, weighted terms of a reconstruction loss."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -74,6 +74,11 @@ class ReconstructionLoss(nn.Module):
 
 
 def weighted_sum(terms: dict[str, Tensor], weights: Any) -> Tensor:
-    """Sum scalar terms with the weights of the same names, a dataclass; terms without a weight have weight 1."""
-    by_name = asdict(weights)
+    """Sum scalar terms with the weights of the same names.
+
+    Args:
+        terms: Scalars by name.
+        weights: A mapping or a dataclass; terms without a weight have weight 1.
+    """
+    by_name = weights if isinstance(weights, Mapping) else asdict(weights)
     return torch.stack([by_name.get(name, 1.0) * term for name, term in terms.items()]).sum()

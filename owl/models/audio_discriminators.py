@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from owl.errors import OwlError
 from owl.models.audio_autoencoder import TYPICAL_LEVEL
 from owl.nn.convolution import ACTIVATION_GAIN, NEGATIVE_SLOPE, initialise
+from owl.nn.spectrum import spectrum
 
 DILATIONS = (1, 2, 4)
 """In time, of the layers of an `STFTDiscriminator` that halve the frequencies."""
@@ -188,18 +189,7 @@ class STFTDiscriminator(nn.Module):
         """
         with torch.autocast(audio.device.type, enabled=False):
             audio = audio.to(torch.promote_types(audio.dtype, torch.float32))
-            window = self.window.to(audio.dtype)
-            transformed = (
-                torch.stft(
-                    audio.flatten(0, 1),
-                    self.fft_size,
-                    self.fft_size // 4,
-                    window=window,
-                    center=False,
-                    return_complex=True,
-                ).unflatten(0, audio.shape[:2])
-                / window.square().sum().sqrt()
-            )
+            transformed = spectrum(audio, self.fft_size, self.window.to(audio.dtype), center=False)
             return torch.cat([transformed.real, transformed.imag], 1).transpose(2, 3)
 
     def forward(self, audio: Tensor) -> Judgement:

@@ -12,22 +12,24 @@ SILENT_DECIBELS = -80.0
 """Level below which mel bands count as silent."""
 
 
-def spectrum(audio: Tensor, fft_size: int, window: Tensor) -> Tensor:
+def spectrum(audio: Tensor, fft_size: int, window: Tensor, center: bool = True) -> Tensor:
     """Compute the short-time Fourier transform with a hop of a quarter of its size.
 
     Divided by the root of the window's energy, so that white noise has its own root mean square as the root mean square
     of its magnitudes, for every size.
 
     Args:
-        audio: float32[..., n], n more than half of ``fft_size``; mirrored at its ends.
+        audio: float[..., n], n more than half of ``fft_size``.
         fft_size: Samples of a frame.
-        window: float32[fft_size].
+        window: float[fft_size], of the dtype of ``audio``.
+        center: Whether frames are centred on multiples of the hop, with the sound mirrored at its ends. Otherwise they
+            lie within the sound, whose n is at least ``fft_size``.
 
     Returns:
-        complex64[..., fft_size / 2 + 1, 1 + n // (fft_size / 4)].
+        complex[..., fft_size / 2 + 1, 1 + n // (fft_size / 4)]; without ``center``, of n - fft_size.
     """
     flat = audio.reshape(-1, audio.shape[-1])
-    transformed = torch.stft(flat, fft_size, fft_size // 4, window=window, return_complex=True)
+    transformed = torch.stft(flat, fft_size, fft_size // 4, window=window, center=center, return_complex=True)
     return (transformed / window.square().sum().sqrt()).view(*audio.shape[:-1], *transformed.shape[1:])
 
 

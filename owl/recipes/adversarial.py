@@ -7,6 +7,17 @@ from owl.models.discriminators import Discriminator
 from owl.optim.stepping import only_towards
 
 
+def ramped(number: int, start: int, steps: int) -> float:
+    """Return the share of its full weight that an adversarial term has at a step.
+
+    Args:
+        number: The step, from 0.
+        start: Steps before the term has any weight.
+        steps: Steps in which it then grows linearly to its full weight.
+    """
+    return min(1.0, max(0.0, (number + 1 - start) / max(1, steps)))
+
+
 def judge(
     discriminator: Discriminator, true: Tensor, decoded: Tensor, penalised: bool
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:

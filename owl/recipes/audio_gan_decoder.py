@@ -11,10 +11,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
-from owl import models
 from owl.distributed.sharding import shard
 from owl.errors import OwlError, at_least
-from owl.latents import check_encoder, described, load_latent_stats
+from owl.latents import check_encoder, datasets, described, load_latent_stats
 from owl.losses.adversarial import OBJECTIVES, ObjectiveName
 from owl.losses.audio import AudioLoss, AudioWeights
 from owl.losses.balancer import GradientBalancer
@@ -27,9 +26,11 @@ from owl.models.audio_discriminators import AudioDiscriminator, Judgement
 from owl.nn.frozen import freeze, trained
 from owl.optim.configuration import with_schedule
 from owl.optim.stepping import manual_step, only_towards, with_gradient
+from owl.recipes.adversarial import ramped
 from owl.recipes.arguments import any_weight
-from owl.recipes.decoders import with_noise
+from owl.recipes.decoders import load_network, with_noise
 from owl.recipes.hooks import ChecksEncoder, MeasuresBatches
+from owl.recipes.images import form
 from owl.recipes.logging import log_losses
 from owl.recipes.sounds import check_sample_rate, draw_segments, listen, sounds
 
@@ -119,7 +120,7 @@ class AudioGANDecoder(ChecksEncoder, MeasuresBatches):
             raise OwlError("recipe.arguments", f"noise is {noise}, expected at least 0; correct model.init_args.noise")
         self.save_hyperparameters()
         self.automatic_optimization = False
-        original = AudioDecoder.of(_load(autoencoder))
+        original = AudioDecoder.of(load_network(autoencoder, AudioAutoencoder, "owl.recipes.audio_vae.AudioVAE"))
         self.network = copy.deepcopy(original) if pretrained else AudioDecoder(**original.config)
         self.original = freeze(original)
         self.discriminator = discriminator
@@ -165,10 +166,7 @@ class AudioGANDecoder(ChecksEncoder, MeasuresBatches):
         load_latent_stats(self.network, modalities, url)
         check_encoder(self.original, modalities, url)
         check_sample_rate(data, self.network.sample_rate)
-        stored = any(
-            LATENT in getattr(getattr(data, f"{split}_dataset", None), "modalities", ())
-            for split in ("train", "validation", "test")
-        )
+        stored = any(LATENT in getattr(dataset, "modalities", ()) for dataset in datasets(data))
         if stored and "rate" in modalities[LATENT]:
             raise OwlError(
                 "recipe.dataset",
@@ -200,7 +198,7 @@ class AudioGANDecoder(ChecksEncoder, MeasuresBatches):
 
     def adversarial_share(self, number: int) -> float:
         """Return the share of their full weight that the adversarial terms have at a step."""
-        return min(1.0, max(0.0, (number + 1 - self.adversarial_start) / max(1, self.adversarial_ramp)))
+        return ramped(number, self.adversarial_start, self.adversarial_ramp)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Step the discriminator and the decoder."""
@@ -282,17 +280,6 @@ class AudioGANDecoder(ChecksEncoder, MeasuresBatches):
         return [with_schedule(self, each, self.warmup_steps, self.final_lr, self.accumulate) for each in optimizers]
 
 
-def _load(path: str) -> AudioAutoencoder:
-    network = models.load(path)
-    if not isinstance(network, AudioAutoencoder):
-        raise OwlError(
-            "network.kind",
-            f"the network of {path} is a {type(network).__qualname__}, expected an AudioAutoencoder; set "
-            "model.init_args.autoencoder to a checkpoint of the recipe owl.recipes.audio_vae.AudioVAE",
-        )
-    return network
-
-
 def _latents(batch: dict[str, Tensor]) -> Tensor:
     """Return the latents of a batch as one sequence each, float[B, c, N].
 
@@ -301,10 +288,9 @@ def _latents(batch: dict[str, Tensor]) -> Tensor:
     """
     latent = batch.get(LATENT)
     if latent is None or latent.ndim not in (3, 4) or not latent.is_floating_point():
-        found = "missing" if latent is None else f"{latent.dtype}{list(latent.shape)}"
         raise OwlError(
             "recipe.dataset",
-            f"{LATENT} of a batch is {found}, expected float[B, T, k, c] or float[B, tokens, c]; add "
+            f"{LATENT} of a batch is {form(latent)}, expected float[B, T, k, c] or float[B, tokens, c]; add "
             "owl.callbacks.frozen_encoder.FrozenEncoder to trainer.callbacks, or use a dataset of `data encode` with "
             "audio and audio_latent in data.init_args.modalities",
         )

@@ -12,7 +12,7 @@ from torchmetrics import MeanMetric
 from owl.distributed.sharding import shard
 from owl.errors import at_least
 from owl.flow_matching import consistency_target, to_interval
-from owl.latents import check_encoder, check_latents, described
+from owl.losses.reconstruction import weighted_sum
 from owl.models.world_model import Streams, WorldTransformer
 from owl.nn.frozen import freeze, trained
 from owl.optim.configuration import with_schedule
@@ -21,11 +21,8 @@ from owl.recipes.compilation import compile_for_training
 from owl.recipes.hooks import ChecksEncoder, MeasuresEpochs, SeedsByWindow
 from owl.recipes.logging import log_losses
 from owl.recipes.presentation import Presentation, present
-from owl.recipes.randomness import step_generator, windows
-from owl.recipes.teachers import check_causal, check_same, check_stride, load_source
-
-MEASURED = 2**41
-"""Takes the place of a step in the seeds of validation."""
+from owl.recipes.randomness import MEASURED, step_generator, windows
+from owl.recipes.teachers import check_causal, check_data, check_same, copied, load_source
 
 
 class CausalConsistency(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
@@ -75,7 +72,8 @@ class CausalConsistency(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
         super().__init__()
         at_least(1, intervals=intervals)
         self.save_hyperparameters(logger=False)
-        source, start = load_source(teacher), load_source(student or teacher, checkpoint)
+        source = load_source(teacher)
+        start = load_source(student, checkpoint) if student else copied(source, checkpoint)
         check_causal(source, "teacher")
         check_causal(start, "student")
         check_same(start, source, "teacher")
@@ -99,11 +97,7 @@ class CausalConsistency(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
     def setup(self, stage: str) -> None:
         """Check that the dataset has the latents, controls and stride of the world models."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        self._described = described(data)
-        check_latents(self.network, *self._described)
-        check_encoder(self.network, *self._described)
-        for role, source in self.sources.items():
-            check_stride(source, getattr(data, "train_dataset", None), role)
+        self._described = check_data(self.network, self.sources, data)
 
     def losses(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         """Compute the mean squared error of x0 for each stream: scalars."""
@@ -145,7 +139,7 @@ class CausalConsistency(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """One step."""
         losses = self.losses(batch, self.global_step)
-        loss = torch.stack([self.weights[name] * own for name, own in losses.items()]).sum()
+        loss = weighted_sum(losses, self.weights)
         log_losses(self, loss, losses)
         return loss
 
@@ -159,7 +153,7 @@ class CausalConsistency(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
         means = {name: metric.compute() for name, metric in self.means.items()}  # type: ignore[operator]
         for metric in self.means.values():
             metric.reset()  # type: ignore[operator]
-        total = torch.stack([self.weights[name] * mean for name, mean in means.items()]).sum()
+        total = weighted_sum(means, self.weights)
         values = {f"{split}/{name}": mean for name, mean in means.items()} | {f"{split}/loss": total}
         self.log_dict(values, sync_dist=True)  # already equal in all processes; avoids Lightning's warning
 

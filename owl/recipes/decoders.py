@@ -1,6 +1,7 @@
 """What recipes of decoders share: the autoencoder they start from, the latents of a batch, and metrics."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from owl.losses.lpips import LPIPS
 from owl.metrics.flicker import FlickerAlongFlow
 from owl.metrics.reconstruction import ReconstructionMetrics
 from owl.models.image_autoencoder import ImageAutoencoder
+from owl.recipes.images import form
 from owl.viz.film import side_by_side
 from owl.viz.pictures import comparison_grid
 
@@ -20,6 +22,8 @@ SHOWN = 4
 """Frames of a picture."""
 SHORTEST_CLIP = 4
 """Frames below which a window is not worth watching."""
+
+Network = TypeVar("Network", bound=nn.Module)
 
 DecoderFactory = Callable[[int, tuple[int, int], tuple[int, int], int], nn.Module]
 """A decoder without its geometry: called with channels, size, latent_size and latent_channels of an autoencoder."""
@@ -34,12 +38,26 @@ def load_autoencoder(path: str) -> ImageAutoencoder:
     Raises:
         OwlError: The file is missing or damaged, or contains another kind of network.
     """
+    return load_network(path, ImageAutoencoder, "owl.recipes.image_vae.ImageVAE")
+
+
+def load_network(path: str, kind: type[Network], recipe: str) -> Network:
+    """Load the autoencoder of a decoder's stage 1.
+
+    Args:
+        path: Checkpoint or export.
+        kind: The class that it must have.
+        recipe: Recipe that trains such a network, for the message.
+
+    Raises:
+        OwlError: The file is missing or damaged, or contains another kind of network.
+    """
     network = models.load(path)
-    if not isinstance(network, ImageAutoencoder):
+    if not isinstance(network, kind):
         raise OwlError(
             "network.kind",
-            f"the network of {path} is a {type(network).__qualname__}, expected an ImageAutoencoder; set "
-            "model.init_args.autoencoder to a checkpoint of the recipe owl.recipes.image_vae.ImageVAE",
+            f"the network of {path} is a {type(network).__qualname__}, expected an {kind.__qualname__}; set "
+            f"model.init_args.autoencoder to a checkpoint of the recipe {recipe}",
         )
     return network
 
@@ -63,10 +81,9 @@ def latents(batch: dict[str, Tensor]) -> Tensor:
     """
     latent = batch.get("latent")
     if latent is None or latent.ndim != 5 or not latent.is_floating_point():
-        found = "missing" if latent is None else f"{latent.dtype}{list(latent.shape)}"
         raise OwlError(
             "recipe.dataset",
-            f"latent of a batch is {found}, expected float[B, T, c, h, w]; add "
+            f"latent of a batch is {form(latent)}, expected float[B, T, c, h, w]; add "
             "owl.callbacks.frozen_encoder.FrozenEncoder to trainer.callbacks, or use a dataset of `data encode` with "
             "rgb and latent in data.init_args.modalities",
         )
@@ -84,10 +101,9 @@ def flow_of(batch: dict[str, Tensor]) -> Tensor:
     """
     flow = batch.get("flow")
     if flow is None or flow.ndim != 5 or flow.shape[1] < 2:
-        found = "missing" if flow is None else f"{flow.dtype}{list(flow.shape)}"
         raise OwlError(
             "recipe.dataset",
-            f"flow of a batch is {found}, expected float[B, T, 2, h, w] with T at least 2; add flow to "
+            f"flow of a batch is {form(flow)}, expected float[B, T, 2, h, w] with T at least 2; add flow to "
             "data.init_args.modalities (recordings and imports store it with `--flow true`) and set "
             "data.init_args.length to 2 or more, or leave out what compares frames",
         )

@@ -23,7 +23,7 @@ from owl.models.image_decoder import ImageDecoder
 from owl.nn.frozen import freeze, trained
 from owl.optim.configuration import with_schedule
 from owl.optim.stepping import manual_step
-from owl.recipes.adversarial import fooled, judge
+from owl.recipes.adversarial import fooled, judge, ramped
 from owl.recipes.decoders import (
     DecoderFactory,
     DecoderMetrics,
@@ -193,7 +193,7 @@ class Distill(ChecksEncoder, MeasuresBatches):
                 penalty = self.penalty_every * self.gamma / 2 * sum(penalties.values())
                 step(others[0], logged["discriminator"] + penalty)
                 terms["adversarial"] = fooled(self.discriminator, true, generated, real.detach())
-                weight = self.weights.adversarial * min(1.0, (step.number + 1) / max(1, self.adversarial_ramp))
+                weight = self.weights.adversarial * ramped(step.number, 0, self.adversarial_ramp)
             loss = weighted_sum(terms, replace(self.weights, adversarial=weight))
             step(student, loss, self.clip)
         log_losses(self, loss, terms | logged)

@@ -25,7 +25,7 @@ from owl.nn.bottleneck import Encoding
 from owl.nn.frozen import freeze, trained
 from owl.optim.configuration import with_schedule
 from owl.optim.stepping import manual_step
-from owl.recipes.adversarial import fooled, judge
+from owl.recipes.adversarial import fooled, judge, ramped
 from owl.recipes.decoders import (
     DecoderFactory,
     DecoderMetrics,
@@ -222,8 +222,7 @@ class GANDecoder(ChecksEncoder, MeasuresBatches):
 
     def adversarial_weight(self, number: int) -> float:
         """Return the weight of the adversarial term at a step, before the adaptive factor."""
-        ramp = (number + 1 - self.adversarial_start) / max(1, self.adversarial_ramp)
-        return self.weights.adversarial * min(1.0, max(0.0, ramp))
+        return self.weights.adversarial * ramped(number, self.adversarial_start, self.adversarial_ramp)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Step the discriminator and the decoder."""

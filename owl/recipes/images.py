@@ -7,6 +7,11 @@ from owl.errors import OwlError
 from owl.pixels import to_float
 
 
+def form(tensor: Tensor | None) -> str:
+    """Describe a tensor of a batch, such as ``torch.float32[2, 3]``, for the messages of errors."""
+    return "missing" if tensor is None else f"{tensor.dtype}{list(tensor.shape)}"
+
+
 def images(batch: dict[str, Tensor]) -> Tensor:
     """Flatten the frames of a batch, in the memory format of convolutions (channels last).
 
@@ -21,10 +26,9 @@ def images(batch: dict[str, Tensor]) -> Tensor:
     """
     rgb = batch.get("rgb")
     if rgb is None or rgb.ndim != 5 or rgb.shape[2] != 3 or rgb.dtype != torch.uint8:
-        found = "missing" if rgb is None else f"{rgb.dtype}{list(rgb.shape)}"
         raise OwlError(
             "recipe.dataset",
-            f"rgb of a batch is {found}, expected uint8[B, T, 3, H, W]; set data.init_args.modalities to "
+            f"rgb of a batch is {form(rgb)}, expected uint8[B, T, 3, H, W]; set data.init_args.modalities to "
             "[rgb], or change your data module",
         )
     return to_float(rgb.flatten(0, 1).contiguous(memory_format=torch.channels_last))
@@ -46,10 +50,9 @@ def of_modality(batch: dict[str, Tensor], name: str, channels: int) -> Tensor:
     """
     found = batch.get(name)
     if found is None or found.ndim != 5 or found.shape[2] != channels or not found.is_floating_point():
-        held = "missing" if found is None else f"{found.dtype}{list(found.shape)}"
         raise OwlError(
             "recipe.dataset",
-            f"{name} of a batch is {held}, expected float[B, T, {channels}, h, w]; add {name} to "
+            f"{name} of a batch is {form(found)}, expected float[B, T, {channels}, h, w]; add {name} to "
             "data.init_args.modalities, or change your data module",
         )
     return found.flatten(0, 1)

@@ -15,6 +15,7 @@ from owl.data.windows import WindowDataset
 from owl.distributed.reduction import mean_over_processes
 from owl.distributed.sharding import shard
 from owl.errors import OwlError
+from owl.latents import datasets
 from owl.metrics.controls import AxisAccuracy, ButtonAccuracy
 from owl.models.inverse_dynamics import InverseDynamicsModel
 from owl.nn.frozen import trained
@@ -83,8 +84,7 @@ class InverseDynamics(MeasuresEpochs):
 
     def setup(self, stage: str) -> None:
         """Check that the dataset has the network's controls; datasets of other data modules are not checked."""
-        for split in ("train_dataset", "validation_dataset", "test_dataset"):
-            dataset = getattr(self.trainer.datamodule, split, None)  # type: ignore[attr-defined]
+        for dataset in datasets(self.trainer.datamodule):  # type: ignore[attr-defined]
             if isinstance(dataset, WindowDataset):
                 check_dataset(self.network, dataset)
 

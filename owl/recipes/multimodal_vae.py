@@ -181,14 +181,15 @@ class MultimodalVAE(DescribesLatents):
         original = picture[:, self.network.places["rgb"]]
         reconstruction, posterior = self.network(picture, sample=False)
         from_rgb, _ = self.network(self.network.rgb_only(picture), sample=False)
-        self.metrics.update(self.network.values(reconstruction)["rgb"], original)
-        self.psnr_from_rgb.update((self.network.values(from_rgb)["rgb"].clamp(-1, 1) + 1) / 2, (original + 1) / 2)
+        values, alone = self.network.values(reconstruction), self.network.values(from_rgb)
+        true = {name: self.true(batch, picture, name) for name in self.others}
+        self.metrics.update(values["rgb"], original)
+        self.psnr_from_rgb.update((alone["rgb"].clamp(-1, 1) + 1) / 2, (original + 1) / 2)
         self.latents.update(posterior)
         metrics: dict[str, Metric] = self.metrics.named(split) | {f"{split}/psnr{FROM_RGB}": self.psnr_from_rgb}
-        for measures, found, end in ((self.others, reconstruction, ""), (self.others_from_rgb, from_rgb, FROM_RGB)):
-            values = self.network.values(found)
+        for measures, found, end in ((self.others, values, ""), (self.others_from_rgb, alone, FROM_RGB)):
             for name, measure in measures.items():
-                measure.update(values[name], *self.true(batch, picture, name))  # type: ignore[operator]
+                measure.update(found[name], *true[name])  # type: ignore[operator]
                 named = measure.named().items()  # type: ignore[operator]
                 metrics |= {f"{split}/{metric}{end}": value for metric, value in named}
         self.log_dict(metrics, on_epoch=True, batch_size=len(picture))

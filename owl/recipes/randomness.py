@@ -8,6 +8,9 @@ from torch import Tensor
 from owl.errors import OwlError
 from owl.seeds import derived_seed, run_seed
 
+MEASURED = 2**41
+"""Takes the place of a step in the seeds of validation."""
+
 
 def windows(batch: dict[str, Tensor]) -> list[int]:
     """Return the number of each window of a batch, from which a recipe draws the window's noise.

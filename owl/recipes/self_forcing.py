@@ -12,8 +12,8 @@ from torchmetrics import MeanMetric
 from owl.distributed.sharding import shard
 from owl.errors import OwlError, at_least
 from owl.flow_matching import noise_levels, shifted
-from owl.latents import check_encoder, check_latents, described
 from owl.losses.distribution_matching import dmd_gradient, dmd_loss
+from owl.losses.reconstruction import weighted_sum
 from owl.models.world_model import Controls, Streams
 from owl.nn.frozen import freeze, trained
 from owl.optim.configuration import with_schedule
@@ -25,15 +25,13 @@ from owl.recipes.hooks import ChecksEncoder, MeasuresEpochs, SeedsByWindow
 from owl.recipes.logging import log_losses
 from owl.recipes.memory import check_rollout
 from owl.recipes.presentation import Presentation, present
-from owl.recipes.randomness import step_generator, windows
+from owl.recipes.randomness import MEASURED, step_generator, windows
 from owl.recipes.student_rollouts import Generated, Plan, StudentRollouts
-from owl.recipes.teachers import check_causal, check_same, check_stride, forcing_of, load_source
+from owl.recipes.teachers import check_causal, check_data, check_same, copied, forcing_of, load_source
 from owl.rollout.generate import Schedule
 
 LOWEST, HIGHEST = 0.02, 0.98
 """Noise levels of distribution matching are clamped to this range."""
-MEASURED = 2**41
-"""Takes the place of a step in the seeds of validation."""
 STUDENT, CRITIC, FRAMES = 0, 1, 2
 """Parts of a window's noise: of the two losses, and of the first frame of its rollout."""
 
@@ -132,8 +130,8 @@ class SelfForcing(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
         sources = {
             "student": load_source(student, checkpoint),
             "teacher": load_source(teacher),
-            "critic": load_source(critic or teacher, checkpoint),
         }
+        sources["critic"] = load_source(critic, checkpoint) if critic else copied(sources["teacher"], checkpoint)
         check_causal(sources["student"], "student")
         for role in ("teacher", "critic"):
             check_same(sources["student"], sources[role], role)
@@ -175,11 +173,7 @@ class SelfForcing(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
     def setup(self, stage: str) -> None:
         """Check that the dataset has the latents, controls and stride of the world models."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        self._described = described(data)
-        check_latents(self.network, *self._described)
-        check_encoder(self.network, *self._described)
-        for role, source in self.sources.items():
-            check_stride(source, getattr(data, "train_dataset", None), role)
+        self._described = check_data(self.network, self.sources, data)
 
     def inputs(self, batch: dict[str, Tensor]) -> tuple[Streams, Controls]:
         """Return the standardised latents of a batch and its controls."""
@@ -218,14 +212,10 @@ class SelfForcing(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
         """
         (critic,) = shown.velocities(self.critic)
         conditional, teacher = shown.guided(self.teacher, self.guidance)
-        self.lag.update(*(self.weighted(shown.errors(velocity)) for velocity in (critic, conditional)))
+        self.lag.update(*(weighted_sum(shown.errors(velocity), self.weights) for velocity in (critic, conditional)))
         fake, real = shown.to_clean(critic), shown.to_clean(teacher)
         clean = {name: x[:, -self.gradient_frames :] for name, x in shown.clean.items()}
         return {name: dmd_gradient(x, real[name], fake[name]) for name, x in clean.items()}
-
-    def weighted(self, losses: dict[str, Tensor]) -> Tensor:
-        """Sum losses of streams by the weights of the streams."""
-        return torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Step the critic and, when it is due, the student."""
@@ -243,7 +233,7 @@ class SelfForcing(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
             shown = self.present(generated, of(CRITIC))
             (velocity,) = shown.velocities(self.critic)
             losses = shown.errors(velocity)
-            loss = self.weighted(losses)
+            loss = weighted_sum(losses, self.weights)
             step(critic, loss, self.clip)
         log_losses(self, loss, terms | {f"critic_{name}": own for name, own in losses.items()})
         return loss
@@ -263,7 +253,7 @@ class SelfForcing(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
             last = first + next(iter(part.values())).shape[1]
             share = (last - first) / self.gradient_frames
             losses = {name: share * dmd_loss(x, gradient[name][:, first:last]) for name, x in part.items()}
-            step(student, self.weighted(losses), self.clip)
+            step(student, weighted_sum(losses, self.weights), self.clip)
             totals = {name: total + losses[name].detach() for name, total in totals.items()}
             first = last
         return totals
@@ -291,7 +281,7 @@ class SelfForcing(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
         shown = self.present(self.roll_out(latents, controls, self.rollouts.whole, of, grad=False), of(CRITIC))
         for name, network in (("critic", self.critic), ("teacher", self.teacher)):
             (velocity,) = shown.velocities(network)
-            self.measured[name].update(self.weighted(shown.errors(velocity)), len(controls.buttons))  # type: ignore[operator]
+            self.measured[name].update(weighted_sum(shown.errors(velocity), self.weights), len(controls.buttons))  # type: ignore[operator]
 
     def log_measured(self, split: str) -> None:
         """Log the errors of critic and teacher, and their ratio."""

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from owl.errors import OwlError
+from owl.latents import datasets
 from owl.metrics.audio import SILENCE
 from owl.nn.spectrum import mel_decibels
+from owl.recipes.images import form
 from owl.viz.spectrograms import spectrograms
 
 PLAYED = 4
@@ -26,11 +28,10 @@ def sounds(batch: dict[str, Tensor]) -> Tensor:
     """
     audio = batch.get("audio")
     if audio is None or audio.ndim != 3 or audio.dtype != torch.float32:
-        found = "missing" if audio is None else f"{audio.dtype}{list(audio.shape)}"
         raise OwlError(
             "recipe.dataset",
-            f"audio of a batch is {found}, expected float32[B, C, samples]; set data.init_args.modalities to [audio] "
-            "(recordings store it with `--audio true`), or change your data module",
+            f"audio of a batch is {form(audio)}, expected float32[B, C, samples]; set data.init_args.modalities to "
+            "[audio] (recordings store it with `--audio true`), or change your data module",
         )
     return audio
 
@@ -75,13 +76,13 @@ def check_sample_rate(data: Any, sample_rate: int) -> None:
     Raises:
         OwlError: It has another one.
     """
-    for name in ("train_dataset", "validation_dataset", "test_dataset"):
-        dataset = getattr(data, name, None)
+    for dataset in datasets(data):
+        path = getattr(dataset, "path", type(dataset).__qualname__)
         description = getattr(getattr(dataset, "info", None), "modalities", {}).get("audio", {})
         if description.get("sample_rate", sample_rate) != sample_rate:
             raise OwlError(
                 "recipe.dataset",
-                f"audio of {getattr(dataset, 'path', name)} has {description['sample_rate']} samples per second, the "
+                f"audio of {path} has {description['sample_rate']} samples per second, the "
                 f"network expects {sample_rate}; set sample_rate of model.init_args.network, or use another dataset",
             )
 

@@ -1,13 +1,14 @@
 """World models that a recipe starts from, loaded from checkpoints and checked against each other."""
 
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import torch
 
 from owl import models
 from owl.errors import OwlError
-from owl.latents import encoder_of
+from owl.latents import check_encoder, check_latents, described, encoder_of
 from owl.models.world_model import WorldTransformer
 from owl.recipes.clips import Forcing
 from owl.rollout.checks import as_world_model
@@ -62,6 +63,18 @@ def load_source(path: str, checkpoint: bool = False) -> Source:
         trained_stride(content),
         data.get("length"),
     )
+
+
+def copied(source: Source, checkpoint: bool) -> Source:
+    """Return a copy of a world model with weights of its own, as if it were loaded again.
+
+    Args:
+        source: The world model.
+        checkpoint: Whether the copy recomputes activations in the backward pass.
+    """
+    network = deepcopy(source.network)
+    network.checkpoint = checkpoint
+    return replace(source, network=network)
 
 
 def check_causal(source: Source, role: str) -> None:
@@ -131,6 +144,28 @@ def forcing_of(teacher: Source, given: Forcing | None) -> Forcing:
             f"forcing is {given}, the teacher {path} was trained with {stored}; leave out model.init_args.forcing",
         )
     return stored or given  # type: ignore[return-value]
+
+
+def check_data(network: WorldTransformer, sources: dict[str, Source], data: Any) -> tuple[dict[str, Any], str]:
+    """Check that a dataset has the latents, controls and stride of world models.
+
+    Args:
+        network: The one that is trained, to which the others are equal.
+        sources: All of them by role.
+        data: The data module.
+
+    Returns:
+        The dataset's description and path, see `owl.latents.described`.
+
+    Raises:
+        OwlError: It does not.
+    """
+    found = described(data)
+    check_latents(network, *found)
+    check_encoder(network, *found)
+    for role, source in sources.items():
+        check_stride(source, getattr(data, "train_dataset", None), role)
+    return found
 
 
 def check_stride(source: Source, dataset: Any, role: str) -> None:

@@ -13,6 +13,7 @@ from owl.distributed.reduction import mean_over_processes
 from owl.distributed.sharding import shard
 from owl.flow_matching import add_noise, logit_normal, velocity_loss
 from owl.latents import described, load_latent_stats
+from owl.losses.reconstruction import weighted_sum
 from owl.models.streams import hide
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.attention import NEVER, Frames, clip_frames
@@ -173,7 +174,7 @@ class WorldModel(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
             latents, controls, document, noise_level, context_noise_level, noise, context_noise, hidden
         )
         means = {name: masked_mean(loss, document) for name, loss in losses.items()}
-        total = torch.stack([self.weights[name] * loss for name, loss in means.items()]).sum()
+        total = weighted_sum(means, self.weights)
         log_losses(self, total, means)
         return total
 
@@ -200,8 +201,8 @@ class WorldModel(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
         logged = {f"{split}/{name}_t_{t:.1f}": value for (name, t), value in values.items()}
         for name in self.network.generated:
             logged[f"{split}/{name}"] = torch.stack([values[name, t] for t in NOISE_LEVELS]).mean()
-        weighted = [self.weights[name] * logged[f"{split}/{name}"] for name in self.network.generated]
-        logged[f"{split}/loss"] = torch.stack(weighted).sum()
+        means = {name: logged[f"{split}/{name}"] for name in self.network.generated}
+        logged[f"{split}/loss"] = weighted_sum(means, self.weights)
         self.log_dict(logged, sync_dist=True)  # already equal in all processes; avoids Lightning's warning
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -242,6 +242,17 @@ def with_shape(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return array
 
 
+def finite(array: np.ndarray) -> np.ndarray:
+    """Return an array after checking its values.
+
+    Raises:
+        ValueError: One is NaN or infinite.
+    """
+    if not np.isfinite(array).all():
+        raise ValueError("it holds NaN or infinity")
+    return array
+
+
 def refuse_augmentation(name: str, sampling: Sampling) -> None:
     """Check that cropping and mirroring are disabled, for a modality that is not a picture.
 

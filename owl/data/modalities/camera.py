@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from owl.data import codecs
-from owl.data.modalities.base import Modality, Shapes, View, with_shape
+from owl.data.modalities.base import Modality, Shapes, View
+from owl.data.modalities.intrinsics import crop_and_mirror, decode_camera
 
 
 class Camera(Modality):
@@ -37,11 +38,7 @@ class Camera(Modality):
         return {self.name: ((length, 4, 4), torch.float32), f"{self.name}_intrinsics": ((length, 4), torch.float32)}
 
     def decode(self, content: bytes | memoryview) -> np.ndarray:
-        camera = with_shape(codecs.decode_array(content), (16,))
-        if not np.isfinite(camera).all():
-            raise ValueError("it holds NaN or infinity")
-        (height, width), (h, w) = self.sampling.stored, self.sampling.size
-        return camera * np.array([1] * 12 + [w / width, h / height] * 2, np.float32)
+        return decode_camera(content, 16, self.sampling)
 
     def assemble(self, frames: Iterable[np.ndarray], view: View, into: dict[str, np.ndarray], before: int = 0) -> None:
         cameras = np.stack(list(frames))
@@ -49,8 +46,7 @@ class Camera(Modality):
         matrices[:] = np.eye(4)
         matrices[:, :3] = cameras[:, :12].reshape(-1, 3, 4)
         intrinsics[:] = cameras[:, 12:]
-        intrinsics[:, 2:] -= (view.left, view.top)
+        crop_and_mirror(intrinsics, view)
         if view.mirrored:
-            intrinsics[:, 2] = view.width - intrinsics[:, 2]
             matrices[:, 0] *= -1
             matrices[:, :, 0] *= -1

@@ -9,7 +9,17 @@ import torch
 
 from owl.data import codecs
 from owl.data.modalities.audio import refuse_packing
-from owl.data.modalities.base import Clock, Modality, Preview, Sampling, Shapes, View, refuse_augmentation, with_shape
+from owl.data.modalities.base import (
+    Clock,
+    Modality,
+    Preview,
+    Sampling,
+    Shapes,
+    View,
+    finite,
+    refuse_augmentation,
+    with_shape,
+)
 from owl.errors import OwlError
 from owl.viz.pictures import principal_components
 
@@ -36,10 +46,7 @@ class Latent(Modality):
         return {self.name: ((self.sampling.length, *self._shape), torch.float32)}
 
     def decode(self, content: bytes | memoryview) -> np.ndarray:
-        array = codecs.decode_array(content)
-        if not np.isfinite(with_shape(array, self._shape)).all():
-            raise ValueError("it holds NaN or infinity")
-        return array
+        return finite(with_shape(codecs.decode_array(content), self._shape))
 
     def assemble(self, frames: Iterable[np.ndarray], view: View, into: dict[str, np.ndarray], before: int = 0) -> None:
         for latent, frame in zip(into[self.name], frames, strict=True):
@@ -148,9 +155,7 @@ class AudioLatent(Latent):
                 f"it has shape {list(array.shape)}, a frame at {self._clock.rate:g} tokens per second has "
                 f"{least if least == most else f'{least} or {most}'} of {self._shape[0]} channels"
             )
-        if not np.isfinite(array).all():
-            raise ValueError("it holds NaN or infinity")
-        return array
+        return finite(array)
 
     def assemble(self, frames: Iterable[np.ndarray], view: View, into: dict[str, np.ndarray], before: int = 0) -> None:
         tokens = np.concatenate(list(frames))

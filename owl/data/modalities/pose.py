@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from owl.data import codecs
-from owl.data.modalities.base import Modality, Shapes, View, with_shape
+from owl.data.modalities.base import Modality, Shapes, View
+from owl.data.modalities.intrinsics import crop_and_mirror, decode_camera
 
 NAMES = ("x", "y", "z", "angle", "pitch", "fx", "fy", "cx", "cy")
 """Values of a member, in order; units and directions are those of `owl.data.geometry.Camera`."""
@@ -40,16 +41,11 @@ class Pose(Modality):
         return {self.name: ((length, 5), torch.float32), "intrinsics": ((length, 4), torch.float32)}
 
     def decode(self, content: bytes | memoryview) -> np.ndarray:
-        pose = with_shape(codecs.decode_array(content), (len(NAMES),))
-        if not np.isfinite(pose).all():
-            raise ValueError("it holds NaN or infinity")
-        (height, width), (h, w) = self.sampling.stored, self.sampling.size
-        return pose * np.array([1, 1, 1, 1, 1, *(w / width, h / height) * 2], np.float32)
+        return decode_camera(content, len(NAMES), self.sampling)
 
     def assemble(self, frames: Iterable[np.ndarray], view: View, into: dict[str, np.ndarray], before: int = 0) -> None:
         poses = np.stack(list(frames))
-        poses[:, 7:] -= (view.left, view.top)
+        crop_and_mirror(poses[:, 5:], view)
         if view.mirrored:
-            poses[:, 7] = view.width - poses[:, 7]
             poses[:, [1, 3]] *= -1
         into[self.name][:], into["intrinsics"][:] = poses[:, :5], poses[:, 5:]
