@@ -22,6 +22,13 @@ CHANNELS, PICTURE = 64, 16
 FLOPS = 2 * SIDE**3 + 2 * 9 * (CHANNELS * PICTURE) ** 2
 ROUNDS, SHORTEST, PATIENCE = 20, 3, 0.1
 """Maximum number of rounds, minimum number of rounds, and seconds of CPU time after which the measurement ends."""
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+"""By their names on the command line."""
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of a GPU, or "the CPU"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
 
 
 @dataclass(frozen=True)

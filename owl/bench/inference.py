@@ -16,7 +16,6 @@ from torch import nn
 from owl import models
 from owl.atomic import atomic_write
 from owl.bench.measurement import (
-    DTYPES,
     PROFILED,
     Measurement,
     most_expensive,
@@ -27,6 +26,7 @@ from owl.bench.measurement import (
 from owl.bench.roofline import Operator, Operators, Precision, matmul_rate, synchronize, total_flops
 from owl.errors import OwlError
 from owl.flow_matching import noise_levels
+from owl.hardware import DTYPES
 from owl.models.audio_autoencoder import AudioAutoencoder
 from owl.models.audio_decoder import AudioDecoder
 from owl.models.image_autoencoder import ImageAutoencoder

@@ -12,7 +12,6 @@ from torch.profiler import ProfilerActivity, profile
 
 from owl.bench.roofline import Operator, Precision
 
-DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PROFILED = 3
 """Steps, frames or calls in a kernel table or a trace."""
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")

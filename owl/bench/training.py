@@ -19,7 +19,6 @@ from torch.profiler import profile
 
 from owl.atomic import atomic_write
 from owl.bench.measurement import (
-    DTYPES,
     PROFILED,
     Measurement,
     most_expensive,
@@ -42,6 +41,7 @@ from owl.callbacks.report import Report
 from owl.callbacks.throughput import Throughput, samples_in
 from owl.configuration import dump
 from owl.errors import OwlError
+from owl.hardware import DTYPES
 from owl.optim.stepping import cycle_of
 
 RESULT = "bench.json"

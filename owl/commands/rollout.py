@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,14 +24,14 @@ from owl.comparison.rollouts import flat, measure_on_rollouts, section, shown_ro
 from owl.data.shards import DatasetInfo
 from owl.errors import OwlError, at_least
 from owl.flow_matching import noise_levels
-from owl.hardware import cost_of_bfloat16, fast_dtype, multiplies_bfloat16
+from owl.hardware import DTYPES, cost_of_bfloat16, device_name, fast_dtype, multiplies_bfloat16
 from owl.losses.lpips import LPIPS
 from owl.metrics.frechet import FrechetDistance
 from owl.models.world_model import WorldTransformer
 from owl.pixels import flow_scale
-from owl.rollout.checks import as_world_model, check_decoder
+from owl.rollout.checks import check_decoder
 from owl.rollout.engine import Engine
-from owl.rollout.episodes import Batch, Episodes, check_dataset, named_decoder, trained_stride
+from owl.rollout.episodes import Batch, Episodes, check_dataset, named_decoder
 from owl.rollout.evaluation import (
     Clips,
     Drift,
@@ -46,6 +46,7 @@ from owl.rollout.evaluation import (
     roll_out,
 )
 from owl.rollout.generate import Sampler
+from owl.rollout.loading import load_world_model, trained_stride
 from owl.rollout.motion import decode_motion, end_point_curves, warp_curves
 from owl.rollout.report import (
     at_horizons,
@@ -61,7 +62,6 @@ from owl.viz import rollouts as pictures
 from owl.viz.film import write_film
 
 TIMED_FRAMES = 100
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 Precision = Literal["bf16", "fp32", "fp8_weight_only", "fp8_dynamic"]
 
@@ -168,7 +168,7 @@ def main(
     counts = {"frames": frames, "clips": clips, "horizon": horizon, "context": context}
     at_least(1, **counts, side_by_side=side_by_side, steps=steps, stride=stride)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network, trained = load_world_model(checkpoint)
+    network, content = load_world_model(checkpoint)
     check_dataset(network, DatasetInfo.load(data), data)
     paths = decoder or [named_decoder(data)]
     decoders = load_decoders(paths)
@@ -196,7 +196,7 @@ def main(
         context_noise=context_noise,
         guidance=guidance,
         inner_guidance=inner_guidance,
-        stride=stride or trained,
+        stride=stride or trained_stride(content),
         precision=precision or ("bf16" if multiplies_bfloat16(device) else "fp32"),
         compile=compile,
         seed=seed,
@@ -313,7 +313,7 @@ class Evaluation:
         facts = {
             "world model": settings.checkpoint,
             "dataset": f"{settings.data}, {settings.split} split",
-            "device": _device_name(self.engine.device),
+            "device": device_name(self.engine.device),
         }
         values = measure_on_rollouts(self.decoders, clips, self.lpips)
         shown = shown_rollouts(self.decoders, clips)
@@ -359,7 +359,7 @@ class Evaluation:
         sections = [
             f"# Rollouts of {settings.checkpoint}",
             f"On the {settings.split} split of {settings.data}, {self.episodes.fps:g} frames per second. Written "
-            f"{time.strftime('%Y-%m-%d %H:%M')} by OWL {code_version()} on {_device_name(self.engine.device)}, in "
+            f"{time.strftime('%Y-%m-%d %H:%M')} by OWL {code_version()} on {device_name(self.engine.device)}, in "
             f"{settings.precision}{', compiled' if self.engine.wait_compiled() else ''}. Repeat with:",
             f"    {settings.command(self.out)}",
             "## Accuracy",
@@ -392,20 +392,6 @@ class Evaluation:
             value_table({n: v for n, v in metrics.items() if n.startswith(("latency", "frames_per_second"))}),
         ]
         return "\n\n".join(sections) + "\n"
-
-
-def load_world_model(checkpoint: str) -> tuple[WorldTransformer, int]:
-    """Load a world model and the stride with which it was trained, 1 for an export.
-
-    Raises:
-        OwlError: The file is missing or damaged, or contains a different kind of network.
-    """
-    content: dict[str, Any] | None = None
-    if checkpoint.endswith(models.CHECKPOINT_SUFFIX):
-        network, content = models.rebuild(checkpoint)
-    else:
-        network = models.load(checkpoint)
-    return as_world_model(network, checkpoint), trained_stride(content) if content else 1
 
 
 def other_decoder(network: WorldTransformer, name: str, data: str, path: str | None) -> nn.Module | None:
@@ -445,7 +431,3 @@ def _png(picture: np.ndarray) -> bytes:
     file = BytesIO()
     Image.fromarray(picture).save(file, "png")
     return file.getvalue()
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"

@@ -78,7 +78,12 @@ def load(path: str | Path, name: str | None = None) -> nn.Module:
         OwlError: A file is missing or damaged, it names a class that is not trusted (see `owl.trust`) or cannot be
             imported, weights and arguments disagree, or the name is not that of one network.
     """
-    return rebuild(path, name)[0] if str(path).endswith(CHECKPOINT_SUFFIX) else _load_export(Path(path))
+    return load_with_content(path, name)[0]
+
+
+def load_with_content(path: str | Path, name: str | None = None) -> tuple[nn.Module, dict[str, Any] | None]:
+    """Load a network as `load` does, and return it with the content of the checkpoint, None for an export."""
+    return rebuild(path, name) if str(path).endswith(CHECKPOINT_SUFFIX) else (_load_export(Path(path)), None)
 
 
 def exported(recipe: nn.Module) -> dict[str, nn.Module]:

@@ -12,16 +12,15 @@ from owl.comparison.decoders import find_checkpoint, load_decoders, run_folder
 from owl.data.shards import DatasetInfo
 from owl.errors import OwlError
 from owl.flow_matching import noise_levels
-from owl.hardware import multiplies_bfloat16
+from owl.hardware import DTYPES, device_name, multiplies_bfloat16
 from owl.latents import check_decoder
 from owl.play.world import Description, Picture, Settings, World
-from owl.rollout.checks import as_world_model
 from owl.rollout.engine import Engine, Snapshot
-from owl.rollout.episodes import Episodes, as_bytes, check_dataset, named_decoder, trained_stride
+from owl.rollout.episodes import Episodes, as_bytes, check_dataset, named_decoder
 from owl.rollout.generate import Schedule
+from owl.rollout.loading import load_world_model, trained_stride
 
 Precision = Literal["bf16", "fp32"]
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 STARTS = 12
 """Start scenes, evenly spaced over the split."""
 FULL = 0.95
@@ -74,12 +73,7 @@ class LearnedWorld(World):
     def __init__(self, sources: Sources, settings: Settings) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         path = find_checkpoint(sources.checkpoint)
-        content: dict[str, Any] | None = None
-        if path.endswith(models.CHECKPOINT_SUFFIX):
-            loaded, content = models.rebuild(path)
-        else:
-            loaded = models.load(path)
-        network = as_world_model(loaded, path)
+        network, content = load_world_model(path)
         data = sources.data or trained_on(content, path)
         info = DatasetInfo.load(data)
         check_dataset(network, info, data)
@@ -101,7 +95,7 @@ class LearnedWorld(World):
         for decoder in self.decoders.values():
             check_decoder(network, "video", decoder)
             decoder.to(device)
-        stride = sources.stride or (trained_stride(content) if content else 1)
+        stride = sources.stride or trained_stride(content)
         decoder = self.decoders[first]
         self.episodes = Episodes(data, sources.split, network, decoder, stride, sources.context, device)
         self.scenes = self.episodes.windows(STARTS)
@@ -125,7 +119,7 @@ class LearnedWorld(World):
         self.description = Description(
             kind="world model",
             name=run_folder(path).name,
-            device=torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU",
+            device=device_name(device),
             buttons=network.buttons,
             axes=dict(zip(network.axes, self._full_axes(), strict=True)),
             fps=self.episodes.fps,

@@ -6,13 +6,11 @@ from typing import Any, get_args
 
 import torch
 
-from owl import models
 from owl.errors import OwlError
 from owl.latents import check_encoder, check_latents, described, encoder_of
 from owl.models.world_model import WorldTransformer
 from owl.recipes.clips import Forcing
-from owl.rollout.checks import as_world_model
-from owl.rollout.episodes import trained_stride
+from owl.rollout.loading import load_world_model, trained_stride
 
 
 @dataclass(frozen=True)
@@ -44,12 +42,8 @@ def load_source(path: str, checkpoint: bool = False) -> Source:
     Raises:
         OwlError: The file is missing or damaged, or contains another kind of network.
     """
-    content: dict[str, Any] | None = None
-    if path.endswith(models.CHECKPOINT_SUFFIX):
-        network, content = models.rebuild(path, "network")
-    else:
-        network = models.load(path)
-    network = as_world_model(network, path).train()
+    network, content = load_world_model(path, "network")
+    network.train()
     network.checkpoint = checkpoint
     if content is None:
         return Source(path, network, None, None, None)

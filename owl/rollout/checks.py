@@ -1,28 +1,11 @@
 """Checks of the inputs of a rollout."""
 
-from pathlib import Path
-
 from torch import Tensor, nn
 
 from owl import latents
 from owl.errors import OwlError
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.rollout.generate import Schedule
-
-
-def as_world_model(network: nn.Module, path: str | Path) -> WorldTransformer:
-    """Return a loaded network if it is a world model.
-
-    Raises:
-        OwlError: It is another network.
-    """
-    if not isinstance(network, WorldTransformer):
-        raise OwlError(
-            "network.kind",
-            f"{path} holds a {type(network).__qualname__}, expected a world model; give a checkpoint of the recipe "
-            "owl.recipes.world_model.WorldModel or its export",
-        )
-    return network
 
 
 def check_decoder(network: WorldTransformer, name: str, decoder: nn.Module) -> None:

@@ -19,9 +19,10 @@ from owl.models.world_model import Cache, Controls, Streams, WorldTransformer
 from owl.nn.compilation import can_compile
 from owl.nn.placement import placement
 from owl.precision.inference import Quantization, quantize
-from owl.rollout.checks import as_world_model, check_context, check_decoder, check_guidance, check_step
+from owl.rollout.checks import check_context, check_decoder, check_guidance, check_step
 from owl.rollout.compiled import CompiledBlocks
 from owl.rollout.generate import Context, Sampler, Schedule, as_context, commit_frame, denoise
+from owl.rollout.loading import load_world_model
 from owl.rollout.sound import SoundDecoder
 
 
@@ -137,7 +138,7 @@ class Engine:
         Raises:
             OwlError: A file is missing or contains another kind of network.
         """
-        network = as_world_model(models.load(world_model), world_model)
+        network = load_world_model(world_model)[0]
         loaded = {name: models.load(path) for name, path in (decoders or {}).items()}
         return cls(network, loaded, **settings)  # type: ignore[arg-type]
 

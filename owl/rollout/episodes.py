@@ -224,9 +224,3 @@ def named_decoder(data: str, modality: str = "latent", option: str = "--decoder"
             f"export with {option}",
         )
     return path
-
-
-def trained_stride(content: dict[str, Any]) -> int:
-    """Return the data stride of the content of a checkpoint; 1 if it is not stored."""
-    data = content["owl"]["config"].get("data") or {}
-    return int((data.get("init_args") or {}).get("stride", 1))

@@ -21,7 +21,8 @@ from owl.models.world_model import Streams, WorldTransformer
 from owl.nn.placement import placement
 from owl.pixels import to_float
 from owl.rollout.engine import Engine
-from owl.rollout.episodes import Batch, Episodes, as_bytes, trained_stride
+from owl.rollout.episodes import Batch, Episodes, as_bytes
+from owl.rollout.loading import trained_stride
 from owl.rollout.sound import Sound, decode_sound
 
 SEGMENT = 100  # frames per segment of a long rollout
