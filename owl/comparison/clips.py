@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from owl.comparison.decoders import find_checkpoint
+from owl import models
 from owl.data.shards import DatasetInfo
 from owl.data.windows import WindowDataset
 from owl.errors import OwlError
@@ -68,7 +68,7 @@ class HeldOutClips:
             )
         self.encoder: LoadedEncoder | None = None
         if encoder is not None:
-            self.encoder = load_encoder(find_checkpoint(encoder))
+            self.encoder = load_encoder(models.find_checkpoint(encoder))
             self._check(f"the encoder of {encoder}", self.encoder.fingerprint, fingerprint)
             self.encoder.network.to(device).requires_grad_(False)
         elif "latent" in info.modalities:

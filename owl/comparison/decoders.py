@@ -17,13 +17,6 @@ MOST_TURNS, LEAST_TURNS, PATIENCE = 50, 5, 10.0
 """Maximum and minimum number of frames that each decoder is timed on, and seconds after which timing ends."""
 
 
-def find_checkpoint(run: str) -> str:
-    """Return the last checkpoint of a run folder; checkpoints and exports are returned unchanged."""
-    if run.endswith(models.CHECKPOINT_SUFFIX) or (Path(run) / models.WEIGHTS).exists():
-        return run
-    return str(Path(run) / "checkpoints" / f"last{models.CHECKPOINT_SUFFIX}")
-
-
 def run_folder(run: str) -> Path:
     """Return the folder of a run, of a checkpoint's run, or of an export."""
     path = Path(run)
@@ -51,7 +44,7 @@ def load_decoders(runs: list[str]) -> dict[str, nn.Module]:
     for name, run in zip(names, runs, strict=True):
         if name in decoders:
             raise OwlError("compare.repeated", f"{run} was given twice, expected different decoders; give it once")
-        decoders[name] = load_decoder(find_checkpoint(run))
+        decoders[name] = load_decoder(models.find_checkpoint(run))
     first, expected = runs[0], encoder_of(next(iter(decoders.values())))
     for run, decoder in zip(runs, decoders.values(), strict=True):
         if (found := encoder_of(decoder)) != expected or found == UNKNOWN:

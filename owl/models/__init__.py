@@ -86,6 +86,13 @@ def load_with_content(path: str | Path, name: str | None = None) -> tuple[nn.Mod
     return rebuild(path, name) if str(path).endswith(CHECKPOINT_SUFFIX) else (_load_export(Path(path)), None)
 
 
+def find_checkpoint(run: str) -> str:
+    """Return the last checkpoint of a run folder; checkpoints and exports are returned unchanged."""
+    if run.endswith(CHECKPOINT_SUFFIX) or (Path(run) / WEIGHTS).exists():
+        return run
+    return str(Path(run) / "checkpoints" / f"last{CHECKPOINT_SUFFIX}")
+
+
 def exported(recipe: nn.Module) -> dict[str, nn.Module]:
     """Return the networks that a recipe exports, by name.
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from owl import models
-from owl.comparison.decoders import find_checkpoint, load_decoders, run_folder
+from owl.comparison.decoders import load_decoders, run_folder
 from owl.data.shards import DatasetInfo
 from owl.errors import OwlError
 from owl.flow_matching import noise_levels
@@ -16,9 +16,9 @@ from owl.hardware import DTYPES, device_name, multiplies_bfloat16
 from owl.latents import check_decoder
 from owl.play.world import Description, Picture, Settings, World
 from owl.rollout.engine import Engine, Snapshot
-from owl.rollout.episodes import Episodes, as_bytes, check_dataset, named_decoder
+from owl.rollout.episodes import Episodes, as_bytes, check_dataset
 from owl.rollout.generate import Schedule
-from owl.rollout.loading import load_world_model, trained_stride
+from owl.rollout.loading import load_world_model, named_decoder, trained_stride
 
 Precision = Literal["bf16", "fp32"]
 STARTS = 12
@@ -72,13 +72,14 @@ class LearnedWorld(World):
 
     def __init__(self, sources: Sources, settings: Settings) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        path = find_checkpoint(sources.checkpoint)
+        path = models.find_checkpoint(sources.checkpoint)
         network, content = load_world_model(path)
         data = sources.data or trained_on(content, path)
         info = DatasetInfo.load(data)
         check_dataset(network, info, data)
-        given = sources.decoders or [named_decoder(data)]
-        paths = [str(Path(find_checkpoint(run)).resolve()) for run in given]  # the same names whatever the folder is
+        given = sources.decoders or [named_decoder(info, data)]
+        # the same names whatever the folder is
+        paths = [str(Path(models.find_checkpoint(run)).resolve()) for run in given]
         self.decoders = load_decoders(paths)
         first = next(iter(self.decoders))
         precision = sources.precision or ("bf16" if multiplies_bfloat16(device) else "fp32")

@@ -203,24 +203,3 @@ def load_decoder(path: str | Path) -> nn.Module:
             "names its encoder; give the checkpoint that the dataset was encoded with",
         )
     return network
-
-
-def named_decoder(data: str, modality: str = "latent", option: str = "--decoder") -> str:
-    """Return the path of the checkpoint with which latents of a dataset were encoded.
-
-    Args:
-        data: The dataset.
-        modality: The latents.
-        option: Option for the path, for the message.
-
-    Raises:
-        OwlError: The checkpoint does not exist on this machine.
-    """
-    path = str(DatasetInfo.load(data).modalities[modality]["encoder"]["checkpoint"])
-    if not Path(path).exists():
-        raise OwlError(
-            "decoder.missing",
-            f"{modality} of {data} was encoded with {path}, which is not here; give that autoencoder's checkpoint or "
-            f"export with {option}",
-        )
-    return path

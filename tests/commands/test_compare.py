@@ -17,7 +17,7 @@ from PIL import Image
 
 from owl import models
 from owl.comparison.clips import HeldOutClips
-from owl.comparison.decoders import find_checkpoint, load_decoders
+from owl.comparison.decoders import load_decoders
 from owl.data.windows import WindowDataset
 from owl.latents import encoder_of
 from owl.losses.lpips import LPIPS
@@ -168,9 +168,9 @@ def test_latents_of_the_dataset_are_the_encoder_s(lab: Path) -> None:
 
 
 def test_runs_are_found_and_named(lab: Path) -> None:
-    assert find_checkpoint("runs/mine") == "runs/mine/checkpoints/last.ckpt"
+    assert models.find_checkpoint("runs/mine") == "runs/mine/checkpoints/last.ckpt"
     for path in ("runs/mine/checkpoints/best.ckpt", str(lab / DECODER)):
-        assert find_checkpoint(path) == path
+        assert models.find_checkpoint(path) == path
     save_decoder(lab / "elsewhere/quickstart", lab / AUTOENCODER)
     with chdir(lab):
         assert list(load_decoders([AUTOENCODER, DECODER])) == NAMES
