@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def encode_dataset(
     root = local_folder(directory)
     at_least(1, batch_size=batch_size, motion_stride=motion_stride)
     taken = [
-        (PICTURED[name],) if name in PICTURED and encodes_pictures(encoder) else tuple(encoder.network.modalities)
+        (modality,) if (modality := pictured(encoder, name)) else tuple(encoder.network.modalities)
         for encoder, name in zip(encoders, names or [""] * len(encoders), strict=False)
     ]
     original = Source.open(source, chain.from_iterable(taken), keep)
@@ -79,17 +80,16 @@ def encode_dataset(
         )
     latents = []
     for name, encoder, modalities in zip(names, encoders, taken, strict=True):
-        pictured = name in PICTURED and encodes_pictures(encoder)
-        pictures = Pictured.of(name, encoder.size, original, motion_stride) if pictured else None
+        pictures = Pictured.of(name, encoder.size, original, motion_stride) if pictured(encoder, name) else None
         latents.append(_Latents(name, encoder, replace(original, taken=modalities, kept=()), pictures))
     # members lie in the order of the description, in which those that are copied are the last
     latents[-1] = replace(latents[-1], original=replace(latents[-1].original, kept=original.kept))
     return run(_EncodeJob(latents, original, sample, batch_size), root, workers)
 
 
-def encodes_pictures(encoder: FrameEncoder) -> bool:
-    """Return whether an encoder takes pictures and nothing else."""
-    return list(encoder.network.modalities) == ["rgb"]
+def pictured(encoder: FrameEncoder, name: str) -> str | None:
+    """Return the modality that latents of a name encode as pictures; None if the encoder takes what it declares."""
+    return PICTURED.get(name) if list(encoder.network.modalities) == ["rgb"] else None
 
 
 def find_names(encoders: Sequence[FrameEncoder], names: Sequence[str] | None = None) -> list[str]:
@@ -144,12 +144,13 @@ class _Latents:
         """Return their entry in dataset.json, without statistics."""
         return {
             "extension": self.extension,
-            **self._layout(),
+            **self._layout,
             **({} if self.pictures is None else self.pictures.scale()),
             "posterior": "sample" if sample else "mean",
             "encoder": self.encoder.identity,
         }
 
+    @cached_property
     def _layout(self) -> dict[str, Any]:
         if self.pictures is None:
             return self.encoder.layout(self.original)
@@ -178,7 +179,7 @@ class _Latents:
 
     def _divide(self, latents: np.ndarray, frames: int) -> list[np.ndarray]:
         """Return the latents of each frame; for sound the tokens that end within the frame."""
-        shape, cuts = self._layout()["shape"], list(range(frames + 1))
+        shape, cuts = self._layout["shape"], list(range(frames + 1))
         if self.encoder.is_of_sound:
             shape, clock = shape[-1:], self.encoder.clock(self.original.info.fps)
             cuts = [clock.least(frame) for frame in cuts]
