@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def record_played(path: str, recording: GameRecording, games: Sequence[PlayedGam
             "arguments.too-small", f"the logs have {total} frames, expected at least 3, one for each split; play longer"
         )
     check_available(recording)
-    return run(PlayedJob(recording, games), root, min(len(games), recording.workers or len(os.sched_getaffinity(0))))
+    return run(PlayedJob(recording, games), root, recording.workers or len(os.sched_getaffinity(0)))
 
 
 class Script:
@@ -106,19 +106,11 @@ class PlayedJob(RecordJob):
             code_version=code_version(),
         )
 
-    def play(self, number: int) -> Iterator[game.Frame]:
-        """Play the game of a shard again."""
-        recording, played = self.recording, self.games[number]
-        return game.play(
-            played.scenario,
-            self.shards[number],
-            recording.size,
-            played.seed,
-            depth=recording.depth,
-            audio=recording.audio,
-            labels=recording.labels,
-            policy=Script(played.controls),
-        )
+    def seed(self, number: int) -> int:
+        return self.games[number].seed
+
+    def policy(self, number: int) -> game.Policy:
+        return Script(self.games[number].controls)
 
     def begins_episode(self, position: int, frame: game.Frame) -> bool:
         """Return whether a frame begins another episode: after a restart, and after a number of frames."""

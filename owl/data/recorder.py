@@ -210,11 +210,20 @@ class RecordJob(ShardJob):
             _scenario(recording, number),
             self.shards[number],
             recording.size,
-            int(np.random.SeedSequence((recording.seed, number)).generate_state(1)[0]),
+            self.seed(number),
             depth=recording.depth,
             audio=recording.audio,
             labels=recording.labels,
+            policy=self.policy(number),
         )
+
+    def seed(self, number: int) -> int:
+        """Return the seed of the game of a shard."""
+        return int(np.random.SeedSequence((self.recording.seed, number)).generate_state(1)[0])
+
+    def policy(self, number: int) -> game.Policy | None:
+        """Return what plays the game of a shard; None: random actions."""
+        return None
 
     def begins_episode(self, position: int, frame: game.Frame) -> bool:
         """Return whether a frame of a shard after its first one begins another episode."""
