@@ -1,7 +1,9 @@
 """A command line taken apart, before a parser sees it, and values that several commands parse."""
 
+import inspect
 import json
 import re
+from collections.abc import Callable, Mapping
 
 from owl.errors import OwlError
 
@@ -43,6 +45,12 @@ def gather_options(arguments: list[str]) -> list[str]:
             own += ([name] if name else []) + ([] if value is None else [value])
     own += [f"--config={json.dumps(files)}"] if files else []
     return own + ([f"--options={json.dumps(options)}"] if options else [])
+
+
+def changed(function: Callable[..., object], values: Mapping[str, object]) -> list[str]:
+    """Return the names of the arguments of a function whose values are not the default ones, in the order of values."""
+    parameters = inspect.signature(function).parameters
+    return [name for name, value in values.items() if value != parameters[name].default]
 
 
 def parse_size(size: str) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from owl.cli.arguments import parse_size
+from owl.cli.arguments import changed, parse_size
 from owl.data import game
 from owl.data.played import PlayedGame, record_played
 from owl.data.recorder import GameRecording, count_recorded, record_game
@@ -71,12 +71,12 @@ def main(
         held_out=held_out,
     )
     if actions:
-        random = {"frames": (frames, 20000), "scenario": (scenario, "deathmatch"), "seed": (seed, 0)}
-        for name, (value, default) in (random | {"held_out": (held_out, HELD_OUT)}).items():
-            if value != default:
-                raise OwlError(
-                    "arguments.actions", f"--{name} is {value}, but --actions tell what was played; leave one out"
-                )
+        random = {"frames": frames, "scenario": scenario, "seed": seed, "held_out": held_out}
+        if given := changed(main, random):
+            raise OwlError(
+                "arguments.actions",
+                f"--{given[0]} is {random[given[0]]}, but --actions tell what was played; leave one out",
+            )
     is_new = not (Path(directory) / INFO_NAME).exists()
     began = time.monotonic()
     if actions:

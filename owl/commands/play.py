@@ -8,7 +8,7 @@ import sys
 import webbrowser
 from pathlib import Path
 
-from owl.cli.arguments import parse_size
+from owl.cli.arguments import changed, parse_size
 from owl.errors import OwlError
 from owl.play.game import GameWorld
 from owl.play.learned import LearnedWorld, Precision, Sources
@@ -72,22 +72,21 @@ def main(
         port: Port to listen on; 0 takes a free one.
         browser: Open the page in a browser.
     """
-    learned: dict[str, tuple[object, object]] = {
-        "data": (data, None),
-        "decoder": (decoder, []),
-        "split": (split, "test"),
-        "context": (context, 8),
-        "steps": (steps, 4),
-        "shift": (shift, 1.0),
-        "sampler": (sampler, "adams_bashforth"),
-        "context_noise": (context_noise, 0.0),
-        "guidance": (guidance, 1.0),
-        "stride": (stride, None),
-        "precision": (precision, None),
-        "compile": (compile, False),
+    learned = {
+        "data": data,
+        "decoder": decoder,
+        "split": split,
+        "context": context,
+        "steps": steps,
+        "shift": shift,
+        "sampler": sampler,
+        "context_noise": context_noise,
+        "guidance": guidance,
+        "stride": stride,
+        "precision": precision,
+        "compile": compile,
     }
-    given = [name for name, (value, default) in learned.items() if value != default]
-    if game and given:
+    if game and (given := changed(main, learned)):
         raise OwlError("play.game", f"--{given[0]} is for world models, --game plays the real game; leave one out")
     if not game and size is not None:
         raise OwlError("play.game", f"--size {size} is for the real game, a world model has its own; leave it out")
