@@ -9,6 +9,7 @@ import numpy as np
 
 from owl.data import game
 from owl.errors import OwlError
+from owl.play.timeline import Played, in_order
 from owl.play.world import Description, Picture, Settings, World
 
 TURN = 6.0
@@ -26,18 +27,11 @@ class Person:
         return self.controls
 
 
-class Path(NamedTuple):
-    """Controls since the beginning, the last ones first: paths that branch share their beginnings."""
-
-    before: "Path | None"
-    controls: np.ndarray
-
-
 class GameState(NamedTuple):
-    """State of a game: its seed and what was played; the game repeats that quickly."""
+    """State of a game: its seed and the controls of each tic; the game repeats them quickly."""
 
     seed: int
-    path: Path | None
+    played: Played[np.ndarray] | None
 
 
 class GameWorld(World):
@@ -79,29 +73,24 @@ class GameWorld(World):
             raise OwlError("arguments.seed", f"seed is {seed}, expected 0 or more; use another seed")
         self.close()
         self._seed, self._person = seed, Person()
-        self._path: Path | None = None
+        self._played: Played[np.ndarray] | None = None
         self._frames = game.play(self.scenario, sys.maxsize, self.size, seed, policy=self._person)
         return self._next()
 
     def step(self, buttons: np.ndarray, axes: np.ndarray) -> Picture:
         """Play one tic."""
         self._person.controls = np.concatenate([buttons, axes]).astype(np.float64)
-        self._path = Path(self._path, self._person.controls)
+        self._played = Played(self._played, self._person.controls)
         return self._next()
 
     def snapshot(self) -> GameState:
         """Return what was played."""
-        return GameState(self._seed, self._path)
+        return GameState(self._seed, self._played)
 
     def restore(self, snapshot: GameState) -> None:
         """Begin again and repeat what was played, as fast as the game goes."""
-        played: list[np.ndarray] = []
-        path = snapshot.path
-        while path is not None:
-            played.append(path.controls)
-            path = path.before
         self.reset(0, snapshot.seed)
-        for controls in reversed(played):
+        for controls in in_order(snapshot.played):
             self.step(controls[: len(game.BUTTONS)], controls[len(game.BUTTONS) :])
 
     def snapshot_bytes(self) -> int:

@@ -18,7 +18,7 @@ from owl.play.inputs import Inputs, Sample
 from owl.play.log import Action, ActionLog, digest
 from owl.play.protocol import Command, frame_message
 from owl.play.recording import Recording
-from owl.play.timeline import Moment, Played, Timeline, actions_of
+from owl.play.timeline import Moment, Played, Timeline, in_order
 from owl.play.world import Picture, World
 
 QUALITY = 90
@@ -148,8 +148,8 @@ class Session:
         picture = self.world.reset(start, seed)
         self.start, self.seed = start, seed
         self._frame, self._branch = 0, 0
-        self._played: Played | None = None
-        self._tips: dict[int, Played | None] = {0: None}  # the last frame of each branch
+        self._played: Played[Action] | None = None
+        self._tips: dict[int, Played[Action] | None] = {0: None}  # the last frame of each branch
         self._timeline.clear(self.world.snapshot_bytes())
         self.inputs.release()
         self._show(self._remember(encode(picture.rgb)))
@@ -189,7 +189,7 @@ class Session:
             list(description.axes),
             self.start,
             self.seed,
-            actions_of(self._played),
+            in_order(self._played),
         )
 
     def _advance(self) -> None:

@@ -1,7 +1,7 @@
 """Moments of a rollout to which the player can return, in branches."""
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from owl.play.log import Action
 
@@ -10,12 +10,14 @@ BUDGET = 2**29
 MOST, LEAST = 240, 8
 """Largest number of moments, and the number that is kept whatever a snapshot takes."""
 
+T = TypeVar("T")
 
-class Played(NamedTuple):
-    """The actions of a path, the last one first: branches share their beginnings."""
 
-    before: "Played | None"
-    action: Action
+class Played(NamedTuple, Generic[T]):
+    """What was done since the start, the last thing first: branches share their beginnings."""
+
+    before: "Played[T] | None"
+    last: T
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Moment:
     parent: int | None
     jpeg: bytes
     snapshot: Any
-    played: Played | None
+    played: Played[Action] | None
 
 
 class Timeline:
@@ -59,7 +61,7 @@ class Timeline:
         self.most = min(MOST, max(LEAST, BUDGET // max(1, snapshot_bytes)))
         self.moments, self.current = {}, None
 
-    def add(self, frame: int, branch: int, jpeg: bytes, snapshot: Any, played: Played | None) -> Moment:
+    def add(self, frame: int, branch: int, jpeg: bytes, snapshot: Any, played: Played[Action] | None) -> Moment:
         """Add a moment after the current one; of too many, drop the one that leaves the smallest gap for its age."""
         parent = None if self.current is None else self.current.number
         moment = self.current = Moment(self._next, frame, branch, parent, jpeg, snapshot, played)
@@ -79,10 +81,10 @@ class Timeline:
         return moment
 
 
-def actions_of(played: Played | None) -> list[Action]:
-    """Return the actions of a path in order."""
-    actions = []
+def in_order(played: Played[T] | None) -> list[T]:
+    """Return what was done since the start, the first thing first."""
+    done: list[T] = []
     while played is not None:
-        actions.append(played.action)
+        done.append(played.last)
         played = played.before
-    return actions[::-1]
+    return done[::-1]

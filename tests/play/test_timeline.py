@@ -3,7 +3,7 @@
 import itertools
 
 from owl.play import timeline
-from owl.play.timeline import Timeline
+from owl.play.timeline import Played, Timeline, in_order
 
 
 def test_old_moments_are_thinned_out() -> None:
@@ -39,3 +39,10 @@ def test_a_branch_follows_the_moment_that_was_returned_to() -> None:
     assert (first.parent, second.parent, other.parent) == (None, 0, 0)
     moments.clear(0)
     assert moments.add(0, 0, b"", None, None).number == 3  # pages keep pictures by number
+
+
+def test_branches_share_what_was_done_before_them() -> None:
+    start = Played(Played(None, "a"), "b")
+    assert in_order(None) == []
+    assert in_order(Played(start, "c")) == ["a", "b", "c"]
+    assert in_order(Played(start, "d")) == ["a", "b", "d"]
