@@ -111,14 +111,7 @@ async def serve(server: Server, browser: bool) -> None:
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    try:
-        await server.__aenter__()
-    except OSError as error:
-        raise OwlError(
-            "play.address",
-            f"{server.host}:{server.port} cannot be used ({error.strerror or error}); choose another --port or --host",
-        ) from error
-    try:
+    async with server:
         print(f"Play {server.world.description.name} at {server.url}  (Ctrl-C ends it)", flush=True)
         if browser and has_display():
             webbrowser.open(server.url)
@@ -126,8 +119,6 @@ async def serve(server: Server, browser: bool) -> None:
         await asyncio.wait([serving, asyncio.create_task(stopped.wait())], return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
             serving.result()
-    finally:
-        await server.__aexit__()
 
 
 def has_display() -> bool:

@@ -12,6 +12,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
+from owl.errors import OwlError
 from owl.play import protocol
 from owl.play.protocol import Close, Input, MalformedError
 from owl.play.session import Session, encode
@@ -105,7 +106,11 @@ class Server:
         self._starts = [encode(picture) for picture in world.description.starts]
 
     async def __aenter__(self) -> "Server":
-        """Listen; ``port`` is then the one in use."""
+        """Listen; ``port`` is then the one in use.
+
+        Raises:
+            OwlError: The address cannot be used.
+        """
         self._loop = asyncio.get_running_loop()
         self._failure: asyncio.Future[None] = self._loop.create_future()
         application = web.Application(middlewares=[self._guard])
@@ -119,7 +124,13 @@ class Server:
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
         site = web.TCPSite(self._runner, self.host, self.port)
-        await site.start()
+        try:
+            await site.start()
+        except OSError as error:
+            raise OwlError(
+                "play.address",
+                f"{self.host}:{self.port} cannot be used ({error.strerror or error}); choose another --port or --host",
+            ) from error
         self.port = self._runner.addresses[0][1]
         self.session.begin()
         return self
