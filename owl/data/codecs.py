@@ -14,14 +14,15 @@ FLOW_SCALE = 64.0  # KITTI: uint16 = pixels * 64 + 2**15, so +-511 pixels in ste
 FLOW_ZERO = 2**15
 
 
-def encode_rgb(rgb: np.ndarray, quality: int = JPEG_QUALITY) -> bytes:
-    """Compress a frame to baseline JPEG with 4:2:0 chroma.
+def encode_rgb(rgb: np.ndarray, quality: int = JPEG_QUALITY, chroma: str = "420") -> bytes:
+    """Compress a frame to baseline JPEG.
 
     Args:
         rgb: uint8[H, W, 3].
         quality: 1 to 100.
+        chroma: Subsampling of the colours; "444" is none.
     """
-    return simplejpeg.encode_jpeg(np.ascontiguousarray(rgb), quality=quality, colorspace="RGB", colorsubsampling="420")
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(rgb), quality=quality, colorspace="RGB", colorsubsampling=chroma)
 
 
 def decode_rgb(data: bytes | memoryview, size: tuple[int, int] | None = None) -> np.ndarray:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import simplejpeg
 
+from owl.data.codecs import encode_rgb
 from owl.errors import OwlError
 from owl.play.inputs import Inputs, Sample
 from owl.play.log import Action, ActionLog, digest
@@ -255,5 +255,4 @@ class Session:
 
 def encode(rgb: np.ndarray) -> bytes:
     """Encode uint8[H, W, 3] as JPEG without subsampling of colours."""
-    jpeg: bytes = simplejpeg.encode_jpeg(np.ascontiguousarray(rgb), QUALITY, colorsubsampling="444")
-    return jpeg
+    return encode_rgb(rgb, QUALITY, chroma="444")
