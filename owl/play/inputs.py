@@ -65,8 +65,7 @@ class Inputs:
         with self._lock:
             waited = 0.0 if math.isnan(self._time) else time.perf_counter() - self._arrived
             sample = Sample(self._pressed, self._moved + self._deflected * self._full, self._time, waited)
-            self._pressed, self._deflected = self._held.copy(), self._sticks.copy()
-            self._moved, self._time = np.zeros_like(self._moved), math.nan
+            self._forget()
         return sample
 
     def release(self) -> None:
@@ -74,5 +73,9 @@ class Inputs:
         with self._lock:
             self._held = np.zeros_like(self._held)
             self._sticks = np.zeros_like(self._sticks)
-            self._pressed, self._deflected = self._held.copy(), self._sticks.copy()
-            self._moved, self._time = np.zeros_like(self._moved), math.nan
+            self._forget()
+
+    def _forget(self) -> None:
+        """Begin anew with what is held now."""
+        self._pressed, self._deflected = self._held.copy(), self._sticks.copy()
+        self._moved, self._time = np.zeros_like(self._moved), math.nan

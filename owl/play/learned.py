@@ -99,8 +99,8 @@ class LearnedWorld(World):
         stride = sources.stride or trained_stride(content)
         decoder = self.decoders[first]
         self.episodes = Episodes(data, sources.split, network, decoder, stride, sources.context, device)
-        self.scenes = self.episodes.windows(STARTS)
-        last = {name: values[:, -1:] for name, values in self.scenes.items() if name != "window"}
+        self.scenes = {name: x for name, x in self.episodes.windows(STARTS).items() if name != "window"}
+        last = {name: values[:, -1:] for name, values in self.scenes.items()}
         starts = self.episodes.pictures(last)[:, 0].movedim(1, -1).numpy()
         height, width = starts.shape[1:3]
         origin = asdict(sources) | {
@@ -133,7 +133,7 @@ class LearnedWorld(World):
     def reset(self, start: int, seed: int) -> Picture:
         """Begin after the last frame of a start scene."""
         self.check_start(start)
-        scene = {name: values[start : start + 1] for name, values in self.scenes.items() if name != "window"}
+        scene = {name: values[start : start + 1] for name, values in self.scenes.items()}
         latents = self.episodes.latents(scene)
         self.engine.reset(latents, self.episodes.controls(scene), seed=seed % 2**63)
         return Picture(self.episodes.decode(latents["video"])[0, -1].movedim(0, -1).numpy())

@@ -1,7 +1,7 @@
 """Play an action log again, and compare each frame with the recorded one."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -72,7 +72,7 @@ def replay(log: ActionLog, world: World) -> Iterator[Replayed]:
     """Yield each frame of a log after its start."""
     world.reset(log.start, log.seed)
     for action in log.actions:
-        if asdict(action.settings) != asdict(world.settings):
+        if action.settings != world.settings:
             world.change(action.settings)
         rgb = world.step(action.buttons, action.axes).rgb
         yield Replayed(rgb, digest(rgb) == action.picture)

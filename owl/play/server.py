@@ -16,7 +16,7 @@ from owl.errors import OwlError
 from owl.play import protocol
 from owl.play.protocol import Close, Input, MalformedError
 from owl.play.session import Session, encode
-from owl.play.world import MOST_STEPS, World
+from owl.play.world import World
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MOST_VIEWERS = 16
@@ -103,7 +103,7 @@ class Server:
         self.player: Viewer | None = None
         self._state: dict[str, Any] = {}
         self._last_frame: bytes | None = None
-        self._starts = [encode(picture) for picture in world.description.starts]
+        self._starts = dict(enumerate(map(encode, world.description.starts)))
 
     async def __aenter__(self) -> "Server":
         """Listen; ``port`` is then the one in use.
@@ -204,10 +204,8 @@ class Server:
             "buttons": description.buttons,
             "axes": description.axes,
             "fps": description.fps,
-            "size": description.size,
             "starts": len(self._starts),
             "decoders": description.decoders,
-            "most_steps": MOST_STEPS,
             "folder": str(self.folder),
         }
 
@@ -248,7 +246,7 @@ class Server:
         return response
 
     async def _start_picture(self, request: web.Request) -> web.StreamResponse:
-        return _jpeg(dict(enumerate(self._starts)), request)
+        return _jpeg(self._starts, request)
 
     async def _moment_picture(self, request: web.Request) -> web.StreamResponse:
         return _jpeg(self.session.thumbnails, request)

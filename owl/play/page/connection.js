@@ -7,7 +7,7 @@ const HEADER = 1 + 4 + 8 + 4 * PARTS.length;
 const text = new TextDecoder();
 
 export class Connection {
-  // handlers: frame({number, time, parts, jpeg, bytes}), state(object), notice(string), lost(reason)
+  // handlers: frame({number, time, parts, jpeg}), state(object), notice(string), lost(reason)
   constructor(handlers) {
     this.handlers = handlers;
     this.state = null;

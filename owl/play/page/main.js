@@ -79,7 +79,6 @@ function build(state) {
     $("scenes").append(button);
   }
   $("settings-section").hidden = state.kind !== "world model";
-  $("steps").max = Math.min(16, state.most_steps);
   $("decoder").replaceChildren(...state.decoders.map((name) => new Option(name, name)));
   for (const [id, code] of Object.entries(SHORTCUTS)) {
     if (bindings.uses(code)) delete SHORTCUTS[id]; // the key belongs to the world

@@ -57,6 +57,6 @@ export class Timeline {
   }
 }
 
-export function clock(seconds) {
+function clock(seconds) {
   return `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
 }
