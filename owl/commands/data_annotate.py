@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from owl import models
 from owl.data import codecs
-from owl.data.annotators import Annotator, FlowAnnotator
+from owl.data.annotators import Annotator, FlowAnnotator, pictures
 from owl.data.depth import DepthAnnotator
 from owl.data.jobs import Frames, Made, ShardJob, local_folder, run
 from owl.data.scene import SceneAnnotator
@@ -163,10 +163,8 @@ class Labeller(Annotator):
 
     def members(self, source: Source, episode: int) -> Iterator[dict[str, bytes]]:
         whole = int(source.index.episode_frames[episode])
-        reader = SampleReader(replace(source, taken=("rgb",), kept=("rgb",), size=self.network.size))
-        for sample, _ in reader.stretches(episode, whole):
-            pictures = np.ascontiguousarray(sample["rgb"].movedim(1, -1).numpy())
-            for label in self.label(pictures):
+        for frames in pictures(replace(source, size=self.network.size), episode, whole):
+            for label in self.label(frames):
                 yield {EXTENSION: codecs.encode_array(label.astype(np.float32))}
 
     @classmethod
