@@ -62,7 +62,7 @@ class ImageAutoencoder(FoldableNetwork):
         losses: Names of the bottleneck's losses, each a method of the result of `encode`.
         latent_mean: float[c], buffer: mean of each latent channel in the last validation; zeros until measured.
         latent_std: float[c], buffer: its standard deviation; ones until measured. The statistics for later stages are
-            measured on the training split by `owl.data.encoder` and stored in the dataset of latents.
+            measured on the training split by `owl.data.encoding` and stored in the dataset of latents.
         config: The arguments above as plain values; building from them gives a network of the same shape.
 
     Raises:
