@@ -27,6 +27,7 @@ from owl.rollout.evaluation import (
     roll_out,
 )
 from owl.rollout.generate import Sampler
+from owl.rollout.report import at_horizons
 from owl.viz.rollouts import strip
 
 HORIZONS = (1, 4, 8, 16)
@@ -170,8 +171,7 @@ class Rollouts(Callback):
         folder = Path(trainer.default_root_dir) / "media" / f"step-{trainer.global_step:07d}"
         write_picture(trainer, folder, "rollout", strip(clips))
         names = ("psnr", "lpips", "repeat_psnr", "repeat_lpips")
-        at_horizons = {f"{name}_{h}": curves[name][h - 1] for name in names for h in HORIZONS if h <= self.horizon}
-        return at_horizons | others
+        return at_horizons({name: curves[name] for name in names}, HORIZONS) | others
 
     def _drift(self, engine: Engine, episodes: Episodes) -> dict[str, float]:
         """Generate long rollouts and return their drift."""

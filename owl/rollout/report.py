@@ -1,12 +1,14 @@
 """Text and tables of the report on the rollouts of a world model."""
 
+from collections.abc import Sequence
+
 from owl.viz.numbers import format_number
 from owl.viz.rollouts import HORIZONS
 
 
-def at_horizons(curves: dict[str, list[float]]) -> dict[str, float]:
-    """Return the values of curves at the horizons 1, 2, 4, ... as ``<name>_<horizon>``."""
-    return {f"{name}_{h}": values[h - 1] for name, values in curves.items() for h in HORIZONS if h <= len(values)}
+def at_horizons(curves: dict[str, list[float]], horizons: Sequence[int] = HORIZONS) -> dict[str, float]:
+    """Return the values of curves at the horizons that they reach, as ``<name>_<horizon>``."""
+    return {f"{name}_{h}": values[h - 1] for name, values in curves.items() for h in horizons if h <= len(values)}
 
 
 def headline(metrics: dict[str, float]) -> dict[str, float]:
