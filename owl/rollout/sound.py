@@ -110,26 +110,28 @@ def mel_curves(sound: Sound) -> dict[str, list[float]]:
         after the context, over clips; and, for several clips, ``other_mel``: the same of the true sound of another
         clip, as a reference.
     """
-    levels = {name: mel_decibels(joined(x), sound.sample_rate) for name, x in sounds(sound).items()}
-    curves = {"mel": levels["generated"]}
+    true, generated = (mel_decibels(joined(x), sound.sample_rate) for x in (sound.future, sound.generated))
+    curves = {"mel": generated}
     if len(sound.true) > 1:
-        curves["other_mel"] = levels["true"].roll(1, 0)
+        curves["other_mel"] = true.roll(1, 0)
     frames, samples = sound.generated.shape[1], sound.generated.shape[-1]
-    return {
-        name: over_frames((found - levels["true"]).abs().mean((0, 1, 2)), frames, samples)
-        for name, found in curves.items()
-    }
-
-
-def sounds(sound: Sound) -> dict[str, Tensor]:
-    """Return the true and the generated sound after the context, float[B, H, channels, n] each."""
-    return {"true": sound.future, "generated": sound.generated}
+    return {name: over_frames((found - true).abs().mean((0, 1, 2)), frames, samples) for name, found in curves.items()}
 
 
 def over_frames(values: Tensor, frames: int, samples: int) -> list[float]:
     """Average a value of each column of a mel spectrogram, float[columns], over the columns of each frame."""
-    edges = [(int(h * samples / MEL_HOP), ceil((h + 1) * samples / MEL_HOP)) for h in range(frames)]
-    return [float(values[first:stop].mean()) for first, stop in edges]
+    return [float(values[columns].mean()) for columns in columns_of(frames, samples)]
+
+
+def columns_of(frames: int, samples: float, together: int = 1) -> list[slice]:
+    """Return the columns of a mel spectrogram for each of a number of frames.
+
+    Args:
+        frames: Number of frames.
+        samples: Samples per frame.
+        together: Frames whose columns are taken, the frame and those after it.
+    """
+    return [slice(int(h * samples / MEL_HOP), ceil((h + together) * samples / MEL_HOP)) for h in range(frames)]
 
 
 def onset_agreement(sound: Sound, buttons: Tensor, names: Sequence[str]) -> dict[str, float]:
@@ -182,9 +184,8 @@ def onset_strength(sound: Tensor, sample_rate: int, frames: int, listened: int) 
     """
     levels = mel_decibels(sound, sample_rate)
     rise = levels.diff(dim=-1, prepend=levels[..., :1]).clamp(min=0).mean((1, 2))
-    samples = sound.shape[-1] / frames
-    edges = [(int(h * samples / MEL_HOP), ceil((h + listened) * samples / MEL_HOP)) for h in range(frames)]
-    return torch.stack([rise[:, first:stop].amax(1) for first, stop in edges], 1)
+    spans = columns_of(frames, sound.shape[-1] / frames, listened)
+    return torch.stack([rise[:, columns].amax(1) for columns in spans], 1)
 
 
 def area_under_roc(positive: Tensor, negative: Tensor) -> float:
