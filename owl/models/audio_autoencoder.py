@@ -12,14 +12,25 @@ from owl.errors import OwlError
 from owl.nn.convolution import FoldableNetwork
 from owl.nn.posterior import Posterior
 from owl.nn.snake import SnakeBeta
-from owl.nn.waveform import SNAKE_GAIN, Convolution1d, Down1d, ResidualUnit, Stream, Up1d, reach
+from owl.nn.waveform import (
+    SNAKE_GAIN,
+    Blocks,
+    Convolution1d,
+    Down1d,
+    ResidualUnit,
+    Stream,
+    Sum,
+    Unblocks,
+    Up1d,
+    reach,
+)
 
 Norm = Literal["weight", "none"]
 
 DILATIONS = (1, 3, 9)
 """Of the residual units of a stage."""
 TYPICAL_LEVEL = 0.1
-"""Root mean square of sound: the first layer scales it to about one, the last layer back."""
+"""Root mean square of sound: the first layer scales it to about one."""
 LOGVAR_BOUND = 15.0  # as in `owl.models.image_autoencoder`
 INITIAL_LOGVAR = -4.0  # likewise
 
@@ -86,7 +97,7 @@ class SoundDecoding(FoldableNetwork):
         last chunk. Together they equal `decode` of all latents. Each layer keeps the steps that it needs again, so
         nothing is computed twice.
         """
-        return Stream(self.decoder)
+        return Stream([self.decoder])
 
 
 class AudioAutoencoder(SoundDecoding):
@@ -95,6 +106,11 @@ class AudioAutoencoder(SoundDecoding):
     The fully convolutional autoencoder of Stable Audio (Evans et al. 2024, "Oobleck"), after the Descript audio codec
     (Kumar et al. 2023): one stage per stride, each with three dilated residual units and a strided convolution, with
     SnakeBeta activations and weight normalisation, but neither norms nor a middle block. Any length of sound is valid.
+
+    In addition, a learned linear map between each block of ``hop`` samples and its latent runs beside the convolutions
+    of encoder and decoder. It starts as the lowest frequencies of a discrete cosine transform, and the convolutions
+    start at zero: before the first step the autoencoder is a low-pass filter, from which it learns phases at once.
+    Convolutions alone must find a common phase first, which takes thousands of steps.
 
     Latent k describes the samples from ``k * hop`` to ``(k + 1) * hop - 1``. It depends on the samples of `span`, and
     they depend on the latents of `context`. In the causal form a latent depends on no sample after its own, and samples
@@ -202,8 +218,10 @@ class Encoder(nn.Module):
             trunk += (ResidualUnit(fine, dilation, depth, **shared) for dilation in DILATIONS)
             trunk += [SnakeBeta(fine), Down1d(fine, coarse, stride, gain=SNAKE_GAIN, **shared)]
         self.trunk = nn.Sequential(*trunk, SnakeBeta(widths[-1]))
-        self.mean = Convolution1d(widths[-1], latent_channels, 3, gain=SNAKE_GAIN, **shared)
+        self.mean = Convolution1d(widths[-1], latent_channels, 3, gain=0, **shared)
         self.logvar = Convolution1d(widths[-1], 1, 3, gain=0, **shared)
+        hop = math.prod(strides)
+        self.shortcut = Blocks(channels, latent_channels, hop, 1 / latent_level(channels, latent_channels, hop))
         with torch.no_grad():
             self.logvar.convolution.bias.fill_(INITIAL_LOGVAR)  # type: ignore[union-attr]
 
@@ -211,10 +229,10 @@ class Encoder(nn.Module):
         """float[B, channels, N * hop] -> mean float[B, c, N], logvar float[B, 1, N]."""
         x = self.trunk(audio)
         # Bounded smoothly: a hard clamp has no gradient outside, so the log-variance could not recover.
-        return self.mean(x), LOGVAR_BOUND * torch.tanh(self.logvar(x) / LOGVAR_BOUND)
+        return self.mean(x) + self.shortcut(audio), LOGVAR_BOUND * torch.tanh(self.logvar(x) / LOGVAR_BOUND)
 
 
-class Decoder(nn.Sequential):
+class Decoder(Sum):
     """The second half of ``AudioAutoencoder``: float[B, c, N] -> float[B, channels, N * hop]."""
 
     def __init__(
@@ -226,14 +244,21 @@ class Decoder(nn.Sequential):
         for stride, (fine, coarse) in reversed([*zip(strides, pairwise(widths), strict=True)]):
             layers += [SnakeBeta(coarse), Up1d(coarse, fine, stride, gain=SNAKE_GAIN, **shared)]
             layers += (ResidualUnit(fine, dilation, depth, **shared) for dilation in DILATIONS)
-        head = Convolution1d(widths[0], channels, 7, gain=TYPICAL_LEVEL, bias=False, **shared)
-        super().__init__(*layers, SnakeBeta(widths[0]), head)
-        self.hop = math.prod(strides)
+        head = Convolution1d(widths[0], channels, 7, gain=0, bias=False, **shared)
+        hop = math.prod(strides)
+        shortcut = Unblocks(latent_channels, channels, hop, latent_level(channels, latent_channels, hop))
+        super().__init__(nn.Sequential(*layers, SnakeBeta(widths[0]), head), shortcut)
+        self.hop = hop
 
     def context(self) -> tuple[int, int]:
         """Return the latents before and after latent k on which its samples depend."""
-        first, last = reach(self, 0, self.hop - 1)
+        first, last = reach([self], 0, self.hop - 1)
         return -first, last
+
+
+def latent_level(channels: int, latent_channels: int, hop: int) -> float:
+    """Return the root mean square of orthonormal coefficients that hold all of a sound of `TYPICAL_LEVEL`."""
+    return TYPICAL_LEVEL * math.sqrt(channels * hop / latent_channels)
 
 
 def check_sound(audio: Tensor, channels: int) -> None:

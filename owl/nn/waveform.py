@@ -5,6 +5,7 @@ keeps the steps that its next window needs, so that chunks of any length give th
 computed once. In the causal form no output depends on later inputs.
 """
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -146,7 +147,25 @@ class Up1d(Windowed):
         return (first + self.shift) // self.factor - 1, (last + self.shift) // self.factor
 
 
-class ResidualUnit(nn.Module):
+class Sum(nn.Module):
+    """branch(x) + shortcut(x).
+
+    Args:
+        branch: A sequence of layers of this module, `SnakeBeta` and other layers without memory.
+        shortcut: Such a layer, of which no output depends on more inputs than that of the branch.
+    """
+
+    def __init__(self, branch: nn.Sequential, shortcut: nn.Module) -> None:
+        super().__init__()
+        self.branch, self.shortcut = branch, shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float[B, C, N] -> float[B, C', N']."""
+        y: Tensor = self.branch(x) + self.shortcut(x)
+        return y
+
+
+class ResidualUnit(Sum):
     """x + 1x1(snake(dilated(snake(x)))), without norms.
 
     Fix-up initialisation as in `owl.nn.convolution.ResidualBlock`: the last layer is zero, so that the unit starts as
@@ -161,20 +180,92 @@ class ResidualUnit(nn.Module):
     """
 
     def __init__(self, width: int, dilation: int, depth: int, *, causal: bool, weight_norm: bool) -> None:
-        super().__init__()
         layers = 2
         gain = SNAKE_GAIN * depth ** (-1 / (2 * layers - 2))
-        self.branch = nn.Sequential(
+        branch = nn.Sequential(
             SnakeBeta(width),
             Convolution1d(width, width, KERNEL, dilation=dilation, gain=gain, causal=causal, weight_norm=weight_norm),
             SnakeBeta(width),
             Convolution1d(width, width, 1, gain=0, bias=False, causal=causal, weight_norm=weight_norm),
         )
+        super().__init__(branch, nn.Identity())
 
-    def forward(self, x: Tensor) -> Tensor:
-        """float[B, width, N] -> float[B, width, N]."""
-        y: Tensor = x + self.branch(x)
+
+class Blocks(Windowed):
+    """Linear map of blocks of ``size`` steps to one step each: float[B, channels, N * size] -> float[B, features, N].
+
+    It starts as `cosines`.
+
+    Args:
+        channels: Channels of the input.
+        features: Channels of the output.
+        size: Steps of a block.
+        gain: Factor of the initial map.
+    """
+
+    def __init__(self, channels: int, features: int, size: int, gain: float) -> None:
+        super().__init__(size, size, (0, 0))
+        self.convolution = nn.Conv1d(channels, features, size, size, bias=False)
+        self.convolution.weight = nn.Parameter(gain * cosines(channels, features, size))
+
+    def valid(self, x: Tensor) -> Tensor:
+        """float[B, channels, N] -> float[B, features, N // size]."""
+        y: Tensor = self.convolution(x)
         return y
+
+
+class Unblocks(Windowed):
+    """Linear map of one step to a block of ``size`` steps: float[B, features, N] -> float[B, channels, N * size].
+
+    It starts as the transpose of `cosines`, which inverts it as far as its features go.
+
+    Args:
+        features: Channels of the input.
+        channels: Channels of the output.
+        size: Steps of a block.
+        gain: Factor of the initial map.
+    """
+
+    def __init__(self, features: int, channels: int, size: int, gain: float) -> None:
+        super().__init__(1, 1, (0, 0))
+        self.size = size
+        self.convolution = nn.Conv1d(features, channels * size, 1, bias=False)
+        self.convolution.weight = nn.Parameter(gain * cosines(channels, features, size).flatten(1).T[..., None])
+
+    def valid(self, x: Tensor) -> Tensor:
+        """float[B, features, N] -> float[B, channels, N * size]."""
+        y: Tensor = self.convolution(x).unflatten(1, (-1, self.size)).transpose(2, 3).flatten(2)
+        return y
+
+    def reach(self, first: int, last: int) -> tuple[int, int]:
+        """See `Windowed.reach`."""
+        return first // self.size, last // self.size
+
+
+def cosines(channels: int, features: int, size: int) -> Tensor:
+    """Return the lowest frequencies of the orthonormal discrete cosine transform of blocks of sound.
+
+    The transform is DCT-II along time and along channels, which makes sum and difference of two channels (Ahmed et al.
+    1974, "Discrete cosine transform").
+
+    Args:
+        channels: Channels of the sound.
+        features: Number of coefficients: all channels of the lowest frequency first.
+        size: Samples of a block.
+
+    Returns:
+        float[features, channels, size], orthonormal rows; zeros where there are more features than samples.
+    """
+    products = torch.einsum("ts,kc->tkcs", _cosines(size), _cosines(channels)).flatten(0, 1)[:features]
+    return F.pad(products, (0, 0, 0, 0, 0, features - len(products)))
+
+
+def _cosines(size: int) -> Tensor:
+    """Orthonormal DCT-II, float[frequency, step]."""
+    steps = torch.arange(size)
+    basis = torch.cos(math.pi / size * (steps + 0.5) * steps[:, None]) * math.sqrt(2 / size)
+    basis[0] *= math.sqrt(0.5)
+    return basis
 
 
 def reach(layers: Iterable[nn.Module], first: int, last: int) -> tuple[int, int]:
@@ -189,7 +280,7 @@ def reach(layers: Iterable[nn.Module], first: int, last: int) -> tuple[int, int]
         Input steps; negative ones, and those after the end, are padding.
     """
     for layer in reversed(list(layers)):
-        if isinstance(layer, ResidualUnit):
+        if isinstance(layer, Sum):
             first, last = reach(layer.branch, first, last)
         elif isinstance(layer, Windowed):
             first, last = layer.reach(first, last)
@@ -252,22 +343,22 @@ class _Windows:
         return layer.valid(x[..., : (windows - 1) * layer.stride + layer.span])
 
 
-class _Residual:
-    """A residual unit in a stream: the input waits until the branch has caught up with it."""
+class _Sum:
+    """A sum in a stream: the shortcut waits until the branch has caught up with it."""
 
-    def __init__(self, unit: ResidualUnit) -> None:
-        self._branch = Stream(unit.branch)
+    def __init__(self, layer: Sum) -> None:
+        self._branch, self._shortcut = Stream(layer.branch), Stream([layer.shortcut])
         self._waiting: Tensor | None = None
 
     def __call__(self, x: Tensor, last: bool) -> Tensor:
-        y = self._branch(x, last)
+        y, x = self._branch(x, last), self._shortcut(x, last)
         if self._waiting is not None:
             x = torch.cat([self._waiting, x], -1)
         self._waiting = x[..., y.shape[-1] :]
         return x[..., : y.shape[-1]] + y
 
 
-def _step(layer: nn.Module) -> _Pointwise | _Windows | _Residual:
-    if isinstance(layer, ResidualUnit):
-        return _Residual(layer)
+def _step(layer: nn.Module) -> _Pointwise | _Windows | _Sum:
+    if isinstance(layer, Sum):
+        return _Sum(layer)
     return _Windows(layer) if isinstance(layer, Windowed) else _Pointwise(layer)

@@ -119,6 +119,18 @@ def test_the_level_of_sound_passes_at_initialisation() -> None:
     assert torch.allclose(network.encode(sound(48)).logvar, torch.tensor(INITIAL_LOGVAR), atol=0.15)
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+def test_low_notes_pass_before_the_first_step(channels: int) -> None:
+    network = tiny(channels=channels, strides=[5, 6], latent_channels=8 * channels)
+    time = torch.arange(3000) / network.sample_rate
+    notes = [torch.sin(2 * torch.pi * hertz * time) * 0.1 for hertz in (200, 3000, 12_000)]
+    low, middle, high = torch.stack([torch.stack([note, -0.5 * note])[:channels] for note in notes])
+    errors = [network(x[None], sample=False)[0].sub(x).square().sum() / x.square().sum() for x in (low, middle, high)]
+    assert errors[0] < 1e-3
+    assert errors[1] < 0.1
+    assert errors[2] > 0.8
+
+
 def test_silence_stays_finite() -> None:
     network = tiny()
     reconstruction, posterior = network(torch.zeros(1, 2, 100), sample=False)

@@ -10,7 +10,19 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from owl.nn.snake import SnakeBeta
-from owl.nn.waveform import SNAKE_GAIN, Convolution1d, Down1d, ResidualUnit, Stream, Up1d, reach
+from owl.nn.waveform import (
+    SNAKE_GAIN,
+    Blocks,
+    Convolution1d,
+    Down1d,
+    ResidualUnit,
+    Stream,
+    Sum,
+    Unblocks,
+    Up1d,
+    cosines,
+    reach,
+)
 
 
 def layers(causal: bool, weight_norm: bool = True) -> nn.Sequential:
@@ -23,7 +35,7 @@ def layers(causal: bool, weight_norm: bool = True) -> nn.Sequential:
         SnakeBeta(6),
         Down1d(6, 6, 3, gain=1, **shared),
         ResidualUnit(6, 1, 2, **shared),
-        Up1d(6, 4, 4, gain=1, **shared),
+        Sum(nn.Sequential(Up1d(6, 4, 4, gain=1, **shared)), Unblocks(6, 4, 4, 1)),
         Convolution1d(4, 3, 3, dilation=2, bias=False, **shared),
     )
     with torch.no_grad():
@@ -86,3 +98,20 @@ def test_up_is_a_transposed_convolution(factor: int) -> None:
     with torch.no_grad():
         up.convolution.bias.zero_()  # type: ignore[union-attr]
     torch.testing.assert_close(up(x), expected)
+
+
+@pytest.mark.parametrize(("channels", "features", "size"), [(1, 4, 9), (2, 5, 8), (2, 12, 6)])
+def test_cosines_are_orthonormal(channels: int, features: int, size: int) -> None:
+    rows = cosines(channels, features, size).flatten(1)
+    torch.testing.assert_close(rows @ rows.T, torch.eye(features), rtol=0, atol=1e-6)
+
+
+def test_features_beyond_the_samples_start_at_zero() -> None:
+    rows = cosines(2, 7, 3).flatten(1)
+    torch.testing.assert_close(rows[:6] @ rows[:6].T, torch.eye(6), rtol=0, atol=1e-6)
+    assert not rows[6].any()
+
+
+def test_all_coefficients_of_a_block_restore_it() -> None:
+    x = torch.randn(1, 2, 12)
+    torch.testing.assert_close(Unblocks(8, 2, 4, 3.0)(Blocks(2, 8, 4, 1 / 3)(x)), x)
