@@ -1,10 +1,47 @@
 """The two sides of adversarial training, shared by recipes of decoders."""
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim import Optimizer
 
 from owl.losses.adversarial import generator_loss, logits_and_penalty
 from owl.models.discriminators import Discriminator
+from owl.nn.frozen import trained
+from owl.optim.configuration import with_schedule
 from owl.optim.stepping import only_towards
+
+
+class TrainsAgainstDiscriminator(LightningModule):
+    """Has an optimiser for the network and one for the discriminator, if there is one.
+
+    Attributes:
+        network: A decoder, or another generator.
+        discriminator: Its opponent, or None.
+        optimizer: Called with the network's parameters.
+        discriminator_optimizer: Called with those of the discriminator.
+        warmup_steps: Steps of linear warm-up of both learning rates; a cosine follows until training ends.
+        final_lr: Learning rates at the end, as a fraction of their peaks.
+        accumulate: Batches per step.
+    """
+
+    network: Any
+    discriminator: Any
+    optimizer: Callable[[Iterable], Optimizer]
+    discriminator_optimizer: Callable[[Iterable], Optimizer]
+    warmup_steps: int
+    final_lr: float
+    accumulate: int
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return the optimisers of the network and of the discriminator, each with warm-up and cosine."""
+        optimizers = [self.optimizer(trained(self.network).values())]
+        if self.discriminator is not None:
+            optimizers.append(self.discriminator_optimizer(trained(self.discriminator).values()))
+        return [with_schedule(self, each, self.warmup_steps, self.final_lr, self.accumulate) for each in optimizers]
 
 
 def ramped(number: int, start: int, steps: int) -> float:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
@@ -23,10 +22,9 @@ from owl.metrics.audio import AudioMetrics
 from owl.models.audio_autoencoder import AudioAutoencoder
 from owl.models.audio_decoder import AudioDecoder
 from owl.models.audio_discriminators import AudioDiscriminator, Judgement
-from owl.nn.frozen import freeze, trained
-from owl.optim.configuration import with_schedule
+from owl.nn.frozen import freeze
 from owl.optim.stepping import manual_step, only_towards, with_gradient
-from owl.recipes.adversarial import ramped
+from owl.recipes.adversarial import TrainsAgainstDiscriminator, ramped
 from owl.recipes.arguments import any_weight
 from owl.recipes.decoders import load_network, with_noise
 from owl.recipes.hooks import ChecksEncoder, MeasuresBatches
@@ -50,7 +48,7 @@ class Weights(AudioWeights):
     features: float = 5.0
 
 
-class AudioGANDecoder(ChecksEncoder, MeasuresBatches):
+class AudioGANDecoder(ChecksEncoder, MeasuresBatches, TrainsAgainstDiscriminator):
     """Train a decoder of sound with reconstruction, adversarial and feature matching losses; the encoder is frozen.
 
     loss = sum of weight * term over `Weights`. The discriminator trains from the first step on the decoder's outputs,
@@ -114,6 +112,13 @@ class AudioGANDecoder(ChecksEncoder, MeasuresBatches):
     ) -> None:
         super().__init__()
         any_weight(weights)
+        if adversarial_start and not (weights.stft or weights.l1 or weights.l2):
+            raise OwlError(
+                "recipe.weights",
+                f"stft, l1 and l2 are 0 and adversarial_start is {adversarial_start}, so the first steps have no loss, "
+                "expected a term that begins at once; set one of them in model.init_args.weights, or adversarial_start "
+                "to 0",
+            )
         at_least(1, accumulate=accumulate, segments=segments, segment_samples=segment_samples)
         at_least(0, adversarial_start=adversarial_start, adversarial_ramp=adversarial_ramp)
         if noise < 0:
@@ -270,14 +275,6 @@ class AudioGANDecoder(ChecksEncoder, MeasuresBatches):
         audio, decoded = self.reconstruct(batch)
         before = self.original.decode(_latents(batch))
         return listen({"original": audio, "stage_1": before, "adversarial": decoded}, self.network.sample_rate)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the optimisers of the decoder and of the discriminator, each with warm-up and cosine."""
-        optimizers = (
-            self.optimizer(trained(self.network).values()),
-            self.discriminator_optimizer(trained(self.discriminator).values()),
-        )
-        return [with_schedule(self, each, self.warmup_steps, self.final_lr, self.accumulate) for each in optimizers]
 
 
 def _latents(batch: dict[str, Tensor]) -> Tensor:

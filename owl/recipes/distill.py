@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
@@ -20,10 +19,9 @@ from owl.metrics.psnr import MeanPSNR
 from owl.models.discriminators import Discriminator
 from owl.models.image_autoencoder import ImageAutoencoder
 from owl.models.image_decoder import ImageDecoder
-from owl.nn.frozen import freeze, trained
-from owl.optim.configuration import with_schedule
+from owl.nn.frozen import freeze
 from owl.optim.stepping import manual_step
-from owl.recipes.adversarial import fooled, judge, ramped
+from owl.recipes.adversarial import TrainsAgainstDiscriminator, fooled, judge, ramped
 from owl.recipes.decoders import (
     DecoderFactory,
     DecoderMetrics,
@@ -50,7 +48,7 @@ class Weights(ReconstructionWeights):
     adversarial: float = 0.1
 
 
-class Distill(ChecksEncoder, MeasuresBatches):
+class Distill(ChecksEncoder, MeasuresBatches, TrainsAgainstDiscriminator):
     """Train a small decoder to decode the latents of a frozen encoder like a larger decoder, its teacher.
 
     loss = sum of weight * term over `Weights`, where each reconstruction term is
@@ -213,13 +211,6 @@ class Distill(ChecksEncoder, MeasuresBatches):
         image, latent = images(batch), latents(batch)
         versions = {"original": image, "teacher": self.taught(latent), "student": self.network.decode(latent)}
         return compared(versions, batch["rgb"].shape[1])
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the optimiser of the student and that of the discriminator, each with warm-up and cosine."""
-        optimizers = [self.optimizer(trained(self.network).values())]
-        if self.discriminator is not None:
-            optimizers.append(self.discriminator_optimizer(trained(self.discriminator).values()))
-        return [with_schedule(self, each, self.warmup_steps, self.final_lr, self.accumulate) for each in optimizers]
 
 
 def _teacher(autoencoder: ImageAutoencoder, path: str | None) -> nn.Module:

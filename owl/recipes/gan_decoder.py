@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
@@ -22,10 +21,9 @@ from owl.metrics.latents import LatentStatistics
 from owl.models.discriminators import Discriminator
 from owl.models.image_decoder import ImageDecoder, decode_clips
 from owl.nn.bottleneck import Encoding
-from owl.nn.frozen import freeze, trained
-from owl.optim.configuration import with_schedule
+from owl.nn.frozen import freeze
 from owl.optim.stepping import manual_step
-from owl.recipes.adversarial import fooled, judge, ramped
+from owl.recipes.adversarial import TrainsAgainstDiscriminator, fooled, judge, ramped
 from owl.recipes.decoders import (
     DecoderFactory,
     DecoderMetrics,
@@ -57,7 +55,7 @@ class Weights(ReconstructionWeights):
     kl: float = 1e-6
 
 
-class GANDecoder(ChecksEncoder, MeasuresBatches):
+class GANDecoder(ChecksEncoder, MeasuresBatches, TrainsAgainstDiscriminator):
     """Train a decoder with reconstruction losses and the adversarial loss of R3GAN; the encoder is frozen.
 
     loss = sum of weight * term over `Weights`. The discriminator trains from the first step on the decoder's outputs,
@@ -293,11 +291,3 @@ class GANDecoder(ChecksEncoder, MeasuresBatches):
         before = self.original(image, sample=False)[0] if self.train_encoder else self.original.decode(latents(batch))
         rows = {"original": image, "stage 1": before, "trained adversarially": self.reconstruct(batch)[0]}
         return compared(rows, batch["rgb"].shape[1])
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the optimisers of the decoder and of the discriminator, each with warm-up and cosine."""
-        optimizers = (
-            self.optimizer(trained(self.network).values()),
-            self.discriminator_optimizer(trained(self.discriminator).values()),
-        )
-        return [with_schedule(self, each, self.warmup_steps, self.final_lr, self.accumulate) for each in optimizers]

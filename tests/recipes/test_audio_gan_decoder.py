@@ -308,6 +308,9 @@ def test_what_does_not_fit_is_told(lab: Path) -> None:
         recipe(lab).discriminator(torch.zeros(1, 2, 60))
     with refused("recipe.weights", "model.weights"):
         recipe(lab, NONE)
+    with refused("recipe.weights", "stft, l1 and l2 are 0", "adversarial_start is 3"):
+        recipe(lab, NONE | {"adversarial": 1.0}, adversarial_start=3)
+    recipe(lab, NONE | {"adversarial": 1.0}, adversarial_start=0)
     with refused("recipe.arguments", "noise is -1"):
         recipe(lab, noise=-1)
     for latent in ({}, {"audio_latent": torch.zeros(2, 9)}):

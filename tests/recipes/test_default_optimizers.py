@@ -16,7 +16,7 @@ RECIPES = {
     for name, member in vars(import_module(f"owl.recipes.{module.name}")).items()
     if inspect.isclass(member)
     and issubclass(member, LightningModule)
-    and "configure_optimizers" in vars(member)
+    and "training_step" in vars(member)
     and member is not LightningModule
 }
 
