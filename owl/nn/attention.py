@@ -41,20 +41,28 @@ class Frames:
     attends: dict[tuple[int, int, bool, int], Attend] = field(default_factory=dict, repr=False)
 
 
-def clip_frames(length: int, copies: int, device: torch.device) -> Frames:
-    """Return the frames of one clip in order, followed by the same frames as copy 1, and so on.
+def clip_frames(length: int, copies: int, device: torch.device, copied: int | None = None) -> Frames:
+    """Return the frames of one clip in order, followed by its last frames as copy 1, and so on.
 
     Cached, so that attention is built once and not at every step.
+
+    Args:
+        length: Frames of the clip.
+        copies: Number of copies, including copy 0, the clip itself.
+        device: Device of the result.
+        copied: Frames of each further copy. None: all.
     """
     if torch.compiler.is_compiling():  # tracing bypasses caches
-        return _clip_frames(length, copies, device)
+        return _clip_frames(length, copies, device, copied)
     with torch.inference_mode(False):  # frames created in validation are also used in training
-        return _cached_clip_frames(length, copies, device)
+        return _cached_clip_frames(length, copies, device, copied)
 
 
-def _clip_frames(length: int, copies: int, device: torch.device) -> Frames:
-    time = torch.arange(length, device=device).repeat(copies)[None]
-    return Frames(time, torch.arange(copies, device=device).repeat_interleave(length))
+def _clip_frames(length: int, copies: int, device: torch.device, copied: int | None) -> Frames:
+    time = torch.arange(length, device=device)
+    last = time[length - (length if copied is None else copied) :]
+    copy = torch.arange(1, copies, device=device).repeat_interleave(len(last))
+    return Frames(torch.cat([time, last.repeat(copies - 1)])[None], torch.cat([torch.zeros_like(time), copy]))
 
 
 _cached_clip_frames = lru_cache(maxsize=32)(_clip_frames)

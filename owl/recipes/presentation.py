@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from owl.flow_matching import add_noise, velocity_loss
 from owl.models.world_model import Controls, Streams, WorldTransformer
-from owl.nn.attention import Frames
+from owl.nn.attention import clip_frames
 from owl.recipes.clips import draw
 from owl.recipes.randomness import each
 
@@ -64,7 +63,7 @@ class Presentation:
             {name: torch.cat([self.context[name], *[x] * copies], 1) for name, x in self.x.items()},
             torch.cat([context_level, *[level] * copies], 1),
             Controls.joined(given),
-            _frames(length, self.scored, copies, level.device),
+            clip_frames(length, 1 + copies, level.device, self.scored),
         )
         parts = {name: v[:, length:].float().chunk(copies, 1) for name, v in velocity.items()}
         return [{name: part[copy] for name, part in parts.items()} for copy in range(copies)]
@@ -138,13 +137,3 @@ def present(
 def guided(conditional: Tensor, null: Tensor, guidance: float) -> Tensor:
     """Compute null + w (conditional - null) (Ho and Salimans 2022)."""
     return null + guidance * (conditional - null)
-
-
-@lru_cache(maxsize=32)
-def _frames(length: int, scored: int, copies: int, device: torch.device) -> Frames:
-    """Return the frames of a pass, cached, so that attention is built once and not at every step."""
-    with torch.inference_mode(False):  # frames created in validation are also used in training
-        time = torch.arange(length, device=device)
-        copy = torch.arange(1, copies + 1, device=device).repeat_interleave(scored)
-        own = [time[length - scored :]] * copies
-        return Frames(torch.cat([time, *own])[None], torch.cat([torch.zeros_like(time), copy]))

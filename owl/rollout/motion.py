@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from owl.data.flow import estimate_flow, flow_downscale
+from owl.models.image_decoder import decode_clips
 from owl.nn.placement import placement
 from owl.nn.warping import visibility, warp
 from owl.pixels import picture_to_flow
@@ -16,7 +17,7 @@ def decode_motion(decoder: nn.Module, latents: Tensor, scale: float) -> Tensor:
     """Decode motion latents of pictures of flow (`owl.pixels.flow_to_picture`).
 
     Args:
-        decoder: Network with ``decode(float[B, c, h, w]) -> float[B, 3, H, W]``.
+        decoder: Decoder of pictures; see `owl.models.image_decoder.decode_clips`.
         latents: float[B, T, c, h, w].
         scale: Scale of the flow in the dataset.
 
@@ -24,8 +25,8 @@ def decode_motion(decoder: nn.Module, latents: Tensor, scale: float) -> Tensor:
         float32[B, T, 2, H, W] on the CPU, (dx, dy) in pixels, back to the previous frame.
     """
     device, dtype = placement(decoder)
-    pictures = [decoder.decode(frame.to(device, dtype)).float() for frame in latents.unbind(1)]  # type: ignore[operator]
-    return torch.stack([picture_to_flow(picture, scale).cpu() for picture in pictures], 1)
+    clips = [decode_clips(decoder, clip.to(device, dtype))[0] for clip in latents.split(1)]
+    return torch.stack([picture_to_flow(pictures, scale).cpu() for pictures in clips])
 
 
 def end_point_curves(clips: Clips, motion: Tensor) -> dict[str, list[float]]:

@@ -39,6 +39,23 @@ def test_motion_is_read_from_the_colours_of_its_picture() -> None:
     torch.testing.assert_close(decode_motion(AsDrawn(), pictures, 0.5), flow, atol=1e-5, rtol=1e-5)
 
 
+class Remembering(AsDrawn):
+    """Decodes the mean of the latent and of the frame that it decoded before."""
+
+    previous = True
+
+    def decode(self, latent: Tensor, previous: Tensor | None = None) -> Tensor:
+        return super().decode(latent if previous is None else (latent + previous) / 2)
+
+
+def test_motion_is_decoded_with_the_frame_before_it() -> None:
+    flow = torch.tensor([2.0, 1.0, -1.0])[None, :, None, None, None].expand(2, 3, 2, 8, 8) / 2
+    pictures = torch.stack([flow_to_picture(frame, 0.5, (8, 8)) for frame in flow.unbind(1)], 1)
+    found = decode_motion(Remembering().eval(), pictures, 0.5)
+    expected = torch.tensor([2.0, 1.5, 0.25])[None, :, None, None, None].expand_as(flow) / 2
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_the_end_point_error_is_the_distance_from_the_motion_of_the_frames() -> None:
     moving = clips()
     frames = moving.true[:, CONTEXT - 1 :]
