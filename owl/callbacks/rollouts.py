@@ -143,7 +143,7 @@ class Rollouts(Callback):
         check_decoder(network, "video", decoder)
         length = self.context + self.horizon
         self._episodes = Episodes(
-            dataset.path, "validation", network, decoder, dataset.stride, length, pl_module.device
+            dataset.path, dataset.info, "validation", network, decoder, dataset.stride, length, pl_module.device
         )
         self._windows = self._episodes.windows(self.clips)
         if self.inverse_dynamics is not None:

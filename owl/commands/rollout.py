@@ -140,7 +140,8 @@ def main(
     )
     video, audio = (engine.decoders.get(name) for name in ("video", "audio"))
     assert video is not None
-    episodes = Episodes(data, split, network, video, settings.stride, context + horizon, device, sound_decoder=audio)
+    length = context + horizon
+    episodes = Episodes(data, info, split, network, video, settings.stride, length, device, sound_decoder=audio)
     for other in decoders.values():
         check_decoder(network, "video", other)
         other.to(device)

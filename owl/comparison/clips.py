@@ -81,7 +81,7 @@ class HeldOutClips:
             )
         needed = ["rgb", *(["flow"] if "flow" in info.modalities else []), *([] if self.encoder else ["latent"])]
         size = self.encoder.size if self.encoder else None
-        self.dataset = WindowDataset(url, split, needed, length=length, hop=length, size=size)
+        self.dataset = WindowDataset(url, split, needed, length=length, hop=length, size=size, info=info)
         self.device = torch.device(device)
         last = len(self.dataset) - 1
         chosen = torch.linspace(0, last, min(clips, last + 1), dtype=torch.float64).round().long()

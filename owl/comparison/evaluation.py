@@ -125,7 +125,7 @@ class Evaluation:
         clips = roll_out(
             self.engine,
             self.episodes,
-            self.episodes.windows(settings.clips),
+            self.episodes.windows(settings.clips, measured=True),
             settings.context,
             settings.seed,
             quiet=False,

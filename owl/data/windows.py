@@ -74,6 +74,7 @@ class WindowDataset(Dataset):
         pack: Whether several episodes shorter than a window share a window instead of being skipped; samples then
             contain the document index of each frame ("document"). For models that mask attention between documents;
             audio cannot be packed.
+        info: The content of its dataset.json, if that has been read already.
 
     Raises:
         OwlError: The dataset is missing, unfinished or of another version, lacks a modality, the split is empty, or
@@ -93,6 +94,7 @@ class WindowDataset(Dataset):
         flip: float = 0.0,
         crop: Sequence[int] | None = None,
         pack: bool = False,
+        info: DatasetInfo | None = None,
     ) -> None:
         if min(length, stride, hop) < 1:
             raise OwlError(
@@ -101,7 +103,7 @@ class WindowDataset(Dataset):
             )
         self.path, self.split, self.modalities = str(path), split, tuple(modalities)
         self.length, self.stride, self.pack = length, stride, pack
-        self.info = DatasetInfo.load(path)
+        self.info = info or DatasetInfo.load(path)
         index = ShardIndex.load(path, cache_dir)
         self.identity = self.info.identity(index)
         self._index = index
@@ -260,10 +262,11 @@ class WindowDataset(Dataset):
         first = min((window - before) * self._hop, int(self._index.episode_frames[episode]) - self._span)
         return [_Clip(episode, first, self.length)]
 
-    def shapes(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Return the shape and dtype of each tensor of a sample."""
+    def shapes(self, modalities: Sequence[str] | None = None) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Return the shape and dtype of each tensor of a sample, or only of some modalities."""
         document = {"document": ((self.length,), torch.int64)} if self.pack else {}
-        shapes = {name: shape for decoder in self._decoders.values() for name, shape in decoder.shapes().items()}
+        decoders = [self._decoders[name] for name in modalities or self.modalities]
+        shapes = {name: shape for decoder in decoders for name, shape in decoder.shapes().items()}
         return {**shapes, **document}
 
     def __getitem__(self, item: int | tuple[int, int]) -> dict[str, torch.Tensor]:
@@ -284,17 +287,20 @@ class WindowDataset(Dataset):
         """
         return {name: tensor[0] for name, tensor in self.batch([item]).items()}
 
-    def batch(self, items: Sequence[int | tuple[int, int]]) -> dict[str, torch.Tensor]:
-        """Return several windows, stacked: [B, ...]."""
-        batch = self.empty(len(items))
+    def batch(
+        self, items: Sequence[int | tuple[int, int]], modalities: Sequence[str] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Return several windows, stacked: [B, ...]; of all modalities, or only of some."""
+        batch = self.empty(len(items), modalities)
         return {"window": torch.tensor(self.fill(items, batch)), **batch}
 
-    def empty(self, samples: int) -> dict[str, torch.Tensor]:
+    def empty(self, samples: int, modalities: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
         """Allocate the tensors of a batch."""
-        return {name: torch.empty((samples, *shape), dtype=dtype) for name, (shape, dtype) in self.shapes().items()}
+        shapes = self.shapes(modalities)
+        return {name: torch.empty((samples, *shape), dtype=dtype) for name, (shape, dtype) in shapes.items()}
 
     def fill(self, items: Sequence[int | tuple[int, int]], batch: dict[str, torch.Tensor]) -> list[int]:
-        """Load several windows into the tensors of a batch (`shapes`, with the batch in front).
+        """Load several windows into the tensors of a batch (`empty`); a modality without tensors in it is not read.
 
         Pictures are decoded in place, which avoids the copies of collation, a seventh of the time.
 
@@ -343,14 +349,15 @@ class WindowDataset(Dataset):
     def _load_clip(self, clip: _Clip, view: View, into: dict[str, np.ndarray]) -> None:
         episode, row = clip.episode, int(self._index.episode_row[clip.episode])
         last = clip.first + (clip.length - 1) * self.stride
-        frames = {name: decoder.frames(clip.first, last) for name, decoder in self._decoders.items()}
+        decoders = {name: each for name, each in self._decoders.items() if each.shapes().keys() <= into.keys()}
+        frames = {name: decoder.frames(clip.first, last) for name, decoder in decoders.items()}
         # one contiguous range, including members of other modalities
         read = slice(row + min(needed.start for needed in frames.values()), row + last + 1)
-        columns = list(self._columns.values())
+        columns = [self._columns[name] for name in decoders]
         offsets, sizes = self._index.offsets[read, columns], self._index.sizes[read, columns]
         start, stop = int(offsets.min()), int((offsets + sizes).max())
         data = memoryview(self._reader.read(int(self._index.episode_shard[episode]), start, stop))
-        for name, decoder in self._decoders.items():
+        for name, decoder in decoders.items():
             members = (self._decode(name, episode, data, start, row + frame) for frame in frames[name])
             try:
                 decoder.assemble(members, view, into, clip.first - frames[name].start)

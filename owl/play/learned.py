@@ -98,7 +98,7 @@ class LearnedWorld(World):
             decoder.to(device)
         stride = sources.stride or trained_stride(content)
         decoder = self.decoders[first]
-        self.episodes = Episodes(data, sources.split, network, decoder, stride, sources.context, device)
+        self.episodes = Episodes(data, info, sources.split, network, decoder, stride, sources.context, device)
         self.scenes = {name: x for name, x in self.episodes.windows(STARTS).items() if name != "window"}
         last = {name: values[:, -1:] for name, values in self.scenes.items()}
         starts = self.episodes.pictures(last)[:, 0].movedim(1, -1).numpy()

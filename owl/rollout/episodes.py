@@ -29,6 +29,7 @@ class Episodes:
 
     Args:
         url: The dataset's folder, any fsspec URL.
+        info: The content of its dataset.json.
         split: "train", "validation" or "test".
         network: The world model.
         decoder: The autoencoder of the dataset's video latents.
@@ -50,6 +51,7 @@ class Episodes:
     def __init__(
         self,
         url: str | Path,
+        info: DatasetInfo,
         split: str,
         network: WorldTransformer,
         decoder: nn.Module,
@@ -58,43 +60,46 @@ class Episodes:
         device: torch.device | str = "cpu",
         sound_decoder: nn.Module | None = None,
     ) -> None:
-        info = DatasetInfo.load(url)
         check_dataset(network, info, str(url))
         self.truth = "rgb" if "rgb" in info.modalities else "latent"
         self.sound_truth: str | None = None
         if sound_decoder is not None:
             self.sound_truth = "audio" if "audio" in info.modalities else network.latent_modalities["audio"]
-        stored = ["rgb"] if self.truth == "rgb" else []
-        stored += ["audio"] if self.sound_truth == "audio" else []
-        stored += ["flow"] if "flow" in info.modalities else []
-        modalities = [*network.latent_modalities.values(), "controls", *stored]
+        self._played = [*network.latent_modalities.values(), "controls", *(["rgb"] if self.truth == "rgb" else [])]
+        measured = ["audio"] if self.sound_truth == "audio" else []
+        measured += ["flow"] if "flow" in info.modalities else []
         # windows overlap by a frame, since the controls of a window's first frame do not cover a whole stride
+        hop = max(1, (length - 1) * stride)
         self.dataset = WindowDataset(
-            url, split, modalities, length=length, stride=stride, hop=max(1, (length - 1) * stride)
+            url, split, [*self._played, *measured], length=length, stride=stride, hop=hop, info=info
         )
         self.decoder, self.device, self.sound_decoder = decoder, torch.device(device), sound_decoder
         self._generated = {name: network.latent_modalities[name] for name in network.generated}
         self._given = {name: network.latent_modalities[name] for name in network.given}
         self.fps = self.dataset.info.fps / stride
 
-    def windows(self, count: int) -> Batch:
-        """Return at most ``count`` windows, evenly spaced over the split and stacked: see `WindowDataset`."""
+    def windows(self, count: int, measured: bool = False) -> Batch:
+        """Return at most ``count`` windows, evenly spaced over the split and stacked: see `WindowDataset`.
+
+        Args:
+            count: Number of windows.
+            measured: Whether to add what is measured of `owl.rollout.evaluation.Clips`, where the dataset has it: its
+                "flow", and, with a decoder of sound, "audio" as float[B, T, channels, samples].
+        """
         last = len(self.dataset) - 1
         chosen = torch.linspace(0, last, min(count, last + 1), dtype=torch.float64).round().long()
-        return self.batch(chosen.tolist())
+        found = self.dataset.batch(chosen.tolist(), None if measured else self._played)
+        return found | ({"audio": self._by_frame(found["audio"])} if "audio" in found else {})
 
     def batch(self, windows: Sequence[int]) -> Batch:
-        """Return several windows, stacked, with "audio", if the dataset has it, as float[B, T, channels, samples]."""
-        return self._by_frame(self.dataset.batch(windows))
+        """Return several windows, stacked, without what is only measured."""
+        return self.dataset.batch(windows, self._played)
 
-    def _by_frame(self, sample: Batch) -> Batch:
-        """Divide the sound of a sample into frames; the first one begins with silence if a stride skips frames."""
-        if "audio" not in sample:
-            return sample
-        sound, length = sample["audio"], self.dataset.length
+    def _by_frame(self, sound: Tensor) -> Tensor:
+        """Divide sound into frames; the first one begins with silence if a stride skips frames."""
+        length = self.dataset.length
         samples = round(self.dataset.info.modalities["audio"]["sample_rate"] / self.fps)
-        whole = torch.nn.functional.pad(sound, (length * samples - sound.shape[-1], 0))
-        return sample | {"audio": by_frame(whole, length)}
+        return by_frame(torch.nn.functional.pad(sound, (length * samples - sound.shape[-1], 0)), length)
 
     def latents(self, batch: Batch, frames: slice = slice(None)) -> Streams:
         """Return the world model's streams of windows."""
@@ -148,7 +153,8 @@ class Episodes:
         """Yield the frames from a window on, each once: the last window of an episode overlaps by more than a frame."""
         before: dict[str, Any] | None = None
         while True:
-            sample = self._by_frame(self.dataset[window % len(self.dataset)])
+            batch = self.batch([window % len(self.dataset)])
+            sample = {name: values[0] for name, values in batch.items()}
             place = self.dataset.describe(int(sample.pop("window")))  # of another window if this one is damaged
             begin = skip if before is None else 1  # the controls of an episode's first frame are unknown
             if before and place["episode"] == before["episode"] and place["frames"][0] > before["frames"][0]:

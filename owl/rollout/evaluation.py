@@ -81,7 +81,7 @@ def roll_out(
     Args:
         engine: With a decoder for "video".
         episodes: Source of the windows.
-        windows: Windows from `Episodes.windows`, longer than ``context``.
+        windows: Windows from `Episodes.windows`, longer than ``context``; with ``measured`` for flow and sound.
         context: Number of given frames, at least 1.
         seed: Seed of all noise.
         quiet: Whether to hide the progress bar.

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from owl import models
 from owl.callbacks.rollouts import Rollouts
+from owl.data.shards import DatasetInfo
 from owl.losses.lpips import LPIPS
 from owl.models.world_model import WorldTransformer
 from owl.rollout.engine import Engine
@@ -68,7 +69,9 @@ def by_hand(lab: Path, network: WorldTransformer, **settings: Any) -> dict[str, 
     with chdir(lab):
         engine = Engine(network, {"video": load_decoder(AUTOENCODER)}, **({"noise_levels": (1.0, 0.5)} | settings))
         length = CONTEXT + HORIZON
-        episodes = Episodes(LATENTS, "validation", network, engine.decoders["video"], STRIDE, length)
+        episodes = Episodes(
+            LATENTS, DatasetInfo.load(LATENTS), "validation", network, engine.decoders["video"], STRIDE, length
+        )
         curves = horizon_curves(roll_out(engine, episodes, episodes.windows(2), CONTEXT), LPIPS())
     return {f"val/rollout_{name}_{h}": values[h - 1] for name, values in curves.items() for h in (1, 4)}
 

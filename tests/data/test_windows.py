@@ -136,6 +136,14 @@ def test_only_what_was_asked_for_is_decoded_and_in_one_read(own: Path, monkeypat
     assert reads == [(0, first, int((index.offsets[last] + index.sizes[last])[columns].max()))]
     with pytest.warns(CorruptSampleWarning, match=r"episode-000, frame 3.* episode-000/000003.depth.png"):
         WindowDataset(own, modalities=("depth",), length=3, stride=2)[1]
+    reads.clear()
+    more = WindowDataset(own, modalities=("rgb", "depth", "controls"), length=3, stride=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        part = more.batch([1], ["rgb", "controls"])
+    assert len(reads) == 1
+    assert all(torch.equal(part[name][0], sample[name]) for name in sample)
+    assert set(part) == set(sample)
 
 
 def test_a_stride_takes_every_nth_frame(dataset: Path) -> None:

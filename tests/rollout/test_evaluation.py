@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from owl import models
+from owl.data.shards import DatasetInfo
 from owl.data.windows import WindowDataset
 from owl.losses.lpips import LPIPS
 from owl.metrics.frechet import EfficientNetLite0Features, frechet_distance
@@ -51,7 +52,7 @@ def engine() -> Engine:
 
 
 def episodes(engine: Engine, data: str = LATENTS, split: str = "test", length: int = CONTEXT + HORIZON) -> Episodes:
-    return Episodes(data, split, engine.network, engine.decoders["video"], STRIDE, length)
+    return Episodes(data, DatasetInfo.load(data), split, engine.network, engine.decoders["video"], STRIDE, length)
 
 
 class Perfect(Engine):
@@ -157,7 +158,7 @@ def test_rollouts_hand_the_dataset_s_conditioning_on(tmp_path: Path) -> None:
     for name in network.inputs:
         getattr(network, f"{name}_encoder").copy_(torch.tensor(list(bytes.fromhex(mark)), dtype=torch.uint8))
     root = make_latents(tmp_path / "scenes", modalities=("latent", "conditioning_latent", "controls"), fingerprint=mark)
-    known = Episodes(root, "train", network, decoder, 1, CONTEXT + HORIZON)
+    known = Episodes(root, DatasetInfo.load(root), "train", network, decoder, 1, CONTEXT + HORIZON)
     windows = known.windows(2)
     engine = Watched(network, {"video": decoder}, noise_levels=(1.0,))
     roll_out(engine, known, windows, CONTEXT)
@@ -166,7 +167,7 @@ def test_rollouts_hand_the_dataset_s_conditioning_on(tmp_path: Path) -> None:
     assert torch.equal(torch.stack(engine.given[CONTEXT:]), torch.stack(rows))
     without = make_latents(tmp_path / "without", fingerprint=mark)
     with refused("dataset.modalities", str(without), "no conditioning_latent", "latent, controls"):
-        Episodes(without, "train", network, decoder, 1, CONTEXT + HORIZON)
+        Episodes(without, DatasetInfo.load(without), "train", network, decoder, 1, CONTEXT + HORIZON)
 
 
 def test_windows_are_spread_over_the_split(engine: Engine) -> None:
@@ -321,10 +322,10 @@ def test_datasets_that_do_not_fit_are_refused(engine: Engine) -> None:
     assert isinstance(other, WorldTransformer)
     other.axes = ["mouse_y", "mouse_x"]
     with refused("dataset.controls", LATENTS, "axes mouse_x, mouse_y", "mouse_y, mouse_x"):
-        Episodes(LATENTS, "test", other, engine.decoders["video"], STRIDE, 4)
+        Episodes(LATENTS, DatasetInfo.load(LATENTS), "test", other, engine.decoders["video"], STRIDE, 4)
     other.video_encoder.zero_()
     with refused("latents.encoder", LATENTS, "encoder 0000000000000000"):
-        Episodes(LATENTS, "test", other, engine.decoders["video"], STRIDE, 4)
+        Episodes(LATENTS, DatasetInfo.load(LATENTS), "test", other, engine.decoders["video"], STRIDE, 4)
 
 
 def test_a_decoder_that_decodes_nothing_is_refused() -> None:
