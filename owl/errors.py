@@ -24,7 +24,7 @@ class OwlError(Exception):
         return self.message
 
 
-def at_least(least: int, **counts: int | None) -> None:
+def at_least(least: int, **counts: float | None) -> None:
     """Check numbers from options; None is an omitted option.
 
     Raises:

@@ -95,9 +95,18 @@ class DepthScale:
         Returns:
             float[...] in [-1, 1], and ``UNKNOWN`` where the depth is 0 or NaN.
         """
+        return self.draw(self.measured(depth))
+
+    def measured(self, depth: Tensor) -> Tensor:
+        """Convert depth as in windows to distances, infinite where the depth is 0 or NaN."""
         known = depth > 0.5 / 255
-        distance = self.distance(torch.where(known, depth, 1.0)).clamp(self.near, self.far)
-        return torch.where(known, 1 - 2 * torch.log(distance / self.near) / math.log(self.far / self.near), UNKNOWN)
+        return torch.where(known, self.distance(torch.where(known, depth, 1.0)), torch.inf)
+
+    def draw(self, distance: Tensor) -> Tensor:
+        """Convert distances to the picture of `to_picture`, ``UNKNOWN`` where they are not finite."""
+        known = distance.isfinite()
+        near = torch.where(known, distance, self.near).clamp(self.near, self.far) / self.near
+        return torch.where(known, 1 - 2 * torch.log(near) / math.log(self.far / self.near), UNKNOWN)
 
     def from_picture(self, picture: Tensor) -> Tensor:
         """Convert the result of `to_picture`, clipped to [-1, 1], to distances."""
@@ -133,24 +142,27 @@ def flow_to_picture(flow: Tensor, scale: float, size: tuple[int, int]) -> Tensor
         size: (H, W) of the picture; flow on a coarser grid is interpolated.
 
     Returns:
-        float[B, 3, H, W] in [-1, 1], and ``UNKNOWN`` where the flow is not finite.
+        float32[B, 3, H, W] in [-1, 1], and ``UNKNOWN`` where the flow is not finite.
     """
-    if flow.shape[-2:] != size:
-        flow = F.interpolate(flow, size, mode="bilinear", align_corners=False)
-    known = flow.isfinite().all(1, keepdim=True)
-    fraction = torch.where(known, flow, 0.0) / (scale * math.hypot(*size))
-    fraction = fraction / fraction.norm(dim=1, keepdim=True).clamp(min=1)
-    return torch.where(known, torch.einsum("kc,bchw->bkhw", _wheel(fraction.device, fraction.dtype), fraction), UNKNOWN)
+    with torch.autocast(flow.device.type, enabled=False):  # in bfloat16, a hundredth of a flow would be lost
+        flow = flow.float()
+        if flow.shape[-2:] != size:
+            flow = F.interpolate(flow, size, mode="bilinear", align_corners=False)
+        known = flow.isfinite().all(1, keepdim=True)
+        fraction = torch.where(known, flow, 0.0) / (scale * math.hypot(*size))
+        fraction = fraction / fraction.norm(dim=1, keepdim=True).clamp(min=1)
+        return torch.where(known, torch.einsum("kc,bchw->bkhw", _wheel(flow.device), fraction), UNKNOWN)
 
 
 def picture_to_flow(picture: Tensor, scale: float) -> Tensor:
-    """Invert `flow_to_picture`, float[B, 3, H, W] -> float[B, 2, H, W]: the flow with the nearest colour."""
-    fraction = torch.einsum("kc,bkhw->bchw", _wheel(picture.device, picture.dtype), picture) * (2 / 3)
-    return fraction * (scale * math.hypot(*picture.shape[-2:]))
+    """Invert `flow_to_picture`, float[B, 3, H, W] -> float32[B, 2, H, W]: the flow with the nearest colour."""
+    with torch.autocast(picture.device.type, enabled=False):
+        fraction = torch.einsum("kc,bkhw->bchw", _wheel(picture.device), picture.float()) * (2 / 3)
+        return fraction * (scale * math.hypot(*picture.shape[-2:]))
 
 
 @lru_cache
-def _wheel(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return ``WHEEL``, float[3, 2], without a copy from the host, for which a GPU would wait, in every call."""
+def _wheel(device: torch.device) -> Tensor:
+    """Return ``WHEEL``, float32[3, 2], without a copy from the host, for which a GPU would wait, in every call."""
     with torch.inference_mode(False):  # made in validation, it is also used in training
-        return torch.tensor(WHEEL, device=device, dtype=dtype)
+        return torch.tensor(WHEEL, device=device)

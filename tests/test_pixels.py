@@ -51,6 +51,17 @@ def test_flow_on_a_coarser_grid_is_interpolated_in_pixels_of_the_picture() -> No
     torch.testing.assert_close(found, coarse[:, :, :1, :1].expand(1, 2, *SIZE))
 
 
+def test_flow_keeps_its_precision_in_mixed_precision() -> None:
+    """Also of a picture in bfloat16, as a network returns it there: what is lost is what it lost."""
+    flow = random_flow(4.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        picture = flow_to_picture(flow, 0.1, SIZE)
+        found, rounded = picture_to_flow(picture, 0.1), picture_to_flow(picture.bfloat16(), 0.1)
+    assert picture.dtype == found.dtype == rounded.dtype == torch.float32
+    torch.testing.assert_close(found, flow, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(rounded, picture_to_flow(picture.bfloat16().float(), 0.1))
+
+
 def test_flow_that_is_not_finite_is_unknown_there_only() -> None:
     flow = random_flow(4.0)
     flow[0, 0, 3, 5], flow[1, 1, 7, 2] = torch.nan, torch.inf

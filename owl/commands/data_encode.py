@@ -24,6 +24,7 @@ def main(
     sample: bool = False,
     batch_size: int = 64,
     motion_stride: int = 1,
+    depth_delay: float = 0.0,
     workers: int = 0,
 ) -> None:
     """Encode the frames and the sound of a dataset with trained autoencoders into a new dataset of latents.
@@ -47,6 +48,8 @@ def main(
         sample: Store a sample of each posterior instead of its mean.
         batch_size: Frames per batch; sound is encoded one episode at a time.
         motion_stride: Frames over which the pictures of flow lead back: the stride of the world model.
+        depth_delay: Seconds by which the pictures of depth are earlier. They are warped by the pose of the camera to
+            what it sees now, and black where that was not seen.
         workers: Processes, each with a copy of the networks; 0 encodes in this process.
     """
     at_least(0, workers=workers)
@@ -65,6 +68,7 @@ def main(
             sample=sample,
             batch_size=batch_size,
             motion_stride=motion_stride,
+            depth_delay=depth_delay,
             workers=workers,
         )
     frames = int(ShardIndex.load(directory).episode_frames.sum())

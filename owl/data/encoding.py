@@ -32,6 +32,7 @@ def encode_dataset(
     sample: bool = False,
     batch_size: int = 64,
     motion_stride: int = 1,
+    depth_delay: float = 0.0,
     workers: int = 0,
 ) -> DatasetInfo:
     """Write a dataset of latents, or finish one that was interrupted (`owl.data.jobs.run`).
@@ -48,6 +49,7 @@ def encode_dataset(
         sample: Whether to store a sample of each posterior rather than its mean.
         batch_size: Frames per batch; sound is encoded one episode at a time.
         motion_stride: Frames over which the pictures of flow lead back, the stride of the world model.
+        depth_delay: Seconds by which the pictures of depth are earlier, warped by the pose of the camera.
         workers: Number of worker processes, each with a copy of the networks; 0 encodes in this process.
 
     Returns:
@@ -60,8 +62,9 @@ def encode_dataset(
     """
     root = local_folder(directory)
     at_least(1, batch_size=batch_size, motion_stride=motion_stride)
+    at_least(0, depth_delay=depth_delay)
     taken = [
-        (modality,) if (modality := pictured(encoder, name)) else tuple(encoder.network.modalities)
+        taken_by(encoder, name, depth_delay)
         for encoder, name in zip(encoders, names or [""] * len(encoders), strict=False)
     ]
     original = Source.open(source, chain.from_iterable(taken), keep)
@@ -80,7 +83,9 @@ def encode_dataset(
         )
     latents = []
     for name, encoder, modalities in zip(names, encoders, taken, strict=True):
-        pictures = Pictured.of(name, encoder.size, original, motion_stride) if pictured(encoder, name) else None
+        pictures = None
+        if pictured(encoder, name):
+            pictures = Pictured.of(name, encoder.size, original, motion_stride, depth_delay)
         latents.append(_Latents(name, encoder, replace(original, taken=modalities, kept=()), pictures))
     # members lie in the order of the description, in which those that are copied are the last
     latents[-1] = replace(latents[-1], original=replace(latents[-1].original, kept=original.kept))
@@ -90,6 +95,14 @@ def encode_dataset(
 def pictured(encoder: FrameEncoder, name: str) -> str | None:
     """Return the modality that latents of a name encode as pictures; None if the encoder takes what it declares."""
     return PICTURED.get(name) if list(encoder.network.modalities) == ["rgb"] else None
+
+
+def taken_by(encoder: FrameEncoder, name: str, depth_delay: float) -> tuple[str, ...]:
+    """Return the modalities of the source that latents of a name are made of."""
+    modality = pictured(encoder, name)
+    if modality is None:
+        return tuple(encoder.network.modalities)
+    return (modality, "pose") if modality == "depth" and depth_delay else (modality,)
 
 
 def find_names(encoders: Sequence[FrameEncoder], names: Sequence[str] | None = None) -> list[str]:
@@ -217,6 +230,8 @@ class _EncodeJob(ShardJob):
             settings["posterior"] = described["posterior"]
             if "stride" in described:
                 settings["motion_stride"] = described["stride"]
+            if "delay" in described:
+                settings["depth_delay"] = described["delay"]
         return settings
 
     def prepare(self, threads: int) -> None:

@@ -24,6 +24,8 @@ from torch import Tensor
 
 from owl.pixels import DepthScale
 
+MIDDLE = 1e-2  # of a pixel, up to which a point is in the middle of it
+
 
 class Camera(NamedTuple):
     """Camera of a frame: ``pose`` and ``intrinsics`` of a window.
@@ -134,6 +136,53 @@ def warp(picture: Tensor, places: Tensor, mode: str = "bilinear") -> Tensor:
     height, width = picture.shape[-2:]
     grid = places / places.new_tensor([width, height]) * 2 - 1
     return F.grid_sample(picture, grid, mode=mode, padding_mode="zeros", align_corners=False)
+
+
+def seen_from(depth: Tensor, camera: Camera, other: Camera) -> Tensor:
+    """Compute the depth that another camera sees of the surfaces of a frame, for a static scene.
+
+    Each pixel covers the four pixels around the place where it appears, and the nearest surface hides the others. Where
+    surfaces have come so near that gaps open between their pixels, these are filled from a picture of half the size.
+
+    Args:
+        depth: float[B, H, W] of the frame, along the viewing direction, in map units; infinite where it is unknown.
+        camera: Camera of the frame, with a batch dimension.
+        other: The other camera; also of a picture of (H, W).
+
+    Returns:
+        float[B, H, W], infinite where no surface of the frame appears.
+    """
+    places, distance = reproject(depth, camera, other)
+    height, width = depth.shape[-2:]
+    fine, coarse = (_nearest(places / n, distance, (-(-height // n), -(-width // n))) for n in (1, 2))
+    coarse = coarse.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, :height, :width]
+    return torch.where(fine.isfinite(), fine, coarse)
+
+
+def _nearest(places: Tensor, distance: Tensor, size: tuple[int, int]) -> Tensor:
+    """Compute the distance of the nearest point in each pixel of a picture of a size, infinite without any.
+
+    Args:
+        places: float[B, H, W, 2], (x, y) of the points in pixels of the picture.
+        distance: float[B, H, W]; points that are not in front of the camera, or not finite, do not count.
+        size: (h, w) of the picture.
+
+    Returns:
+        float[B, h, w].
+    """
+    height, width = size
+    known = distance.isfinite() & (distance > 0)
+    corner = torch.where(known[..., None], places - 0.5, -2.0).clamp(-2, max(size) + 1)
+    found = distance.new_full((len(distance), height * width), torch.inf)
+    for right, down in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        column, row = ((corner + corner.new_tensor([right, down])).floor()).long().unbind(-1)
+        covers = known & (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        # a point in the middle of a pixel covers that alone
+        share = (corner - torch.stack([column, row], -1)).abs()
+        covers &= (share < 1 - MIDDLE).all(-1)
+        cell = (row * width + column).clamp(0, height * width - 1)
+        found.scatter_reduce_(1, cell.flatten(1), torch.where(covers, distance, torch.inf).flatten(1), "amin")
+    return found.unflatten(1, size)
 
 
 def agrees(depth: Tensor, camera: Camera, other_depth: Tensor, other: Camera, tolerance: float) -> Tensor:

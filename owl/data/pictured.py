@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from owl.data.flow import compose_flow
+from owl.data.geometry import Camera, seen_from
 from owl.data.source import Source
 from owl.errors import OwlError
-from owl.pixels import DepthScale, flow_scale, flow_to_picture
+from owl.pixels import UNKNOWN, DepthScale, flow_scale, flow_to_picture
 
 PICTURED = {"motion_latent": "flow", "depth_latent": "depth"}
 """Modality that an encoder of pictures encodes under the name of its latents."""
@@ -29,6 +30,8 @@ class Pictured:
         url: The dataset, for messages.
         size: (H, W) of the pictures.
         stride: Frames over which flow leads back.
+        delay: Frames by which depth is earlier; it is warped to the camera of the frame. 0: the frame's own.
+        fps: Frames per second.
     """
 
     modality: str
@@ -36,9 +39,11 @@ class Pictured:
     url: str
     size: tuple[int, int]
     stride: int
+    delay: int
+    fps: float
 
     @classmethod
-    def of(cls, name: str, size: tuple[int, int], source: Source, stride: int) -> "Pictured":
+    def of(cls, name: str, size: tuple[int, int], source: Source, stride: int, delay: float) -> "Pictured":
         """Return the pictures that latents of a name are made of.
 
         Args:
@@ -46,6 +51,7 @@ class Pictured:
             size: (H, W) of the pictures that the encoder takes.
             source: The dataset.
             stride: Frames over which flow leads back.
+            delay: Seconds by which depth is earlier.
 
         Raises:
             OwlError: The frames have another size, or the dataset does not tell the scale of the modality.
@@ -58,16 +64,19 @@ class Pictured:
                 f"the frames of {source.url} are {stored} (height x width), the encoder of pictures takes {expected}; "
                 "use footage of that size or an encoder that was trained on this one",
             )
-        pictured = cls(modality, source.info.modalities[modality], source.url, size, stride)
+        fps = source.info.fps
+        frames = round(delay * fps) if modality == "depth" else 0
+        pictured = cls(modality, source.info.modalities[modality], source.url, size, stride, frames, fps)
         pictured.scale()
         return pictured
 
     def scale(self) -> dict[str, Any]:
-        """Return what decoding their latents needs to know, for dataset.json: the scale and, for flow, the stride."""
+        """Return what using their latents needs to know, for dataset.json: the scale, and the stride or the delay."""
         if self.modality == "flow":
             return {"scale": flow_scale(self.description, self.url), "stride": self.stride}
         scale = DepthScale.of(self.description, self.url)
-        return {"step": scale.step, "offset": scale.offset, "inverse": scale.inverse}
+        delayed = {"delay": self.delay / self.fps} if self.delay else {}
+        return {"step": scale.step, "offset": scale.offset, "inverse": scale.inverse} | delayed
 
     def draw(self, tensor: Tensor) -> Tensor:
         """Draw a modality as in windows, [B, ...], as float[B, 3, H, W] in [-1, 1]."""
@@ -81,13 +90,40 @@ class Pictured:
     ) -> Iterator[tuple[dict[str, Tensor], list[Kept]]]:
         """Replace the modality in consecutive spans of an episode by its pictures, as "rgb"."""
         earlier: list[np.ndarray] = []
+        past: dict[str, Tensor] = {}
         for tensors, kept in stretches:
+            if self.delay:
+                known = {name: torch.cat([past[name], x]) if past else x for name, x in tensors.items()}
+                yield {"rgb": self._draw_earlier(known, len(kept))}, kept
+                past = {name: x[-self.delay :] for name, x in known.items()}
+                continue
             found = tensors[self.modality]
             if self.modality == "flow" and self.stride > 1:
                 flows = [*earlier, *found.movedim(1, -1).contiguous().numpy()]
                 found = self._added_up(flows, len(earlier))
                 earlier = flows[1 - self.stride :]
             yield {"rgb": self.draw(found)}, kept
+
+    def _draw_earlier(self, known: dict[str, Tensor], count: int) -> Tensor:
+        """Draw the depth of ``delay`` frames earlier as the cameras of the last ``count`` frames see it.
+
+        Args:
+            known: "depth" float[N, 1, H, W], "pose" float[N, 5] and "intrinsics" float[N, 4] of consecutive frames, of
+                which the first ones are either ``delay`` frames earlier or the first ones of the episode.
+            count: Number of frames to draw.
+
+        Returns:
+            float[count, 3, H, W] in [-1, 1]; frames without an earlier one are drawn as unknown.
+        """
+        scale = DepthScale.of(self.description, self.url)
+        pairs = max(0, len(known["pose"]) - self.delay)
+        there, here = (
+            Camera(known["pose"][frames], known["intrinsics"][frames]) for frames in (slice(pairs), slice(-pairs, None))
+        )
+        picture = known["depth"].new_full((count, *self.size), UNKNOWN)
+        if pairs:
+            picture[-pairs:] = scale.draw(seen_from(scale.measured(known["depth"][:pairs, 0]), there, here))
+        return picture[:, None].clamp(-1, 1).expand(-1, 3, -1, -1)
 
     def _added_up(self, flows: list[np.ndarray], first: int) -> Tensor:
         """Return the flow back by ``stride`` frames, of frame ``first`` and those after it: float[B, 2, h, w]."""

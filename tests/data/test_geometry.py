@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from owl.data import game
-from owl.data.geometry import Camera, agrees, backproject, map_units, project, reproject, warp
+from owl.data.geometry import Camera, agrees, backproject, map_units, project, reproject, seen_from, warp
 from tests.helpers.camera import footage, look_about, reprojection_gain
 
 SIZE = (96, 160)
@@ -73,6 +73,31 @@ def test_turning_left_moves_the_picture_right_and_hidden_things_disagree() -> No
     behind = camera(x=200)
     assert not agrees(depth, camera(), depth, behind, 1e9).any()  # what lies behind it is not seen
     assert backproject(depth, camera())[0, 48, 80].tolist() == pytest.approx([100, -0.625, 41 - 0.5 / 0.96], abs=1e-3)
+
+
+def test_depth_is_seen_from_where_the_camera_went() -> None:
+    depth = torch.rand(1, *SIZE, generator=torch.Generator().manual_seed(0)) * 500 + 20
+    view = camera(10, 20, 30, 77)
+    torch.testing.assert_close(seen_from(depth, view, view), depth, atol=1e-2, rtol=0)
+    wall = torch.full((1, *SIZE), 100.0)
+    for step in (0.5, 20, 60):  # also where its pixels come apart
+        torch.testing.assert_close(seen_from(wall, camera(), camera(x=step)), wall - step)
+    assert seen_from(wall, camera(), camera(x=200)).isinf().all()  # behind it
+    turned = seen_from(wall, camera(), camera(angle=45))[0]
+    assert turned[:, :70].isinf().all()  # to the left of what was seen
+    assert turned[12:84, 90:150].isfinite().all()
+
+
+def test_the_nearest_surface_hides_the_others_and_the_unknown_hides_nothing() -> None:
+    depth = torch.full((1, *SIZE), 200.0)
+    depth[..., 80:] = 50
+    seen = seen_from(depth, camera(), camera(y=-20))[0, 48]  # to the right: the near half moves left in front
+    assert seen[:46].tolist() == [200] * 46
+    assert seen[50:126].tolist() == [50] * 76
+    depth[..., 80:] = torch.inf
+    seen = seen_from(depth, camera(), camera(y=-20))[0, 48]
+    assert seen[:70].tolist() == [200] * 70
+    assert seen[74:].isinf().all()
 
 
 def test_levels_of_depth_become_map_units() -> None:
