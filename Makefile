@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 
-.PHONY: help quickstart world decoders senses test test-slow test-gpu test-slurm bench lint docs lock clean
+.PHONY: help quickstart world decoders encoders senses test test-slow test-gpu test-slurm bench lint docs lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,23 @@ decoders: $(VENV)/.installed-game ## four decoders on the quickstart's frozen en
 	$(MAKE) quickstart
 	for name in $(DECODERS); do $(RUN) owl fit --config experiments/$${name}_quickstart.yaml --ckpt_path last || exit 1; done
 	$(RUN) owl compare runs/quickstart $(DECODERS:%=runs/%_quickstart) --data data/doom-mix-96x160 --out runs/decoders
+
+END_TO_END := $(GAME)-end-to-end
+ADVERSARIAL := --config experiments/gan_decoder_quickstart.yaml --ckpt_path last
+SHORT := --config experiments/world_model_quickstart.yaml --ckpt_path last --trainer.max_steps 500 --trainer.callbacks null
+DREAM := --clips 64 --horizon 16 --frames 1000
+
+encoders: $(VENV)/.installed-game ## adversarial training with a frozen and with a trained encoder (about an hour and a half), and a world model of each one's latents
+	$(MAKE) quickstart
+	$(RUN) owl fit $(ADVERSARIAL)
+	$(RUN) owl fit $(ADVERSARIAL) --name gan_end_to_end --model.train_encoder true --trainer.callbacks null
+	$(RUN) owl data record $(GAME) --frames 60000 --size 96x160 --scenario deathmatch --seed 1
+	$(RUN) owl data encode runs/quickstart/$(LAST) $(GAME) $(GAME)-latents --keep controls,rgb
+	$(RUN) owl data encode runs/gan_end_to_end/$(LAST) $(GAME) $(END_TO_END) --keep controls,rgb
+	$(RUN) owl fit $(SHORT) --name world_model_frozen
+	$(RUN) owl fit $(SHORT) --name world_model_end_to_end --data.init_args.path $(END_TO_END)
+	$(RUN) owl rollout runs/world_model_frozen/$(LAST) --data $(GAME)-latents --decoder runs/gan_decoder_quickstart $(DREAM)
+	$(RUN) owl rollout runs/world_model_end_to_end/$(LAST) --data $(END_TO_END) --decoder runs/gan_end_to_end $(DREAM)
 
 FOOTAGE := data/doom-96x160-senses
 HEARING := runs/world_model_av_quickstart
