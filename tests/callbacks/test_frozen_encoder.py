@@ -32,7 +32,7 @@ CALLBACK = "owl.callbacks.frozen_encoder.FrozenEncoder"
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Footage, its autoencoder, the latents of it, and the same training on each of the two datasets."""
-    folder = make_world(tmp_path_factory.mktemp("frozen_encoder"), reader=False)
+    folder = make_world(tmp_path_factory.mktemp("frozen_encoder"))
     (page,) = (block for block in blocks(REPOSITORY / "docs/how-to/encode.md") if block.language == "yaml")
     for name, dataset, modality in (("latents", LATENTS, "latent"), ("pictures", FOOTAGE, "rgb")):
         experiment = tiny_world_model(dataset)

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,17 @@ import torch
 
 from owl import models
 from owl.data.shards import DatasetInfo
+from owl.latents import in_windows, load_latent_stats
+from owl.models.audio_autoencoder import AudioAutoencoder
+from owl.models.image_autoencoder import ImageAutoencoder
 from owl.models.multimodal_autoencoder import MultimodalAutoencoder
+from owl.models.world_model import WorldTransformer
+from owl.rollout.episodes import Episodes
 from tests.commands.test_rollout import SMALL
 from tests.helpers.errors import refused
 from tests.helpers.shards import make_dataset
-from tests.helpers.tiny import REPOSITORY, owl_here, tiny_experiment
-from tests.helpers.world import AUTOENCODER, STRIDE, tiny_world_model, train
+from tests.helpers.tiny import REPOSITORY, owl_here
+from tests.helpers.world import AUTOENCODER, STRIDE, save_run, tiny_world_model, train
 from tests.test_docs import blocks, lines
 
 FOOTAGE, LATENTS = "data/doom-96x160-senses", "data/doom-96x160-senses-latents"
@@ -29,27 +35,27 @@ STREAMS = {
     "depth": ("depth_latent", {"depth": {"shape": [4, 4, 6], "patch": 2, "role": "given"}}),
 }
 """Modality and declaration of what each world model generates, or is given, besides the picture."""
+GRID: dict[str, Any] = {"size": (32, 48), "latent_size": (4, 6), "latent_channels": 4}
+GRID |= {"widths": [8, 16, 16], "blocks": [1, 1, 1]}
 
 
-def tiny_audio_vae(dataset: str, seed: int = 0) -> dict[str, Any]:
-    """Two tokens of three channels in a frame of 1,260 samples."""
-    experiment = tiny_experiment(Path(dataset), max_steps=2)
-    experiment["seed_everything"] = seed
-    network = {"strides": [15, 42], "widths": [4, 4, 4], "latent_channels": 3, "causal": True}
-    experiment["model"] = {
-        "class_path": "owl.recipes.audio_vae.AudioVAE",
-        "init_args": {
-            "network": {"class_path": "owl.models.audio_autoencoder.AudioAutoencoder", "init_args": network},
-            "warmup_steps": 2,
-        },
-    }
-    experiment["data"]["init_args"] |= {"modalities": ["audio"], "length": 4}
-    del experiment["data"]["init_args"]["size"]
-    return experiment
+def save_sound(folder: Path, name: str, seed: int = 0) -> None:
+    """An autoencoder with two tokens of three channels in a frame of 1,260 samples."""
+    torch.manual_seed(seed)
+    save_run(folder, name, AudioAutoencoder(strides=[15, 42], widths=[4, 4, 4], latent_channels=3, causal=True))
+
+
+def save_world(folder: Path, kind: str) -> None:
+    """A world model with one more stream."""
+    torch.manual_seed(0)
+    network = WorldTransformer(**tiny_senses(kind)["model"]["init_args"]["network"]["init_args"])
+    modalities = in_windows(DatasetInfo.load(folder / LATENTS).modalities, STRIDE)
+    load_latent_stats(network, modalities, LATENTS)
+    save_run(folder, f"world_model_{kind}_quickstart", network, {"path": LATENTS, "stride": STRIDE})
 
 
 def tiny_senses(kind: str) -> dict[str, Any]:
-    """A world model with one more stream, for seconds of training."""
+    """The configuration of a world model with one more stream, for seconds of training."""
     modality, declared = STREAMS[kind]
     experiment = tiny_world_model(LATENTS, max_steps=2)
     experiment["model"]["init_args"]["network"]["init_args"]["streams"] |= declared
@@ -62,14 +68,16 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with runs and datasets named as in the how-to page."""
     folder = tmp_path_factory.mktemp("senses")
     make_dataset(folder / FOOTAGE, episodes=4, frames=40, size=(32, 48))
-    train(folder, "quickstart", tiny_experiment(Path(FOOTAGE), max_steps=2))
-    train(folder, "audio_vae_quickstart", tiny_audio_vae(FOOTAGE))
+    torch.manual_seed(0)
+    save_run(folder, "quickstart", ImageAutoencoder(3, **GRID))
+    save_sound(folder, "audio_vae_quickstart")
     page = blocks(REPOSITORY / "docs/how-to/sound-and-motion.md")
-    commands = [command for block in page if block.language == "bash" for command in lines(block.content)]
+    every = [command for block in page if block.language == "bash" for command in lines(block.content)]
+    commands = [command for command in every if "earlier" not in command]  # they need a pose, and tests of their own
     (encode,) = (shlex.split(command)[3:] for command in commands if " data encode " in command)
     assert owl_here(*encode, cwd=folder) == 0
     for kind in STREAMS:
-        train(folder, f"world_model_{kind}_quickstart", tiny_senses(kind))
+        save_world(folder, kind)
     for command in commands:
         if " rollout " in command:
             arguments = [word for word in shlex.split(command)[3:] if not word.startswith("runs/inverse_dynamics")]
@@ -131,11 +139,23 @@ def test_sound_and_motion_are_measured_and_reported(lab: Path) -> None:
     assert "--inner_guidance 3" in moved
 
 
+def test_only_measured_windows_hold_flow_and_sound(lab: Path) -> None:
+    with chdir(lab):
+        network, decoders = models.load(HEARD), [models.load(path) for path in (AUTOENCODER, SOUND)]
+        assert isinstance(network, WorldTransformer)
+        info = DatasetInfo.load(LATENTS)
+        known = Episodes(LATENTS, info, "test", network, decoders[0], STRIDE, 6, sound_decoder=decoders[1])
+        windows, measured = known.windows(2), known.windows(2, measured=True)
+        assert measured.keys() - windows.keys() == {"flow", "audio"}
+        assert all(torch.equal(measured[name], values) for name, values in windows.items())
+        assert measured["audio"].shape[:2] == (2, 6)
+        assert not {"flow", "audio"} & next(known.stream(1, 2)).keys()
+
+
 def test_depth_and_motion_are_in_the_latent_of_the_picture(lab: Path) -> None:
     """A latent of seven channels, decoded to its picture."""
     torch.manual_seed(0)
-    grid = {"size": (32, 48), "latent_size": (4, 6), "latent_channels": 4, "widths": [8, 16, 16], "blocks": [1, 1, 1]}
-    models.save(MultimodalAutoencoder(**grid, depth_scale=(7.143, 1.2, False), flow_scale=0.1), lab / "seven")
+    models.save(MultimodalAutoencoder(**GRID, depth_scale=(7.143, 1.2, False), flow_scale=0.1), lab / "seven")
     assert owl_here("data", "encode", "seven", FOOTAGE, "data/seven", "--keep", "controls,rgb,flow", cwd=lab) == 0
     train(lab, "seven_world", tiny_world_model("data/seven", max_steps=2))
     rollout = ("rollout", "runs/seven_world/checkpoints/last.ckpt", "--data", "data/seven", *SMALL)
@@ -168,7 +188,7 @@ def test_what_does_not_fit_is_told_in_one_sentence(
     lab: Path, checkpoint: str, arguments: tuple[str, ...], code: str, tokens: list[str]
 ) -> None:
     if "runs/other_sound" in arguments:
-        train(lab, "other_sound", tiny_audio_vae(FOOTAGE, seed=1))
+        save_sound(lab, "other_sound", seed=1)
     with refused(code, *tokens):
         owl_here("rollout", checkpoint, "--data", LATENTS, *SMALL, "--out", "refused", *arguments, cwd=lab)
     assert not (lab / "refused").exists()

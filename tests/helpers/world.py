@@ -1,11 +1,17 @@
 """All that a world model needs, tiny and real: footage, autoencoder, latents, world and inverse dynamics models."""
 
+import shutil
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+from torch import nn
 from torch.distributed.distributed_c10d import _set_pg_timeout, default_pg_timeout
 
+from owl import models
 from owl.callbacks.rollouts import Rollouts
 from tests.helpers.shards import AXES, BUTTONS, make_dataset
 from tests.helpers.tiny import owl_here, tiny_experiment, tiny_inverse_dynamics, write_config
@@ -63,14 +69,40 @@ def train(folder: Path, name: str, configuration: dict[str, Any]) -> None:
     assert owl_here("fit", "--config", f"{name}.yaml", "--name", name, cwd=folder) == 0
 
 
-def make_world(folder: Path, reader: bool = True) -> Path:
-    """Make all of the above in a folder: 4 episodes of 40 frames of 32x48 pixels, every run of two steps."""
+def save_run(folder: Path, name: str, network: nn.Module, data: dict[str, Any] | None = None) -> None:
+    """Write a network as the last checkpoint of the run ``name``, in place of seconds of training.
+
+    Args:
+        folder: Where "runs" is.
+        name: Of the run.
+        network: Untrained.
+        data: Arguments of the data module, such as the stride of a world model.
+    """
+    described = {"networks": {"network": models.describe(network)}, "config": {"data": {"init_args": data or {}}}}
+    path = folder / "runs" / name / "checkpoints" / "last.ckpt"
+    path.parent.mkdir(parents=True)
+    state = {f"network.{tensor}": value for tensor, value in network.state_dict().items()}
+    torch.save({"state_dict": state, "owl": described}, path)
+
+
+def make_world(folder: Path) -> Path:
+    """Make all of the above in a folder: 4 episodes of 40 frames of 32x48 pixels, every run of two steps.
+
+    It is made once in a process, and copied.
+    """
+    return Path(shutil.copytree(_world().name, folder, dirs_exist_ok=True))
+
+
+@cache
+def _world() -> TemporaryDirectory:
+    """Make them in a folder that is deleted when the process ends."""
+    temporary = TemporaryDirectory()
+    folder = Path(temporary.name)
     make_dataset(folder / FOOTAGE, episodes=4, frames=40, size=(32, 48), modalities=("rgb", "controls"))
     train(folder, "quickstart", tiny_experiment(Path(FOOTAGE), max_steps=2))
     assert owl_here("data", "encode", AUTOENCODER, FOOTAGE, LATENTS, cwd=folder) == 0
     train(folder, "world_model_quickstart", tiny_world_model(LATENTS, max_steps=2))
-    if reader:
-        configuration = tiny_inverse_dynamics(Path(FOOTAGE), max_steps=2)
-        configuration["data"]["init_args"] |= {"stride": STRIDE}
-        train(folder, "inverse_dynamics_quickstart", configuration)
-    return folder
+    configuration = tiny_inverse_dynamics(Path(FOOTAGE), max_steps=2)
+    configuration["data"]["init_args"] |= {"stride": STRIDE}
+    train(folder, "inverse_dynamics_quickstart", configuration)
+    return temporary
