@@ -161,6 +161,14 @@ def test_every_process_evaluates_the_network_as_often_as_the_others(lab: Path, l
     assert made.logged["train/loss"].isfinite()
 
 
+@pytest.mark.parametrize("bootstrap", [0.0, 1.0])
+def test_a_batch_of_one_is_enough(lab: Path, lpips: LPIPS, bootstrap: float) -> None:
+    """Also if its only frame learns a shortcut, and none the flow."""
+    found = gradient(recipe(lab, lpips, {"shortcut": True}, bootstrap=bootstrap), batch(1))
+    assert found.isfinite().all()
+    assert found.any()
+
+
 def test_reconstruction_terms_compare_what_the_flow_predicts(lab: Path, lpips: LPIPS) -> None:
     """With a network that says that x0 is zero, the image is the target's mean and the base."""
     made = recipe(lab, lpips, residual=True, weights=Weights(**NONE | {"l2": 1.0}))
