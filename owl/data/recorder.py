@@ -122,22 +122,22 @@ def _check(recording: GameRecording) -> None:
             f"frames is {recording.frames} and episode_frames {recording.episode_frames}, expected at least "
             f"{least} and 1 (three splits with an episode of each scenario); use larger numbers",
         )
-    if recording.workers is not None and recording.workers < 1:
-        raise OwlError(
-            "arguments.too-small",
-            f"workers is {recording.workers}, expected at least 1; leave it out for one per core",
-        )
     if recording.seed < 0:
         raise OwlError("arguments.seed", f"seed is {recording.seed}, expected 0 or more; use another seed")
     check_available(recording)
 
 
 def check_available(recording: GameRecording) -> None:
-    """Check that the scenarios, the size and the sound of a recording are available.
+    """Check what random and played games have in common: workers, size, scenarios and sound.
 
     Raises:
-        OwlError: They are not.
+        OwlError: There are no workers, or the scenarios, the size or the sound are not available.
     """
+    if recording.workers is not None and recording.workers < 1:
+        raise OwlError(
+            "arguments.too-small",
+            f"workers is {recording.workers}, expected at least 1; leave it out for one per core",
+        )
     if min(recording.size) < 32:
         raise OwlError(
             "arguments.size",

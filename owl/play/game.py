@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 
 from owl.data import game
-from owl.errors import OwlError
 from owl.play.timeline import Played, in_order
 from owl.play.world import Description, Picture, Settings, World
 
@@ -68,9 +67,7 @@ class GameWorld(World):
 
     def reset(self, start: int, seed: int) -> Picture:
         """Begin a new game."""
-        self.check_start(start)
-        if seed < 0:
-            raise OwlError("arguments.seed", f"seed is {seed}, expected 0 or more; use another seed")
+        self.check_start(start, seed)
         self.close()
         self._seed, self._person = seed, Person()
         self._played: Played[np.ndarray] | None = None

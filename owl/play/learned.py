@@ -132,10 +132,10 @@ class LearnedWorld(World):
 
     def reset(self, start: int, seed: int) -> Picture:
         """Begin after the last frame of a start scene."""
-        self.check_start(start)
+        self.check_start(start, seed)
         scene = {name: values[start : start + 1] for name, values in self.scenes.items()}
         latents = self.episodes.latents(scene)
-        self.engine.reset(latents, self.episodes.controls(scene), seed=seed % 2**63)
+        self.engine.reset(latents, self.episodes.controls(scene), seed=seed)
         return Picture(self.episodes.decode(latents["video"])[0, -1].movedim(0, -1).numpy())
 
     def step(self, buttons: np.ndarray, axes: np.ndarray) -> Picture:

@@ -143,8 +143,6 @@ class Session:
         self._advance()
 
     def _reset(self, start: int, seed: int) -> None:
-        if not 0 <= seed < 2**32:
-            raise OwlError("arguments.seed", f"seed is {seed}, expected 0 to {2**32 - 1}; use another seed")
         picture = self.world.reset(start, seed)
         self.start, self.seed = start, seed
         self._frame, self._branch = 0, 0

@@ -10,6 +10,7 @@ from owl.errors import OwlError
 from owl.rollout.generate import Sampler
 
 MOST_STEPS = 64
+LARGEST_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class World(ABC):
         """Begin at a start scene; equal seeds and controls give equal pictures.
 
         Raises:
-            OwlError: There is no such start.
+            OwlError: There is no such start, or the seed is not of 0 to ``LARGEST_SEED``.
         """
 
     @abstractmethod
@@ -139,12 +140,14 @@ class World(ABC):
     def close(self) -> None:  # noqa: B027  (most worlds need nothing)
         """Free what the world holds."""
 
-    def check_start(self, start: int) -> None:
-        """Check the number of a start scene.
+    def check_start(self, start: int, seed: int) -> None:
+        """Check the arguments of `reset`.
 
         Raises:
-            OwlError: There is no such start.
+            OwlError: There is no such start, or the seed is out of range.
         """
         count = max(1, len(self.description.starts))
         if not 0 <= start < count:
             raise OwlError("play.start", f"there is no start {start}, expected 0 to {count - 1}; choose another")
+        if not 0 <= seed <= LARGEST_SEED:
+            raise OwlError("arguments.seed", f"seed is {seed}, expected 0 to {LARGEST_SEED}; use another seed")

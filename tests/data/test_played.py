@@ -1,5 +1,6 @@
 """What a person has played becomes a dataset: the same frames, with the controls that led to them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,4 +74,7 @@ def test_what_cannot_be_recorded_is_told(tmp_path: Path, played: list[PlayedGame
         record_played(str(tmp_path / "d"), RECORDING, [PlayedGame("nowhere", 0, played[0].controls)])
     with refused("arguments.size", "16x64"):
         record_played(str(tmp_path / "d"), GameRecording(size=(16, 64)), played)
+    for workers in (0, -1):
+        with refused("arguments.too-small", f"workers is {workers}", "at least 1"):
+            record_played(str(tmp_path / "d"), replace(RECORDING, workers=workers), played)
     assert not (tmp_path / "d").exists()

@@ -49,7 +49,7 @@ class Strip(World):
 
     def reset(self, start: int, seed: int) -> Picture:
         """Begin on the left."""
-        self.check_start(start)
+        self.check_start(start, seed)
         self.strip, self.x, self.random = self.texture(start, self.description.size), 0.0, np.random.default_rng(seed)
         return self.look(False)
 

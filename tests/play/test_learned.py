@@ -218,6 +218,8 @@ def test_the_command_serves_until_it_is_stopped(lab: Path, capfd: pytest.Capture
         (("--game", "deathmatch", "--size", "96"), "arguments.size", ["96", "96x160"]),
         ((RUN, "--steps", "0"), "play.settings", ["steps is 0"]),
         ((RUN, "--shift", "0"), "play.settings", ["shift is 0"]),
+        ((RUN, "--port", "0", "--seed", "-1"), "arguments.seed", ["seed is -1", f"0 to {2**32 - 1}"]),
+        (("--game", "deathmatch", "--port", "0", "--seed", str(2**32)), "arguments.seed", [f"seed is {2**32}"]),
         ((RUN, "--host", "192.0.2.1"), "play.address", ["192.0.2.1:8420"]),
     ],
 )
