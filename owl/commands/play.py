@@ -9,7 +9,9 @@ import webbrowser
 from pathlib import Path
 
 from owl.cli.arguments import changed, parse_size
+from owl.data.game import check_audio
 from owl.errors import OwlError
+from owl.play.beside import SideBySide
 from owl.play.game import GameWorld
 from owl.play.learned import LearnedWorld, Precision, Sources
 from owl.play.server import LOOPBACK, Server
@@ -18,11 +20,13 @@ from owl.rollout.generate import Sampler
 
 
 def main(
-    world: str,
+    worlds: list[str],
     *,
     game: bool = False,
     data: str | None = None,
     decoder: list[str] = [],  # noqa: B006  (never changed)
+    audio_decoder: str | None = None,
+    sound: bool = True,
     split: str = "test",
     context: int = 8,
     steps: int = 4,
@@ -42,16 +46,20 @@ def main(
 ) -> None:
     """Play a world model, or with --game the real game, on a web page that this command serves until Ctrl-C.
 
-    Several pages can watch, one of them plays. The page shows the controls, start scenes of the dataset, a timeline to
-    return to, and where the time of a frame goes. It records films and action logs; `replay` plays a log again, and
-    `data record --actions` turns logs of the real game into a dataset. A GPU is used if available.
+    Several world models are shown side by side and get the same inputs, so that you can compare them. Several pages can
+    watch, one of them plays. The page shows the controls, start scenes of the dataset, a timeline to return to, and
+    where the time of a frame goes. It records films and action logs; `replay` plays a log again, and `data record
+    --actions` turns logs of the real game into a dataset. A GPU is used if available.
 
     Args:
-        world: Run folder, checkpoint or export of a world model; with --game a scenario of ViZDoom, such as deathmatch.
+        worlds: Run folders, checkpoints or exports of world models; with --game a scenario of ViZDoom, such as
+            deathmatch.
         game: Play the real game.
         data: Dataset of latents with the start scenes; by default the one that the world model was trained on.
         decoder: Run folders, checkpoints or exports of the autoencoder or of decoders trained on its latents, among
             which the page can choose; by default the autoencoder named in the dataset.
+        audio_decoder: The same for the sound of a world model that generates it.
+        sound: Whether the page is given the sound of a world model that generates it, or of the real game.
         split: Split of the start scenes.
         context: Frames of a start scene.
         steps: Evaluations of the network per frame.
@@ -75,6 +83,7 @@ def main(
     learned = {
         "data": data,
         "decoder": decoder,
+        "audio_decoder": audio_decoder,
         "split": split,
         "context": context,
         "steps": steps,
@@ -90,13 +99,21 @@ def main(
         raise OwlError("play.game", f"--{given[0]} is for world models, --game plays the real game; leave one out")
     if not game and size is not None:
         raise OwlError("play.game", f"--size {size} is for the real game, a world model has its own; leave it out")
+    if game and len(worlds) > 1:
+        raise OwlError("play.game", f"--game plays one scenario, got {', '.join(worlds)}; give one of them")
     played: World
     if game:
-        played = GameWorld(world, parse_size(size or "270x480"))
+        played = GameWorld(worlds[0], parse_size(size or "270x480"), sound and hears())
     else:
         settings = Settings(steps, context_noise, guidance, shift=shift, sampler=sampler)
-        sources = Sources(world, data, tuple(decoder), split, context, stride, precision, compile)
-        played = LearnedWorld(sources, settings)
+        made = [
+            LearnedWorld(
+                Sources(path, data, tuple(decoder), audio_decoder, sound, split, context, stride, precision, compile),
+                settings,
+            )
+            for path in worlds
+        ]
+        played = made[0] if len(made) == 1 else SideBySide(made)
     token = None if host in LOOPBACK else secrets.token_urlsafe(16)
     server = Server(played, Path(out), seed, host, port, token)
     asyncio.run(serve(server, browser))
@@ -119,6 +136,16 @@ async def serve(server: Server, browser: bool) -> None:
         await asyncio.wait([serving, asyncio.create_task(stopped.wait())], return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
             serving.result()
+
+
+def hears() -> bool:
+    """Return whether the real game can be heard on this machine; tell why if not."""
+    try:
+        check_audio()
+    except OwlError as error:
+        print(f"The game is played without sound: {error}")
+        return False
+    return True
 
 
 def has_display() -> bool:

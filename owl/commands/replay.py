@@ -2,21 +2,22 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 from tqdm import tqdm
 
 from owl.play.log import ActionLog
+from owl.play.recording import write_pictures
 from owl.play.replay import make_world, replay
-from owl.viz.film import enlarged, write_film
+from owl.play.world import Picture
 
 
 def main(
     log: str,
     *,
     out: str | None = None,
-    checkpoint: str | None = None,
+    checkpoint: list[str] = [],  # noqa: B006  (never changed)
     data: str | None = None,
     decoder: list[str] = [],  # noqa: B006  (never changed)
+    audio_decoder: str | None = None,
 ) -> int:
     """Play an action log again and compare every frame with the recorded one; exit with status 1 if one differs.
 
@@ -26,27 +27,28 @@ def main(
     Args:
         log: A .jsonl file that `play` recorded.
         out: Film to write, an .mp4.
-        checkpoint: Where the world model is now, if it was moved.
+        checkpoint: Where the world model is now, if it was moved; of several, all in the same order.
         data: Where the dataset is now, if it was moved.
         decoder: Where the decoders are now, if they were moved, in the same order.
+        audio_decoder: Where the decoder of sound is now, if it was moved.
     """
     actions = ActionLog.load(log)
-    world = make_world(actions, checkpoint, data, decoder)
+    world = make_world(actions, checkpoint, data, decoder, audio_decoder)
     different: list[int] = []
 
-    def frames() -> Iterator[np.ndarray]:
+    def frames() -> Iterator[Picture]:
         total = len(actions.actions)
         for number, frame in enumerate(tqdm(replay(actions, world), "replay", total, unit="frame"), 1):
             if not frame.same:
                 different.append(number)
-            yield enlarged(frame.rgb)
+            yield frame.picture
 
     try:
         if out is None:
             for _ in frames():
                 pass
         else:
-            write_film(out, frames(), world.description.fps)
+            write_pictures(out, frames(), world.description)
     finally:
         world.close()
     if not different:

@@ -143,7 +143,7 @@ def check_audio() -> None:
         raise OwlError(
             "game.sound",
             f"the game's sound needs the system library libopenal.so.1 ({error}); "
-            "install it with `apt-get install libopenal1`, or record without --audio",
+            "install it with `apt-get install libopenal1`, or leave the sound out",
         ) from error
 
 

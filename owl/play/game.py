@@ -3,13 +3,14 @@
 import sys
 import time
 from collections.abc import Generator
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from owl.data import game
 from owl.play.timeline import Played, in_order
-from owl.play.world import Description, Picture, Settings, World
+from owl.play.world import Description, Picture, Settings, SoundFormat, World
 
 TURN = 6.0
 """Degrees per tic of a fully deflected stick, the fastest turn of the random policy that records datasets."""
@@ -39,15 +40,18 @@ class GameWorld(World):
     Args:
         scenario: As in `owl.data.game.find_scenario`.
         size: (H, W) of the pictures.
+        sound: Whether it is heard.
 
     Raises:
-        OwlError: The game is not installed, or the scenario or the size is not available.
+        OwlError: The game is not installed, or the scenario, the size or the sound is not available.
     """
 
-    def __init__(self, scenario: str, size: tuple[int, int]) -> None:
+    def __init__(self, scenario: str, size: tuple[int, int], sound: bool) -> None:
         game.find_scenario(scenario)
         game.check_size(size)
-        self.scenario, self.size, self.settings = scenario, size, Settings()
+        if sound:
+            game.check_audio()
+        self.scenario, self.size, self.sound, self.settings = scenario, size, sound, Settings()
         self.description = Description(
             kind="game",
             name=scenario,
@@ -60,8 +64,10 @@ class GameWorld(World):
                 "kind": "game",
                 "scenario": scenario,
                 "size": list(size),
+                "sound": sound,
                 "vizdoom": game.installed_version(),
             },
+            sound=SoundFormat(game.SAMPLE_RATE, game.CHANNELS) if sound else None,
         )
         self._frames: Generator[game.Frame, None, None] | None = None
 
@@ -71,8 +77,8 @@ class GameWorld(World):
         self.close()
         self._seed, self._person = seed, Person()
         self._played: Played[np.ndarray] | None = None
-        self._frames = game.play(self.scenario, sys.maxsize, self.size, seed, policy=self._person)
-        return self._next()
+        self._frames = game.play(self.scenario, sys.maxsize, self.size, seed, audio=self.sound, policy=self._person)
+        return replace(self._next(), sound=None)
 
     def step(self, buttons: np.ndarray, axes: np.ndarray) -> Picture:
         """Play one tic."""
@@ -97,8 +103,9 @@ class GameWorld(World):
     def _next(self) -> Picture:
         assert self._frames is not None
         start = time.perf_counter()
-        rgb = next(self._frames).rgb
-        return Picture(rgb, {"game": time.perf_counter() - start})
+        frame = next(self._frames)
+        sound = None if frame.audio is None else frame.audio.T.astype(np.float32) / 2**15
+        return Picture(frame.rgb, {"game": time.perf_counter() - start}, sound)
 
     def close(self) -> None:
         """End the game."""

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import nn
 
 from owl import models
 from owl.comparison.decoders import load_decoders, run_folder
@@ -14,11 +15,11 @@ from owl.errors import OwlError
 from owl.flow_matching import noise_levels
 from owl.hardware import DTYPES, device_name, multiplies_bfloat16
 from owl.latents import check_decoder
-from owl.play.world import Description, Picture, Settings, World
+from owl.play.world import Description, Picture, Settings, SoundFormat, World
 from owl.rollout.engine import Engine, Snapshot
 from owl.rollout.episodes import Episodes, as_bytes, check_dataset
 from owl.rollout.generate import Schedule
-from owl.rollout.loading import load_world_model, named_decoder, trained_stride
+from owl.rollout.loading import load_world_model, named_decoder, other_decoder, trained_stride
 
 Precision = Literal["bf16", "fp32"]
 STARTS = 12
@@ -35,6 +36,9 @@ class Sources:
         checkpoint: Run folder, checkpoint or export of the world model.
         data: Dataset of latents with the start scenes; None: the dataset of training.
         decoders: Run folders, checkpoints or exports of decoders; empty: the autoencoder named in the dataset.
+        audio_decoder: The same for the sound of a world model that generates it; None: the autoencoder named in the
+            dataset.
+        sound: Whether the sound is heard.
         split: Split of the start scenes.
         context: Frames of a start scene.
         stride: Stored frames from one frame of the model to the next; None: that of training, 1 for an export.
@@ -45,6 +49,8 @@ class Sources:
     checkpoint: str
     data: str | None = None
     decoders: tuple[str, ...] = ()
+    audio_decoder: str | None = None
+    sound: bool = True
     split: str = "test"
     context: int = 8
     stride: int | None = None
@@ -82,12 +88,14 @@ class LearnedWorld(World):
         paths = [str(Path(models.find_checkpoint(run)).resolve()) for run in given]
         self.decoders = load_decoders(paths)
         first = next(iter(self.decoders))
+        audio = other_decoder(network, "audio", info, data, sources.audio_decoder) if sources.sound else None
+        heard: dict[str, nn.Module] = {} if audio is None else {"audio": audio}
         precision = sources.precision or ("bf16" if multiplies_bfloat16(device) else "fp32")
         self.settings = settings if settings.decoder else replace(settings, decoder=first)
         self._check(self.settings)
         self.engine = Engine(
             network,
-            {"video": self.decoders[self.settings.decoder]},
+            {"video": self.decoders[self.settings.decoder]} | heard,
             **vars(schedule_of(self.settings)),
             dtype=DTYPES[precision],
             compile=sources.compile,
@@ -108,9 +116,11 @@ class LearnedWorld(World):
             "checkpoint": str(Path(path).resolve()),
             "data": data if "://" in data else str(Path(data).resolve()),
             "decoders": paths,
+            "audio_decoder": sources.audio_decoder
+            and str(Path(models.find_checkpoint(sources.audio_decoder)).resolve()),
             "stride": stride,
             "precision": precision,
-            "fingerprints": [models.fingerprint(part) for part in (network, *self.decoders.values())],
+            "fingerprints": [models.fingerprint(part) for part in (network, *self.decoders.values(), *heard.values())],
             "dataset": info.modalities["latent"]["encoder"]["fingerprint"],
             "settings": asdict(self.settings),
             "device": device.type,
@@ -128,6 +138,7 @@ class LearnedWorld(World):
             starts=list(starts),
             decoders=list(self.decoders),
             origin=origin,
+            sound=None if audio is None else SoundFormat(int(audio.sample_rate), int(audio.channels)),  # type: ignore[arg-type]
         )
 
     def reset(self, start: int, seed: int) -> Picture:
@@ -142,7 +153,9 @@ class LearnedWorld(World):
         """Generate a frame."""
         pressed, moved = (torch.from_numpy(values.astype(np.float32))[None] for values in (buttons, axes))
         frame = self.engine.step(pressed, moved)
-        return Picture(as_bytes(frame.decoded["video"])[0].movedim(0, -1).contiguous().numpy(), frame.seconds)
+        rgb = as_bytes(frame.decoded["video"])[0].movedim(0, -1).contiguous().numpy()
+        sound = frame.decoded["audio"][0].clamp(-1, 1).cpu().numpy() if "audio" in frame.decoded else None
+        return Picture(rgb, frame.seconds, sound)
 
     def change(self, settings: Settings) -> None:
         """Use other settings from the next frame on."""

@@ -5,7 +5,7 @@ again), its ``buttons`` and ``axes``, and the ``start`` and ``seed`` of the roll
 
 - ``held``: names of the buttons that were down;
 - ``moved``: movement of each axis, in its unit;
-- ``picture``: twelve hexadecimal digits of the SHA-256 of the frame's pixels;
+- ``picture``: twelve hexadecimal digits of the SHA-256 of the frame's pixels, and of its sound if it has one;
 - ``settings``: of this frame and the following ones, where they have changed.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from owl.atomic import atomic_write
 from owl.errors import OwlError
-from owl.play.world import Settings
+from owl.play.world import Picture, Settings
 
 FORMAT, VERSION = "owl-actions", 1
 
@@ -118,6 +118,9 @@ class ActionLog:
         return Action(buttons, np.array(content["moved"], np.float32), settings, str(content["picture"]))
 
 
-def digest(rgb: np.ndarray) -> str:
-    """Return twelve hexadecimal digits that identify the pixels of uint8[H, W, 3]."""
-    return hashlib.sha256(np.ascontiguousarray(rgb).data).hexdigest()[:12]
+def digest(picture: Picture) -> str:
+    """Return twelve hexadecimal digits that identify the pixels and the sound of a frame."""
+    found = hashlib.sha256(np.ascontiguousarray(picture.rgb).data)
+    if picture.sound is not None:
+        found.update(np.ascontiguousarray(picture.sound).data)
+    return found.hexdigest()[:12]

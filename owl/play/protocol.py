@@ -1,7 +1,7 @@
 """Messages between the page and the server: version 1, the WebSocket subprotocol ``owl-play.1``.
 
 Every message is binary and little-endian; its first byte is its type. A client ignores types that it does not know, so
-that types (such as sound) can be added without a new version.
+that types can be added without a new version.
 
 To the server:
 
@@ -16,6 +16,9 @@ To the client:
   none is), float32 milliseconds of each of ``PARTS``, and the picture as JPEG.
 - ``STATE``: a JSON object, what the page shows beside the picture.
 - ``NOTICE``: a sentence for the person, UTF-8.
+- ``SOUND``: uint32 number of the frame with which it is heard, and int16 samples, those of all channels in turn, at the
+  rate that "sound" in ``STATE`` names. It comes before its ``FRAME``. It follows the sound of the frame before if that
+  has the preceding number, otherwise it is that of another place or some was dropped.
 """
 
 import json
@@ -35,6 +38,8 @@ PARTS = ("wait", "game", "commit", "denoise", "decode", "encode")
 """Times of a frame: from the arrival of its input to the start of the frame, then of the real game, or of the parts of
 a world model, and of JPEG."""
 COMMANDS = ("play", "watch", "pause", "resume", "step", "reset", "rewind", "settings", "record")
+LOUDEST = 2**15 - 1
+"""Sample of full amplitude."""
 REASON = 120
 """Bytes of the longest reason of a close; WebSocket allows 123."""
 
@@ -47,6 +52,7 @@ class Kind(IntEnum):
     FRAME = 16
     STATE = 17
     NOTICE = 18
+    SOUND = 19
 
 
 class Close(IntEnum):
@@ -95,6 +101,8 @@ class Command:
         context_noise: Noise level at which frames become context.
         guidance: Weight of classifier-free guidance.
         decoder: Name of a decoder.
+        shift: Shift of the noise levels towards noise.
+        sampler: Name of the sampler.
     """
 
     name: str
@@ -106,12 +114,16 @@ class Command:
     context_noise: float | None = None
     guidance: float | None = None
     decoder: str | None = None
+    shift: float | None = None
+    sampler: str | None = None
 
 
+SETTINGS = ("steps", "context_noise", "guidance", "decoder", "shift", "sampler")
+"""Fields of a command that change the settings of the same names."""
 TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("start", "seed", "moment", "steps"), (int,)),
-    **dict.fromkeys(("context_noise", "guidance"), (int, float)),
-    **dict.fromkeys(("name", "decoder"), (str,)),
+    **dict.fromkeys(("context_noise", "guidance", "shift"), (int, float)),
+    **dict.fromkeys(("name", "decoder", "sampler"), (str,)),
     "on": (bool,),
 }
 
@@ -183,6 +195,12 @@ def notice_message(text: str) -> bytes:
     return bytes([Kind.NOTICE]) + text.encode()
 
 
+def sound_message(number: int, sound: np.ndarray) -> bytes:
+    """Return a ``SOUND`` of float[channels, samples] in [-1, 1], clipped."""
+    samples = np.rint(sound.T.clip(-1, 1) * LOUDEST).astype("<i2")
+    return struct.pack("<BI", Kind.SOUND, number) + samples.tobytes()
+
+
 def input_message(given: Input) -> bytes:
     """Return an ``INPUT``, as a client sends it."""
     bits = np.packbits(given.buttons.astype(bool), bitorder="little").tobytes()
@@ -201,3 +219,9 @@ def parse_frame(message: bytes) -> tuple[int, float, dict[str, float], bytes]:
     layout = struct.Struct(f"<BId{len(PARTS)}f")
     _, number, time, *parts = layout.unpack_from(message)
     return number, time, dict(zip(PARTS, parts, strict=True)), message[layout.size :]
+
+
+def parse_sound(message: bytes, channels: int) -> tuple[int, np.ndarray]:
+    """Take a ``SOUND`` apart, as a client does: the arguments of `sound_message`."""
+    _, number = struct.unpack_from("<BI", message)
+    return number, np.frombuffer(message, "<i2", offset=5).reshape(-1, channels).T.astype(np.float32) / LOUDEST

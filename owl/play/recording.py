@@ -1,14 +1,16 @@
-"""Recording of what is played: an .mp4 of the pictures and the action log of the whole rollout."""
+"""Recording of what is played, as an .mp4 with sound."""
 
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
+from owl.play.world import Description, Picture
 from owl.viz.film import enlarged, write_film
 
 WAITING = 64
@@ -20,20 +22,20 @@ class Recording:
 
     Args:
         folder: Where the files go.
-        fps: Frames per second.
+        description: Of the world.
     """
 
-    def __init__(self, folder: Path, fps: float) -> None:
+    def __init__(self, folder: Path, description: Description) -> None:
         self.path = _free(folder)
-        self._pictures: queue.Queue[np.ndarray | None] = queue.Queue(WAITING)
+        self._pictures: queue.Queue[Picture | None] = queue.Queue(WAITING)
         self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._write, args=(fps,), name="owl-film", daemon=True)
+        self._thread = threading.Thread(target=self._write, args=(description,), name="owl-film", daemon=True)
         self._thread.start()
 
-    def add(self, rgb: np.ndarray) -> None:
-        """Add uint8[H, W, 3]."""
+    def add(self, picture: Picture) -> None:
+        """Add a frame."""
         if self._failure is None:
-            self._pictures.put(rgb)
+            self._pictures.put(picture)
 
     def finish(self) -> Path:
         """Finish the film and return its path; without pictures there is no film.
@@ -47,19 +49,43 @@ class Recording:
             raise self._failure
         return self.path
 
-    def _write(self, fps: float) -> None:
+    def _write(self, description: Description) -> None:
         try:
-            pictures = map(enlarged, self._taken())
+            pictures = self._taken()
             if (first := next(pictures, None)) is not None:
-                write_film(self.path, chain([first], pictures), fps)
+                write_pictures(self.path, chain([first], pictures), description)
         except BaseException as error:  # told by `finish`, in the thread of the player
             self._failure = error
             for _ in self._taken():
                 pass
 
-    def _taken(self) -> Iterator[np.ndarray]:
-        while (rgb := self._pictures.get()) is not None:
-            yield rgb
+    def _taken(self) -> Iterator[Picture]:
+        while (picture := self._pictures.get()) is not None:
+            yield picture
+
+
+def write_pictures(path: str | Path, pictures: Iterable[Picture], description: Description) -> None:
+    """Write frames of a world as an .mp4, with their sound.
+
+    Args:
+        path: Destination.
+        pictures: The frames, at least one.
+        description: Of the world.
+    """
+    sounds: deque[np.ndarray] = deque()
+    silence = np.zeros((1, 0), np.float32)
+
+    def shown() -> Iterator[np.ndarray]:
+        for picture in pictures:
+            sounds.append(silence if picture.sound is None else picture.sound)
+            yield enlarged(picture.rgb)
+
+    def heard() -> Iterator[np.ndarray]:  # asked after each picture
+        while True:
+            yield sounds.popleft()
+
+    sample_rate = None if description.sound is None else description.sound.sample_rate
+    write_film(path, shown(), description.fps, heard(), sample_rate)
 
 
 def _free(folder: Path) -> Path:

@@ -2,49 +2,74 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from owl.errors import OwlError
+from owl.play.beside import SideBySide
 from owl.play.game import GameWorld
 from owl.play.learned import LearnedWorld, Sources
 from owl.play.log import ActionLog, digest
-from owl.play.world import Settings, World
+from owl.play.world import Picture, Settings, World
 
 
 class Replayed(NamedTuple):
     """A frame that was made again.
 
     Attributes:
-        rgb: uint8[H, W, 3].
-        same: Whether every pixel is that of the recording.
+        picture: The frame.
+        same: Whether every pixel and every sample is that of the recording.
     """
 
-    rgb: np.ndarray
+    picture: Picture
     same: bool
 
 
 def make_world(
-    log: ActionLog, checkpoint: str | None = None, data: str | None = None, decoder: Sequence[str] = ()
+    log: ActionLog,
+    checkpoint: Sequence[str] = (),
+    data: str | None = None,
+    decoder: Sequence[str] = (),
+    audio_decoder: str | None = None,
 ) -> World:
     """Make the world of a log again, with as many threads, on which the bits of sums depend.
 
     Args:
         log: The log.
-        checkpoint: Where the world model is now; None: where it was.
+        checkpoint: Where the world models are now, in their order; empty: where they were.
         data: Where the dataset is now; None: where it was.
         decoder: Where the decoders are now, in their order; empty: where they were.
+        audio_decoder: Where the decoder of sound is now; None: where it was.
 
     Raises:
         OwlError: A part is missing or has other weights.
     """
     origin = log.origin
     if origin.get("kind") == "game":
-        return GameWorld(origin["scenario"], tuple(origin["size"]))
+        return GameWorld(origin["scenario"], tuple(origin["size"]), origin.get("sound", False))
+    worlds = origin["worlds"] if origin.get("kind") == "world models" else [origin]
+    if checkpoint and len(checkpoint) != len(worlds):
+        raise OwlError(
+            "actions.origin",
+            f"there are {len(checkpoint)} checkpoints, the log was recorded with {len(worlds)}; give one for each",
+        )
+    paths: Sequence[str | None] = checkpoint or [None] * len(worlds)
+    made = [_learned(one, path, data, decoder, audio_decoder) for one, path in zip(worlds, paths, strict=True)]
+    return made[0] if len(made) == 1 else SideBySide(made)
+
+
+def _learned(
+    origin: dict[str, Any],
+    checkpoint: str | None,
+    data: str | None,
+    decoder: Sequence[str],
+    audio_decoder: str | None,
+) -> LearnedWorld:
+    """Make a learned world of `make_world` again."""
     try:
-        sources = Sources(**{item.name: origin[item.name] for item in fields(Sources)})
+        known = [item.name for item in fields(Sources) if item.name in origin]  # older logs know nothing of sound
+        sources = Sources(**{"sound": False} | {name: origin[name] for name in known})
         expected, settings, threads = origin["fingerprints"], Settings(**origin["settings"]), origin["threads"]
     except (KeyError, TypeError) as error:
         raise OwlError(
@@ -56,6 +81,7 @@ def make_world(
         checkpoint=checkpoint or sources.checkpoint,
         data=data or sources.data,
         decoders=tuple(decoder or sources.decoders),
+        audio_decoder=audio_decoder or sources.audio_decoder,
     )
     world = LearnedWorld(sources, replace(settings, decoder="") if decoder else settings)
     found = world.description.origin["fingerprints"]
@@ -74,5 +100,5 @@ def replay(log: ActionLog, world: World) -> Iterator[Replayed]:
     for action in log.actions:
         if action.settings != world.settings:
             world.change(action.settings)
-        rgb = world.step(action.buttons, action.axes).rgb
-        yield Replayed(rgb, digest(rgb) == action.picture)
+        picture = world.step(action.buttons, action.axes)
+        yield Replayed(picture, digest(picture) == action.picture)

@@ -5,6 +5,7 @@ import hmac
 import socket
 import time
 from collections import deque
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ RATE, BURST = 250.0, 500.0
 """Messages per second of one client, and how many it may send at once."""
 WAITING = 3
 """Frames that wait for a slow viewer; older ones are dropped."""
+WAITING_SOUND = 8
+"""Sounds of frames that wait for a slow viewer: more than pictures, since what is missing is heard."""
 BUFFER = 2**16
 """Bytes of the buffers of a connection: more would delay the picture on slow networks."""
 HEARTBEAT = 10.0
@@ -40,7 +43,7 @@ HEADERS = {
 
 
 class Viewer:
-    """One connection: frames of which the oldest are dropped, the latest state, and notices.
+    """One connection: frames and sounds of which the oldest are dropped, the latest state, and notices.
 
     Args:
         connection: The WebSocket.
@@ -50,6 +53,7 @@ class Viewer:
     def __init__(self, connection: web.WebSocketResponse, request: web.Request) -> None:
         self.connection, self.request = connection, request
         self.frames: deque[bytes] = deque(maxlen=WAITING)
+        self.sounds: deque[bytes] = deque(maxlen=WAITING_SOUND)
         self.state: bytes | None = None
         self.notices: deque[bytes] = deque(maxlen=WAITING)
         self._ready = asyncio.Event()
@@ -72,11 +76,11 @@ class Viewer:
             while True:
                 await self._ready.wait()
                 self._ready.clear()
-                while self.state is not None or self.notices or self.frames:
+                while self.state is not None or self.notices or self.sounds or self.frames:
                     if self.state is not None:
                         message, self.state = self.state, None
                     else:
-                        message = (self.notices or self.frames).popleft()
+                        message = (self.notices or self.sounds or self.frames).popleft()
                     async with asyncio.timeout(PATIENCE):
                         await self.connection.send_bytes(message)
         except (TimeoutError, ConnectionError):
@@ -162,6 +166,10 @@ class Server:
         """Send a frame to every viewer."""
         self._call(self._spread_frame, message)
 
+    def sound(self, message: bytes) -> None:
+        """Send the sound of the next frame to every viewer."""
+        self._call(self._spread_sound, message)
+
     def state(self, state: dict[str, Any]) -> None:
         """Send a state to every viewer."""
         self._call(self._spread_state, state)
@@ -185,6 +193,11 @@ class Server:
             viewer.frames.append(message)
             viewer.wake()
 
+    def _spread_sound(self, message: bytes) -> None:
+        for viewer in self.viewers:
+            viewer.sounds.append(message)
+            viewer.wake()
+
     def _spread_state(self, state: dict[str, Any] | None = None) -> None:
         if state is not None:
             self._state = state
@@ -206,6 +219,8 @@ class Server:
             "fps": description.fps,
             "starts": len(self._starts),
             "decoders": description.decoders,
+            "names": description.names,
+            "sound": description.sound and asdict(description.sound),
             "folder": str(self.folder),
         }
 

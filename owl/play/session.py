@@ -16,7 +16,7 @@ from owl.data.codecs import encode_rgb
 from owl.errors import OwlError
 from owl.play.inputs import Inputs, Sample
 from owl.play.log import Action, ActionLog, digest
-from owl.play.protocol import Command, frame_message
+from owl.play.protocol import SETTINGS, Command, frame_message, sound_message
 from owl.play.recording import Recording
 from owl.play.timeline import Moment, Played, Timeline, in_order
 from owl.play.world import Picture, World
@@ -33,6 +33,9 @@ class Listener(Protocol):
 
     def frame(self, message: bytes) -> None:
         """Receive a frame, see `owl.play.protocol.frame_message`."""
+
+    def sound(self, message: bytes) -> None:
+        """Receive the sound of the next frame, see `owl.play.protocol.sound_message`."""
 
     def state(self, state: dict[str, Any]) -> None:
         """Receive what has changed beside the picture."""
@@ -164,13 +167,13 @@ class Session:
         self._show(moment)
 
     def _change(self, command: Command) -> None:
-        given = {name: getattr(command, name) for name in ("steps", "context_noise", "guidance", "decoder")}
+        given = {name: getattr(command, name) for name in SETTINGS}
         settings = replace(self.world.settings, **{name: v for name, v in given.items() if v is not None})
         self.world.change(settings)
 
     def _record(self, on: bool) -> None:
         if on and self._recording is None:
-            self._recording = Recording(self.folder, self.world.description.fps)
+            self._recording = Recording(self.folder, self.world.description)
         elif not on and self._recording is not None:
             recording, self._recording = self._recording, None
             film = recording.finish()
@@ -197,10 +200,10 @@ class Session:
         if self._tips[self._branch] is not self._played:  # there is a future already: begin another one
             self._branch = len(self._tips)
         self._frame += 1
-        self._played = Played(self._played, Action(sample.buttons, sample.axes, settings, digest(picture.rgb)))
+        self._played = Played(self._played, Action(sample.buttons, sample.axes, settings, digest(picture)))
         self._tips[self._branch] = self._played
         if self._recording is not None:
-            self._recording.add(picture.rgb)
+            self._recording.add(picture)
         self._wait_encoded()
         self._encoding = self._encoder.submit(self._encode, self._frame, picture, sample)
         if self._frame % max(1, round(self.world.description.fps)) == 0:
@@ -213,6 +216,8 @@ class Session:
         jpeg = encode(picture.rgb)
         seconds = {"wait": sample.waited, **picture.seconds, "encode": time.perf_counter() - start}
         milliseconds = {name: 1000 * value for name, value in seconds.items()}
+        if picture.sound is not None and picture.sound.size:
+            self.listener.sound(sound_message(frame, picture.sound))
         self.listener.frame(frame_message(frame, sample.time, milliseconds, jpeg))
         return jpeg
 

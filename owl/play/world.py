@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -15,7 +15,7 @@ LARGEST_SEED = 2**32 - 1
 
 @dataclass(frozen=True)
 class Settings:
-    """How a learned world makes its frames; ``shift`` and ``sampler`` stay as they are while it is played.
+    """How a learned world makes its frames.
 
     Attributes:
         steps: Evaluations of the network per frame.
@@ -47,6 +47,24 @@ class Settings:
             raise OwlError("play.settings", f"guidance is {self.guidance}, expected 0 to 20; correct it")
         if not 0.01 <= self.shift <= 100:
             raise OwlError("play.settings", f"shift is {self.shift}, expected 0.01 to 100; correct it")
+        if self.sampler not in get_args(Sampler):
+            raise OwlError(
+                "play.settings",
+                f"sampler is {self.sampler}, expected one of {', '.join(get_args(Sampler))}; correct it",
+            )
+
+
+@dataclass(frozen=True)
+class SoundFormat:
+    """What a world sounds like.
+
+    Attributes:
+        sample_rate: Samples per second.
+        channels: 1 or 2.
+    """
+
+    sample_rate: int
+    channels: int
 
 
 @dataclass(frozen=True)
@@ -54,7 +72,7 @@ class Description:
     """What a page must know to play a world.
 
     Attributes:
-        kind: "world model" or "game".
+        kind: "world model", "world models" side by side, or "game".
         name: For the title.
         device: In words.
         buttons: Names of the buttons.
@@ -64,6 +82,8 @@ class Description:
         starts: A picture of each start scene, uint8[H, W, 3]; a world without scenes has one start.
         decoders: Names of the decoders.
         origin: How to make the world again, for the action log; see `owl.play.log`.
+        sound: Format of the sound; None: a silent world.
+        names: Names of the worlds side by side, from left to right; empty: one world alone.
     """
 
     kind: str
@@ -76,6 +96,8 @@ class Description:
     origin: dict[str, Any]
     starts: list[np.ndarray] = field(default_factory=list)
     decoders: list[str] = field(default_factory=list)
+    sound: SoundFormat | None = None
+    names: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -85,10 +107,13 @@ class Picture:
     Attributes:
         rgb: uint8[H, W, 3].
         seconds: Time of each part of its making: "game", or "commit", "denoise" and "decode".
+        sound: float32[channels, samples] in [-1, 1], which follows that of the previous frame; None at a start, and of
+            a silent world.
     """
 
     rgb: np.ndarray
     seconds: dict[str, float] = field(default_factory=dict)
+    sound: np.ndarray | None = None
 
 
 class World(ABC):

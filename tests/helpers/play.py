@@ -1,10 +1,11 @@
-"""A world whose pictures say what was done, and a client that speaks the page's protocol."""
+"""A world whose pictures and sounds say what was done, and a client that speaks the page's protocol."""
 
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ import numpy as np
 from owl.play import protocol
 from owl.play.protocol import Command, Input, Kind
 from owl.play.server import Server
-from owl.play.world import Description, Picture, Settings, World
+from owl.play.world import Description, Picture, Settings, SoundFormat, World
+
+RATE, PITCH = 44_100, 441.0
+"""Of the sound: samples per second, and vibrations of the tone."""
 
 
 class Strip(World):
@@ -23,9 +27,10 @@ class Strip(World):
     Args:
         size: (H, W).
         fps: Frames per second.
+        sound: Whether there is a tone while the first button is held, twice as loud on the left.
     """
 
-    def __init__(self, size: tuple[int, int] = (16, 24), fps: float = 500.0) -> None:
+    def __init__(self, size: tuple[int, int] = (16, 24), fps: float = 500.0, sound: bool = False) -> None:
         starts = [self.texture(start, size)[:, : size[1]] for start in range(2)]
         self.description = Description(
             kind="world model",
@@ -38,6 +43,7 @@ class Strip(World):
             origin={"kind": "strip"},
             starts=starts,
             decoders=["only"],
+            sound=SoundFormat(RATE, 2) if sound else None,
         )
         self.settings = Settings(decoder="only")
         self.closed = False
@@ -51,7 +57,8 @@ class Strip(World):
         """Begin on the left."""
         self.check_start(start, seed)
         self.strip, self.x, self.random = self.texture(start, self.description.size), 0.0, np.random.default_rng(seed)
-        return self.look(False)
+        self.samples = 0
+        return replace(self.look(False), sound=None)
 
     def step(self, buttons: np.ndarray, axes: np.ndarray) -> Picture:
         """Move."""
@@ -63,15 +70,24 @@ class Strip(World):
         height, width = self.description.size
         columns = (round(self.x) + np.arange(width)) % self.strip.shape[1]
         rgb = self.strip[:, columns] ^ self.random.integers(0, self.settings.steps, (height, width, 3), np.uint8)
-        return Picture(255 - rgb if inverted else rgb, {"denoise": 1e-3})
+        return Picture(255 - rgb if inverted else rgb, {"denoise": 1e-3}, self.hear(inverted))
+
+    def hear(self, loud: bool) -> np.ndarray | None:
+        """Return the sound of a frame."""
+        if self.description.sound is None:
+            return None
+        time = self.samples + np.arange(round(RATE / self.description.fps))
+        self.samples += len(time)
+        tone = loud * np.sin(2 * np.pi * PITCH / RATE * time).astype(np.float32)
+        return np.stack([0.8 * tone, 0.4 * tone])
 
     def snapshot(self) -> Any:
         """Copy everything."""
-        return self.strip, self.x, deepcopy(self.random), self.settings
+        return self.strip, self.x, deepcopy(self.random), self.settings, self.samples
 
     def restore(self, snapshot: Any) -> None:
         """Return."""
-        self.strip, self.x, random, self.settings = snapshot
+        self.strip, self.x, random, self.settings, self.samples = snapshot
         self.random = deepcopy(random)
 
     def snapshot_bytes(self) -> int:
@@ -94,6 +110,7 @@ class Client:
         states: All states so far.
         notices: All notices so far.
         frames: Number, time, parts and JPEG of all frames so far.
+        sounds: Number, and float32[2, samples], of all sounds so far.
     """
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
@@ -101,6 +118,7 @@ class Client:
         self.states: list[dict[str, Any]] = []
         self.notices: list[str] = []
         self.frames: list[tuple[int, float, dict[str, float], bytes]] = []
+        self.sounds: list[tuple[int, np.ndarray]] = []
 
     @property
     def state(self) -> dict[str, Any]:
@@ -132,6 +150,8 @@ class Client:
                     self.states.append(json.loads(message.data[1:]))
                 elif kind == Kind.NOTICE:
                     self.notices.append(message.data[1:].decode())
+                elif kind == Kind.SOUND:
+                    self.sounds.append(protocol.parse_sound(message.data, channels=2))
                 else:
                     self.frames.append(protocol.parse_frame(message.data))
 

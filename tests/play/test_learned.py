@@ -37,7 +37,7 @@ IDLE = np.zeros(len(BUTTONS), bool)
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a world model whose frames depend on everything, and a second decoder in ``other``."""
-    folder = make_lab(tmp_path_factory.mktemp("play"), reader=False)
+    folder = make_lab(tmp_path_factory.mktemp("play"))
     content = torch.load(folder / WORLD_MODEL, weights_only=True)
     random = torch.Generator().manual_seed(0)
     for name, weights in content["state_dict"].items():
@@ -85,7 +85,7 @@ def test_frames_depend_on_seed_start_controls_and_settings(world: LearnedWorld) 
         world.reset(start, seed)
         world.change(replace(Settings(steps=2, decoder="quickstart"), **settings))  # type: ignore[arg-type]
         world.step(IDLE, axes(moved))
-        return digest(world.step(IDLE, axes(moved)).rgb)
+        return digest(world.step(IDLE, axes(moved)))
 
     different = [
         *(played(), played(start=1), played(seed=1), played(moved=2.0), played(steps=3)),
@@ -101,15 +101,15 @@ def test_a_moment_comes_back_under_any_later_settings(world: LearnedWorld) -> No
     world.reset(0, 0)
     world.step(IDLE, axes(1))
     moment = world.snapshot()
-    expected = [digest(world.step(IDLE, axes(n)).rgb) for n in range(3)]
+    expected = [digest(world.step(IDLE, axes(n))) for n in range(3)]
     world.change(Settings(steps=3, guidance=2.0, decoder="other"))
     guided = world.snapshot()
-    later = [digest(world.step(IDLE, axes(n)).rgb) for n in range(3)]
+    later = [digest(world.step(IDLE, axes(n))) for n in range(3)]
     world.restore(moment)
     assert world.settings.guidance == 1
-    assert [digest(world.step(IDLE, axes(n)).rgb) for n in range(3)] == expected
+    assert [digest(world.step(IDLE, axes(n))) for n in range(3)] == expected
     world.restore(guided)
-    assert [digest(world.step(IDLE, axes(n)).rgb) for n in range(3)] == later
+    assert [digest(world.step(IDLE, axes(n))) for n in range(3)] == later
     assert world.snapshot_bytes() > 0
 
 
@@ -124,7 +124,7 @@ def test_a_log_gives_the_same_frames_in_another_world_and_folder(
         if number == 8:
             world.change(Settings(steps=2, decoder="quickstart"))
         buttons, moved = np.arange(len(BUTTONS)) == number % 4, axes(number / 3)
-        actions.append(Action(buttons, moved, world.settings, digest(world.step(buttons, moved).rgb)))
+        actions.append(Action(buttons, moved, world.settings, digest(world.step(buttons, moved))))
     description = world.description
     ActionLog(description.origin, BUTTONS, list(description.axes), 1, 5, actions).save(tmp_path / "log.jsonl")
     monkeypatch.chdir(tmp_path)
@@ -132,7 +132,7 @@ def test_a_log_gives_the_same_frames_in_another_world_and_folder(
     assert (tmp_path / "film.mp4").stat().st_size > 0
 
     log = ActionLog.load("log.jsonl")
-    again = make_world(log, checkpoint=str(lab / WORLD_MODEL), decoder=[str(lab / AUTOENCODER), str(lab / "other")])
+    again = make_world(log, checkpoint=[str(lab / WORLD_MODEL)], decoder=[str(lab / AUTOENCODER), str(lab / "other")])
     assert all(frame.same for frame in replay(log, again))
     with refused("actions.other-weights", models.fingerprint(models.load(lab / "other"))):
         make_world(log, decoder=[str(lab / "other"), str(lab / AUTOENCODER)])
@@ -143,7 +143,7 @@ def test_a_log_gives_the_same_frames_in_another_world_and_folder(
 
 def test_another_frame_is_told(world: LearnedWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     world.reset(0, 0)
-    action = Action(IDLE, axes(1), world.settings, digest(world.step(IDLE, axes(1)).rgb))
+    action = Action(IDLE, axes(1), world.settings, digest(world.step(IDLE, axes(1))))
     log = ActionLog(world.description.origin, BUTTONS, list(world.description.axes), 0, 0, [action, action])
     log.save(tmp_path / "log.jsonl")
     assert owl_here("replay", tmp_path / "log.jsonl", cwd=tmp_path) == 1
@@ -214,6 +214,7 @@ def test_the_command_serves_until_it_is_stopped(lab: Path, capfd: pytest.Capture
     ("arguments", "code", "tokens"),
     [
         (("--game", "deathmatch", "--steps", "2"), "play.game", ["--steps"]),
+        (("--game", "deathmatch", "basic"), "play.game", ["deathmatch, basic"]),
         ((RUN, "--size", "96x160"), "play.game", ["--size 96x160"]),
         (("--game", "deathmatch", "--size", "96"), "arguments.size", ["96", "96x160"]),
         ((RUN, "--steps", "0"), "play.settings", ["steps is 0"]),

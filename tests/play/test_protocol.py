@@ -31,6 +31,7 @@ def test_commands_arrive() -> None:
         Command("reset", start=3, seed=2**31),
         Command("settings", steps=2, guidance=1.5, context_noise=0.1, decoder="a"),
         Command("settings", guidance=2),
+        Command("settings", shift=3.5, sampler="euler"),
         Command("record", on=False),
     ):
         assert protocol.parse(protocol.command_message(command), 2, 1) == command
@@ -41,6 +42,17 @@ def test_frames_arrive() -> None:
     number, time, found, jpeg = protocol.parse_frame(protocol.frame_message(7, 3.25, parts, b"jpeg"))
     assert (number, time, found, jpeg) == (7, 3.25, parts, b"jpeg")
     assert math.isnan(protocol.parse_frame(protocol.frame_message(0, math.nan, {}, b""))[1])
+
+
+def test_sounds_arrive() -> None:
+    sound = np.random.default_rng(0).uniform(-1, 1, (2, 50)).astype(np.float32)
+    message = protocol.sound_message(9, sound)
+    assert (message[0], len(message)) == (Kind.SOUND, 5 + 2 * 2 * 50)
+    number, found = protocol.parse_sound(message, 2)
+    assert number == 9
+    assert np.abs(found - sound).max() <= 0.5 / 32767 + 1e-7
+    loud = protocol.parse_sound(protocol.sound_message(1, np.array([[-3.0, 3.0]])), 1)[1]
+    assert loud.tolist() == [[-1.0, 1.0]]  # clipped, not wrapped
 
 
 @given(st.binary(max_size=200))

@@ -7,14 +7,16 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import aiohttp
+import numpy as np
 import pytest
 
 from owl.play import protocol, server
 from owl.play.protocol import Close, Kind
 from owl.play.server import Server
-from tests.helpers.play import Strip, connected, playing, serving
+from tests.helpers.play import RATE, Strip, connected, playing, serving
 
 JPEG = b"\xff\xd8"
+SCRIPTS = [path.name for path in (Path(server.__file__).parent / "page").glob("*.js")]
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
@@ -40,7 +42,7 @@ def test_the_page_and_its_pictures_are_served_and_nothing_else(tmp_path: Path) -
             assert status == 200
             assert b"page/main.js" in page
             assert "default-src 'self'" in response.headers["Content-Security-Policy"]
-            for name in ("main.js", "connection.js", "bindings.js", "controls.js", "picture.js", "timeline.js"):
+            for name in SCRIPTS:
                 status, _script, response = await get(served, f"/page/{name}")
                 assert status == 200
                 assert "javascript" in response.headers["Content-Type"]
@@ -96,6 +98,25 @@ def test_one_plays_and_others_watch(tmp_path: Path) -> None:
     run(test)
 
 
+def test_everyone_hears_the_sound(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with serving(Strip(fps=50.0, sound=True), tmp_path) as served, playing(served) as player:
+            assert player.state["sound"] == {"sample_rate": RATE, "channels": 2}
+            async with connected(served) as viewer:
+                await player.hold(True, False)
+                await player.command("resume")
+                for client in (player, viewer):
+                    await client.until(lambda c: c.frames and c.frames[-1][0] >= 3 and c.sounds)
+                    numbers = [number for number, _ in client.sounds]
+                    assert numbers == list(range(numbers[0], numbers[-1] + 1))
+                    assert {sound.shape for _, sound in client.sounds} == {(2, RATE // 50)}
+                    assert np.abs(client.sounds[-1][1]).max() > 0.7
+        async with serving(Strip(), tmp_path) as served, connected(served) as client:
+            assert client.state["sound"] is None
+
+    run(test)
+
+
 def test_fifty_come_and_go_and_leave_the_world_free(tmp_path: Path) -> None:
     async def test() -> None:
         async with serving(Strip(), tmp_path) as served:
@@ -120,7 +141,7 @@ def test_fifty_come_and_go_and_leave_the_world_free(tmp_path: Path) -> None:
     run(test)
 
 
-def test_hundreds_of_malformed_messages(tmp_path: Path) -> None:
+def test_a_thousand_malformed_messages(tmp_path: Path) -> None:
     chance = random.Random(0)
 
     def malformed() -> bytes | str:
@@ -137,21 +158,19 @@ def test_hundreds_of_malformed_messages(tmp_path: Path) -> None:
 
     async def test() -> None:
         async with serving(Strip(), tmp_path) as served, playing(served) as player:
-            for _ in range(300):
-                async with (
-                    aiohttp.ClientSession() as session,
-                    session.ws_connect(
-                        f"http://127.0.0.1:{served.port}/play", protocols=[protocol.SUBPROTOCOL]
-                    ) as connection,
-                ):
-                    message = malformed()
-                    await (connection.send_str if isinstance(message, str) else connection.send_bytes)(message)
-                    while (found := await connection.receive()).type == aiohttp.WSMsgType.BINARY:
-                        pass
-                    assert found.data == Close.MALFORMED, message
-                    assert found.extra, message
-            await player.command("step")
-            await player.until(lambda c: c.state["frame"] == 1)
+            url = f"http://127.0.0.1:{served.port}/play"
+            async with aiohttp.ClientSession() as session:
+                for number in range(1000):
+                    async with session.ws_connect(url, protocols=[protocol.SUBPROTOCOL]) as connection:
+                        message = malformed()
+                        await (connection.send_str if isinstance(message, str) else connection.send_bytes)(message)
+                        while (found := await connection.receive()).type == aiohttp.WSMsgType.BINARY:
+                            pass
+                        assert found.data == Close.MALFORMED, message
+                        assert found.extra, message
+                    if number % 20 == 0:  # the player goes on
+                        await player.command("step")
+                        await player.until(lambda c, n=number: c.state["frame"] == n // 20 + 1)
 
     run(test)
 
@@ -199,7 +218,7 @@ def test_a_client_that_never_reads_delays_no_one_and_is_disconnected(
     monkeypatch.setattr(server, "PATIENCE", 0.5)
 
     async def test() -> None:
-        async with serving(Strip(size=(240, 320)), tmp_path) as served, playing(served) as player:
+        async with serving(Strip(size=(240, 320), sound=True), tmp_path) as served, playing(served) as player:
             deaf = socket.create_connection(("127.0.0.1", served.port))
             deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             deaf.sendall(
@@ -218,6 +237,7 @@ def test_a_client_that_never_reads_delays_no_one_and_is_disconnected(
                 player.frames = player.frames[-1:]
                 seen = len(player.frames) + len(player.states)
             assert 0 < most <= server.WAITING
+            assert 0 < len(slow.sounds) <= server.WAITING_SOUND
             assert player.frames[-1][0] > most  # frames went on
             deaf.close()
 

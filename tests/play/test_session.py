@@ -17,7 +17,7 @@ from owl.play.replay import replay
 from owl.play.session import Session
 from owl.play.world import Picture
 from tests.helpers.errors import check_error
-from tests.helpers.play import Strip
+from tests.helpers.play import RATE, Strip
 
 Event = tuple[str, Any]
 
@@ -31,6 +31,10 @@ class Told:
     def frame(self, message: bytes) -> None:
         """Keep."""
         self.events.put(("frame", protocol.parse_frame(message)))
+
+    def sound(self, message: bytes) -> None:
+        """Keep."""
+        self.events.put(("sound", protocol.parse_sound(message, 2)))
 
     def state(self, state: dict[str, Any]) -> None:
         """Keep."""
@@ -54,6 +58,7 @@ class Played:
         self.session.begin()
         self.state: dict[str, Any] = {}
         self.frames: list[tuple[int, bytes]] = []
+        self.sounds: list[tuple[int, np.ndarray]] = []
         self.next("state")
 
     def next(self, wanted: str) -> Any:
@@ -62,6 +67,9 @@ class Played:
             kind, value = self.told.events.get(timeout=60)
             if kind == "frame":
                 self.frames.append((value[0], value[3]))
+            elif kind == "sound":
+                assert value[0] == self.frames[-1][0] + 1  # before its picture
+                self.sounds.append(value)
             elif kind == "state":
                 self.state = value
             if kind == wanted:
@@ -156,10 +164,10 @@ def test_branches_keep_each_other(played: Played) -> None:
 def test_settings_belong_to_the_frames_and_come_back_with_them(played: Played) -> None:
     played.do("settings", steps=9)
     played.step(SECOND)
-    played.do("settings", steps=2, guidance=1.5)
+    played.do("settings", steps=2, guidance=1.5, shift=2.0, sampler="euler")
     assert (
         played.state["settings"].items()
-        >= {"steps": 2, "context_noise": 0.0, "guidance": 1.5, "decoder": "only"}.items()
+        >= {"steps": 2, "context_noise": 0.0, "guidance": 1.5, "decoder": "only", "shift": 2.0}.items()
     )
     played.step(1)
     assert [action.settings.steps for action in played.session.log().actions] == [9] * SECOND + [2]
@@ -186,6 +194,35 @@ def test_a_recording_is_a_film_and_a_log_that_can_be_replayed(played: Played, tm
     wrong[0] = True
     object.__setattr__(actions.actions[2], "buttons", wrong)
     assert [frame.same for frame in replay(actions, Strip())] == [number != 2 for number in range(8)]
+
+
+def test_sound_belongs_to_frames_films_and_replays(tmp_path: Path) -> None:
+    played = Played(Strip(fps=SECOND, sound=True), tmp_path)
+    played.step(2)
+    played.do("record", on=True)
+    played.step(1, held=True)
+    played.session.inputs.release()
+    played.step(2)
+    played.do("record", on=False)
+    assert [(number, float(np.abs(sound).max()) > 0.7) for number, sound in played.sounds] == [
+        *((1, False), (2, False), (3, True), (4, False), (5, False)),
+    ]
+    film, name = (tmp_path / recorded for recorded in played.state["recordings"])
+    with av.open(str(film)) as container:
+        heard = np.concatenate([frame.to_ndarray() for frame in container.decode(audio=0)], 1)
+    samples = RATE // SECOND
+    assert 3 * samples <= heard.shape[1] <= 3 * samples + 2048  # AAC pads its last frame
+    left, right = (np.sqrt(np.square(side[1000 : samples - 1000]).mean()) for side in heard)
+    assert left == pytest.approx(0.8 / np.sqrt(2), rel=0.1)
+    assert right == pytest.approx(left / 2, rel=0.1)
+    assert np.abs(heard[:, samples + 2048 : 3 * samples]).max() < 0.01
+    played.do("rewind", moment=played.moment(SECOND))
+    played.step(1)
+    assert played.sounds[-1][0] == SECOND + 1
+    log = ActionLog.load(name)
+    assert all(frame.same for frame in replay(log, Strip(fps=SECOND, sound=True)))
+    assert not any(frame.same for frame in replay(log, Strip(fps=SECOND)))
+    played.session.close()
 
 
 def test_a_recording_without_frames_is_a_log_alone(played: Played) -> None:
@@ -217,6 +254,8 @@ def test_closing_finishes_a_recording(tmp_path: Path) -> None:
         (Command("settings", steps=0), "steps is 0, expected 1 to 64"),
         (Command("settings", context_noise=1.0), "context_noise is 1.0"),
         (Command("settings", guidance=-2), "guidance is -2"),
+        (Command("settings", shift=0.0), "shift is 0.0, expected 0.01 to 100"),
+        (Command("settings", sampler="heun"), "sampler is heun, expected one of adams_bashforth"),
     ],
 )
 def test_impossible_wishes_are_told_and_change_nothing(played: Played, command: Command, told: str) -> None:

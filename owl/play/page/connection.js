@@ -1,13 +1,13 @@
 // The connection to the server: messages of protocol version 1, see owl/play/protocol.py.
 
 const PROTOCOL = "owl-play.1";
-const INPUT = 1, COMMAND = 2, FRAME = 16, STATE = 17, NOTICE = 18;
+const INPUT = 1, COMMAND = 2, FRAME = 16, STATE = 17, NOTICE = 18, SOUND = 19;
 const PARTS = ["wait", "game", "commit", "denoise", "decode", "encode"];
 const HEADER = 1 + 4 + 8 + 4 * PARTS.length;
 const text = new TextDecoder();
 
 export class Connection {
-  // handlers: frame({number, time, parts, jpeg}), state(object), notice(string), lost(reason)
+  // handlers: frame({number, time, parts, jpeg}), sound(number, Int16Array), state(object), notice(string), lost(reason)
   constructor(handlers) {
     this.handlers = handlers;
     this.state = null;
@@ -35,6 +35,8 @@ export class Connection {
       this.handlers.frame({
         number: view.getUint32(1, true), time: view.getFloat64(5, true), parts, jpeg: new Uint8Array(data, HEADER),
       });
+    } else if (kind === SOUND) {
+      this.handlers.sound(view.getUint32(1, true), new Int16Array(data.slice(5)));
     } else if (kind === STATE) {
       this.state = JSON.parse(text.decode(new Uint8Array(data, 1)));
       this.handlers.state(this.state);

@@ -4,6 +4,7 @@ import { Bindings, keyName, plainName } from "./bindings.js";
 import { Connection } from "./connection.js";
 import { Controls } from "./controls.js";
 import { Picture, Stats } from "./picture.js";
+import { Sound } from "./sound.js";
 import { Timeline } from "./timeline.js";
 
 const $ = (id) => document.getElementById(id);
@@ -11,6 +12,7 @@ const SHORTCUTS = { pause: "KeyP", step: "KeyN", back: "Backspace", reset: "KeyO
 const NAMES = { pause: "Resume", step: "Step", back: "Back", reset: "Reset", record: "Record" };
 const stage = $("stage");
 const picture = new Picture($("picture"));
+const sound = new Sound();
 let controls = null, keys = [], bars = [], noticed = null, frame = 0;
 
 const connection = new Connection({
@@ -19,16 +21,14 @@ const connection = new Connection({
     picture.show(found);
     controls?.frame();
   },
+  sound(number, samples) {
+    sound.add(number, samples);
+  },
   state(state) {
     if (controls === null) build(state);
     show(state);
   },
-  notice(text) {
-    $("notice").textContent = text;
-    $("notice").hidden = false;
-    clearTimeout(noticed);
-    noticed = setTimeout(() => { $("notice").hidden = true; }, 5000);
-  },
+  notice,
   lost(reason) {
     $("lost-reason").textContent = `Disconnected: ${reason}`;
     if (!$("lost").open) $("lost").showModal();
@@ -78,7 +78,10 @@ function build(state) {
     button.addEventListener("click", () => begin({ start: number }));
     $("scenes").append(button);
   }
-  $("settings-section").hidden = state.kind !== "world model";
+  $("names").hidden = !state.names.length;
+  $("names").replaceChildren(...state.names.map((name) => element("span", name)));
+  $("settings-section").hidden = state.kind === "game";
+  for (const id of ["volume-field", "sound-row"]) $(id).hidden = state.sound === null;
   $("decoder").replaceChildren(...state.decoders.map((name) => new Option(name, name)));
   for (const [id, code] of Object.entries(SHORTCUTS)) {
     if (bindings.uses(code)) delete SHORTCUTS[id]; // the key belongs to the world
@@ -105,14 +108,14 @@ function show(state) {
   $("role").classList.toggle("playing", playing);
   $("begin-text").textContent = state.frame ? "Resume" : "Play";
   label("pause", state.paused ? "Resume" : "Pause");
-  for (const id of ["pause", "step", "back", "reset", "record", "dice", "seed", "steps", "context_noise", "guidance", "decoder"]) $(id).disabled = watching;
+  for (const id of ["pause", "step", "back", "reset", "record", "dice", "seed", "steps", "context_noise", "guidance", "sampler", "shift", "decoder"]) $(id).disabled = watching;
   $("record").setAttribute("aria-pressed", state.recording);
   $("recording-mark").hidden = !state.recording;
   if (document.activeElement !== $("seed")) $("seed").value = state.seed;
   [...$("scenes").children].forEach((button, number) => button.setAttribute("aria-pressed", number === state.start));
   for (const [name, value] of Object.entries(state.settings)) {
     if (!$(name)) continue; // not for the page to change
-    if (document.activeElement !== $(name) || name === "decoder") $(name).value = value;
+    if (document.activeElement !== $(name) || $(name).matches("select")) $(name).value = value;
     const output = document.querySelector(`output[for="${name}"]`);
     if (output) output.textContent = value;
   }
@@ -127,7 +130,15 @@ function show(state) {
     }));
     $("replay").textContent = `python -m owl replay ${state.folder}/${state.recordings.at(-1)}`;
   }
+  if (state.paused) sound.rest();
   timeline.update(state);
+}
+
+function notice(text) {
+  $("notice").textContent = text;
+  $("notice").hidden = false;
+  clearTimeout(noticed);
+  noticed = setTimeout(() => { $("notice").hidden = true; }, 5000);
 }
 
 // Resume or begin anew, with the keyboard on the stage and the mouse locked to it.
@@ -177,15 +188,30 @@ document.addEventListener("visibilitychange", () => {
   if (document.hidden && controls?.active) connection.command("pause");
 });
 
+for (const gesture of ["click", "keydown"]) {
+  addEventListener(gesture, () => {
+    if (connection.state?.sound) sound.start(connection.state.sound).catch((error) => notice(error.message));
+  }, true);
+}
 for (const name of ["steps", "context_noise", "guidance"]) {
   $(name).addEventListener("input", () => { document.querySelector(`output[for="${name}"]`).textContent = $(name).value; });
   $(name).addEventListener("change", () => connection.command("settings", { [name]: Number($(name).value) }));
 }
-$("decoder").addEventListener("change", () => connection.command("settings", { decoder: $("decoder").value }));
+for (const name of ["decoder", "sampler"]) {
+  $(name).addEventListener("change", () => connection.command("settings", { [name]: $(name).value }));
+}
+$("shift").addEventListener("change", () => {
+  if ($("shift").checkValidity() && $("shift").value) connection.command("settings", { shift: Number($("shift").value) });
+});
 $("seed").addEventListener("change", () => {
   if ($("seed").checkValidity() && $("seed").value) connection.command("reset", { seed: Number($("seed").value) });
 });
 $("dice").addEventListener("click", () => connection.command("reset", { seed: Math.floor(Math.random() * 2 ** 31) }));
+$("volume").addEventListener("input", () => {
+  sound.level = Number($("volume").value);
+  document.querySelector('output[for="volume"]').textContent = $("volume").value;
+});
+document.querySelector('output[for="volume"]').textContent = $("volume").value;
 $("sensitivity").addEventListener("input", () => {
   const value = Number($("sensitivity").value);
   document.querySelector('output[for="sensitivity"]').textContent = value;
@@ -207,7 +233,10 @@ setInterval(() => {
   const { fps, paused } = connection.state, rate = paused ? 0 : picture.rate;
   $("rate").textContent = paused ? `${round(fps)} frames/s` : `${round(rate)} of ${round(fps)} frames/s`;
   $("rate").classList.toggle("late", !paused && rate > 0 && rate < 0.93 * fps);
-  if (!$("stats").hidden) stats.update();
+  if (!$("stats").hidden) {
+    stats.update();
+    $("sound").textContent = sound.told;
+  }
 }, 500);
 
 (function light() { // the buttons and axes that are in use

@@ -89,12 +89,13 @@ export class Stats {
     const middle = picture.percentile("total", 0.5), high = picture.percentile("total", 0.95);
     document.getElementById("latency").textContent = `p50 ${middle.toFixed(0)} ms · p95 ${high.toFixed(0)} ms`;
     const values = Object.fromEntries(Object.keys(COLOURS).map((name) => [name, picture.percentile(name, 0.5)]));
+    const slow = Object.fromEntries(Object.keys(COLOURS).map((name) => [name, picture.percentile(name, 0.95)]));
     const sum = Object.values(values).reduce((a, b) => a + b, 0) || 1;
     for (const stripe of this.bar.children) stripe.style.width = `${(100 * values[stripe.dataset.part]) / sum}%`;
     for (const value of this.parts.querySelectorAll("dd")) {
-      const time = values[value.dataset.part], term = value.previousElementSibling;
-      value.textContent = `${time.toFixed(1)} ms`;
-      for (const cell of [value, term, term.previousElementSibling]) cell.hidden = time === 0; // a part of other worlds
+      const name = value.dataset.part, term = value.previousElementSibling;
+      value.textContent = `${values[name].toFixed(1)} · ${slow[name].toFixed(1)} ms`;
+      for (const cell of [value, term, term.previousElementSibling]) cell.hidden = slow[name] === 0; // of other worlds
     }
   }
 }

@@ -1,0 +1,113 @@
+"""Worlds side by side, played with the same inputs."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from owl.errors import OwlError
+from owl.play.world import Description, Picture, Settings, World
+from owl.viz.film import beside
+
+
+class SideBySide(World):
+    """Learned worlds that get the same start, seed, controls and settings, as one world with a wide picture.
+
+    Where their decoders have other names, each keeps its own. The sound is that of the first world.
+
+    Args:
+        worlds: At least two.
+
+    Raises:
+        OwlError: They have other controls, frame rates, sizes or numbers of start scenes.
+    """
+
+    def __init__(self, worlds: Sequence[World]) -> None:
+        self.worlds = list(worlds)
+        told = [world.description for world in self.worlds]
+        names = [one.name for one in told]
+        if len(set(names)) < len(names):  # checkpoints of one run
+            names = [one.origin["checkpoint"] for one in told]
+        for one, name in zip(told[1:], names[1:], strict=True):
+            for what, found, expected in zip(
+                ("buttons", "axes", "frames per second", "picture (height, width)", "start scenes"),
+                _shared(one),
+                _shared(told[0]),
+                strict=True,
+            ):
+                if found != expected:
+                    raise OwlError(
+                        "play.side-by-side",
+                        f"{what} of {name}: {found}, of {names[0]}: {expected}, expected the same of worlds side by "
+                        "side; play world models that were trained on the same footage",
+                    )
+        decoders = [name for name in told[0].decoders if all(name in one.decoders for one in told)]
+        height, width = beside([np.zeros((*told[0].size, 3), np.uint8)] * len(told), len(told)).shape[:2]
+        self.settings = replace(self.worlds[0].settings, decoder=decoders[0] if decoders else "")
+        self.description = Description(
+            kind="world models",
+            name=" · ".join(names),
+            device=told[0].device,
+            buttons=told[0].buttons,
+            axes=told[0].axes,
+            fps=told[0].fps,
+            size=(height, width),
+            starts=told[0].starts,
+            decoders=decoders,
+            origin={"kind": "world models", "worlds": [one.origin for one in told]},
+            sound=told[0].sound,
+            names=names,
+        )
+
+    def reset(self, start: int, seed: int) -> Picture:
+        """Begin all."""
+        return _joined([world.reset(start, seed) for world in self.worlds])
+
+    def step(self, buttons: np.ndarray, axes: np.ndarray) -> Picture:
+        """Make a frame of each, one after the other."""
+        return _joined([world.step(buttons, axes) for world in self.worlds])
+
+    def change(self, settings: Settings) -> None:
+        """Use other settings in all."""
+        if settings.decoder != self.settings.decoder and settings.decoder not in self.description.decoders:
+            raise OwlError(
+                "play.decoder",
+                f"there is no decoder {settings.decoder} of all worlds, expected one of "
+                f"{', '.join(self.description.decoders) or 'none'}; choose another",
+            )
+        for world in self.worlds:
+            world.change(replace(settings, decoder=settings.decoder or world.settings.decoder))
+        self.settings = settings
+
+    def snapshot(self) -> Any:
+        """Copy the states."""
+        return self.settings, [world.snapshot() for world in self.worlds]
+
+    def restore(self, snapshot: Any) -> None:
+        """Return to the states."""
+        self.settings, states = snapshot
+        for world, state in zip(self.worlds, states, strict=True):
+            world.restore(state)
+
+    def snapshot_bytes(self) -> int:
+        """Return the size of all states."""
+        return sum(world.snapshot_bytes() for world in self.worlds)
+
+    def close(self) -> None:
+        """Close all."""
+        for world in self.worlds:
+            world.close()
+
+
+def _shared(description: Description) -> tuple[Any, ...]:
+    """Return what worlds side by side have in common."""
+    found = description
+    return found.buttons, list(found.axes), found.fps, found.size, len(found.starts)
+
+
+def _joined(pictures: Sequence[Picture]) -> Picture:
+    """Join pictures of one size; their times add up."""
+    parts = {name for picture in pictures for name in picture.seconds}
+    seconds = {name: sum(picture.seconds.get(name, 0.0) for picture in pictures) for name in sorted(parts)}
+    return Picture(beside([picture.rgb for picture in pictures], len(pictures)), seconds, pictures[0].sound)
