@@ -3,6 +3,7 @@
 const SHORTEST = 5; // milliseconds between two messages
 const PIXELS = 40; // pixels of mouse movement that equal a fully deflected stick for one frame
 const DEAD = 0.2; // part of a stick's way that counts as rest
+const AT_REST = { axes: [], buttons: [] };
 const REACH = 45; // pixels from the centre to the edge of the touch stick
 
 export class Controls {
@@ -163,8 +164,8 @@ export class Controls {
   }
 
   pad() {
-    const pad = this.active && [...(navigator.getGamepads?.() || [])].find((found) => found?.connected);
-    if (!pad) return;
+    const found = this.active && [...(navigator.getGamepads?.() || [])].find((other) => other?.connected);
+    const pad = found || AT_REST; // also when it was unplugged
     this.direct("pad", pad.axes[0] || 0, pad.axes[1] || 0);
     [this.bindings.horizontal, this.bindings.vertical].forEach((axis, index) => {
       const value = pad.axes[2 + index] || 0;
