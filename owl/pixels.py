@@ -142,16 +142,18 @@ def flow_to_picture(flow: Tensor, scale: float, size: tuple[int, int]) -> Tensor
         size: (H, W) of the picture; flow on a coarser grid is interpolated.
 
     Returns:
-        float32[B, 3, H, W] in [-1, 1], and ``UNKNOWN`` where the flow is not finite.
+        float[B, 3, H, W] in [-1, 1], and ``UNKNOWN`` where the flow is not finite, in the dtype of ``flow``.
     """
-    with torch.autocast(flow.device.type, enabled=False):  # in bfloat16, a hundredth of a flow would be lost
+    dtype = flow.dtype
+    with torch.autocast(flow.device.type, enabled=False):  # bfloat16 has eight bits
         flow = flow.float()
         if flow.shape[-2:] != size:
             flow = F.interpolate(flow, size, mode="bilinear", align_corners=False)
         known = flow.isfinite().all(1, keepdim=True)
         fraction = torch.where(known, flow, 0.0) / (scale * math.hypot(*size))
         fraction = fraction / fraction.norm(dim=1, keepdim=True).clamp(min=1)
-        return torch.where(known, torch.einsum("kc,bchw->bkhw", _wheel(flow.device), fraction), UNKNOWN)
+        picture = torch.einsum("kc,bchw->bkhw", _wheel(flow.device), fraction)
+        return torch.where(known, picture, UNKNOWN).to(dtype)
 
 
 def picture_to_flow(picture: Tensor, scale: float) -> Tensor:

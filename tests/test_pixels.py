@@ -60,6 +60,7 @@ def test_flow_keeps_its_precision_in_mixed_precision() -> None:
     assert picture.dtype == found.dtype == rounded.dtype == torch.float32
     torch.testing.assert_close(found, flow, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(rounded, picture_to_flow(picture.bfloat16().float(), 0.1))
+    assert flow_to_picture(flow.bfloat16(), 0.1, SIZE).dtype == torch.bfloat16  # as the network that takes it
 
 
 def test_flow_that_is_not_finite_is_unknown_there_only() -> None:
