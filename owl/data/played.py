@@ -51,18 +51,20 @@ def record_played(path: str, recording: GameRecording, games: Sequence[PlayedGam
     Args:
         path: A local folder, created if needed.
         recording: Size, modalities and number of workers. Episodes have at most ``episode_frames`` frames, and a third
-            of all frames, so that every split has one: the last 10% of them are for validation and test.
+            of all frames, so that every split has one: the last 10% of them are for validation and test. They are
+            equally long, so that the last one, which may be all of a split, is not a rest of a few frames.
         games: One for each shard.
 
     Raises:
         OwlError: As `record_game`.
     """
     total = sum(len(played.controls) + 1 for played in games)
+    episodes = -(-total // max(1, min(recording.episode_frames, total // 3)))
     recording = replace(
         recording,
         frames=total,
         scenario=[played.scenario for played in games],
-        episode_frames=max(1, min(recording.episode_frames, total // 3)),
+        episode_frames=max(1, -(-total // max(1, episodes))),
     )
     root = local_folder(path)
     if total < 3:

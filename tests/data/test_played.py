@@ -9,7 +9,7 @@ import pytest
 from owl.data import game, jobs
 from owl.data.played import PlayedGame, record_played
 from owl.data.recorder import GameRecording
-from owl.data.shards import INDEX_NAME, DatasetInfo, shard_name
+from owl.data.shards import INDEX_NAME, DatasetInfo, ShardIndex, shard_name
 from owl.data.windows import WindowDataset
 from tests.helpers.errors import refused
 
@@ -35,10 +35,11 @@ def test_frames_and_controls_are_those_of_the_game(tmp_path: Path, played: list[
     info = record_played(str(tmp_path / "d"), RECORDING, played)
     assert info.source["played"] == [each.identity for each in played]
     assert [len(info.splits[split]) for split in ("train", "validation", "test")] == [3, 1, 1]
-    windows = WindowDataset(tmp_path / "d", "train", ["rgb", "controls"], length=20, hop=20)
+    assert ShardIndex.load(tmp_path / "d").episode_frames.tolist() == [17, 17, 16, 17, 14]
+    windows = WindowDataset(tmp_path / "d", "train", ["rgb", "controls"], length=17, hop=17)
     batch = windows.batch([0, 1])
     found = np.concatenate([batch["buttons"].flatten(0, 1), batch["axes"].flatten(0, 1)], 1)
-    expected = np.concatenate([np.zeros((1, 6)), played[0].controls[:39]]).astype(np.float32)
+    expected = np.concatenate([np.zeros((1, 6)), played[0].controls[:33]]).astype(np.float32)
     assert np.allclose(found, expected, atol=1e-6)
 
     class Script:
@@ -48,7 +49,7 @@ def test_frames_and_controls_are_those_of_the_game(tmp_path: Path, played: list[
         def act(self, x: float, y: float) -> np.ndarray:
             return next(self.controls)
 
-    true = [frame.rgb for frame in game.play("deathmatch", 40, SIZE, seed=0, policy=Script())]
+    true = [frame.rgb for frame in game.play("deathmatch", 34, SIZE, seed=0, policy=Script())]
     error = np.abs(batch["rgb"].flatten(0, 1).movedim(1, -1).numpy().astype(int) - np.stack(true))
     assert error.mean() < 4  # of JPEG
     assert np.abs(np.diff(np.stack(true).astype(int), axis=0)).mean() > 6  # a frame too early or too late would be seen
