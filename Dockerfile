@@ -11,7 +11,7 @@ RUN apt-get update \
 WORKDIR /owl
 COPY constraints.txt pyproject.toml README.md LICENSE ./
 RUN mkdir owl && touch owl/__init__.py \
-    && pip install --no-cache-dir --constraint constraints.txt --editable '.[audio,depth,diffusers,fp8,game,s3]'
+    && pip install --no-cache-dir --constraint constraints.txt --editable '.[audio,depth,diffusers,fp8,game,onnx,s3]'
 
 COPY owl owl
 COPY configs configs
