@@ -32,7 +32,7 @@ COMMANDS = {
     "data annotate": "add controls, optical flow, depth or cameras to footage, computed from its frames",
     "data inspect": "summarise a dataset and draw its contact sheet",
     "data verify": "check every member of a dataset, rebuild a missing index",
-    "export": "convert a checkpoint to safetensors + config.yaml, for owl.models.load",
+    "export": "convert a checkpoint to safetensors + config.yaml, or to a folder that plays its world anywhere",
 }
 """Every command with its description. A command of two words is a subcommand of a group."""
 

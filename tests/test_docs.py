@@ -33,6 +33,7 @@ EXECUTED = [
 ]
 """Pages whose blocks are run from top to bottom in one folder, as a reader would."""
 EXECUTED_ELSEWHERE = {
+    "docs/tutorial/your-own-world.md": "tests/commands/test_your_own_world.py",
     "docs/how-to/encode.md": "tests/commands/test_data_encode.py",
     "docs/how-to/controls.md": "tests/commands/test_data_annotate.py",
     "docs/how-to/depth-and-flow.md": "tests/commands/test_data_annotate.py",
@@ -44,6 +45,7 @@ EXECUTED_ELSEWHERE = {
     "docs/how-to/world-model.md": "tests/commands/test_rollout.py",
     "docs/how-to/sound-and-motion.md": "tests/commands/test_rollout_senses.py",
     "docs/how-to/own-footage.md": "tests/commands/test_data_import.py",
+    "docs/how-to/embed.md": "tests/play/test_environment.py",
     "docs/how-to/bench.md": "tests/commands/test_bench.py",
     "docs/how-to/add-a-modality.md": "tests/data/modalities/test_page.py",
     "docs/how-to/add-a-loss.md": "tests/losses/test_reconstruction.py",

@@ -17,6 +17,7 @@ from owl.play.learned import LearnedWorld, Precision, Sources
 from owl.play.server import LOOPBACK, Server
 from owl.play.world import Settings, World
 from owl.rollout.generate import Sampler
+from owl.rollout.shared import SharedWorld, settings_of
 
 
 def main(
@@ -29,11 +30,11 @@ def main(
     sound: bool = True,
     split: str = "test",
     context: int = 8,
-    steps: int = 4,
-    shift: float = 1.0,
-    sampler: Sampler = "adams_bashforth",
-    context_noise: float = 0.0,
-    guidance: float = 1.0,
+    steps: int | None = None,
+    shift: float | None = None,
+    sampler: Sampler | None = None,
+    context_noise: float | None = None,
+    guidance: float | None = None,
     stride: int | None = None,
     precision: Precision | None = None,
     compile: bool = False,
@@ -51,6 +52,9 @@ def main(
     where the time of a frame goes. It records films and action logs; `replay` plays a log again, and `data record
     --actions` turns logs of the real game into a dataset. A GPU is used if available.
 
+    The folder of a shared world, which `export --decoder` writes, has its own start scenes and decoders, and tells how
+    it is played; options that are given come first.
+
     Args:
         worlds: Run folders, checkpoints or exports of world models; with --game a scenario of ViZDoom, such as
             deathmatch.
@@ -62,13 +66,13 @@ def main(
         sound: Whether the page is given the sound of a world model that generates it, or of the real game.
         split: Split of the start scenes.
         context: Frames of a start scene.
-        steps: Evaluations of the network per frame.
-        shift: Shift of their noise levels towards noise, of few-step students as they were trained; 1: even levels.
-        sampler: adams_bashforth, euler, or consistency for few-step students.
-        context_noise: Noise level at which generated frames become context.
-        guidance: Weight of classifier-free guidance on the controls; 1 is none.
-        stride: Stored frames from one frame of the world model to the next; where left out, as it was trained, or 1
-            for an export, which does not tell.
+        steps: Evaluations of the network per frame, 4 where left out.
+        shift: Shift of their noise levels towards noise, of few-step students as they were trained; 1, even levels,
+            where left out.
+        sampler: adams_bashforth (where left out), euler, or consistency for few-step students.
+        context_noise: Noise level at which generated frames become context, 0 where left out.
+        guidance: Weight of classifier-free guidance on the controls; 1, none, where left out.
+        stride: Stored frames from one frame of the world model to the next; where left out, as it was trained.
         precision: bf16 or fp32; where left out, bf16 if the device multiplies that fast, else fp32.
         compile: Run the network through torch.compile: frames are faster after about a minute, but no longer exactly
             those of a replay.
@@ -95,8 +99,8 @@ def main(
         "precision": precision,
         "compile": compile,
     }
-    if game and (given := changed(main, learned)):
-        raise OwlError("play.game", f"--{given[0]} is for world models, --game plays the real game; leave one out")
+    if game and (unfit := changed(main, learned)):
+        raise OwlError("play.game", f"--{unfit[0]} is for world models, --game plays the real game; leave one out")
     if not game and size is not None:
         raise OwlError("play.game", f"--size {size} is for the real game, a world model has its own; leave it out")
     if game and len(worlds) > 1:
@@ -105,11 +109,11 @@ def main(
     if game:
         played = GameWorld(worlds[0], parse_size(size or "270x480"), sound and hears())
     else:
-        settings = Settings(steps, context_noise, guidance, shift=shift, sampler=sampler)
+        given = {"steps": steps, "shift": shift, "sampler": sampler, "context_noise": context_noise}
         made = [
             LearnedWorld(
                 Sources(path, data, tuple(decoder), audio_decoder, sound, split, context, stride, precision, compile),
-                settings,
+                Settings(**settings_of(SharedWorld.find(path), **given, guidance=guidance)),
             )
             for path in worlds
         ]

@@ -27,7 +27,8 @@ def main(
     Args:
         log: A .jsonl file that `play` recorded.
         out: Film to write, an .mp4.
-        checkpoint: Where the world model is now, if it was moved; of several, all in the same order.
+        checkpoint: Where the world model is now, if it was moved; of several, all in the same order. Of a shared world,
+            this is enough.
         data: Where the dataset is now, if it was moved.
         decoder: Where the decoders are now, if they were moved, in the same order.
         audio_decoder: Where the decoder of sound is now, if it was moved.

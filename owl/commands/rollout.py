@@ -1,7 +1,7 @@
 """``python -m owl rollout``: evaluate the rollouts of a world model and write a report, pictures and videos."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -18,14 +18,15 @@ from owl.rollout.engine import Engine
 from owl.rollout.episodes import Episodes, check_dataset
 from owl.rollout.evaluation import InverseDynamicsReader
 from owl.rollout.generate import Sampler
-from owl.rollout.loading import load_world_model, named_decoder, other_decoder, trained_stride
+from owl.rollout.loading import load_world_model, named_decoder, need_data, other_decoder, parts_of
 from owl.rollout.report import headline
+from owl.rollout.shared import PARTS, SharedWorld, settings_of
 
 
 def main(
     checkpoint: str,
     *,
-    data: str,
+    data: str | None = None,
     out: str | None = None,
     decoder: list[str] = [],  # noqa: B006  (never changed)
     audio_decoder: str | None = None,
@@ -37,11 +38,11 @@ def main(
     horizon: int = 32,
     context: int = 8,
     side_by_side: int = 4,
-    steps: int = 4,
-    shift: float = 1.0,
-    sampler: Sampler = "adams_bashforth",
-    context_noise: float = 0.0,
-    guidance: float = 1.0,
+    steps: int | None = None,
+    shift: float | None = None,
+    sampler: Sampler | None = None,
+    context_noise: float | None = None,
+    guidance: float | None = None,
     inner_guidance: float = 0.0,
     stride: int | None = None,
     precision: Precision | None = None,
@@ -53,13 +54,17 @@ def main(
     Short rollouts are compared with the true frames, long rollouts with the distribution of true frames. The folder
     gets report.md, metrics.json, pictures and videos. A GPU is used if available.
 
+    The folder of a shared world, which `export --decoder` writes, has its own scenes and decoders, and tells how it is
+    played; options that are given come first.
+
     Args:
         checkpoint: A .ckpt file of the recipe owl.recipes.world_model.WorldModel, or a folder written by export.
-        data: Dataset of latents of the autoencoder with which the world model was trained: a folder, or any fsspec URL.
+        data: Dataset of latents of the autoencoder with which the world model was trained: a folder, or any fsspec URL;
+            where left out, the dataset on which it was trained.
         out: Folder for the results; by default "rollout" in the run folder.
         decoder: Run folder, checkpoint or export of the autoencoder, or of a decoder trained on its latents; by default
-            the autoencoder named in the dataset. If several are given, the first decodes the rollouts, and a page
-            compares all of them on generated latents.
+            the autoencoder named in the dataset, or a shared world's first decoder. If several are given, the first
+            decodes the rollouts, and a page compares all of them on generated latents.
         audio_decoder: The same for the sound of a world model that generates it.
         motion_decoder: The same for the motion of a world model that generates it, to compare it with the frames.
         inverse_dynamics: Checkpoint of the recipe owl.recipes.inverse_dynamics.InverseDynamics, trained with the world
@@ -70,29 +75,34 @@ def main(
         horizon: Length of the short rollouts.
         context: Number of given frames before a rollout.
         side_by_side: Number of long rollouts.
-        steps: Evaluations of the network per frame.
-        shift: Shift of their noise levels towards noise, of few-step students as they were trained; 1: even levels.
-        sampler: adams_bashforth, euler, or consistency for few-step students.
-        context_noise: Noise level at which generated frames become context.
-        guidance: Weight of classifier-free guidance on the controls; 1 is none.
+        steps: Evaluations of the network per frame, 4 where left out.
+        shift: Shift of their noise levels towards noise, of few-step students as they were trained; 1, even levels,
+            where left out.
+        sampler: adams_bashforth (where left out), euler, or consistency for few-step students.
+        context_noise: Noise level at which generated frames become context, 0 where left out.
+        guidance: Weight of classifier-free guidance on the controls; 1, none, where left out.
         inner_guidance: Weight of inner guidance by streams that training hides, such as motion; 0 is none.
-        stride: Stored frames from one frame of the world model to the next; where left out, as it was trained, or 1
-            for an export, which does not tell.
+        stride: Stored frames from one frame of the world model to the next; where left out, as it was trained.
         precision: bf16, fp32, fp8_weight_only or fp8_dynamic (linear layers' weights or whole products are float8);
             where left out, bf16 if the device multiplies that fast, else fp32.
         compile: Run the network through torch.compile: a minute's wait at the first time, then faster.
         seed: Seed of all noise.
     """
-    counts = {"frames": frames, "clips": clips, "horizon": horizon, "context": context}
+    counts: dict[str, Any] = {"frames": frames, "clips": clips, "horizon": horizon, "context": context}
     at_least(1, **counts, side_by_side=side_by_side, steps=steps, stride=stride)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network, content = load_world_model(checkpoint)
-    stride = stride or trained_stride(content)
+    parts = parts_of(checkpoint, content)
     del content  # with the states of optimisers
+    data = need_data(data or parts.data, checkpoint)
     info = DatasetInfo.load(data)
     check_dataset(network, info, data)
-    paths = decoder or [named_decoder(info, data)]
+    paths = decoder or list(parts.decoders[:1]) or [named_decoder(info, data)]
     decoders = load_decoders(paths)
+    audio_decoder, motion_decoder, inverse_dynamics = (
+        path or parts.others[name]
+        for path, name in zip((audio_decoder, motion_decoder, inverse_dynamics), PARTS, strict=True)
+    )
     given = {"audio": audio_decoder, "motion": motion_decoder}
     others = {name: other_decoder(network, name, info, data, path) for name, path in given.items()}
     if len(decoders) > 1 and "rgb" not in info.modalities:
@@ -101,6 +111,14 @@ def main(
             f"{data} has no rgb, with which {len(decoders)} decoders could be compared; encode it with --keep "
             "controls,rgb, or give one decoder",
         )
+    sampling = settings_of(
+        SharedWorld.find(checkpoint),
+        steps=steps,
+        shift=shift,
+        sampler=sampler,
+        context_noise=context_noise,
+        guidance=guidance,
+    )
     settings = Settings(
         checkpoint=checkpoint,
         data=data,
@@ -111,13 +129,9 @@ def main(
         inverse_dynamics=inverse_dynamics,
         **counts,
         side_by_side=side_by_side,
-        steps=steps,
-        shift=shift,
-        sampler=sampler,
-        context_noise=context_noise,
-        guidance=guidance,
+        **sampling,
         inner_guidance=inner_guidance,
-        stride=stride,
+        stride=stride or parts.stride,
         precision=precision or ("bf16" if multiplies_bfloat16(device) else "fp32"),
         compile=compile,
         seed=seed,
@@ -128,10 +142,10 @@ def main(
     engine = Engine(
         network,
         {"video": next(iter(decoders.values()))} | ({} if others["audio"] is None else {"audio": others["audio"]}),
-        noise_levels=noise_levels(steps, shift),
-        sampler=sampler,
-        context_noise=context_noise,
-        guidance=guidance,
+        noise_levels=noise_levels(settings.steps, settings.shift),
+        sampler=settings.sampler,
+        context_noise=settings.context_noise,
+        guidance=settings.guidance,
         inner_guidance=inner_guidance,
         dtype=DTYPES.get(settings.precision) or fast_dtype(device),
         quantization=settings.precision if settings.precision in ("fp8_weight_only", "fp8_dynamic") else None,

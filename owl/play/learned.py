@@ -19,7 +19,8 @@ from owl.play.world import Description, Picture, Settings, SoundFormat, World
 from owl.rollout.engine import Engine, Snapshot
 from owl.rollout.episodes import Episodes, as_bytes, check_dataset
 from owl.rollout.generate import Schedule
-from owl.rollout.loading import load_world_model, named_decoder, other_decoder, trained_stride
+from owl.rollout.loading import load_world_model, named_decoder, need_data, other_decoder, parts_of
+from owl.rollout.shared import SharedWorld, settings_of
 
 Precision = Literal["bf16", "fp32"]
 STARTS = 12
@@ -34,14 +35,14 @@ class Sources:
 
     Attributes:
         checkpoint: Run folder, checkpoint or export of the world model.
-        data: Dataset of latents with the start scenes; None: the dataset of training.
-        decoders: Run folders, checkpoints or exports of decoders; empty: the autoencoder named in the dataset.
-        audio_decoder: The same for the sound of a world model that generates it; None: the autoencoder named in the
-            dataset.
+        data: Dataset of latents with the start scenes; None: those of a shared world, or the dataset of training.
+        decoders: Run folders, checkpoints or exports of decoders; empty: those of a shared world, or the autoencoder
+            named in the dataset.
+        audio_decoder: The same for the sound of a world model that generates it.
         sound: Whether the sound is heard.
         split: Split of the start scenes.
         context: Frames of a start scene.
-        stride: Stored frames from one frame of the model to the next; None: that of training, 1 for an export.
+        stride: Stored frames from one frame of the model to the next; None: that of training.
         precision: Of the network; None: the faster one.
         compile: Whether to compile the network in the background.
     """
@@ -80,15 +81,17 @@ class LearnedWorld(World):
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         path = models.find_checkpoint(sources.checkpoint)
         network, content = load_world_model(path)
-        data = sources.data or trained_on(content, path)
+        parts = parts_of(path, content)
+        data = need_data(sources.data or parts.data, path)
         info = DatasetInfo.load(data)
         check_dataset(network, info, data)
-        given = sources.decoders or [named_decoder(info, data)]
+        given = sources.decoders or parts.decoders or (named_decoder(info, data),)
         # the same names whatever the folder is
         paths = [str(Path(models.find_checkpoint(run)).resolve()) for run in given]
         self.decoders = load_decoders(paths)
         first = next(iter(self.decoders))
-        audio = other_decoder(network, "audio", info, data, sources.audio_decoder) if sources.sound else None
+        audio_path = sources.audio_decoder or parts.others["audio_decoder"]
+        audio = other_decoder(network, "audio", info, data, audio_path) if sources.sound else None
         heard: dict[str, nn.Module] = {} if audio is None else {"audio": audio}
         precision = sources.precision or ("bf16" if multiplies_bfloat16(device) else "fp32")
         self.settings = settings if settings.decoder else replace(settings, decoder=first)
@@ -104,7 +107,7 @@ class LearnedWorld(World):
         for decoder in self.decoders.values():
             check_decoder(network, "video", decoder)
             decoder.to(device)
-        stride = sources.stride or trained_stride(content)
+        stride = sources.stride or parts.stride
         decoder = self.decoders[first]
         self.episodes = Episodes(data, info, sources.split, network, decoder, stride, sources.context, device)
         self.scenes = {name: x for name, x in self.episodes.windows(STARTS).items() if name != "window"}
@@ -129,7 +132,7 @@ class LearnedWorld(World):
         }
         self.description = Description(
             kind="world model",
-            name=run_folder(path).name,
+            name=run_folder(path).resolve().name,
             device=device_name(device),
             buttons=network.buttons,
             axes=dict(zip(network.axes, self._full_axes(), strict=True)),
@@ -195,16 +198,14 @@ def schedule_of(settings: Settings) -> Schedule:
     return Schedule(levels, settings.sampler, settings.guidance, settings.context_noise)
 
 
-def trained_on(content: dict[str, Any] | None, path: str) -> str:
-    """Return the dataset on which the world model of a checkpoint was trained.
+def load_world(path: str, **settings: Any) -> LearnedWorld:
+    """Load a world model as `python -m owl play PATH` does.
+
+    Args:
+        path: Run folder, checkpoint or export; the folder of a shared world needs nothing else.
+        settings: Values for `owl.rollout.shared.SETTINGS`; others are those of the folder.
 
     Raises:
-        OwlError: The file does not tell.
+        OwlError: See `LearnedWorld`.
     """
-    data = ((content or {}).get("owl", {}).get("config") or {}).get("data") or {}
-    found = (data.get("init_args") or {}).get("path")
-    if not found:
-        raise OwlError(
-            "play.data", f"{path} does not name the dataset of its latents, expected one; give the folder with --data"
-        )
-    return str(found)
+    return LearnedWorld(Sources(path), Settings(**settings_of(SharedWorld.find(path), **settings)))

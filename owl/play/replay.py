@@ -12,6 +12,7 @@ from owl.play.game import GameWorld
 from owl.play.learned import LearnedWorld, Sources
 from owl.play.log import ActionLog, digest
 from owl.play.world import Picture, Settings, World
+from owl.rollout.shared import SharedWorld
 
 
 class Replayed(NamedTuple):
@@ -37,7 +38,8 @@ def make_world(
 
     Args:
         log: The log.
-        checkpoint: Where the world models are now, in their order; empty: where they were.
+        checkpoint: Where the world models are now, in their order; empty: where they were. The folder of a shared world
+            has the rest.
         data: Where the dataset is now; None: where it was.
         decoder: Where the decoders are now, in their order; empty: where they were.
         audio_decoder: Where the decoder of sound is now; None: where it was.
@@ -76,6 +78,9 @@ def _learned(
             "actions.origin", f"the log does not tell how its world was made ({error!r}); record it again"
         ) from error
     torch.set_num_threads(threads)
+    shared = SharedWorld.find(checkpoint) if checkpoint else None
+    if shared is not None:  # its scenes and decoders have moved with it
+        data, decoder = data or shared.scenes, decoder or [shared.decoder(name) for name in shared.decoders]
     sources = replace(
         sources,
         checkpoint=checkpoint or sources.checkpoint,

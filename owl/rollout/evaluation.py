@@ -22,7 +22,7 @@ from owl.nn.placement import placement
 from owl.pixels import to_float
 from owl.rollout.engine import Engine
 from owl.rollout.episodes import Batch, Episodes, as_bytes
-from owl.rollout.loading import trained_stride
+from owl.rollout.loading import origin_of
 from owl.rollout.sound import Sound, decode_sound
 
 SEGMENT = 100  # frames per segment of a long rollout
@@ -190,12 +190,12 @@ class InverseDynamicsReader:
 
     @classmethod
     def load(cls, checkpoint: str, world_model: WorldTransformer, stride: int) -> "InverseDynamicsReader":
-        """Load a checkpoint of the recipe owl.recipes.inverse_dynamics.InverseDynamics.
+        """Load a checkpoint or export of the recipe owl.recipes.inverse_dynamics.InverseDynamics.
 
         Raises:
             OwlError: It contains another network, or predicts other controls or uses another stride.
         """
-        network, content = models.rebuild(checkpoint)
+        network, content = models.load_with_content(checkpoint)
         if not isinstance(network, InverseDynamicsModel):
             raise OwlError(
                 "network.kind",
@@ -210,14 +210,14 @@ class InverseDynamicsReader:
                     f"the inverse dynamics model {checkpoint} has the {kind} {found}, the world model {expected}; "
                     "train one on the footage of the world model",
                 )
-        if trained_stride(content) != stride:
+        origin = origin_of(checkpoint, content)
+        if (found := origin.get("stride", 1)) != stride:
             raise OwlError(
                 "network.stride",
-                f"the inverse dynamics model {checkpoint} was trained with stride {trained_stride(content)}, the world "
+                f"the inverse dynamics model {checkpoint} was trained with stride {found}, the world "
                 f"model with {stride}; train one with --data.init_args.stride {stride}",
             )
-        model = content["owl"]["config"].get("model") or {}
-        return cls(network, float((model.get("init_args") or {}).get("dead_zone", 1.0)))
+        return cls(network, float(origin.get("dead_zone", 1.0)))
 
     @torch.no_grad()
     def accuracy(self, pictures: Tensor, buttons: Tensor, axes: Tensor, skip: int) -> dict[str, float]:

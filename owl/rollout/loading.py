@@ -1,8 +1,10 @@
 """World models and the decoders of their streams, from files."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from torch import nn
 
 from owl import models
@@ -10,6 +12,7 @@ from owl.data.shards import DatasetInfo
 from owl.errors import OwlError
 from owl.models.world_model import WorldTransformer
 from owl.rollout.checks import check_decoder
+from owl.rollout.shared import PARTS, SharedWorld
 
 
 def load_world_model(path: str | Path, name: str | None = None) -> tuple[WorldTransformer, dict[str, Any] | None]:
@@ -28,12 +31,103 @@ def load_world_model(path: str | Path, name: str | None = None) -> tuple[WorldTr
     return network, content
 
 
-def trained_stride(content: dict[str, Any] | None) -> int:
-    """Return the data stride of the content of a checkpoint; 1 if it is not stored, and for an export (None)."""
-    if content is None:
-        return 1
-    data = content["owl"]["config"].get("data") or {}
-    return int((data.get("init_args") or {}).get("stride", 1))
+PROVENANCE = "provenance.yaml"
+
+
+def trained_stride(content: dict[str, Any]) -> int:
+    """Return the data stride of the content of a checkpoint; 1 if it is not stored."""
+    return int(_arguments(content, "data").get("stride", 1))
+
+
+def origin_of(path: str | Path, content: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what a checkpoint or an export tells of the training of its network.
+
+    Args:
+        path: The checkpoint or export.
+        content: Content of the checkpoint, None for an export, which tells it in provenance.yaml.
+
+    Returns:
+        ``checkpoint``, ``global_step``, ``recipe``, ``code_version``, ``dataset``, ``stride`` (of the data) and, of an
+        inverse dynamics model, ``dead_zone``, as far as they are known.
+
+    Raises:
+        OwlError: provenance.yaml is damaged.
+    """
+    if content is not None:
+        model = _arguments(content, "model")
+        return {
+            "checkpoint": str(path),
+            "global_step": content.get("global_step"),
+            **{key: content["owl"].get(key) for key in ("recipe", "code_version", "dataset")},
+            "stride": trained_stride(content),
+            **{key: model[key] for key in ("dead_zone",) if key in model},
+        }
+    file = Path(path) / PROVENANCE
+    if not file.is_file():
+        return {}
+    try:
+        return dict(yaml.safe_load(file.read_text("utf-8")))
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise OwlError(
+            "export.config", f"{file} does not tell where a network comes from ({reason}); export the checkpoint again"
+        ) from error
+
+
+def _arguments(content: dict[str, Any], part: str) -> dict[str, Any]:
+    """Return the arguments of "model" or "data" in the configuration of a checkpoint."""
+    return ((content["owl"].get("config") or {}).get(part) or {}).get("init_args") or {}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What belongs to a world model, as far as its file tells.
+
+    Attributes:
+        data: Dataset of latents.
+        stride: Stored frames of the dataset from one frame of the world model to the next; 1 if the file is silent.
+        decoders: Decoders of the video.
+        others: Paths of `owl.rollout.shared.PARTS`; None: there is none.
+    """
+
+    data: str | None = None
+    stride: int = 1
+    decoders: tuple[str, ...] = ()
+    others: dict[str, str | None] = field(default_factory=lambda: dict.fromkeys(PARTS))
+
+
+def parts_of(path: str | Path, content: dict[str, Any] | None) -> Parts:
+    """Return what belongs to a world model.
+
+    Args:
+        path: Its checkpoint or export.
+        content: Content of the checkpoint, None for an export; that of a shared world tells all.
+
+    Raises:
+        OwlError: The export is damaged.
+    """
+    stride = int(origin_of(path, content).get("stride", 1))
+    if content is not None:
+        return Parts(_arguments(content, "data").get("path"), stride)
+    world = SharedWorld.find(path)
+    if world is None:
+        return Parts(stride=stride)
+    return Parts(
+        world.scenes, stride, tuple(map(world.decoder, world.decoders)), {name: world.part(name) for name in PARTS}
+    )
+
+
+def need_data(data: str | None, path: str | Path) -> str:
+    """Return the dataset of a world model, or tell that its file does not name it.
+
+    Raises:
+        OwlError: There is none.
+    """
+    if not data:
+        raise OwlError(
+            "world.data", f"{path} does not name the dataset of its latents, expected one; give the folder with --data"
+        )
+    return data
 
 
 def named_decoder(info: DatasetInfo, url: str, modality: str = "latent", option: str = "--decoder") -> str:

@@ -159,7 +159,7 @@ def test_what_does_not_fit_is_told(lab: Path, monkeypatch: pytest.MonkeyPatch) -
     with refused("network.kind", "ImageAutoencoder", "a world model"):
         LearnedWorld(Sources(AUTOENCODER), Settings())
     models.save(models.load(WORLD_MODEL), "exported")
-    with refused("play.data", "exported", "--data"):
+    with refused("world.data", "exported", "--data"):
         LearnedWorld(Sources("exported"), Settings())
     exported = LearnedWorld(Sources("exported", data=LATENTS, stride=2), Settings())
     assert exported.description.fps == 17.5

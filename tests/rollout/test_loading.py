@@ -6,7 +6,7 @@ import torch
 
 from owl import models
 from owl.models.image_autoencoder import ImageAutoencoder
-from owl.rollout.loading import load_world_model, trained_stride
+from owl.rollout.loading import load_world_model, parts_of, trained_stride
 from tests.helpers.errors import refused
 from tests.helpers.latents import lively
 
@@ -18,7 +18,7 @@ def test_an_export_has_no_content_and_stride_one(tmp_path: Path) -> None:
     assert not loaded.training
     assert all(torch.equal(found, network.state_dict()[name]) for name, found in loaded.state_dict().items())
     assert content is None
-    assert trained_stride(content) == trained_stride({"owl": {"config": {}}}) == 1
+    assert parts_of(tmp_path, content).stride == trained_stride({"owl": {"config": {}}}) == 1
 
 
 def test_another_network_is_told(tmp_path: Path) -> None:

@@ -1,0 +1,131 @@
+"""What the folder of a shared world tells a reader: its model card, the picture of its start scenes, its licence."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+from torch import nn
+
+from owl import models
+from owl.errors import OwlError
+from owl.latents import encoder_of
+from owl.play.world import Description
+from owl.rollout.report import headline, value_table
+from owl.version import code_version
+from owl.viz.pictures import BACKGROUND, GAP, tile_row, tile_size
+
+ROW = 4
+"""Start scenes in a row of the picture."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a model card tells.
+
+    Attributes:
+        name: Name of the folder.
+        description: The world as it is played.
+        networks: By folder; "" is the world model.
+        origin: Of the world model, see `owl.rollout.loading.origin_of`.
+        settings: How the world is played.
+        own_license: Whether the licence is OWL's own.
+        measured: Metrics of `python -m owl rollout`, empty if it was not run.
+        training: Metrics of the training.
+    """
+
+    name: str
+    description: Description
+    networks: dict[str, nn.Module]
+    origin: dict[str, Any]
+    settings: dict[str, Any]
+    own_license: bool
+    measured: dict[str, float]
+    training: dict[str, float]
+
+
+def card(facts: Facts) -> str:
+    """Return the text of README.md, with the header that hubs of models read."""
+    header: dict[str, Any] = {"license": "apache-2.0" if facts.own_license else "other", "license_link": "LICENSE"}
+    header |= {"library_name": "owl", "tags": ["world-model", "video-generation"]}
+    description, origin = facts.description, facts.origin
+    height, width = description.size
+    settings = ", ".join(f"{key} {value}" for key, value in facts.settings.items())
+    controls = ", ".join([*description.buttons, *description.axes])
+    rows = [
+        f"| {part or 'world model'} | {type(network).__name__} | {sum(p.numel() for p in network.parameters()):,} | "
+        f"`{models.fingerprint(network)}` |"
+        for part, network in facts.networks.items()
+    ]
+    if facts.measured:
+        numbers = (
+            "[The report](evaluation/report.md) has all numbers, their meaning, and the command that repeats them."
+            f"\n\n![True frames above generated ones](evaluation/strip.png)\n\n{value_table(headline(facts.measured))}"
+        )
+    else:
+        numbers = "Not measured. `python -m owl rollout` measures it; run before `export`, its results are shown here."
+    dataset = origin.get("dataset") or {}
+    sections = [
+        f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
+        f"# {facts.name}",
+        "![The start scenes](starts.png)",
+        f"A world model that you play: pictures of {height} x {width} pixels (height x width), {description.fps:g} per "
+        f"second, from the controls {controls}.",
+        "## Play",
+        "Install OWL (`pip install .` in its repository), then run in the folder that contains this one:",
+        f"    python -m owl play {facts.name}\n    python -m owl rollout {facts.name}",
+        f"It is played with {settings}, unless options say otherwise. The weights are in the safetensors format, and "
+        "loading them runs no code of this folder.",
+        "## Measurements",
+        numbers,
+        "## Networks",
+        "\n".join(["| folder | class | parameters | fingerprint |", "| --- | --- | ---: | --- |", *rows]),
+        f"The latents are of the encoder `{encoder_of(facts.networks[''], 'video')}`.",
+        "## Training",
+        f"{origin.get('global_step')} steps of `{origin.get('recipe')}` by OWL {origin.get('code_version')}, on the "
+        f"dataset {dataset.get('path')} (`{dataset.get('identity')}`) with a stride of {origin.get('stride')}.",
+        *([value_table(facts.training)] if facts.training else []),
+        "## Licence",
+        f"See [LICENSE](LICENSE). This folder was written by OWL {code_version()}.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def sheet(pictures: Sequence[np.ndarray]) -> bytes:
+    """Arrange pictures uint8[H, W, 3] in rows, as PNG."""
+    size = tile_size(*pictures[0].shape[:2])
+    rows = [tile_row(np.stack(pictures[first : first + ROW]), size) for first in range(0, len(pictures), ROW)]
+    height, width = rows[0].shape[:2]
+    drawn = np.full((len(rows) * (height + GAP) - GAP, width, 3), BACKGROUND, np.uint8)
+    for number, row in enumerate(rows):
+        drawn[number * (height + GAP) :][:height, : row.shape[1]] = row
+    file = BytesIO()
+    Image.fromarray(drawn).save(file, "png")
+    return file.getvalue()
+
+
+def licence(path: str | None) -> str:
+    """Return the text of a licence file, or of OWL's own licence.
+
+    Raises:
+        OwlError: There is no such file, or it is no text.
+    """
+    try:
+        text = (
+            metadata.distribution("owl-platform").read_text("licenses/LICENSE")
+            if path is None
+            else Path(path).read_text("utf-8")
+        )
+    except (metadata.PackageNotFoundError, OSError, UnicodeDecodeError) as error:
+        raise OwlError(
+            "export.license",
+            f"the licence {path or 'of OWL'} cannot be read ({error}); give a text file with --license",
+        ) from error
+    if not text:
+        raise OwlError("export.license", f"the licence {path or 'of OWL'} is empty; give a text file with --license")
+    return text
