@@ -4,6 +4,7 @@ A decoder becomes a function of the latent. A world model becomes `StepGraph`, o
 function without state: whoever runs it passes the cache from call to call.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -235,6 +236,7 @@ def converted(graph: DecoderGraph | StepGraph, inputs: dict[str, Tensor]) -> byt
     Raises:
         OwlError: It uses something that ONNX or the converter does not have.
     """
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it warns of what the converter itself has written
     try:
         program: Any = torch.onnx.export(
             graph,
