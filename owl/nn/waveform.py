@@ -230,7 +230,8 @@ class Unblocks(Windowed):
         super().__init__(1, 1, (0, 0))
         self.size = size
         self.convolution = nn.Conv1d(features, channels * size, 1, bias=False)
-        self.convolution.weight = nn.Parameter(gain * cosines(channels, features, size).flatten(1).T[..., None])
+        transposed = cosines(channels, features, size).flatten(1).T[..., None].contiguous()
+        self.convolution.weight = nn.Parameter(gain * transposed)
 
     def valid(self, x: Tensor) -> Tensor:
         """float[B, features, N] -> float[B, channels, N * size]."""

@@ -114,4 +114,6 @@ def test_features_beyond_the_samples_start_at_zero() -> None:
 
 def test_all_coefficients_of_a_block_restore_it() -> None:
     x = torch.randn(1, 2, 12)
-    torch.testing.assert_close(Unblocks(8, 2, 4, 3.0)(Blocks(2, 8, 4, 1 / 3)(x)), x)
+    inverse = Unblocks(8, 2, 4, 3.0)
+    torch.testing.assert_close(inverse(Blocks(2, 8, 4, 1 / 3)(x)), x)
+    assert inverse.convolution.weight.is_contiguous()  # as optimisers and torch.nn.utils expect

@@ -158,7 +158,7 @@ def test_both_networks_learn_what_plain_autograd_says(
         moved = torch.cat([(p - before[f"{part}.{n}"]).flatten() for n, p in found.named_parameters()])
         wanted = torch.cat([(p - before[f"{part}.{n}"]).flatten() for n, p in expected.named_parameters()])
         assert wanted.norm() > 1e-4
-        assert (moved - wanted).norm() < 2e-3 * wanted.norm()
+        assert (moved - wanted).norm() < 5e-3 * wanted.norm()  # sums in another order, through three steps
 
 
 @pytest.mark.parametrize("balance", [False, True])
