@@ -68,6 +68,11 @@ class SideBySide(World):
         """Make a frame of each, one after the other."""
         return _joined([world.step(buttons, axes) for world in self.worlds])
 
+    def add_start(self, rgb: np.ndarray) -> None:
+        """Add a start to all; the first one's are shown."""
+        for world in self.worlds:
+            world.add_start(rgb)
+
     def change(self, settings: Settings) -> None:
         """Use other settings in all."""
         if settings.decoder != self.settings.decoder and settings.decoder not in self.description.decoders:

@@ -15,6 +15,8 @@ from owl.errors import OwlError
 from owl.flow_matching import noise_levels
 from owl.hardware import DTYPES, device_name, multiplies_bfloat16
 from owl.latents import check_decoder
+from owl.nn.placement import placement
+from owl.pixels import to_float
 from owl.play.world import Description, Picture, Settings, SoundFormat, World
 from owl.rollout.engine import Engine, Snapshot
 from owl.rollout.episodes import Episodes, as_bytes, check_dataset
@@ -151,6 +153,30 @@ class LearnedWorld(World):
         latents = self.episodes.latents(scene)
         self.engine.reset(latents, self.episodes.controls(scene), seed=seed)
         return Picture(self.episodes.decode(latents["video"])[0, -1].movedim(0, -1).numpy())
+
+    @torch.no_grad()
+    def add_start(self, rgb: np.ndarray) -> None:
+        """Add a scene that stands still: its frames are the picture, and all else is idle or average."""
+        autoencoder = next((decoder for decoder in self.decoders.values() if hasattr(decoder, "encode")), None)
+        if autoencoder is None:
+            raise OwlError(
+                "play.picture",
+                f"{', '.join(self.decoders)} cannot encode a picture, expected an autoencoder; give it with --decoder",
+            )
+        device, dtype = placement(autoencoder)
+        picture = torch.from_numpy(rgb).movedim(-1, 0)[None]
+        posterior = autoencoder.encode(to_float(picture).to(device, dtype))  # type: ignore[operator]
+        latent = posterior.mean.float().cpu()
+        network = self.engine.network
+        known = {network.latent_modalities["video"]: latent, "rgb": picture}
+        for name, modality in network.latent_modalities.items():
+            if name != "video":
+                average = {name: torch.zeros(1, *network.streams[name].shape, device=self.engine.device)}
+                known[modality] = network.restore(average)[name].cpu()
+        for name, values in self.scenes.items():
+            new = known.get(name, torch.zeros(1, *values.shape[2:]))[:, None].expand(1, *values.shape[1:])
+            self.scenes[name] = torch.cat([values, new.to(values.dtype)])
+        self.description.starts.append(rgb)
 
     def step(self, buttons: np.ndarray, axes: np.ndarray) -> Picture:
         """Generate a frame."""

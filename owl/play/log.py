@@ -1,7 +1,8 @@
 """Action logs: everything that a person did in a world, so that it can be played again frame by frame.
 
 A log is a file of JSON lines. The first holds ``format``, ``version``, the ``origin`` of the world (how to make it
-again), its ``buttons`` and ``axes``, and the ``start`` and ``seed`` of the rollout. Each other line is a frame:
+again), its ``buttons`` and ``axes``, the ``start`` and ``seed`` of the rollout, and ``begin``, the picture of a start
+that the player gave, as PNG in base64. Each other line is a frame:
 
 - ``held``: names of the buttons that were down;
 - ``moved``: movement of each axis, in its unit;
@@ -9,13 +10,16 @@ again), its ``buttons`` and ``axes``, and the ``start`` and ``seed`` of the roll
 - ``settings``: of this frame and the following ones, where they have changed.
 """
 
+import base64
 import hashlib
+import io
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from owl.atomic import atomic_write
 from owl.errors import OwlError
@@ -52,6 +56,7 @@ class ActionLog:
         start: Number of the start scene.
         seed: Seed of all noise.
         actions: One for each frame after the start.
+        begin: Picture of a start that the player gave, as `write_picture` returns it; None for a start of the world.
     """
 
     origin: dict[str, Any]
@@ -60,6 +65,7 @@ class ActionLog:
     start: int
     seed: int
     actions: list[Action] = field(default_factory=list)
+    begin: str | None = None
 
     def save(self, path: str | Path) -> None:
         """Write the log, atomically."""
@@ -116,6 +122,36 @@ class ActionLog:
             raise ValueError(f"unknown buttons {sorted(unknown)} or a wrong number of axes")
         buttons = np.array([name in content["held"] for name in self.buttons], bool)
         return Action(buttons, np.array(content["moved"], np.float32), settings, str(content["picture"]))
+
+
+def write_picture(rgb: np.ndarray) -> str:
+    """Return uint8[H, W, 3] as PNG in base64."""
+    file = io.BytesIO()
+    Image.fromarray(rgb).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def read_picture(content: bytes, size: tuple[int, int]) -> np.ndarray:
+    """Read a picture that comes from outside.
+
+    Args:
+        content: JPEG or PNG.
+        size: (H, W) that it must have; larger ones are not decoded.
+
+    Returns:
+        uint8[H, W, 3].
+
+    Raises:
+        OwlError: It is damaged, of another format, or of another size.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as picture:
+            if picture.size == size[::-1]:
+                return np.array(picture.convert("RGB"))
+            found = f"{picture.height}x{picture.width} (height x width)"
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # PIL's errors of damaged files
+        found = "damaged, or neither JPEG nor PNG"
+    raise OwlError("play.picture", f"the picture is {found}, expected {size[0]}x{size[1]}; give another one")
 
 
 def digest(picture: Picture) -> str:

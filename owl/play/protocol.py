@@ -9,6 +9,7 @@ To the server:
   since the last message, float32 deflection of the stick of each axis, and the held buttons as bits, the first in the
   lowest bit of the first byte.
 - ``COMMAND``: a JSON object with "name" and the fields of the command, see `Command`.
+- ``START``: a picture as JPEG or PNG, of the (height, width) that "start_size" in ``STATE`` names: begin with it.
 
 To the client:
 
@@ -32,7 +33,7 @@ from typing import Any
 import numpy as np
 
 SUBPROTOCOL = "owl-play.1"
-LARGEST = 4096
+LARGEST = 2**18
 """Bytes of the largest message that the server accepts."""
 PARTS = ("wait", "game", "commit", "denoise", "decode", "encode")
 """Times of a frame: from the arrival of its input to the start of the frame, then of the real game, or of the parts of
@@ -49,6 +50,7 @@ class Kind(IntEnum):
 
     INPUT = 1
     COMMAND = 2
+    START = 3
     FRAME = 16
     STATE = 17
     NOTICE = 18
@@ -83,6 +85,17 @@ class Input:
     buttons: np.ndarray
     moved: np.ndarray
     sticks: np.ndarray
+
+
+@dataclass(frozen=True)
+class Start:
+    """A picture to begin with.
+
+    Attributes:
+        content: JPEG or PNG.
+    """
+
+    content: bytes
 
 
 @dataclass(frozen=True)
@@ -128,7 +141,7 @@ TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-def parse(message: bytes, buttons: int, axes: int) -> Input | Command:
+def parse(message: bytes, buttons: int, axes: int) -> Input | Command | Start:
     """Parse a message of a client.
 
     Args:
@@ -145,7 +158,9 @@ def parse(message: bytes, buttons: int, axes: int) -> Input | Command:
         return _parse_input(message, buttons, axes)
     if message[0] == Kind.COMMAND:
         return _parse_command(message[1:])
-    raise MalformedError(f"type {message[0]} is unknown, expected 1 (input) or 2 (command)")
+    if message[0] == Kind.START:
+        return Start(message[1:])
+    raise MalformedError(f"type {message[0]} is unknown, expected 1 (input), 2 (command) or 3 (start)")
 
 
 def _parse_input(message: bytes, buttons: int, axes: int) -> Input:
@@ -212,6 +227,11 @@ def command_message(command: Command) -> bytes:
     """Return a ``COMMAND``, as a client sends it."""
     content = {item.name: getattr(command, item.name) for item in fields(command)}
     return bytes([Kind.COMMAND]) + json.dumps({n: v for n, v in content.items() if v is not None}).encode()
+
+
+def start_message(content: bytes) -> bytes:
+    """Return a ``START``, as a client sends it."""
+    return bytes([Kind.START]) + content
 
 
 def parse_frame(message: bytes) -> tuple[int, float, dict[str, float], bytes]:

@@ -1,5 +1,6 @@
 """Play an action log again, and compare each frame with the recorded one."""
 
+import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from owl.errors import OwlError
 from owl.play.beside import SideBySide
 from owl.play.game import GameWorld
 from owl.play.learned import LearnedWorld, Sources
-from owl.play.log import ActionLog, digest
+from owl.play.log import ActionLog, digest, read_picture
 from owl.play.world import Picture, Settings, World
 from owl.rollout.shared import SharedWorld
 
@@ -101,7 +102,11 @@ def _learned(
 
 def replay(log: ActionLog, world: World) -> Iterator[Replayed]:
     """Yield each frame of a log after its start."""
-    world.reset(log.start, log.seed)
+    start = log.start
+    if log.begin is not None:
+        world.add_start(read_picture(base64.b64decode(log.begin), world.description.starts[0].shape[:2]))
+        start = len(world.description.starts) - 1
+    world.reset(start, log.seed)
     for action in log.actions:
         if action.settings != world.settings:
             world.change(action.settings)

@@ -15,8 +15,8 @@ from aiohttp import WSCloseCode, WSMsgType, web
 
 from owl.errors import OwlError
 from owl.play import protocol
-from owl.play.protocol import Close, Input, MalformedError
-from owl.play.session import Session, encode
+from owl.play.protocol import Close, Command, Input, MalformedError
+from owl.play.session import Session
 from owl.play.world import World
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -107,7 +107,6 @@ class Server:
         self.player: Viewer | None = None
         self._state: dict[str, Any] = {}
         self._last_frame: bytes | None = None
-        self._starts = dict(enumerate(map(encode, world.description.starts)))
 
     async def __aenter__(self) -> "Server":
         """Listen; ``port`` is then the one in use.
@@ -217,7 +216,7 @@ class Server:
             "buttons": description.buttons,
             "axes": description.axes,
             "fps": description.fps,
-            "starts": len(self._starts),
+            "start_size": description.starts[0].shape[:2] if description.starts else None,
             "decoders": description.decoders,
             "names": description.names,
             "sound": description.sound and asdict(description.sound),
@@ -261,7 +260,7 @@ class Server:
         return response
 
     async def _start_picture(self, request: web.Request) -> web.StreamResponse:
-        return _jpeg(self._starts, request)
+        return _jpeg(self.session.starts, request)
 
     async def _moment_picture(self, request: web.Request) -> web.StreamResponse:
         return _jpeg(self.session.thumbnails, request)
@@ -326,7 +325,7 @@ class Server:
         if isinstance(message, Input):
             if viewer is self.player:
                 self.session.inputs.put(message)
-        elif message.name == "play":
+        elif isinstance(message, Command) and message.name == "play":
             if self.player is None:
                 self.player = viewer
                 self._spread_state()
@@ -334,7 +333,7 @@ class Server:
                 self._notify(viewer, "someone else is playing; you are watching")
         elif viewer is not self.player:
             self._notify(viewer, "only the player can do that; you are watching")
-        elif message.name == "watch":
+        elif isinstance(message, Command) and message.name == "watch":
             self._leave()
             self._spread_state()
         elif not self.session.send(message):

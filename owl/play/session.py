@@ -15,8 +15,8 @@ import numpy as np
 from owl.data.codecs import encode_rgb
 from owl.errors import OwlError
 from owl.play.inputs import Inputs, Sample
-from owl.play.log import Action, ActionLog, digest
-from owl.play.protocol import SETTINGS, Command, frame_message, sound_message
+from owl.play.log import Action, ActionLog, digest, read_picture, write_picture
+from owl.play.protocol import SETTINGS, Command, Start, frame_message, sound_message
 from owl.play.recording import Recording
 from owl.play.timeline import Moment, Played, Timeline, in_order
 from owl.play.world import Picture, World
@@ -25,6 +25,8 @@ QUALITY = 90
 """Of JPEG."""
 WAITING = 64
 """Commands that may wait."""
+MOST_STARTS = 36
+"""Start scenes, those of the world and those of the player together."""
 LOG_SUFFIX = ".jsonl"
 
 
@@ -66,7 +68,9 @@ class Session:
         self.inputs = Inputs(len(description.buttons), list(description.axes.values()))
         self.thumbnails: dict[int, bytes] = {}
         self.recordings: list[str] = []
-        self._commands: queue.Queue[Command | None] = queue.Queue()
+        self.starts = dict(enumerate(map(encode, description.starts)))
+        self._given = len(self.starts)  # those of the world itself
+        self._commands: queue.Queue[Command | Start | None] = queue.Queue()
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="owl-jpeg")
         self._encoding: Future[bytes] | None = None
         self._timeline = Timeline()
@@ -78,7 +82,7 @@ class Session:
         """Start the thread."""
         self._thread.start()
 
-    def send(self, command: Command) -> bool:
+    def send(self, command: Command | Start) -> bool:
         """Queue a command of those that change the world; return False if too many are waiting."""
         if self._commands.qsize() >= WAITING:
             return False
@@ -123,7 +127,10 @@ class Session:
             self._encoder.shutdown()
             self.world.close()
 
-    def _obey(self, command: Command) -> None:
+    def _obey(self, command: Command | Start) -> None:
+        if isinstance(command, Start):
+            self._begin_with(command)
+            return
         actions: dict[str, Callable[[], None]] = {
             "pause": lambda: self._pause(True),
             "resume": lambda: self._pause(False),
@@ -154,6 +161,15 @@ class Session:
         self._timeline.clear(self.world.snapshot_bytes())
         self.inputs.release()
         self._show(self._remember(encode(picture.rgb)))
+
+    def _begin_with(self, start: Start) -> None:
+        starts = self.world.description.starts
+        if len(starts) >= MOST_STARTS:
+            raise OwlError("play.picture", f"there are {len(starts)} start scenes already; choose one of them")
+        self.world.add_start(read_picture(start.content, starts[0].shape[:2] if starts else (0, 0)))
+        number = len(starts) - 1
+        self.starts = {**self.starts, number: encode(starts[number])}
+        self._reset(number, self.seed)
 
     def _rewind(self, number: int | None) -> None:
         moment = self._timeline.moments.get(-1 if number is None else number)
@@ -191,6 +207,7 @@ class Session:
             self.start,
             self.seed,
             in_order(self._played),
+            None if self.start < max(1, self._given) else write_picture(description.starts[self.start]),
         )
 
     def _advance(self) -> None:
@@ -243,6 +260,7 @@ class Session:
                 "frame": self._frame,
                 "branch": self._branch,
                 "start": self.start,
+                "starts": len(self.starts),
                 "seed": self.seed,
                 "settings": asdict(self.world.settings),
                 "recording": self._recording is not None,

@@ -79,7 +79,8 @@ class Description:
         axes: For each axis by name, the movement per frame of a fully deflected stick, in the unit of the axis.
         fps: Frames per second of real time.
         size: (H, W) of the pictures.
-        starts: A picture of each start scene, uint8[H, W, 3]; a world without scenes has one start.
+        starts: A picture of each start scene, uint8[H, W, 3]; a world without scenes has one start. `World.add_start`
+            adds to it.
         decoders: Names of the decoders.
         origin: How to make the world again, for the action log; see `owl.play.log`.
         sound: Format of the sound; None: a silent world.
@@ -150,6 +151,19 @@ class World(ABC):
     @abstractmethod
     def snapshot_bytes(self) -> int:
         """Return the memory that a snapshot takes."""
+
+    def add_start(self, rgb: np.ndarray) -> None:
+        """Add a start scene, in which nothing but a picture is known.
+
+        Args:
+            rgb: uint8[H, W, 3] of the size of the other starts.
+
+        Raises:
+            OwlError: This world does not begin with pictures.
+        """
+        raise OwlError(
+            "play.picture", f"a {self.description.kind} cannot begin with a picture; choose one of its start scenes"
+        )
 
     def change(self, settings: Settings) -> None:
         """Use other settings from the next frame on.

@@ -63,3 +63,5 @@ def test_what_it_cannot_do_is_told() -> None:
     with pytest.raises(Exception, match="game got settings"):
         world.change(Settings(steps=3))
     world.change(Settings())
+    with refused("play.picture", "game"):
+        world.add_start(np.zeros((48, 64, 3), np.uint8))

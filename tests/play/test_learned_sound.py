@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from owl.pixels import to_float, to_uint8
 from owl.play.learned import LearnedWorld, Sources
 from owl.play.log import Action, ActionLog, digest
 from owl.play.replay import make_world, replay
@@ -63,6 +65,27 @@ def test_a_replay_has_the_same_sound(world: LearnedWorld) -> None:
     moved = make_world(log, audio_decoder=SOUNDS)
     assert moved.description.origin["audio_decoder"] == str(Path(SOUNDS).resolve())
     assert all(frame.same for frame in replay(log, moved))
+
+
+def test_a_picture_of_the_player_is_where_the_world_begins(world: LearnedWorld) -> None:
+    starts = len(world.description.starts)
+    given = world.description.starts[0][:, ::-1].copy()
+    world.add_start(given)
+    assert len(world.description.starts) == starts + 1
+    begin = world.reset(starts, 0)
+    (decoder,) = world.decoders.values()
+    video = torch.from_numpy(given).movedim(-1, 0)[None]
+    with torch.no_grad():
+        expected = to_uint8(decoder.decode(decoder.encode(to_float(video)).mean))[0].movedim(0, -1).numpy()
+    assert np.array_equal(begin.rgb, expected)
+    picture = world.step(IDLE, STILL)
+    assert picture.sound is not None
+    assert np.isfinite(picture.sound).all()
+    world.reset(0, 0)
+    assert digest(world.step(IDLE, STILL)) != digest(picture)
+    world.decoders = {"other": torch.nn.Identity()}
+    with refused("play.picture", "other cannot encode"):
+        world.add_start(given)
 
 
 def test_without_sound_there_is_the_same_picture(world: LearnedWorld, exports: Path) -> None:

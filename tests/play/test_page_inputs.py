@@ -1,13 +1,15 @@
-"""Touch and gamepad in the page: what the fingers do arrives in the world."""
+"""Touch, gamepad and pictures in the page: what the fingers do arrives in the world."""
 
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Page
+from PIL import Image
+from playwright.sync_api import Page, expect
 
 from owl.play.server import Server
 from tests.helpers.browser import in_background, play, until
 from tests.helpers.play import Strip
+from tests.play.conftest import PATIENCE
 
 FULL, PIXELS = 4.0, 40  # of the strip's axis; pixels that equal a full deflection
 PLUG = """() => {
@@ -69,6 +71,22 @@ def test_fingers_move_look_and_attack(page: Page, tmp_path: Path) -> None:
         page.wait_for_selector("#keys .down")
         after(page)
         assert any(attack for _, attack, _ in actions(server))
+
+
+def test_a_picture_of_the_player_begins_a_world(page: Page, tmp_path: Path) -> None:
+    picture = tmp_path / "red.png"
+    Image.new("RGB", (300, 100), (250, 10, 10)).save(picture)
+    (tmp_path / "text.png").write_text("no picture", "utf-8")
+    with in_background(world(), tmp_path) as server:
+        page.goto(server.url)
+        page.wait_for_selector("#picture[data-frame='0']")
+        page.set_input_files("#upload", tmp_path / "text.png")
+        expect(page.locator("#notice")).to_contain_text("text.png is not a picture", timeout=PATIENCE)
+        page.set_input_files("#upload", picture)
+        page.wait_for_selector("#scenes button:nth-child(3)[aria-pressed='true']")
+        until(page, "document.querySelector('#scenes button:nth-child(3) img').naturalWidth === 64")
+        red = "picture.getContext('2d').getImageData(32, 24, 1, 1).data"
+        until(page, f"{red}[0] > 200 && {red}[1] < 60")
 
 
 def test_a_gamepad_moves_turns_and_attacks_until_it_is_unplugged(page: Page, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from owl.play import protocol
-from owl.play.protocol import Command, Input, Kind, MalformedError
+from owl.play.protocol import Command, Input, Kind, MalformedError, Start
 
 
 @given(st.lists(st.booleans(), max_size=20), st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False)))
@@ -37,6 +37,10 @@ def test_commands_arrive() -> None:
         assert protocol.parse(protocol.command_message(command), 2, 1) == command
 
 
+def test_pictures_to_begin_with_arrive() -> None:
+    assert protocol.parse(protocol.start_message(b"png"), 2, 1) == Start(b"png")
+
+
 def test_frames_arrive() -> None:
     parts = dict(zip(protocol.PARTS, (1.0, 2.0, 3.0, 4.0, 5.0, 6.0), strict=True))
     number, time, found, jpeg = protocol.parse_frame(protocol.frame_message(7, 3.25, parts, b"jpeg"))
@@ -59,7 +63,7 @@ def test_sounds_arrive() -> None:
 def test_any_bytes_are_a_message_or_malformed(content: bytes) -> None:
     for message in (content, b"\x01" + content, b"\x02" + content):
         with suppress(MalformedError):  # and no other error
-            assert isinstance(protocol.parse(message, 9, 1), Input | Command)
+            assert isinstance(protocol.parse(message, 9, 1), Input | Command | Start)
 
 
 VALUES = st.sampled_from([None, True, 0, -1, 2**70, 0.5, math.nan, math.inf, "", "a", [], [1], {}])

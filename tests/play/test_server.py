@@ -71,13 +71,16 @@ def test_the_page_and_its_pictures_are_served_and_nothing_else(tmp_path: Path) -
 
 def test_one_plays_and_others_watch(tmp_path: Path) -> None:
     async def test() -> None:
-        async with serving(Strip(), tmp_path) as served, playing(served) as player, connected(served) as viewer:
+        async with serving(Strip(fps=50.0), tmp_path) as served, playing(served) as player, connected(served) as viewer:
             assert (viewer.state["role"], viewer.state["free"], viewer.state["viewers"]) == ("viewer", False, 2)
             await viewer.command("play")
             await viewer.until(lambda c: c.notices)
             assert "someone else is playing" in viewer.notices[-1]
             await viewer.command("reset", seed=5)
             await viewer.until(lambda c: len(c.notices) == 2)
+            assert "only the player" in viewer.notices[-1]
+            await viewer.socket.send_bytes(protocol.start_message(b"picture"))
+            await viewer.until(lambda c: len(c.notices) == 3)
             assert "only the player" in viewer.notices[-1]
             await viewer.hold(True, False, moved=[9.0])  # ignored
             await player.hold(True, False, moved=[2.0], time=17.0)
@@ -149,7 +152,7 @@ def test_a_thousand_malformed_messages(tmp_path: Path) -> None:
         if kind == 0:
             return "text"
         if kind == 1:
-            return bytes([chance.choice([0, 3, 9, 16, 17, 200])]) + chance.randbytes(chance.randrange(50))
+            return bytes([chance.choice([0, 4, 9, 16, 17, 200])]) + chance.randbytes(chance.randrange(50))
         if kind == 2:
             return bytes([Kind.INPUT]) + chance.randbytes(chance.choice([0, 5, 12, 14, 100]))
         if kind == 3:

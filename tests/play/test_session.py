@@ -1,7 +1,9 @@
 """The session: what is played can be returned to, branched, recorded, and played again bit for bit."""
 
+import base64
 import queue
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,10 @@ import pytest
 
 from owl.errors import OwlError
 from owl.play import protocol
-from owl.play.log import ActionLog
-from owl.play.protocol import Command, Input
+from owl.play.log import ActionLog, write_picture
+from owl.play.protocol import Command, Input, Start
 from owl.play.replay import replay
-from owl.play.session import Session
+from owl.play.session import MOST_STARTS, Session
 from owl.play.world import Picture
 from tests.helpers.errors import check_error
 from tests.helpers.play import RATE, Strip
@@ -234,6 +236,51 @@ def test_a_recording_without_frames_is_a_log_alone(played: Played) -> None:
     first, second = played.state["recordings"]
     assert first != second
     assert len(ActionLog.load(played.session.folder / first).actions) == 1
+
+
+def png(rgb: np.ndarray) -> bytes:
+    """Encode a picture without loss."""
+    return base64.b64decode(write_picture(rgb))
+
+
+def test_a_picture_of_the_player_is_a_start_and_is_replayed(played: Played, tmp_path: Path) -> None:
+    given = np.random.default_rng(5).integers(0, 255, (16, 24, 3), np.uint8)
+    played.session.send(Start(png(given)))
+    played.next("state")
+    assert (played.state["start"], played.state["starts"], played.state["frame"]) == (2, 3, 0)
+    assert played.session.starts[2][:2] == b"\xff\xd8"
+    played.step(2, moved=3.0)
+    played.do("record", on=True)
+    played.do("record", on=False)
+    log = ActionLog.load(tmp_path / "played" / played.state["recordings"][0])
+    assert all(frame.same for frame in replay(log, Strip(fps=SECOND)))
+    other = replace(log, begin=write_picture(255 - given))
+    assert not any(frame.same for frame in replay(other, Strip(fps=SECOND)))
+    played.do("reset", start=0)
+    assert played.session.log().begin is None
+    for _ in range(MOST_STARTS - 3):
+        played.session.send(Start(png(given)))
+        played.next("state")
+    played.session.send(Start(png(given)))
+    assert f"{MOST_STARTS} start scenes" in played.next("notice")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"no picture", "damaged, or neither JPEG nor PNG, expected 16x24"),
+        (png(np.zeros((16, 24, 3), np.uint8))[:50], "damaged"),
+        (png(np.zeros((24, 16, 3), np.uint8)), "24x16 (height x width), expected 16x24"),
+        (png(np.zeros((3000, 4000, 3), np.uint8)), "3000x4000"),
+    ],
+    ids=["text", "cut", "upright", "large"],
+)
+def test_what_is_no_picture_of_this_world_is_told(played: Played, content: bytes, told: str) -> None:
+    before = played.state
+    played.session.send(Start(content))
+    assert told in played.next("notice")
+    played.next("state")
+    assert played.state == before
 
 
 def test_closing_finishes_a_recording(tmp_path: Path) -> None:

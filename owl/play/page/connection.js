@@ -1,7 +1,7 @@
 // The connection to the server: messages of protocol version 1, see owl/play/protocol.py.
 
 const PROTOCOL = "owl-play.1";
-const INPUT = 1, COMMAND = 2, FRAME = 16, STATE = 17, NOTICE = 18, SOUND = 19;
+const INPUT = 1, COMMAND = 2, START = 3, FRAME = 16, STATE = 17, NOTICE = 18, SOUND = 19;
 const PARTS = ["wait", "game", "commit", "denoise", "decode", "encode"];
 const HEADER = 1 + 4 + 8 + 4 * PARTS.length;
 const text = new TextDecoder();
@@ -52,15 +52,20 @@ export class Connection {
   // Take the controls if they are free, then ask for something.
   command(name, fields = {}) {
     if (this.state === null || this.socket.readyState !== WebSocket.OPEN) return;
-    if (!this.plays && this.state.free && name !== "play") this.send(COMMAND, { name: "play" });
-    this.send(COMMAND, { name, ...fields });
+    if (!this.plays && this.state.free && name !== "play") this.command("play");
+    this.send(COMMAND, new TextEncoder().encode(JSON.stringify({ name, ...fields })));
+  }
+
+  // Begin with a picture: a Uint8Array of JPEG, of the size that the state names.
+  start(jpeg) {
+    if (!this.plays) this.command("play");
+    this.send(START, jpeg);
   }
 
   send(kind, content) {
-    const json = new TextEncoder().encode(JSON.stringify(content));
-    const message = new Uint8Array(1 + json.length);
+    const message = new Uint8Array(1 + content.length);
     message[0] = kind;
-    message.set(json, 1);
+    message.set(content, 1);
     this.socket.send(message);
   }
 

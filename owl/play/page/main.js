@@ -69,15 +69,7 @@ function build(state) {
     return bar;
   });
   $("keys").prepend(...keys);
-  for (let number = 0; number < state.starts; number += 1) {
-    const button = document.createElement("button"), image = document.createElement("img");
-    image.src = `starts/${number}.jpg`;
-    image.alt = "";
-    button.setAttribute("aria-label", `Start scene ${number + 1}`);
-    button.append(image);
-    button.addEventListener("click", () => begin({ start: number }));
-    $("scenes").append(button);
-  }
+  $("upload-field").hidden = state.start_size === null;
   $("names").hidden = !state.names.length;
   $("names").replaceChildren(...state.names.map((name) => element("span", name)));
   $("settings-section").hidden = state.kind === "game";
@@ -90,6 +82,32 @@ function build(state) {
   const looks = bindings.horizontal >= 0 ? ["the mouse", ...[...bindings.axisKeys.keys()].slice(0, 2).map(keyName)] : [];
   const hint = [...bindings.labels.filter(Boolean), ...looks].slice(0, 9).map((text) => (text.includes("mouse") ? text : element("kbd", text)));
   $("hint").append("Play with ", ...hint.flatMap((part) => [part, " "]), "· touch · gamepad. ", element("kbd", "esc"), " pauses.");
+}
+
+function addScene(number) {
+  const button = document.createElement("button"), image = document.createElement("img");
+  image.src = `starts/${number}.jpg`;
+  image.alt = "";
+  button.setAttribute("aria-label", `Start scene ${number + 1}`);
+  button.append(image);
+  button.addEventListener("click", () => begin({ start: number }));
+  $("scenes").append(button);
+}
+
+// Begin with the middle of a picture, in the size of the world.
+async function upload(file) {
+  const bitmap = await createImageBitmap(file).catch(() => null);
+  if (bitmap === null) {
+    notice(`${file.name} is not a picture that this browser reads.`);
+    return;
+  }
+  const [height, width] = connection.state.start_size;
+  const canvas = new OffscreenCanvas(width, height), context = canvas.getContext("2d", { alpha: false });
+  const scale = Math.max(width / bitmap.width, height / bitmap.height);
+  context.imageSmoothingQuality = "high";
+  context.drawImage(bitmap, (width - scale * bitmap.width) / 2, (height - scale * bitmap.height) / 2, scale * bitmap.width, scale * bitmap.height);
+  const jpeg = await canvas.convertToBlob({ type: "image/jpeg", quality: 0.92 });
+  connection.start(new Uint8Array(await jpeg.arrayBuffer()));
 }
 
 function show(state) {
@@ -108,9 +126,10 @@ function show(state) {
   $("role").classList.toggle("playing", playing);
   $("begin-text").textContent = state.frame ? "Resume" : "Play";
   label("pause", state.paused ? "Resume" : "Pause");
-  for (const id of ["pause", "step", "back", "reset", "record", "dice", "seed", "steps", "context_noise", "guidance", "sampler", "shift", "decoder"]) $(id).disabled = watching;
+  for (const id of ["pause", "step", "back", "reset", "record", "dice", "seed", "upload", "steps", "context_noise", "guidance", "sampler", "shift", "decoder"]) $(id).disabled = watching;
   $("record").setAttribute("aria-pressed", state.recording);
   $("recording-mark").hidden = !state.recording;
+  for (let number = $("scenes").childElementCount; number < state.starts; number += 1) addScene(number);
   if (document.activeElement !== $("seed")) $("seed").value = state.seed;
   [...$("scenes").children].forEach((button, number) => button.setAttribute("aria-pressed", number === state.start));
   for (const [name, value] of Object.entries(state.settings)) {
@@ -205,6 +224,10 @@ $("shift").addEventListener("change", () => {
 });
 $("seed").addEventListener("change", () => {
   if ($("seed").checkValidity() && $("seed").value) connection.command("reset", { seed: Number($("seed").value) });
+});
+$("upload").addEventListener("change", () => {
+  if (connection.state && $("upload").files.length) upload($("upload").files[0]);
+  $("upload").value = ""; // the same file again is a change, too
 });
 $("dice").addEventListener("click", () => connection.command("reset", { seed: Math.floor(Math.random() * 2 ** 31) }));
 $("volume").addEventListener("input", () => {
