@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 
-.PHONY: help quickstart world decoders encoders senses test test-slow test-gpu test-slurm bench lint docs lock clean
+.PHONY: help quickstart world play-model decoders encoders senses test test-slow test-gpu test-slurm bench lint docs lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -26,7 +26,7 @@ WORLD := runs/world_model_quickstart
 INVERSE_DYNAMICS := runs/inverse_dynamics_quickstart
 
 world: $(VENV)/.installed-game ## the whole chain (80 to 100 minutes): game, image VAE, latents, world model, a page of what it dreams
-	@echo "80 to 100 minutes: image VAE 6 and its game 1, footage 4, latents 3, world model 60, inverse dynamics 5, rollouts 5"
+	@echo "80 to 100 minutes: image VAE 6 and its game 1, footage 4, latents 3, world model 60, inverse dynamics 5, rollouts 8"
 	$(MAKE) quickstart
 	$(RUN) owl data record $(GAME) --frames 60000 --size 96x160 --scenario deathmatch --seed 1
 	$(RUN) owl data encode runs/quickstart/checkpoints/last.ckpt $(GAME) $(GAME)-latents --keep controls,rgb
@@ -35,6 +35,18 @@ world: $(VENV)/.installed-game ## the whole chain (80 to 100 minutes): game, ima
 	$(RUN) owl rollout $(WORLD)/checkpoints/last.ckpt --data $(GAME)-latents --out $(WORLD)/rollout \
 	  --decoder runs/quickstart/checkpoints/last.ckpt --inverse_dynamics $(INVERSE_DYNAMICS)/checkpoints/last.ckpt \
 	  --frames 1000 --clips 64 --horizon 16 --steps 6
+
+STUDENTS := few_step self_forcing
+
+play-model: $(VENV)/.installed-game ## a student of `make world`'s model in two steps per frame (about 110 minutes), and a page of both and of what self forcing adds
+	@test -f $(WORLD)/checkpoints/last.ckpt || { echo "make play-model: there is no $(WORLD); run make world" >&2; exit 1; }
+	@echo "about 110 minutes: consistency distillation 30, self forcing 60, rollouts of three world models 20"
+	for name in $(STUDENTS); do $(RUN) owl fit --config experiments/$${name}_quickstart.yaml --ckpt_path last || exit 1; done
+	$(RUN) owl rollout $(WORLD)/checkpoints/last.ckpt $(STUDENTS:%=runs/%_quickstart/checkpoints/last.ckpt) \
+	  --data $(GAME)-latents --out runs/play_model --decoder runs/quickstart/checkpoints/last.ckpt \
+	  --inverse_dynamics $(INVERSE_DYNAMICS)/checkpoints/last.ckpt --frames 500 --clips 64 --horizon 16 \
+	  --steps 6 2 2 --shift 1 2 2 --sampler adams_bashforth consistency consistency
+	@echo "play it: python -m owl play runs/self_forcing_quickstart/checkpoints/last.ckpt --data $(GAME)-latents --steps 2 --shift 2 --sampler consistency"
 
 DECODERS := gan_decoder diffusion_decoder distill_decoder frame_pair
 

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from itertools import takewhile
-from typing import Any
+from typing import Any, get_origin
 
 from owl.errors import OwlError, suggestion
 from owl.process import prepare_process
@@ -70,10 +70,15 @@ def find_command(arguments: list[str]) -> tuple[str, list[str]]:
     )
 
 
+def is_list(annotation: Any) -> bool:
+    """Return whether a parameter takes several words."""
+    return get_origin(annotation) is list
+
+
 def join_lists(function: Callable[..., Any], arguments: list[str]) -> list[str]:
-    """Join the words given to each ``list[str]`` of a function into one YAML list: ``a.yaml b.ckpt --trials x y``."""
+    """Join the words given to each list of a function into one YAML list: ``a.yaml b.ckpt --trials x y``."""
     parameters = {f"--{name}": parameter for name, parameter in inspect.signature(function).parameters.items()}
-    lists = [option for option, parameter in parameters.items() if parameter.annotation == list[str]]
+    lists = {option: p.annotation for option, p in parameters.items() if is_list(p.annotation)}
     if not lists:
         return arguments
     words, joined, rest = [], [], list(arguments)
@@ -82,7 +87,10 @@ def join_lists(function: Callable[..., Any], arguments: list[str]) -> list[str]:
         if argument in lists:
             values = list(takewhile(lambda word: not word.startswith("--"), rest))
             rest = rest[len(values) :]
-            joined.append(f"{argument}={json.dumps(values)}")
+            text = json.dumps(values) if lists[argument] == list[str] else f"[{', '.join(values)}]"
+            joined.append(f"{argument}={text}")
+        elif (option := argument.partition("=")[0]) in lists and not argument.startswith(f"{option}=["):
+            joined.append(f"{option}=[{argument.removeprefix(f'{option}=')}]")
         elif argument in parameters and rest:
             joined.append(f"{argument}={rest.pop(0)}")  # in one word, so that the value can start with a dash
         elif argument.startswith("-"):
@@ -116,7 +124,7 @@ def shorten_help(parser: Any, function: Callable[..., Any]) -> None:
     for action in parser._actions:
         if action.dest == "print_config" or (action.dest == "config" and "config" not in parameters):
             action.help = SUPPRESS
-        elif action.dest in parameters and parameters[action.dest].annotation == list[str]:
+        elif action.dest in parameters and is_list(parameters[action.dest].annotation):
             action.metavar = "VALUE ..." if action.option_strings else f"{action.dest.upper().removesuffix('S')} ..."
 
 

@@ -18,7 +18,7 @@ from owl.models.audio_autoencoder import AudioAutoencoder
 from owl.models.image_autoencoder import ImageAutoencoder
 from owl.models.world_model import WorldTransformer
 from tests.helpers.autoencoders import ENCODER, save_audio_autoencoder, save_autoencoder
-from tests.helpers.latents import FINGERPRINT, LATENT, draw, lively, make_latents
+from tests.helpers.latents import FINGERPRINT, LATENT, draw, lively, make_latents, streams
 from tests.helpers.proxies import save_proxy
 from tests.helpers.shards import AXES, BUTTONS, make_dataset
 from tests.helpers.tiny import REPOSITORY, owl_here
@@ -126,8 +126,11 @@ def small_model(path: Path, shipped: dict[str, Any], folder: Path) -> tuple[tupl
     """The size of pictures, and options that make every network small."""
     model = shipped["model"]["init_args"]
     if "teacher" in model and "autoencoder" not in model:
-        world_model = save_world_model(folder / "world_model")
+        sound = "audio_latent" in shipped["data"]["init_args"]["modalities"]
+        world_model = save_world_model(folder / "world_model", sound)
         changes = {name: str(world_model) for name in ("teacher", "student") if name in model}
+        if "depth" in model:
+            changes |= {"forcing": "teacher", "depth": 1}
         if "student" in model:
             changes |= {"forcing": "teacher", "frames": model["gradient_frames"] + 1}
         return None, options("model", changes)
@@ -155,10 +158,14 @@ def small_model(path: Path, shipped: dict[str, Any], folder: Path) -> tuple[tupl
     return size, changes
 
 
-def save_world_model(folder: Path) -> Path:
+def save_world_model(folder: Path, sound: bool) -> Path:
     """Export a tiny world model of the latents of `make_latents`."""
-    network = lively()
-    network.video_encoder.copy_(torch.tensor(list(bytes.fromhex(FINGERPRINT)), dtype=torch.uint8))
+    declared = streams("audio") if sound else streams()
+    if sound:
+        declared["streams"]["audio"] = {"shape": [2 * STRIDE, 3]}
+    network = lively(**declared)
+    for name in network.streams:
+        getattr(network, f"{name}_encoder").copy_(torch.tensor(list(bytes.fromhex(FINGERPRINT)), dtype=torch.uint8))
     save(network, folder)
     return folder
 

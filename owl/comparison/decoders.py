@@ -25,6 +25,12 @@ def run_folder(run: str) -> Path:
     return path.parent.parent if path.parent.name == "checkpoints" else path.parent / path.stem
 
 
+def run_names(runs: list[str]) -> list[str]:
+    """Return the names of the runs' folders, or the runs themselves where two are named alike."""
+    names = [run_folder(run).name for run in runs]
+    return [name if names.count(name) == 1 else run for name, run in zip(names, runs, strict=True)]
+
+
 def load_decoders(runs: list[str]) -> dict[str, nn.Module]:
     """Load decoders of the same latents.
 
@@ -38,8 +44,7 @@ def load_decoders(runs: list[str]) -> dict[str, nn.Module]:
         OwlError: A file is missing or damaged, contains another kind of network, or two decode latents of different
             encoders.
     """
-    names = [run_folder(run).name for run in runs]
-    names = [name if names.count(name) == 1 else run for name, run in zip(names, runs, strict=True)]
+    names = run_names(runs)
     decoders: dict[str, nn.Module] = {}
     for name, run in zip(names, runs, strict=True):
         if name in decoders:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from owl.atomic import atomic_write
 from owl.comparison.rollouts import flat, measure_on_rollouts, section, shown_rollouts, write_page
+from owl.comparison.scripted import ScriptedEvaluation
 from owl.hardware import device_name
 from owl.losses.lpips import LPIPS
 from owl.metrics.frechet import FrechetDistance
@@ -71,6 +72,9 @@ class Settings:
     context_noise: float
     guidance: float
     inner_guidance: float
+    starts: int
+    scripts: str | None
+    game: bool
     stride: int
     precision: Precision
     compile: bool
@@ -80,9 +84,9 @@ class Settings:
         """Return the command line that repeats the evaluation."""
         words = ["python", "-m", "owl", "rollout", self.checkpoint, "--data", self.data, "--out", str(out)]
         for name, value in self.__dict__.items():
-            if name in ("checkpoint", "data") or value is None or value is False:
+            if name in ("checkpoint", "data") or value in (None, []) or (value is False and name == "compile"):
                 continue
-            values = value if isinstance(value, list) else [] if value is True else [value]
+            values = value if isinstance(value, list) else [str(value).lower() if isinstance(value, bool) else value]
             words += [f"--{name}", *map(str, values)]
         return shlex.join(words)
 
@@ -98,7 +102,12 @@ class Evaluation:
         episodes: Ground truth.
         reader: Inverse dynamics model, or None.
         out: Folder for the results.
+
+    Attributes:
+        clips: The short rollouts, after `run`.
     """
+
+    clips: Clips
 
     def __init__(
         self,
@@ -119,10 +128,14 @@ class Evaluation:
         decoder = engine.decoders.get("audio")
         self.sample_rate = None if decoder is None else int(decoder.sample_rate)  # type: ignore[arg-type]
 
-    def run(self) -> dict[str, float]:
-        """Compute metrics, write pictures and videos, and finally the report; return the metrics."""
+    def run(self, scripted: ScriptedEvaluation | None) -> dict[str, float]:
+        """Compute metrics, write pictures and videos, and finally the report; return the metrics.
+
+        Args:
+            scripted: Scripted controls, or None.
+        """
         start, settings, network = time.monotonic(), self.settings, self.engine.network
-        clips = roll_out(
+        clips = self.clips = roll_out(
             self.engine,
             self.episodes,
             self.episodes.windows(settings.clips, measured=True),
@@ -159,11 +172,14 @@ class Evaluation:
         if drift is not None:
             atomic_write(self.out / "drift.png", pictures.drift_chart(drift, FrechetDistance.name))
             metrics |= drift.metrics()
+        if scripted is not None:
+            metrics |= scripted.run(self.engine, self.episodes, self.reader, self.lpips, settings.seed, self.out)
         metrics |= latency(self.engine, self.episodes, min(TIMED_FRAMES, settings.frames), settings.context)
         metrics["clips"] = len(clips.true)
         metrics["seconds"] = round(time.monotonic() - start, 1)
         atomic_write(self.out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-        atomic_write(self.out / "report.md", self.report(metrics, drift is not None, decoders))
+        scripts = None if scripted is None else scripted.section(metrics, settings.inverse_dynamics)
+        atomic_write(self.out / "report.md", self.report(metrics, drift is not None, decoders, scripts))
         return metrics
 
     def compare_decoders(self, clips: Clips) -> dict[str, dict[str, float]]:
@@ -205,7 +221,9 @@ class Evaluation:
         write_film(self.out / "rollout.mp4", film, fps, sound, self.sample_rate)
         return meter.compute()
 
-    def report(self, metrics: dict[str, float], drifts: bool, decoders: dict[str, dict[str, float]]) -> str:
+    def report(
+        self, metrics: dict[str, float], drifts: bool, decoders: dict[str, dict[str, float]], scripts: str | None
+    ) -> str:
         """Return the text of report.md."""
         settings = self.settings
         truth = (
@@ -232,6 +250,7 @@ class Evaluation:
             *(["## Sound", sound_section(metrics, heard_truth)] if heard_truth is not None else []),
             "## Action following",
             following_table(metrics, settings.inverse_dynamics),
+            *([] if scripts is None else [scripts]),
             "## Long rollouts",
             f"{settings.side_by_side} rollouts of {settings.frames} frames, with the controls of the split's episodes "
             "one after another: [rollout.mp4](rollout.mp4)",

@@ -179,12 +179,11 @@ def play(
     config, level = find_scenario(scenario)
     if audio:
         check_audio()
-    game_seed, policy_seed = np.random.SeedSequence(seed).generate_state(2)
-    player = policy or _StickyPolicy(np.random.default_rng(policy_seed))
+    player = policy or random_policy(seed)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="owl-game-"))
         try:
-            game = _open_game(config, level, folder, size, int(game_seed), depth, audio, labels)
+            game = _open_game(config, level, folder, size, _seeds(seed)[0], depth, audio, labels)
             stack.callback(game.close)
             cut = True
             action = idle()
@@ -215,6 +214,11 @@ def play(
             raise OwlError(
                 "game.stopped", f"the game stopped while playing {scenario} ({error}); run the same command again"
             ) from error
+
+
+def random_policy(seed: int) -> Policy:
+    """Return the random policy that plays an episode of `play` with this seed."""
+    return _StickyPolicy(np.random.default_rng(_seeds(seed)[1]))
 
 
 def end_games(folder: str) -> None:
@@ -275,6 +279,12 @@ class _StickyPolicy:
         self._hold = int(self._rng.integers(15, 30))
         self._action = idle()
         self._action[-1] = self._rng.choice([-1, 1]) * self._rng.uniform(4, 7)
+
+
+def _seeds(seed: int) -> tuple[int, int]:
+    """Return the seeds of the game and of the random policy."""
+    game_seed, policy_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
+    return game_seed, policy_seed
 
 
 def _find_wad(config: Path) -> Path:

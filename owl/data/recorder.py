@@ -195,11 +195,11 @@ class RecordJob(ShardJob):
             members = {
                 MODALITIES[name].extension: MODALITIES[name].encode(taken[name]) for name in self.info.modalities
             }
-            yield _episode_name(recording, number, beginnings), members
+            yield episode_name(recording, number, beginnings), members
         if recording.audio and loudest == 0:
             raise OwlError(
                 "game.silent",
-                f"{_episode_name(recording, number)} of {_scenario(recording, number)} is silent from beginning to "
+                f"{episode_name(recording, number)} of {scenario_of(recording, number)} is silent from beginning to "
                 "end, sound was expected; reinstall libopenal1 or record without --audio",
             )
 
@@ -207,7 +207,7 @@ class RecordJob(ShardJob):
         """Play the game of a shard."""
         recording = self.recording
         return game.play(
-            _scenario(recording, number),
+            scenario_of(recording, number),
             self.shards[number],
             recording.size,
             self.seed(number),
@@ -327,22 +327,22 @@ def _splits(recording: GameRecording) -> dict[str, list[str]]:
         parts["train"] += of_kind[2 * held_out :]
         parts["validation"] += of_kind[:held_out]
         parts["test"] += of_kind[held_out : 2 * held_out]
-    return {split: [_episode_name(recording, number) for number in sorted(part)] for split, part in parts.items()}
+    return {split: [episode_name(recording, number) for number in sorted(part)] for split, part in parts.items()}
 
 
-def _scenario(recording: GameRecording, number: int) -> str:
+def scenario_of(recording: GameRecording, number: int) -> str:
     """Return the scenario of shard ``number``."""
     scenarios = recording.scenarios()
     return scenarios[number % len(scenarios)]
 
 
-def _episode_name(recording: GameRecording, number: int, beginning: int = 0) -> str:
+def episode_name(recording: GameRecording, number: int, beginning: int = 0) -> str:
     """Return the name of an episode of shard ``number``; a new episode starts when the scenario restarts.
 
     With several scenarios, the name contains the scenario.
     """
     parts = [f"episode-{number:06d}"]
     if len(recording.scenarios()) > 1:
-        name = _scenario(recording, number)
+        name = scenario_of(recording, number)
         parts.append(re.sub(r"[^A-Za-z0-9_]+", "-", Path(name).stem if name.endswith(".cfg") else name))
     return "-".join([*parts, str(beginning)] if beginning else parts)

@@ -27,8 +27,14 @@ def dmd_gradient(clean: Tensor, real: Tensor, fake: Tensor) -> Tensor:
     Returns:
         Like ``clean``.
     """
+    return (fake - real) / normaliser(clean, real)
+
+
+@torch.no_grad()
+def normaliser(clean: Tensor, real: Tensor) -> Tensor:
+    """Compute mean |x - x_real| of each sample, float[B, 1, ...], for arguments of `dmd_gradient`."""
     size = (clean - real).abs().flatten(1).mean(1) + EPSILON
-    return (fake - real) / size.view(-1, *[1] * (clean.ndim - 1))
+    return size.view(-1, *[1] * (clean.ndim - 1))
 
 
 def dmd_loss(clean: Tensor, gradient: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from owl.optim.configuration import with_schedule
 from owl.recipes.clips import unpacked_inputs
 from owl.recipes.compilation import compile_for_training
 from owl.recipes.hooks import ChecksEncoder, MeasuresEpochs, SeedsByWindow
-from owl.recipes.logging import log_losses
+from owl.recipes.logging import log_losses, log_means
 from owl.recipes.presentation import Presentation, present
 from owl.recipes.randomness import MEASURED, step_generator, windows
 from owl.recipes.teachers import check_causal, check_data, check_same, copied, load_source
@@ -150,12 +150,7 @@ class CausalConsistency(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
 
     def log_measured(self, split: str) -> None:
         """Log the mean loss of every stream and the weighted sum; reset the means."""
-        means = {name: metric.compute() for name, metric in self.means.items()}  # type: ignore[operator]
-        for metric in self.means.values():
-            metric.reset()  # type: ignore[operator]
-        total = weighted_sum(means, self.weights)
-        values = {f"{split}/{name}": mean for name, mean in means.items()} | {f"{split}/loss": total}
-        self.log_dict(values, sync_dist=True)  # already equal in all processes; avoids Lightning's warning
+        log_means(self, self.means, self.weights, split)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer, with warm-up and a cosine schedule over the trainer's steps."""

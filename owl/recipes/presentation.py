@@ -40,6 +40,13 @@ class Presentation:
     context: Streams | None = None
     context_noise: float = 0.0
 
+    def of(self, scored: Streams) -> "Presentation":
+        """Present other scored frames, "video" float[B, K, c, h, w], ..., with the same noise; gradients reach them."""
+        before = self.noise_level.shape[1] - self.scored
+        clean = {name: torch.cat([x[:, :before], scored[name]], 1) for name, x in self.clean.items()}
+        x = {name: add_noise(latent, self.noise[name], self.noise_level) for name, latent in clean.items()}
+        return replace(self, x=x, clean=clean)
+
     def velocities(self, network: WorldTransformer, null: bool = False) -> list[Streams]:
         """Predict the velocity of the scored frames.
 
@@ -105,6 +112,7 @@ def present(
     context_noise: float,
     levels: Callable[[Tensor], Tensor],
     generators: list[torch.Generator],
+    past: Streams | None = None,
 ) -> Presentation:
     """Draw noise for the frames of clips.
 
@@ -117,14 +125,15 @@ def present(
         levels: Maps uniform numbers in [0, 1), float[B, N], to noise levels: independent ones for each frame, or, for
             bidirectional networks, the same one for all frames of a clip.
         generators: One for each clip.
+        past: The frames that causal networks get as context, shaped like ``clip``. None: those of the clip.
     """
     context: Streams | None = None
     length = controls.buttons.shape[1]
     if causal:
-        context = clip
+        context = past or clip
         if context_noise:
-            level, noise = torch.full_like(controls.buttons[..., 0], context_noise), draw(generators, clip)
-            context = {name: add_noise(x, noise[name], level) for name, x in clip.items()}
+            level, noise = torch.full_like(controls.buttons[..., 0], context_noise), draw(generators, context)
+            context = {name: add_noise(x, noise[name], level) for name, x in context.items()}
     count = scored if causal else length
     uniform = each(torch.rand, generators, count)
     t = levels(uniform if causal else uniform[:, :1].expand(-1, count))

@@ -1,11 +1,12 @@
 """Self forcing: a few-step student learns on its own rollouts to generate what its teacher would."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from torch.optim import AdamW, Optimizer
 from torchmetrics import MeanMetric
 
@@ -14,10 +15,11 @@ from owl.errors import OwlError, at_least
 from owl.flow_matching import noise_levels, shifted
 from owl.losses.distribution_matching import dmd_gradient, dmd_loss
 from owl.losses.reconstruction import weighted_sum
+from owl.losses.score_identity import sid_loss
 from owl.models.world_model import Controls, Streams
 from owl.nn.frozen import freeze, trained
 from owl.optim.configuration import with_schedule
-from owl.optim.stepping import ManualStep, manual_step
+from owl.optim.stepping import ManualStep, manual_step, with_gradient
 from owl.recipes.clips import Forcing, unpacked_inputs
 from owl.recipes.compilation import compile_for_training
 from owl.recipes.critic_lag import CriticLag
@@ -26,6 +28,7 @@ from owl.recipes.logging import log_losses
 from owl.recipes.memory import check_rollout
 from owl.recipes.presentation import Presentation, present
 from owl.recipes.randomness import MEASURED, step_generator, windows
+from owl.recipes.student_adversary import Adversary
 from owl.recipes.student_rollouts import Generated, Plan, StudentRollouts
 from owl.recipes.teachers import check_causal, check_data, check_same, copied, forcing_of, load_source
 from owl.rollout.generate import Schedule
@@ -51,10 +54,9 @@ class SelfForcing(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
 
     In every step the student generates a rollout with its KV cache, as in play: the frames after the context are
     denoised to a random exit step by the consistency sampler, and committed without gradients. At every
-    ``critic_steps``-th step the student learns by distribution matching (`owl.losses.distribution_matching`) from a
-    frozen teacher and a critic. Gradients flow through the last denoising step of the last ``gradient_frames`` frames
-    and no further. At every step the critic learns to denoise the student's frames, by flow matching. ``global_step``
-    counts the critic's steps.
+    ``critic_steps``-th step the student learns by distribution matching from a frozen teacher and a critic. Gradients
+    flow through the last denoising step of the last ``gradient_frames`` frames and no further. At every step the critic
+    learns to denoise the student's frames, by flow matching. ``global_step`` counts the critic's steps.
 
     A causal teacher, trained with ``forcing`` teacher or diffusion, scores each frame after the clean generated frames
     before it. A bidirectional one, trained with ``full``, scores all frames at one noise level.
@@ -79,6 +81,15 @@ class SelfForcing(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
         context: Frames of the dataset before a rollout; 0: none. Clips need ``context + frames`` frames.
         context_noise: Noise level of all context, of the student, the teacher and the critic.
         guidance: Weight w of the teacher's guidance on controls, see above.
+        matching: "dmd" (`owl.losses.distribution_matching`), or "sid" (`owl.losses.score_identity`), whose gradient
+            also flows through teacher and critic to their inputs.
+        sid_alpha: With "sid": its alpha.
+        matching_weight: Weight of this loss; 0 trains with the ``adversary`` alone.
+        adversary: Discriminator of the student's frames and those of the dataset. None: none.
+        weights: Weight of each stream in the losses of student and critic, by name. None: those of the network.
+        self_rollout: Whether the student generates its own past. False is the baseline without (CausVid, Yin et al.
+            2025): the student predicts frames after the dataset's frames, in one pass, from random noise levels of its
+            schedule; it is not shown its own errors.
         critic_steps: Steps of the critic per step of the student.
         two_passes: Whether rollouts are generated without gradients and the scored frames then once more, each with a
             backward pass of its own. The gradients are the same, and memory does not grow with ``gradient_frames``.
@@ -111,6 +122,12 @@ class SelfForcing(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
         context: int = 0,
         context_noise: float = 0.0,
         guidance: float = 1.0,
+        matching: Literal["dmd", "sid"] = "dmd",
+        sid_alpha: float = 1.0,
+        matching_weight: float = 1.0,
+        adversary: Adversary | None = None,
+        weights: dict[str, float] | None = None,
+        self_rollout: bool = True,
         critic_steps: int = 5,
         two_passes: bool = False,
         checkpoint: bool = False,
@@ -125,7 +142,7 @@ class SelfForcing(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
         super().__init__()
         at_least(1, steps=steps, gradient_frames=gradient_frames, critic_steps=critic_steps, accumulate=accumulate)
         at_least(0, context=context)
-        self.save_hyperparameters(logger=False)
+        self.save_hyperparameters(logger=False, ignore=["adversary"])
         self.automatic_optimization = False
         sources = {
             "student": load_source(student, checkpoint),
@@ -151,9 +168,32 @@ class SelfForcing(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
                     f"gradient_frames is {gradient_frames}, but {name} is {least}, expected at least as many; correct "
                     f"model.init_args.{name}",
                 )
+        if matching_weight < 0 or (matching_weight == 0 and adversary is None):
+            raise OwlError(
+                "recipe.arguments",
+                f"matching_weight is {matching_weight} and there is {'an' if adversary else 'no'} adversary, expected "
+                "a positive weight or an adversary; correct model.init_args.matching_weight",
+            )
+        if two_passes and not self_rollout:
+            raise OwlError(
+                "recipe.arguments",
+                "two_passes is true, but without self_rollout frames are predicted in one pass; set "
+                "model.init_args.two_passes to false",
+            )
+        if adversary is not None:
+            adversary.check(self.network)
+        self.matching, self.sid_alpha, self.matching_weight = matching, sid_alpha, matching_weight
+        self.adversary, self.self_rollout = adversary, self_rollout
         self.rollouts = StudentRollouts(self.network, self.schedule, frames, gradient_frames, window, context)
         self.critic_steps, self.two_passes = critic_steps, two_passes
         self.weights = {name: stream.weight for name, stream in self.network.generated.items()}
+        if unknown := (weights or {}).keys() - self.weights.keys():
+            raise OwlError(
+                "recipe.arguments",
+                f"weights name {min(unknown)}, the student generates {', '.join(self.weights)}; correct "
+                "model.init_args.weights",
+            )
+        self.weights |= weights or {}
         self.optimizer, self.critic_optimizer = optimizer, critic_optimizer
         self.clip, self.accumulate = clip, accumulate
         self.warmup_steps, self.final_lr = warmup_steps, final_lr
@@ -163,11 +203,24 @@ class SelfForcing(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
         self._fits = False
 
     def configure_model(self) -> None:
-        """Compile the blocks of teacher and critic; spread all weights under FSDP2."""
+        """Compile the blocks of teacher and critic; spread all weights under FSDP2.
+
+        Raises:
+            OwlError: FSDP2 is used with penalties of the adversary.
+        """
         if self.compile_networks:
             compile_for_training(self, *self.teacher.blocks, *self.critic.blocks)
         if self.device_mesh is not None:
-            for network in (self.network, self.critic, self.teacher):
+            networks: list[nn.Module] = [self.network, self.critic, self.teacher]
+            if self.adversary is not None:
+                if self.adversary.gamma:
+                    raise OwlError(
+                        "trainer.strategy",
+                        f"gamma of the adversary is {self.adversary.gamma}, but FSDP2 frees weights that the second "
+                        "derivative of R1 and R2 needs; set trainer.strategy to ddp, or gamma to 0",
+                    )
+                networks += [self.adversary.discriminator, *filter(None, [self.adversary.decoder])]
+            for network in networks:
                 shard(network, self.device_mesh["data_parallel"])
 
     def setup(self, stage: str) -> None:
@@ -191,8 +244,19 @@ class SelfForcing(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
         self, latents: Streams, controls: Controls, plan: Plan, of: Callable[[int], list[torch.Generator]], grad: bool
     ) -> Generated:
         """Generate a rollout, whose last frames carry gradients, in one pass or in two, if ``grad`` is true."""
+
+        def of_frame(frame: int) -> list[torch.Generator]:
+            return of(FRAMES + frame)
+
+        if not self.self_rollout:
+            return self.rollouts.after_data(latents, controls, plan, of_frame, grad)
         own = (grad and not self.two_passes, grad and self.two_passes)
-        return self.rollouts(latents, controls, plan, lambda frame: of(FRAMES + frame), *own)
+        return self.rollouts(latents, controls, plan, of_frame, *own)
+
+    def compared(self, latents: Streams, generated: Generated) -> tuple[Tensor, Tensor]:
+        """Return the frames of the dataset and of the student that the adversary compares, float[B, K, c, h, w]."""
+        own = generated.last["video"].detach()
+        return latents["video"][:, generated.end - own.shape[1] : generated.end], own
 
     def present(self, generated: Generated, generators: list[torch.Generator]) -> Presentation:
         """Add noise of random levels to the scored frames of a rollout, to show them to teacher and critic."""
@@ -201,62 +265,81 @@ class SelfForcing(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
         def levels(uniform: Tensor) -> Tensor:
             return shifted(uniform, self.shift).clamp(LOWEST, HIGHEST)
 
-        return present(generated.clip, generated.controls, count, self.causal, noise, levels, generators)
+        return present(
+            generated.clip, generated.controls, count, self.causal, noise, levels, generators, generated.past
+        )
 
-    @torch.no_grad()
-    def score(self, shown: Presentation) -> Streams:
-        """Compute the gradient of distribution matching, and note how well the critic follows.
+    def score(self, shown: Presentation) -> tuple[dict[str, Tensor], Streams]:
+        """Compute the loss of distribution matching, and note how well the critic follows.
 
         Returns:
-            g of the scored frames, "video" float[B, K, c, h, w], ...
+            The loss of each stream, float[], and the gradient of their weighted sum towards the scored frames, "video"
+            float[B, K, c, h, w], ...
         """
+        scored = {name: x[:, -self.gradient_frames :].detach().requires_grad_() for name, x in shown.clean.items()}
+        # views, because networks that are given a leaf cannot be watched by torch's counter of operators
+        seen = shown.of({name: x.view_as(x) for name, x in scored.items()})
+        with torch.set_grad_enabled(self.matching == "sid"):
+            real, fake = self.predictions(seen)
+        losses = {
+            name: sid_loss(x, real[name], fake[name], self.sid_alpha)
+            if self.matching == "sid"
+            else dmd_loss(x, dmd_gradient(x, real[name], fake[name]))
+            for name, x in scored.items()
+        }
+        total = self.matching_weight * weighted_sum(losses, self.weights)
+        slopes = torch.autograd.grad(total, list(scored.values()))
+        return {name: loss.detach() for name, loss in losses.items()}, dict(zip(scored, slopes, strict=True))
+
+    def predictions(self, shown: Presentation) -> tuple[Streams, Streams]:
+        """Return x0 of the scored frames as predicted by the teacher, with guidance, and by the critic."""
         (critic,) = shown.velocities(self.critic)
         conditional, teacher = shown.guided(self.teacher, self.guidance)
         self.lag.update(*(weighted_sum(shown.errors(velocity), self.weights) for velocity in (critic, conditional)))
-        fake, real = shown.to_clean(critic), shown.to_clean(teacher)
-        clean = {name: x[:, -self.gradient_frames :] for name, x in shown.clean.items()}
-        return {name: dmd_gradient(x, real[name], fake[name]) for name, x in clean.items()}
+        return shown.to_clean(teacher), shown.to_clean(critic)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Step the critic and, when it is due, the student."""
+        """Step the critic, the discriminator if there is one and, when it is due, the student."""
         latents, controls = self.inputs(batch)
         of = self.generators(batch, self.global_step)
         self.check_memory(latents, controls, of)
         with manual_step(self, self.accumulate) as step:
-            student, critic = self.trainer.optimizers
+            student, critic, *others = self.trainer.optimizers
             due = step.due(self.critic_steps)
             generated = self.roll_out(latents, controls, self.rollouts.plan(step.number), of, grad=due)
             terms: dict[str, Tensor] = {}
             if due:
-                matched = self.step_student(step, student, generated, self.score(self.present(generated, of(STUDENT))))
-                terms = {f"dmd_{name}": loss for name, loss in matched.items()} | {"critic_lag": self.lag.ratio}
+                matched, gradient = self.score(self.present(generated, of(STUDENT)))
+                terms = {f"{self.matching}_{name}": loss for name, loss in matched.items()}
+                terms |= {"critic_lag": self.lag.ratio}
+                if self.adversary is not None:
+                    pair = self.compared(latents, generated)
+                    terms["adversarial"], slope = self.adversary.gradient(self.network, *pair, step.number)
+                    gradient["video"] = gradient["video"] + slope
+                self.step_student(step, student, generated, gradient)
+                terms["student_gradient"] = get_total_norm(gradient.values())
             shown = self.present(generated, of(CRITIC))
             (velocity,) = shown.velocities(self.critic)
             losses = shown.errors(velocity)
             loss = weighted_sum(losses, self.weights)
             step(critic, loss, self.clip)
+            if self.adversary is not None:
+                penalised = step.due(self.adversary.penalty_every)
+                judged, found = self.adversary.loss(self.network, *self.compared(latents, generated), penalised)
+                step(others[0], judged)
+                terms |= found
         log_losses(self, loss, terms | {f"critic_{name}": own for name, own in losses.items()})
         return loss
 
-    def step_student(
-        self, step: ManualStep, student: Optimizer, generated: Generated, gradient: Streams
-    ) -> dict[str, Tensor]:
-        """Run the backward pass of distribution matching, of all scored frames or of one after another.
-
-        Returns:
-            The loss of each stream.
-        """
+    def step_student(self, step: ManualStep, student: Optimizer, generated: Generated, gradient: Streams) -> None:
+        """Run the backward pass of a gradient towards the last frames, of all of them or of one after another."""
         frames = [generated.last] if generated.again is None else generated.again
-        totals = dict.fromkeys(gradient, torch.zeros((), device=self.device))
-        first = 0
+        nothing, first = torch.zeros((), device=self.device), 0
         for part in frames:
             last = first + next(iter(part.values())).shape[1]
-            share = (last - first) / self.gradient_frames
-            losses = {name: share * dmd_loss(x, gradient[name][:, first:last]) for name, x in part.items()}
-            step(student, weighted_sum(losses, self.weights), self.clip)
-            totals = {name: total + losses[name].detach() for name, total in totals.items()}
+            parts = [with_gradient(nothing, x, gradient[name][:, first:last]) for name, x in part.items()]
+            step(student, torch.stack(parts).sum(), self.clip)
             first = last
-        return totals
 
     def check_memory(self, latents: Streams, controls: Controls, of: Callable[[int], list[torch.Generator]]) -> None:
         """Check before the first step that the activations of the frames with gradients fit into memory.
@@ -293,9 +376,11 @@ class SelfForcing(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
         self.log_dict({f"{split}/{name}": value for name, value in values.items()}, sync_dist=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the optimisers of the student and of the critic, each with warm-up and cosine."""
-        optimizers = (
+        """Return the optimisers of student, critic and discriminator, each with warm-up and cosine."""
+        optimizers = [
             self.optimizer(trained(self.network).values()),
             self.critic_optimizer(trained(self.critic).values()),
-        )
+        ]
+        if self.adversary is not None:
+            optimizers.append(self.adversary.optimizer(trained(self.adversary.discriminator).values()))
         return [with_schedule(self, each, self.warmup_steps, self.final_lr, self.accumulate) for each in optimizers]

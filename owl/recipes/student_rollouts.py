@@ -10,6 +10,7 @@ from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.placement import placement
 from owl.recipes.clips import draw
 from owl.recipes.memory import saved_bytes
+from owl.recipes.presentation import present
 from owl.recipes.randomness import step_generator
 from owl.rollout.generate import Context, Rollout, Schedule, as_context, commit_frame, generate_frames
 
@@ -42,12 +43,16 @@ class Generated:
         controls: Controls of these frames.
         last: The last K frames, float[B, K, ...], with gradients if requested.
         again: Generates the last K frames once more, one after another, each with its own graph; None if not requested.
+        past: The frames that preceded each frame when it was generated, shaped like ``clip``. None: those of the clip.
+        end: Number of frames of the dataset's clip up to the last one.
     """
 
     clip: Streams
     controls: Controls
     last: Streams
     again: Iterator[Streams] | None
+    past: Streams | None
+    end: int
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,41 @@ class StudentRollouts:
             controls.at(slice(end - len(seen), end)),
             _joined(last),
             generate_frames(self.network, start, own, schedule, noise, exits) if start else None,
+            past=None,
+            end=end,
         )
+
+    def after_data(
+        self, latents: Streams, controls: Controls, plan: Plan, generators: Generators, grad: bool = False
+    ) -> Generated:
+        """Predict frames after the dataset's frames instead of the student's own, in one pass.
+
+        Each frame is shown with noise of a random level of the schedule (CausVid, Yin et al. 2025, algorithm 2), and
+        all W frames are predicted, the last K of them with gradients if requested.
+
+        Args:
+            latents: See above; all frames are used.
+            controls: See above.
+            plan: Its length determines the last frame.
+            generators: See above.
+            grad: Whether the last frames carry gradients.
+        """
+        end = self.context + plan.frames
+        begin = max(0, end - self.window)
+        true, own = {name: x[:, begin:end] for name, x in latents.items()}, controls.at(slice(begin, end))
+        steps = torch.tensor(self.schedule.noise_levels, device=own.buttons.device)
+
+        def levels(uniform: torch.Tensor) -> torch.Tensor:
+            return steps[(uniform * len(steps)).long()]
+
+        noise = self.schedule.context_noise
+        shown = present(true, own, end - begin, True, noise, levels, generators(begin))
+        with torch.set_grad_enabled(grad):
+            (velocity,) = shown.velocities(self.network)
+        predicted = shown.to_clean(velocity)
+        last = {name: x[:, -self.last :] for name, x in predicted.items()}
+        clip = {name: x.detach() for name, x in predicted.items()}
+        return Generated(clip, own, last, None, past=true, end=end)
 
     def bytes_per_frame(self, latents: Streams, controls: Controls, generators: Generators) -> int:
         """Measure the memory of the activations of a frame with gradients; arguments as of a call."""

@@ -220,6 +220,24 @@ class InverseDynamicsReader:
         return cls(network, float(origin.get("dead_zone", 1.0)))
 
     @torch.no_grad()
+    def read(self, pictures: Tensor, skip: int) -> tuple[Tensor, Tensor]:
+        """Predict the controls of a clip.
+
+        Args:
+            pictures: uint8[T, 3, h, w].
+            skip: Frames at the start that are input but not returned.
+
+        Returns:
+            float[T - skip, number of buttons], 0 or 1, and float[T - skip, number of axes] in their unit, on the CPU.
+        """
+        device = placement(self.network).device
+        buttons, axes = self.network.label(to_float(pictures[None].to(device)))
+        return buttons[0, skip:].cpu(), axes[0, skip:].cpu()
+
+    def direction(self, axes: Tensor) -> Tensor:
+        """Return -1, 0 or 1 for each value of axes."""
+        return AxisAccuracy(self.network.axes, self.dead_zone).direction(axes)
+
     def accuracy(self, pictures: Tensor, buttons: Tensor, axes: Tensor, skip: int) -> dict[str, float]:
         """Compare the controls predicted from clips with the recorded controls.
 
@@ -232,11 +250,9 @@ class InverseDynamicsReader:
         Returns:
             The values of `AxisAccuracy` and `ButtonAccuracy`.
         """
-        device = placement(self.network).device
         axis, button = AxisAccuracy(self.network.axes, self.dead_zone), ButtonAccuracy(self.network.buttons)
         for clip in range(len(pictures)):
-            video = to_float(pictures[clip : clip + 1].to(device))
-            read_buttons, read_axes = (x[0, skip:].cpu() for x in self.network.label(video))
+            read_buttons, read_axes = self.read(pictures[clip], skip)
             axis.update(read_axes, axes[clip, skip:])
             button.update(read_buttons, buttons[clip, skip:])
         return {name: float(value) for name, value in (axis.compute() | button.compute()).items()}

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from owl.viz.film import enlarged, write_film
+from owl.viz.film import as_array, enlarged, write_film
 from owl.viz.pictures import BACKGROUND, FAINT, GAP, TEXT
 
 MAGNIFICATION = 4
@@ -130,6 +130,7 @@ def page(
     clips: list[ShownClip],
     fps: float,
     command: str,
+    kind: str = "decoder",
 ) -> str:
     """Return a page of HTML that contains everything it shows.
 
@@ -137,12 +138,13 @@ def page(
         title: Heading.
         facts: Facts about the comparison, by label.
         columns: Of the table.
-        values: Metrics of each decoder.
+        values: Metrics of each decoder or world model.
         notes: Sentences below the table.
         heading: Above the clips.
         clips: Shown below, as films if they have several frames.
         fps: Frames per second.
         command: Command line that repeats the comparison.
+        kind: What is compared.
     """
     folder = files("owl.viz") / "templates"
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
@@ -162,6 +164,7 @@ def page(
         moving=any(len(clip.pictures[TRUTH]) > 1 for clip in clips),
         magnification=MAGNIFICATION,
         command=command,
+        kind=kind,
     )
 
 
@@ -178,8 +181,8 @@ def _section(clip: ShownClip, fps: float) -> dict[str, Any]:
         {
             "name": name,
             "caption": clip.captions.get(name, ""),
-            "picture": _url("image/png", _png(_array(pictures[detail.frame]))),
-            "detail": _url("image/png", _png(_array(detail.of(pictures)))),
+            "picture": _url("image/png", _png(as_array(pictures[detail.frame]))),
+            "detail": _url("image/png", _png(as_array(detail.of(pictures)))),
         }
         for name, pictures in clip.pictures.items()
     ]
@@ -231,8 +234,8 @@ def _draw_figure(clips: list[ShownClip], footers: dict[str, str]) -> np.ndarray:
             top = GAP + line + row * block
             detail = clip.detail
             method = Image.Resampling.BOX if factor < 1 else Image.Resampling.NEAREST
-            whole = Image.fromarray(_array(clip.pictures[name][detail.frame])).resize((tile[1], tile[0]), method)
-            cut = Image.fromarray(_array(detail.of(clip.pictures[name])))
+            whole = Image.fromarray(as_array(clip.pictures[name][detail.frame])).resize((tile[1], tile[0]), method)
+            cut = Image.fromarray(as_array(detail.of(clip.pictures[name])))
             canvas.paste(whole, (left, top))
             canvas.paste(cut.resize((tile[1], tile[0]), Image.Resampling.NEAREST), (left, top + tile[0] + GAP))
             x, y = left + detail.left * factor, top + detail.top * factor
@@ -253,11 +256,6 @@ def _fitting(text: str, font: Any, width: float) -> str:
     return shown
 
 
-def _array(picture: Tensor) -> np.ndarray:
-    """Convert uint8[3, h, w] to uint8[h, w, 3]."""
-    return np.ascontiguousarray(picture.movedim(0, -1).numpy())
-
-
 def _png(picture: np.ndarray | Image.Image) -> bytes:
     file = io.BytesIO()
     (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(file, "PNG", optimize=True)
@@ -267,7 +265,7 @@ def _png(picture: np.ndarray | Image.Image) -> bytes:
 def _mp4(clip: ShownClip, fps: float) -> bytes:
     """Encode the versions of a clip below each other in one film."""
     frames = (
-        np.concatenate([enlarged(_array(picture)) for picture in versions])
+        np.concatenate([enlarged(as_array(picture)) for picture in versions])
         for versions in zip(*clip.pictures.values(), strict=True)
     )
     with TemporaryDirectory() as folder:

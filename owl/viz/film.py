@@ -163,6 +163,11 @@ def side_by_side(versions: dict[str, Tensor]) -> np.ndarray:
     return np.stack([beside(list(row), len(columns)) for row in zip(*columns, strict=True)])
 
 
+def as_array(picture: Tensor) -> np.ndarray:
+    """Convert uint8[3, h, w] to uint8[h, w, 3]."""
+    return np.ascontiguousarray(picture.movedim(0, -1).numpy())
+
+
 def enlarged(picture: np.ndarray) -> np.ndarray:
     """Enlarge a small uint8[H, W, 3] by an integer factor with nearest-neighbour interpolation."""
     factor = -(-SMALLEST_WIDTH // picture.shape[1])

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from owl.viz.film import ControlsPanel, beside, captioned, enlarged
+from owl.viz.film import ControlsPanel, as_array, beside, captioned, enlarged
 from owl.viz.pictures import BACKGROUND, FAINT, GAP, TEXT
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def strip(clips: Clips, count: int = STRIP_CLIPS) -> np.ndarray:
             for column, frame in enumerate(frames):
                 if row and not column:
                     continue  # the context is not generated
-                image = Image.fromarray(_picture(frame))
+                image = Image.fromarray(as_array(frame))
                 method = Image.Resampling.BOX if factor < 1 else Image.Resampling.NEAREST
                 picture.paste(image.resize((tile[1], tile[0]), method), (margin + column * step[1], top))
     return np.asarray(picture)
@@ -138,9 +138,9 @@ def comparison_film(clips: Clips, buttons: list[str], axes: list[str]) -> Iterat
             h = t - clips.context
             given = h < 0
             true = clips.true[clip, t]
-            left = captioned(enlarged(_picture(true)), f"true   clip {number + 1} of {count}")
+            left = captioned(enlarged(as_array(true)), f"true   clip {number + 1} of {count}")
             right = captioned(
-                enlarged(_picture(true if given else clips.generated[clip, h])),
+                enlarged(as_array(true if given else clips.generated[clip, h])),
                 f"context, frame {t + 1} of {clips.context}" if given else f"generated, frame {h + 1}",
                 FAINT if given else GENERATED,
             )
@@ -184,7 +184,7 @@ def rollout_film(
     for number, (generated, given) in enumerate(frames, 1):
         tiles = []
         for row, frame in enumerate(generated):
-            picture = enlarged(_picture(frame))
+            picture = enlarged(as_array(frame))
             if panel is None:
                 panel = ControlsPanel(buttons, axes, scales, picture.shape[1])
             controls = panel.draw(given["buttons"][row].numpy(), given["axes"][row].numpy())
@@ -195,8 +195,3 @@ def rollout_film(
 def axis_scales(axes: Tensor) -> list[float]:
     """Return the movement that fills the bar of each axis: the largest in float[..., number of axes], never 0."""
     return axes.abs().flatten(0, -2).amax(0).clamp(min=1e-6).tolist()
-
-
-def _picture(frame: Tensor) -> np.ndarray:
-    """Convert uint8[3, h, w] to uint8[h, w, 3]."""
-    return np.ascontiguousarray(frame.movedim(0, -1).numpy())

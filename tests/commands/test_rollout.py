@@ -25,6 +25,7 @@ from tests.helpers.world import AUTOENCODER, FOOTAGE, INVERSE_DYNAMICS, LATENTS,
 from tests.test_docs import blocks, lines
 
 SMALL = ("--frames", "4", "--clips", "2", "--horizon", "4", "--context", "2", "--side_by_side", "2", "--steps", "2")
+SMALL += ("--starts", "0")
 FILES = ["comparison.mp4", "drift.png", "horizon.png", "metrics.json", "report.md", "rollout.mp4", "strip.png"]
 
 
@@ -147,10 +148,74 @@ def test_several_decoders_are_compared_on_generated_latents(lab: Path) -> None:
     assert (lab / "several/decoders.png").exists()
 
 
+SCRIPTS = """
+turn: {moves: [{seconds: 0.1}, {seconds: 0.2, axes: {mouse_x: 12}}]}
+shot: {moves: [{seconds: 0.1}, {seconds: 0.1, buttons: [ATTACK]}]}
+around: {returns: true, moves: [{seconds: 0.1}, {seconds: 0.2, axes: {mouse_x: 360}}]}
+"""
+
+
+def test_scripts_of_controls_are_played_from_the_same_starts(lab: Path) -> None:
+    (lab / "scripts.yaml").write_text(SCRIPTS)
+    arguments = ("--data", LATENTS, "--inverse_dynamics", INVERSE_DYNAMICS, *SMALL, "--starts", "2")
+    assert owl_here("rollout", WORLD_MODEL, *arguments, "--scripts", "scripts.yaml", "--out", "scripted", cwd=lab) == 0
+    metrics = json.loads((lab / "scripted/metrics.json").read_text())
+    for name in ("script_turn_mouse_x_accuracy", "script_turn_mouse_x_moved", "script_shot_ATTACK_missed"):
+        assert name in metrics
+    assert metrics["scripts_accuracy"] == pytest.approx(
+        (metrics["script_turn_mouse_x_accuracy"] + metrics["script_shot_ATTACK_accuracy"]) / 2
+    )
+    assert metrics["revisit_around_frames"] == 4  # of 0.2 seconds at 17.5 frames per second, and the one before
+    assert metrics["revisit_lpips"] == metrics["revisit_around_lpips"] > 0
+    report = (lab / "scripted/report.md").read_text()
+    assert "| turn | mouse_x |" in report
+    assert "| around | 4 |" in report
+    assert "](revisit.png)" in report
+    assert "expected a recording of the random policy" in report  # this footage is no game's
+    assert len(film(lab / "scripted/scripts.mp4")[1]) == 2 + 4 + 2 + 2 + 2 + 4
+    with refused("rollout.scripts", "walk", "JUMP", "ATTACK"):
+        (lab / "other.yaml").write_text("walk: {moves: [{seconds: 1}, {seconds: 1, buttons: [JUMP]}]}")
+        owl_here("rollout", WORLD_MODEL, *arguments, "--scripts", "other.yaml", "--out", "refused", cwd=lab)
+
+
+def test_several_world_models_are_shown_on_one_page(lab: Path) -> None:
+    (lab / "exports").mkdir()
+    assert owl_here("export", WORLD_MODEL, "exports/student", cwd=lab) == 0
+    both = (WORLD_MODEL, "exports/student", "--data", LATENTS, *SMALL, "--out", "both")
+    students = ("--steps", "2", "1", "--sampler", "euler", "consistency")
+    with refused("network.stride", "exports/student 1", f"{WORLD_MODEL} 2"):
+        origin = lab / "exports/student/provenance.yaml"
+        origin.write_text(origin.read_text().replace("stride: 2", "stride: 1"))
+        owl_here("rollout", *both, *students, cwd=lab)
+    with refused("arguments.wrong-value", "steps has 3 values", "2 world models"):
+        owl_here("rollout", *both, "--steps", "1", "2", "3", "--stride", "2", cwd=lab)
+    with refused("compare.repeated", WORLD_MODEL):
+        owl_here("rollout", WORLD_MODEL, *both, "--stride", "2", cwd=lab)
+    assert owl_here("rollout", *both, *students, "--stride", "2", cwd=lab) == 0
+    metrics = json.loads((lab / "both/metrics.json").read_text())
+    assert list(metrics) == ["world_model_quickstart", "student"]
+    assert [row["steps"] for row in metrics.values()] == [2, 1]
+    alone = ("rollout", WORLD_MODEL, "--data", LATENTS, *SMALL, "--sampler=euler", "--out", "alone")
+    assert owl_here(*alone, cwd=lab) == 0
+    for name, value in json.loads((lab / "alone/metrics.json").read_text()).items():
+        if name.startswith(("psnr", "lpips", "fd", "flicker")):
+            assert metrics["world_model_quickstart"][name] == value
+            assert name.endswith("_true") or metrics["student"][name] != value
+    page = (lab / "both/index.html").read_text()
+    assert page.count("<video") == 2
+    assert "--steps 2 1" in page
+    assert "--sampler euler consistency" in page
+    for name in metrics:
+        assert (lab / "both" / name / "report.md").exists()
+
+
 @pytest.mark.parametrize("page", ["rollout.md", "fp8.md"])
 def test_the_how_to_page_from_top_to_bottom(page: str, lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(lab)
     save_decoder(lab / "runs/gan_decoder_quickstart", 0.3, lab / AUTOENCODER)
+    for student in ("few_step_quickstart", "self_forcing_quickstart"):
+        (lab / "runs" / student / "checkpoints").mkdir(parents=True, exist_ok=True)
+        shutil.copy(lab / WORLD_MODEL, lab / "runs" / student / "checkpoints/last.ckpt")
     for block in blocks(REPOSITORY / "docs" / "how-to" / page):
         for command in lines(block.content) if block.language == "bash" else ():
             words = shlex.split(command)[3:]

@@ -198,7 +198,7 @@ def test_splits_hold_fair_shares_of_all_scenarios(kinds: int, frames: int) -> No
     assert max(lengths) - min(lengths) <= 1
     splits = recorder._splits(recording)
     assert sorted(name for names in splits.values() for name in names) == [
-        recorder._episode_name(recording, number) for number in range(len(lengths))
+        recorder.episode_name(recording, number) for number in range(len(lengths))
     ]
     for names in splits.values():
         of = [name[15:] for name in names]

@@ -167,7 +167,21 @@ def test_bench_with_its_roofline(lab: Path, record: Record, recipe: str) -> None
 def test_a_world_model_is_rolled_out(lab: Path, record: Record) -> None:
     fit(lab, "world model", "rolled", "--trainer.precision=bf16-mixed")
     checkpoint = "runs/rolled/checkpoints/last.ckpt"
-    owl("rollout", checkpoint, "--data", LATENTS, "--frames", "100", "--clips", "4", "--horizon", "8", cwd=lab)
+    owl(
+        "rollout",
+        checkpoint,
+        "--data",
+        LATENTS,
+        "--frames",
+        "100",
+        "--clips",
+        "4",
+        "--horizon",
+        "8",
+        "--starts",
+        "0",
+        cwd=lab,
+    )
     metrics = json.loads((lab / "runs/rolled/rollout/metrics.json").read_text())
     record(
         "Rollout of the quickstart's world model with decoding, eager", f"{metrics['frames_per_second']:.0f} frames/s"

@@ -23,7 +23,22 @@ PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "convolution", "conv
 FAST, SLOW = hardware.Rates(bfloat16=300e9, float32=165e9), hardware.Rates(bfloat16=1e9, float32=165e9)
 DATA = ("--data.batch_size", "2", "--data.num_workers", "0", "--data.validation_windows", "2")
 SHORT = ("--trainer.max_steps", "2", "--trainer.max_time", "null", "--trainer.callbacks", "null")
-SMALL = ("--frames", "3", "--clips", "1", "--horizon", "2", "--context", "2", "--side_by_side", "1", "--steps", "2")
+SMALL = (
+    "--frames",
+    "3",
+    "--clips",
+    "1",
+    "--horizon",
+    "2",
+    "--context",
+    "2",
+    "--side_by_side",
+    "1",
+    "--steps",
+    "2",
+    "--starts",
+    "0",
+)
 
 
 class Dtypes(TorchDispatchMode):

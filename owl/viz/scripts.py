@@ -1,0 +1,87 @@
+"""Pictures of rollouts under scripted controls."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from owl.viz.film import ControlsPanel, as_array, beside, captioned, enlarged
+from owl.viz.pictures import FAINT
+
+if TYPE_CHECKING:
+    from owl.rollout.scripted import Scripted
+
+STILL_WIDTH = 320  # pixels: narrower pictures are enlarged by an integer factor, wider ones reduced
+
+
+@dataclass(frozen=True)
+class Row:
+    """The rollout of a script from its first start.
+
+    Attributes:
+        name: The script.
+        sides: uint8[T, 3, h, w] by caption.
+        buttons: float[T, number of buttons].
+        axes: float[T, number of axes].
+    """
+
+    name: str
+    sides: dict[str, Tensor]
+    buttons: Tensor
+    axes: Tensor
+
+
+def first_row(scripted: Scripted) -> Row:
+    """Return the rollout from the first start, and the game's."""
+    game = {} if scripted.true is None else {"game": scripted.true[0]}
+    return Row(scripted.script.name, game | {"generated": scripted.generated[0]}, scripted.buttons, scripted.axes)
+
+
+def film(row: Row, buttons: list[str], axes: list[str]) -> Iterator[np.ndarray]:
+    """Yield a picture of each frame, the game's on the left, with the controls below."""
+    panel: ControlsPanel | None = None
+    scales = row.axes.abs().amax(0).clamp(min=1e-6).tolist()
+    for t in range(len(row.buttons)):
+        tiles = [
+            captioned(enlarged(as_array(frames[t])), f"{name}   {row.name}, frame {t + 1}")
+            for name, frames in row.sides.items()
+        ]
+        shown = beside(tiles, len(tiles))
+        panel = panel or ControlsPanel(buttons, axes, scales, shown.shape[1])
+        yield np.concatenate([shown, panel.draw(row.buttons[t].numpy(), row.axes[t].numpy())])
+
+
+def loop_row(scripted: Scripted) -> np.ndarray:
+    """Draw the begin, the half-way and the end of a loop from the first start, the game's first: uint8[H, W, 3]."""
+    begin, end = scripted.onset - 1, scripted.generated.shape[1] - 1
+    moments = {"begin": begin, "half-way": (begin + end) // 2, "end": end}
+    row = first_row(scripted)
+    return beside(
+        [
+            captioned(_still(frames[t]), f"{row.name}, {moment}, {name}", FAINT)
+            for name, frames in row.sides.items()
+            for moment, t in moments.items()
+        ],
+        len(moments) * len(row.sides),
+    )
+
+
+def loops(rows: list[np.ndarray]) -> bytes:
+    """Draw pictures of `loop_row` below each other, as PNG."""
+    file = io.BytesIO()
+    Image.fromarray(beside(rows, 1)).save(file, "PNG")
+    return file.getvalue()
+
+
+def _still(frame: Tensor) -> np.ndarray:
+    """Draw uint8[3, h, w] at about `STILL_WIDTH`."""
+    height, width = frame.shape[-2:]
+    factor = STILL_WIDTH // width if width <= STILL_WIDTH else STILL_WIDTH / width
+    method = Image.Resampling.BOX if factor < 1 else Image.Resampling.NEAREST
+    return np.asarray(Image.fromarray(as_array(frame)).resize((round(width * factor), round(height * factor)), method))

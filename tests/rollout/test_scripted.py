@@ -1,0 +1,105 @@
+"""What is measured under scripted controls, by closed forms; and what the real game shows under them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from owl.data import game
+from owl.data.continued import RecordedGame
+from owl.data.recorder import GameRecording, record_game
+from owl.data.shards import DatasetInfo
+from owl.data.windows import WindowDataset
+from owl.losses.lpips import LPIPS
+from owl.rollout.scripted import GameTruth, Scripted, followed, revisit_metrics
+from owl.rollout.scripts import Move, Script
+from tests.helpers.errors import refused
+from tests.helpers.latents import make_latents
+
+GIVEN = torch.tensor([0.0, 0, 1, 1, 1, 0, 0])
+
+
+def test_a_control_that_is_read_as_given_is_followed_at_once() -> None:
+    assert followed(GIVEN, GIVEN.expand(2, -1)) == {"accuracy": 1, "latency": 0, "missed": 0}
+    turned = followed(-GIVEN, GIVEN.expand(2, -1))  # to the other side
+    assert turned == {"accuracy": 0.5, "missed": 1}
+
+
+def test_latency_counts_frames_and_what_is_never_read_is_missed() -> None:
+    late = torch.tensor([0.0, 0, 0, 1, 1, 1, 0])
+    found = followed(GIVEN, torch.stack([late, GIVEN, torch.zeros(7)]))
+    assert found["latency"] == 0.5
+    assert found["missed"] == pytest.approx(1 / 3)
+    assert found["accuracy"] == pytest.approx(((2 + 3 + 0) / 9 + (3 + 4 + 4) / 12) / 2)
+    assert followed(GIVEN, torch.ones(1, 7))["accuracy"] == 0.5  # always down
+
+
+def loop(generated: Tensor, true: Tensor | None = None) -> Scripted:
+    length = generated.shape[1]
+    script = Script("around", (Move(1), Move(1, axes={"mouse_x": 360.0})), returns=True)
+    return Scripted(script, 2, torch.zeros(length, 1), torch.zeros(length, 1), generated[:, :1], generated, true)
+
+
+def test_a_world_that_returns_differs_from_one_that_stands_still_or_goes_elsewhere() -> None:
+    noise = torch.Generator().manual_seed(0)
+    places = torch.randint(0, 256, (3, 3, 32, 48), generator=noise, dtype=torch.uint8)
+    returning = places[[0, 0, 1, 1, 2, 0]][None]
+    elsewhere, still = places[[0, 0, 1, 1, 2, 1]][None], places[[0] * 6][None]
+    lpips = LPIPS()
+    found = [revisit_metrics(loop(clip, returning), lpips) for clip in (returning, elsewhere, still)]
+    assert [values["revisit_around_frames"] for values in found] == [4, 4, 4]
+    returns, away, frozen = ([values[f"revisit_around_{kind}"] for kind in ("lpips", "away_lpips")] for values in found)
+    assert returns[0] == pytest.approx(0, abs=1e-6)
+    assert returns[1] > 0.02
+    assert away[0] > 0.02
+    assert frozen == pytest.approx([0, 0], abs=1e-6)
+    assert found[1]["revisit_around_lpips_true"] == pytest.approx(0, abs=1e-6)
+    assert found[1]["revisit_around_game_lpips"] == pytest.approx(away[0])
+    assert set(revisit_metrics(loop(still), lpips)) == {
+        f"revisit_around_{n}" for n in ("frames", "lpips", "away_lpips")
+    }
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recorded") / "data"
+    record_game(str(folder), GameRecording(frames=36, size=(48, 64), scenario="basic", workers=1))
+    return folder
+
+
+def test_the_game_goes_on_from_a_recorded_frame_under_a_script(recorded: Path) -> None:
+    """As recorded up to the context's end, and then as the script says: a turn, with two tics a frame."""
+    dataset = WindowDataset(recorded, "test", ["rgb", "controls"], length=4, stride=2)
+    windows = dataset.batch([0])
+    place = dataset.describe(0)
+    script = Script("turn", (Move(0.01), Move(0.12, axes={"mouse_x": 12.0})))
+    frames = GameTruth(RecordedGame.find(str(recorded)), dataset, windows, 2).frames(script)
+    assert frames.shape == (1, 3, 3, 48, 64)
+    controls = np.zeros((6, 6))
+    controls[2:, -1] = 3
+    last = place["frames"][0] + 2
+    again = list(RecordedGame.find(str(recorded)).play(place["episode"], last, controls))
+    stored = WindowDataset(recorded, "test", ["rgb", "controls"], length=last + 1).batch([0])
+    for frame, rgb, axes in zip(again, stored["rgb"][0], stored["axes"][0], strict=False):
+        assert np.abs(frame.rgb.astype(int) - rgb.movedim(0, -1).numpy()).mean() < 5  # stored as JPEG
+        assert frame.axes == pytest.approx(axes.numpy())
+    assert [float(frame.axes[0]) for frame in again[last + 1 :]] == [0, 0, 3, 3, 3, 3]
+    for found, frame in zip(frames[0], again[last + 2 :: 2], strict=True):
+        assert np.array_equal(found.movedim(0, -1).numpy(), frame.rgb)
+    windows["axes"] += 1
+    with refused("game.replay", "other controls"):
+        GameTruth(RecordedGame.find(str(recorded)), dataset, windows, 2).frames(script)
+
+
+def test_what_cannot_be_replayed_is_told(recorded: Path, tmp_path: Path) -> None:
+    with refused("game.replay", "synthetic", game.installed_version()):
+        RecordedGame.find(str(make_latents(tmp_path / "latents")))
+    info = DatasetInfo.load(recorded)
+    info.source["vizdoom"] = "0.1"
+    info.save(tmp_path / "old")
+    with refused("game.replay", "vizdoom 0.1"):
+        RecordedGame.find(str(tmp_path / "old"))
+    with refused("game.replay", "episode-000001-1", "began when"):
+        next(RecordedGame.find(str(recorded)).play("episode-000001-1", 3, np.zeros((2, 6))))
