@@ -24,7 +24,7 @@ from owl.rollout.generate import Sampler
 from owl.rollout.loading import Parts, load_world_model, named_decoder, need_data, other_decoder, parts_of
 from owl.rollout.report import headline
 from owl.rollout.scripts import load_scripts
-from owl.rollout.shared import PARTS, SharedWorld, settings_of
+from owl.rollout.shared import SharedWorld, settings_of
 
 
 def main(
@@ -120,7 +120,6 @@ def main(
         )
     data = need_data(data or parts[0].data, checkpoints[0])
     info = DatasetInfo.load(data)
-    given = {"audio_decoder": audio_decoder, "motion_decoder": motion_decoder, "inverse_dynamics": inverse_dynamics}
     sampling: dict[str, list[Any]] = {"steps": steps, "shift": shift, "sampler": sampler, "guidance": guidance}
     each = {name: for_each(name, values, checkpoints) for name, values in sampling.items()}
     settings = []
@@ -133,7 +132,9 @@ def main(
                 data=data,
                 split=split,
                 decoder=decoder or list(own.decoders[:1]) or [named_decoder(info, data)],
-                **{name: given[name] or own.others[name] for name in PARTS},
+                audio_decoder=audio_decoder or own.others["audio_decoder"],
+                motion_decoder=motion_decoder or own.others["motion_decoder"],
+                inverse_dynamics=inverse_dynamics or own.others["inverse_dynamics"],
                 **counts,
                 side_by_side=side_by_side,
                 **settings_of(SharedWorld.find(checkpoint), context_noise=context_noise, **wanted),
