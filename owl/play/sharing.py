@@ -34,6 +34,7 @@ from owl.rollout.loading import (
     other_decoder,
     parts_of,
 )
+from owl.rollout.onnx_export import DECODER, STEP
 from owl.rollout.shared import FILE, PARTS, SharedWorld
 
 EVALUATION = "evaluation"
@@ -146,6 +147,8 @@ def find_others(contents: Contents, network: WorldTransformer, data: str, stride
 
 def write_network(network: nn.Module, origin: dict[str, Any], folder: Path) -> None:
     """Write the export of one network with its provenance.yaml, see `owl.rollout.loading.origin_of`."""
+    for graph in (DECODER, STEP):
+        (folder / graph).unlink(missing_ok=True)  # of the weights of an earlier export
     models.save(network, folder)
     atomic_write(folder / PROVENANCE, yaml.safe_dump(origin, sort_keys=False))
 

@@ -23,6 +23,7 @@ from owl.models.world_model import Cache, Controls, WorldTransformer
 from owl.nn.attention import Frames
 from owl.nn.cache import LayerCache, Ring
 
+DECODER, STEP = "decoder.onnx", "step.onnx"
 TOLERANCE = 1e-3
 """Largest difference between the outputs of a graph and of PyTorch."""
 TURNS = 10
@@ -40,6 +41,7 @@ class DecoderGraph(nn.Module):
         decoder: The decoder.
     """
 
+    unit = "frames"
     decoder: Any
 
     def __init__(self, decoder: nn.Module) -> None:
@@ -85,6 +87,8 @@ class StepGraph(nn.Module):
     Args:
         network: The world model; given streams are replaced by their mean.
     """
+
+    unit = "denoising steps"
 
     def __init__(self, network: WorldTransformer) -> None:
         super().__init__()
@@ -154,15 +158,17 @@ class Comparison:
 
     Attributes:
         difference: Largest difference of an output.
-        frames_per_second: Of onnxruntime, and of PyTorch (eager, float32), in calls with as many threads.
+        calls_per_second: Of onnxruntime, and of PyTorch (eager, float32) with as many threads.
+        unit: What a call makes.
     """
 
     difference: float
-    frames_per_second: tuple[float, float]
+    calls_per_second: tuple[float, float]
+    unit: str
 
     def __str__(self) -> str:
-        onnx, eager = self.frames_per_second
-        speeds = f"{onnx:.1f} frames/s in onnxruntime, {eager:.1f} in PyTorch"
+        onnx, eager = self.calls_per_second
+        speeds = f"{onnx:.1f} {self.unit}/s in onnxruntime, {eager:.1f} in PyTorch"
         return f"outputs differ by at most {self.difference:.1e}; {speeds}"
 
 
@@ -182,9 +188,9 @@ def export_onnx(network: nn.Module, directory: str | Path) -> tuple[Path, Compar
     """
     graph: DecoderGraph | StepGraph
     if isinstance(network, WorldTransformer):
-        graph, path = StepGraph(network).eval(), Path(directory) / "step.onnx"
+        graph, path = StepGraph(network).eval(), Path(directory) / STEP
     elif hasattr(network, "decode") and hasattr(network, "size"):
-        graph, path = DecoderGraph(network).eval(), Path(directory) / "decoder.onnx"
+        graph, path = DecoderGraph(network).eval(), Path(directory) / DECODER
     else:
         raise OwlError(
             "export.onnx",
@@ -227,7 +233,7 @@ def export_onnx(network: nn.Module, directory: str | Path) -> tuple[Path, Compar
     with torch.no_grad():
         speeds = seconds(lambda: session.run(graph.outputs, fed)), seconds(lambda: graph(*inputs.values()))
     atomic_write(path, content)
-    return path, Comparison(difference, (1 / speeds[0], 1 / speeds[1]))
+    return path, Comparison(difference, (1 / speeds[0], 1 / speeds[1]), graph.unit)
 
 
 def converted(graph: DecoderGraph | StepGraph, inputs: dict[str, Tensor]) -> bytes:

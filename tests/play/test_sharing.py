@@ -164,9 +164,11 @@ def test_the_card_tells_what_was_measured(lab: Path, elsewhere: Path) -> None:
 def test_a_second_export_replaces_the_first(lab: Path) -> None:
     assert owl_here("export", WORLD_MODEL, "again/doom", *SHARED, cwd=lab) == 0
     assert (lab / "again/doom/inverse_dynamics").is_dir()
+    (lab / "again/doom/step.onnx").write_text("of other weights")
     bare = ("--decoder", "again/doom/decoders/quickstart", "--frames", "10", "--scenes", "1")
     assert owl_here("export", WORLD_MODEL, "again/doom", *bare, cwd=lab) == 0
     assert not (lab / "again/doom/inverse_dynamics").exists()
+    assert not (lab / "again/doom/step.onnx").exists()
     assert "Apache License" in (lab / "again/doom/LICENSE").read_text()
     assert "license: apache-2.0" in (lab / "again/doom/README.md").read_text()
     _, content = load_world_model(lab / WORLD_MODEL)
