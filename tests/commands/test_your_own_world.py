@@ -28,7 +28,20 @@ SHORTER = {
     "fit": FIT,
     "fit world": [*FIT, "--model.init_args.compile", "false"],
     "record": ["--frames", "90", "--workers", "1"],
-    "rollout": ["--frames", "2", "--clips", "1", "--horizon", "2", "--side_by_side", "1", "--steps", "1"],
+    "rollout": [
+        "--frames",
+        "2",
+        "--clips",
+        "1",
+        "--horizon",
+        "2",
+        "--side_by_side",
+        "1",
+        "--steps",
+        "1",
+        "--starts",
+        "0",
+    ],
     "export": ["--frames", "10", "--scenes", "1"],
 }
 
