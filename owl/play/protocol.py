@@ -18,8 +18,8 @@ To the client:
 - ``STATE``: a JSON object, what the page shows beside the picture.
 - ``NOTICE``: a sentence for the person, UTF-8.
 - ``SOUND``: uint32 number of the frame with which it is heard, and int16 samples, those of all channels in turn, at the
-  rate that "sound" in ``STATE`` names. It comes before its ``FRAME``. It follows the sound of the frame before if that
-  has the preceding number, otherwise it is that of another place or some was dropped.
+  rate that "sound" in ``STATE`` names. It comes before its ``FRAME``. It continues the sound of the preceding number;
+  after any other number the rollout has jumped, or sound was dropped.
 """
 
 import json

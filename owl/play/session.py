@@ -163,10 +163,11 @@ class Session:
         self._show(self._remember(encode(picture.rgb)))
 
     def _begin_with(self, start: Start) -> None:
-        starts = self.world.description.starts
+        description = self.world.description
+        starts = description.starts
         if len(starts) >= MOST_STARTS:
             raise OwlError("play.picture", f"there are {len(starts)} start scenes already; choose one of them")
-        self.world.add_start(read_picture(start.content, starts[0].shape[:2] if starts else (0, 0)))
+        self.world.add_start(read_picture(start.content, starts[0].shape[:2] if starts else description.size))
         number = len(starts) - 1
         self.starts = {**self.starts, number: encode(starts[number])}
         self._reset(number, self.seed)
