@@ -11,7 +11,6 @@ import yaml
 from PIL import Image
 
 from owl import models
-from owl.commands.rollout import main as rollout
 from owl.data.shards import DatasetInfo
 from owl.play.learned import LearnedWorld, Sources
 from owl.play.log import Action, ActionLog, digest
@@ -136,9 +135,10 @@ def test_the_scenes_are_those_of_the_dataset(lab: Path, elsewhere: Path, monkeyp
     assert owl_here("data", "verify", elsewhere / "scenes", cwd=lab) == 0
 
 
-def test_it_is_measured_without_options(elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_is_measured_without_options(elsewhere: Path) -> None:
     """Also with its own inverse dynamics model, whose stride its export tells."""
-    rollout(str(elsewhere), out=str(elsewhere.parent / "out"), frames=3, clips=2, horizon=3, side_by_side=1)
+    small = ("--frames", "3", "--clips", "2", "--horizon", "3", "--side_by_side", "1")
+    assert owl_here("rollout", elsewhere, "--out", "out", *small, cwd=elsewhere.parent) == 0
     metrics = json.loads((elsewhere.parent / "out/metrics.json").read_text())
     assert "action_accuracy" in metrics
     report = (elsewhere.parent / "out/report.md").read_text()
