@@ -56,8 +56,8 @@ def main(
     it is played; options that are given come first.
 
     Args:
-        worlds: Run folders, checkpoints or exports of world models; with --game a scenario of ViZDoom, such as
-            deathmatch.
+        worlds: Run folders, checkpoints or exports of world models; several worlds are played side by side on the same
+            inputs. With --game a scenario of ViZDoom, such as deathmatch.
         game: Play the real game.
         data: Dataset of latents with the start scenes; by default the one that the world model was trained on.
         decoder: Run folders, checkpoints or exports of the autoencoder or of decoders trained on its latents, among

@@ -68,7 +68,7 @@ def main(
     played; options that are given come first.
 
     Args:
-        checkpoints: A .ckpt file of a recipe of world models, or a folder written by export. Several checkpoints are
+        checkpoints: Run folders of world models, .ckpt files, or folders written by export. Several checkpoints are
             compared.
         data: Dataset of latents of the autoencoder with which the world model was trained: a folder, or any fsspec URL;
             where left out, the dataset on which the first one was trained.
@@ -111,6 +111,7 @@ def main(
     for number in steps:
         at_least(1, steps=number)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    checkpoints = [models.find_checkpoint(path) for path in checkpoints]
     networks, parts = zip(*map(load_network, checkpoints), strict=True)
     strides = {path: stride or own.stride for path, own in zip(checkpoints, parts, strict=True)}
     if len(set(strides.values())) > 1:

@@ -195,7 +195,7 @@ def test_several_world_models_are_shown_on_one_page(lab: Path) -> None:
     metrics = json.loads((lab / "both/metrics.json").read_text())
     assert list(metrics) == ["world_model_quickstart", "student"]
     assert [row["steps"] for row in metrics.values()] == [2, 1]
-    alone = ("rollout", WORLD_MODEL, "--data", LATENTS, *SMALL, "--sampler=euler", "--out", "alone")
+    alone = ("rollout", "runs/world_model_quickstart", "--data", LATENTS, *SMALL, "--sampler=euler", "--out", "alone")
     assert owl_here(*alone, cwd=lab) == 0
     for name, value in json.loads((lab / "alone/metrics.json").read_text()).items():
         if name.startswith(("psnr", "lpips", "fd", "flicker")):
