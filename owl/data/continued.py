@@ -46,18 +46,23 @@ class RecordedGame:
         """Find the recording that a dataset, or the one that it was encoded from, was made by.
 
         Raises:
-            OwlError: It was not recorded with the random policy of the game that is installed, or the dataset that it
-                was encoded from is not here.
+            OwlError: It was not recorded with the random policy of the game that is installed, no game is installed, or
+                the dataset that it was encoded from is not here.
         """
         source: dict[str, Any] = DatasetInfo.load(url).source
         while source.get("kind") != "vizdoom" and "path" in source:
             source = DatasetInfo.load(source["path"]).source
-        here = game.installed_version()
-        if source.get("kind") != "vizdoom" or source["vizdoom"] != here:
+        if source.get("kind") != "vizdoom":
             raise OwlError(
                 "game.replay",
-                f"{url} is from {source.get('kind', 'elsewhere')} {source.get('vizdoom', '')}, expected a recording "
-                f"of the random policy with ViZDoom {here}; record one with python -m owl data record",
+                f"{url} is from {source.get('kind', 'elsewhere')}, expected a recording of the random policy; record "
+                "one with python -m owl data record",
+            )
+        if source["vizdoom"] != (here := game.installed_version()):
+            raise OwlError(
+                "game.replay",
+                f"{url} was recorded with ViZDoom {source['vizdoom']}, expected the installed {here}; record one with "
+                "python -m owl data record",
             )
         names = ("frames", "scenario", "seed", "episode_frames", "held_out")
         known = {name: source[name] for name in names if name in source}

@@ -118,7 +118,12 @@ def find_scenario(name: str) -> tuple[Path, str | None]:
 
 
 def installed_version() -> str:
-    """Return the version of ViZDoom."""
+    """Return the version of ViZDoom.
+
+    Raises:
+        OwlError: It is not installed.
+    """
+    load_vizdoom()
     return metadata.version("vizdoom")
 
 

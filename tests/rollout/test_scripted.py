@@ -1,11 +1,12 @@
 """What is measured under scripted controls, by closed forms; and what the real game shows under them."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from owl.data import game
 from owl.data.continued import RecordedGame
@@ -13,7 +14,8 @@ from owl.data.recorder import GameRecording, record_game
 from owl.data.shards import DatasetInfo
 from owl.data.windows import WindowDataset
 from owl.losses.lpips import LPIPS
-from owl.rollout.scripted import GameTruth, Scripted, followed, revisit_metrics
+from owl.rollout.evaluation import InverseDynamicsReader
+from owl.rollout.scripted import GameTruth, Scripted, control_metrics, followed, revisit_metrics
 from owl.rollout.scripts import Move, Script
 from tests.helpers.errors import refused
 from tests.helpers.latents import make_latents
@@ -34,6 +36,52 @@ def test_latency_counts_frames_and_what_is_never_read_is_missed() -> None:
     assert found["missed"] == pytest.approx(1 / 3)
     assert found["accuracy"] == pytest.approx(((2 + 3 + 0) / 9 + (3 + 4 + 4) / 12) / 2)
     assert followed(GIVEN, torch.ones(1, 7))["accuracy"] == 0.5  # always down
+
+
+class Painted(nn.Module):
+    """Reads the controls that are painted into the first pixel: a button in red, degrees of an axis in green."""
+
+    buttons, axes = ["jump", "fire"], ["x", "y"]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(127.5), requires_grad=False)
+
+    def label(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        pixel = (video[..., 0, 0] + 1) * self.scale
+        nothing = torch.zeros_like(pixel[..., 0])
+        return torch.stack([nothing, (pixel[..., 0] > 100).float()], -1), torch.stack([nothing, pixel[..., 1]], -1)
+
+
+def test_each_control_of_a_script_is_read_from_the_generated_frames_and_from_those_of_the_game() -> None:
+    script = Script("both", (Move(1), Move(2, ("fire",), {"y": 12.0})))
+    buttons, axes = script.played(Painted.buttons, Painted.axes, 1.0)
+    game_frames = torch.zeros(2, 3, 3, 8, 8, dtype=torch.uint8)
+    game_frames[:, 1:, 0], game_frames[:, 1:, 1] = 255, 6
+    late = game_frames.clone()
+    late[:, 1] = 0
+    late[1, :, 0] = 0  # never pressed in the second rollout
+    before = game_frames[:, 1:]  # what came before does not count
+    reader = InverseDynamicsReader(Painted(), 1.0)  # type: ignore[arg-type]
+    found = control_metrics(Scripted(script, 1, buttons, axes, before, late, game_frames), reader)
+    assert found == pytest.approx(
+        {
+            "script_both_fire_accuracy": (1 / 4 + 1) / 2,
+            "script_both_fire_latency": 1,
+            "script_both_fire_missed": 0.5,
+            "script_both_y_accuracy": (1 / 2 + 1) / 2,
+            "script_both_y_latency": 1,
+            "script_both_y_missed": 0,
+            "script_both_y_moved": 6,
+            "script_both_fire_accuracy_true": 1,
+            "script_both_fire_latency_true": 0,
+            "script_both_fire_missed_true": 0,
+            "script_both_y_accuracy_true": 1,
+            "script_both_y_latency_true": 0,
+            "script_both_y_missed_true": 0,
+            "script_both_y_moved_true": 12,
+        }
+    )
 
 
 def loop(generated: Tensor, true: Tensor | None = None) -> Scripted:
@@ -94,12 +142,22 @@ def test_the_game_goes_on_from_a_recorded_frame_under_a_script(recorded: Path) -
 
 
 def test_what_cannot_be_replayed_is_told(recorded: Path, tmp_path: Path) -> None:
-    with refused("game.replay", "synthetic", game.installed_version()):
+    with refused("game.replay", "synthetic", "random policy"):
         RecordedGame.find(str(make_latents(tmp_path / "latents")))
     info = DatasetInfo.load(recorded)
     info.source["vizdoom"] = "0.1"
     info.save(tmp_path / "old")
-    with refused("game.replay", "vizdoom 0.1"):
+    with refused("game.replay", "ViZDoom 0.1", game.installed_version()):
         RecordedGame.find(str(tmp_path / "old"))
     with refused("game.replay", "episode-000001-1", "began when"):
         next(RecordedGame.find(str(recorded)).play("episode-000001-1", 3, np.zeros((2, 6))))
+
+
+def test_without_the_game_it_is_told_and_other_footage_does_not_need_it(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vizdoom", None)  # as where it is not installed
+    with refused("game.package", "pip install vizdoom"):
+        RecordedGame.find(str(recorded))
+    with refused("game.replay", "synthetic"):
+        RecordedGame.find(str(make_latents(tmp_path / "latents")))
