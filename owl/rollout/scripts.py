@@ -1,5 +1,6 @@
 """Scripted controls: the same movements for every world model, such as a turn by 90 degrees."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -120,8 +121,12 @@ def _frames(move: Move, fps: float) -> int:
 
 
 def _script(name: str, value: dict[str, Any]) -> Script:
-    if unknown := value.keys() - {"moves", "returns"}:
-        raise ValueError(f"{name} has {min(unknown)}")
+    for part, known in (
+        (value, {"moves", "returns"}),
+        *((move, {"seconds", "buttons", "axes"}) for move in value["moves"]),
+    ):
+        if unknown := part.keys() - known:
+            raise ValueError(f"{name} has {min(unknown)}")
     moves = tuple(
         Move(
             seconds=float(move["seconds"]),
@@ -133,6 +138,8 @@ def _script(name: str, value: dict[str, Any]) -> Script:
     script = Script(str(name), moves, bool(value.get("returns", False)))
     if not all(0 < move.seconds < 3600 for move in moves):
         raise ValueError(f"a move of {name} has no positive duration")
+    if not all(total and math.isfinite(total) for move in moves for total in move.axes.values()):
+        raise ValueError(f"a move of {name} has an axis that does not move")
     if not moves or moves[0].buttons or moves[0].axes or not script.controls:
         raise ValueError(f"{name} does not begin idle, or does nothing")
     return script
