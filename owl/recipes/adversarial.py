@@ -1,4 +1,4 @@
-"""The two sides of adversarial training, shared by recipes of decoders."""
+"""The two sides of adversarial training, shared by recipes of decoders and of few-step students."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -8,6 +8,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
+from owl.errors import OwlError
 from owl.losses.adversarial import generator_loss, logits_and_penalty
 from owl.models.discriminators import Discriminator
 from owl.nn.frozen import trained
@@ -62,7 +63,7 @@ def judge(
 
     Args:
         discriminator: The network that is trained on the result.
-        true: float[B, T, 3, H, W] in [-1, 1].
+        true: Pictures, float[B, T, 3, H, W] in [-1, 1], or latents, float[B, T, c, h, w].
         decoded: The same shape; no gradient reaches the decoder.
         penalised: Whether R1 and R2 are computed.
 
@@ -77,12 +78,42 @@ def judge(
     return real, fake, {"r1": r1, "r2": r2}
 
 
+def penalised(loss: Tensor, penalties: dict[str, Tensor], gamma: float, every: int) -> Tensor:
+    """Add gamma / 2 (R1 + R2) to the loss of a discriminator, n times as strong if it is added at every n-th step.
+
+    Args:
+        loss: A scalar, see `owl.losses.adversarial.discriminator_loss`.
+        penalties: From `judge`; none: the loss is returned.
+        gamma: Weight of the penalties.
+        every: n.
+    """
+    return loss + every * gamma / 2 * (penalties["r1"] + penalties["r2"]) if penalties else loss
+
+
+def refuse_penalties(gamma: float, option: str) -> None:
+    """Refuse gradient penalties under FSDP2.
+
+    Args:
+        gamma: Their weight.
+        option: Its place in the configuration.
+
+    Raises:
+        OwlError: The weight is not 0.
+    """
+    if gamma:
+        raise OwlError(
+            "trainer.strategy",
+            f"gamma is {gamma}, but FSDP2 frees weights that the second derivative of R1 and R2 needs; set "
+            f"trainer.strategy to ddp, or {option} to 0",
+        )
+
+
 def fooled(discriminator: Discriminator, true: Tensor, decoded: Tensor, real_logits: Tensor) -> Tensor:
     """Compute the adversarial loss of a decoder, whose gradient reaches ``decoded`` only.
 
     Args:
         discriminator: The network that judges; it gets no gradient.
-        true: float[B, T, 3, H, W] in [-1, 1].
+        true: See `judge`.
         decoded: The same shape.
         real_logits: Logits of the true side, from `judge`, without gradient; not used by a paired discriminator, whose
             true side depends on ``decoded``.

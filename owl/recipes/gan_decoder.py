@@ -23,7 +23,7 @@ from owl.models.image_decoder import ImageDecoder, decode_clips
 from owl.nn.bottleneck import Encoding
 from owl.nn.frozen import freeze
 from owl.optim.stepping import manual_step
-from owl.recipes.adversarial import TrainsAgainstDiscriminator, fooled, judge, ramped
+from owl.recipes.adversarial import TrainsAgainstDiscriminator, fooled, judge, penalised, ramped, refuse_penalties
 from owl.recipes.decoders import (
     DecoderFactory,
     DecoderMetrics,
@@ -182,12 +182,7 @@ class GANDecoder(ChecksEncoder, MeasuresBatches, TrainsAgainstDiscriminator):
         for network in networks:
             network.to(memory_format=torch.channels_last)
         if self.device_mesh is not None:
-            if self.gamma:
-                raise OwlError(
-                    "trainer.strategy",
-                    f"gamma is {self.gamma}, but FSDP2 frees weights that the second derivative of R1 and R2 needs; "
-                    "set trainer.strategy to ddp, or model.init_args.gamma to 0",
-                )
+            refuse_penalties(self.gamma, "model.init_args.gamma")
             for network in networks:
                 shard(network, self.device_mesh["data_parallel"])
 
@@ -233,10 +228,8 @@ class GANDecoder(ChecksEncoder, MeasuresBatches, TrainsAgainstDiscriminator):
             true, decoded = (frames.unflatten(0, batch["rgb"].shape[:2]) for frames in (image, reconstruction))
 
             real, fake, penalties = judge(self.discriminator, true, decoded, gamma > 0 and step.due(self.penalty_every))
-            judged = loss = discriminator_loss(real, fake)
-            if penalties:
-                loss = loss + self.penalty_every * gamma / 2 * (penalties["r1"] + penalties["r2"])
-            step(discriminator, loss)
+            judged = discriminator_loss(real, fake)
+            step(discriminator, penalised(judged, penalties, gamma, self.penalty_every))
             real, fake = real.detach(), fake.detach()
 
             terms = self.reconstruction_loss(reconstruction, image)

@@ -20,6 +20,7 @@ from owl.models.world_model import Controls, Streams
 from owl.nn.frozen import freeze, trained
 from owl.optim.configuration import with_schedule
 from owl.optim.stepping import ManualStep, manual_step, with_gradient
+from owl.recipes.adversarial import refuse_penalties
 from owl.recipes.clips import Forcing, unpacked_inputs
 from owl.recipes.compilation import compile_for_training
 from owl.recipes.critic_lag import CriticLag
@@ -213,12 +214,7 @@ class SelfForcing(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
         if self.device_mesh is not None:
             networks: list[nn.Module] = [self.network, self.critic, self.teacher]
             if self.adversary is not None:
-                if self.adversary.gamma:
-                    raise OwlError(
-                        "trainer.strategy",
-                        f"gamma of the adversary is {self.adversary.gamma}, but FSDP2 frees weights that the second "
-                        "derivative of R1 and R2 needs; set trainer.strategy to ddp, or gamma to 0",
-                    )
+                refuse_penalties(self.adversary.gamma, "model.init_args.adversary.init_args.gamma")
                 networks += [self.adversary.discriminator, *filter(None, [self.adversary.decoder])]
             for network in networks:
                 shard(network, self.device_mesh["data_parallel"])
@@ -324,8 +320,8 @@ class SelfForcing(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
             loss = weighted_sum(losses, self.weights)
             step(critic, loss, self.clip)
             if self.adversary is not None:
-                penalised = step.due(self.adversary.penalty_every)
-                judged, found = self.adversary.loss(self.network, *self.compared(latents, generated), penalised)
+                with_penalties = step.due(self.adversary.penalty_every)
+                judged, found = self.adversary.loss(self.network, *self.compared(latents, generated), with_penalties)
                 step(others[0], judged)
                 terms |= found
         log_losses(self, loss, terms | {f"critic_{name}": own for name, own in losses.items()})

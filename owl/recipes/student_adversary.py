@@ -13,7 +13,7 @@ from owl.models.discriminators import Discriminator
 from owl.models.image_decoder import decode_clips
 from owl.models.world_model import WorldTransformer
 from owl.nn.frozen import freeze
-from owl.recipes.adversarial import fooled, judge, ramped
+from owl.recipes.adversarial import fooled, judge, penalised, ramped
 from owl.rollout.checks import check_decoder
 from owl.rollout.episodes import load_decoder
 
@@ -41,7 +41,7 @@ class Adversary(nn.Module):
         optimizer: Called with the discriminator's parameters.
 
     Raises:
-        OwlError: An argument is out of range, or the decoder is none.
+        OwlError: An argument is out of range, or the file of the decoder holds another network.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Adversary(nn.Module):
         return decode_clips(self.decoder, network.restore({"video": video})["video"])
 
     def loss(
-        self, network: WorldTransformer, true: Tensor, generated: Tensor, penalised: bool
+        self, network: WorldTransformer, true: Tensor, generated: Tensor, with_penalties: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of the discriminator.
 
@@ -98,17 +98,16 @@ class Adversary(nn.Module):
             network: The student, for the statistics of its latents.
             true: Standardised latents of the dataset, float[B, K, c, h, w].
             generated: The student's, shaped alike; no gradient reaches it.
-            penalised: Whether the penalties are computed.
+            with_penalties: Whether the penalties are computed.
 
         Returns:
             A scalar, and scalars to be logged.
         """
         with torch.no_grad():
             sides = [self.look(network, video) for video in (true, generated)]
-        real, fake, penalties = judge(self.discriminator, sides[0], sides[1], penalised and self.gamma > 0)
-        judged = loss = discriminator_loss(real, fake)
-        if penalties:
-            loss = loss + self.penalty_every * self.gamma / 2 * (penalties["r1"] + penalties["r2"])
+        real, fake, penalties = judge(self.discriminator, sides[0], sides[1], with_penalties and self.gamma > 0)
+        judged = discriminator_loss(real, fake)
+        loss = penalised(judged, penalties, self.gamma, self.penalty_every)
         return loss, {"discriminator": judged.detach(), "accuracy": (real > fake).float().mean()} | penalties
 
     def gradient(self, network: WorldTransformer, true: Tensor, generated: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -118,7 +117,7 @@ class Adversary(nn.Module):
             network: See `loss`.
             true: See `loss`.
             generated: See `loss`.
-            step: The training step, of which the weight depends.
+            step: The training step, on which the weight depends.
 
         Returns:
             The unweighted loss, float[], and the gradient of the weighted one, shaped like ``generated``.
