@@ -6,12 +6,9 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -44,6 +41,7 @@ from owl.rollout.sound import mel_curves, onset_agreement
 from owl.version import code_version
 from owl.viz import rollouts as pictures
 from owl.viz.film import write_film
+from owl.viz.pictures import png
 
 TIMED_FRAMES = 100
 
@@ -162,7 +160,7 @@ class Evaluation:
         if self.reader is not None:
             metrics |= action_following(clips, self.reader)
         atomic_write(self.out / "horizon.png", pictures.horizon_chart(curves, self.lpips.name))
-        atomic_write(self.out / "strip.png", _png(pictures.strip(clips)))
+        atomic_write(self.out / "strip.png", png(pictures.strip(clips)))
         film = pictures.comparison_film(clips, network.buttons, network.axes)
         sound = pictures.comparison_sound(clips)
         write_film(self.out / "comparison.mp4", film, self.episodes.fps, sound, self.sample_rate)
@@ -270,9 +268,3 @@ class Evaluation:
             value_table({n: v for n, v in metrics.items() if n.startswith(("latency", "frames_per_second"))}),
         ]
         return "\n\n".join(sections) + "\n"
-
-
-def _png(picture: np.ndarray) -> bytes:
-    file = BytesIO()
-    Image.fromarray(picture).save(file, "png")
-    return file.getvalue()

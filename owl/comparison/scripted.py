@@ -113,14 +113,14 @@ class ScriptedEvaluation:
             self._controls_table(metrics) if reader else "Give `--inverse_dynamics` to read the controls back.",
         ]
         if any(script.returns for script in self.scripts):
-            lines += ["## Revisit", self._revisit_table(metrics), "![Begin, half-way and end of loops](revisit.png)"]
+            lines += ["## Revisit", self._revisit_table(metrics), "![Start, half-way and end of loops](revisit.png)"]
         return "\n\n".join(lines)
 
     def _controls_table(self, metrics: dict[str, float]) -> str:
         rows = [
-            "Accuracy is the mean of the shares of frames that are read rightly while the control is used and while it "
-            "is not (0.5: chance for a button); latency is the mean number of frames from its first use to its first "
-            "reading; missed is the share of rollouts in which it was not read at all.",
+            "Accuracy is the mean of the shares of frames that are read correctly while the control is used and while "
+            "it is not (0.5: chance for a button); latency is the mean number of frames from its first use to its "
+            "first reading; missed is the share of rollouts in which it was not read at all.",
             "",
             "| script | control | accuracy | game | latency | game | missed | game | moved | game |",
             "| --- | --- |" + " ---: |" * 8,

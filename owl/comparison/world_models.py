@@ -17,12 +17,11 @@ SHOWN = 6
 """Number of rollouts on the page."""
 
 
-def columns(metrics: dict[str, dict[str, float]], lpips_name: str) -> list[Column]:
+def columns(metrics: dict[str, dict[str, float]]) -> list[Column]:
     """Return the columns of the table, as far as any world model has their metrics.
 
     Args:
         metrics: From `owl.comparison.evaluation.Evaluation.run`, by world model, with ``steps``.
-        lpips_name: Name of the perceptual distance.
     """
     known = {name for values in metrics.values() for name in values}
     reached = [h for h in HORIZONS if f"lpips_{h}" in known]
@@ -59,7 +58,7 @@ def notes(metrics: dict[str, dict[str, float]], lpips_name: str) -> list[str]:
         told.append(f"Scripts are scripted controls; in the game's own frames {first['scripts_accuracy_true']:.3f}.")
     if "revisit_lpips_true" in first:
         told.append(
-            "Revisit compares the end of loops with their begin: "
+            "Revisit compares the end of loops with their start: "
             f"{first['revisit_lpips_true']:.3f} in the game itself. A world that does not move has 0."
         )
     return told
@@ -86,7 +85,7 @@ def write_page(out: Path, evaluations: dict[str, Evaluation], results: dict[str,
             "device": device_name(first.engine.device),
             "written": f"{time.strftime('%Y-%m-%d %H:%M')} by OWL {code_version()}",
         },
-        columns=columns(metrics, lpips_name),
+        columns=columns(metrics),
         values=metrics,
         notes=notes(metrics, lpips_name),
         heading=f"{len(shown)} rollouts",

@@ -46,6 +46,12 @@ class Scripted:
         """Return the frames by the suffix of their metrics: "" for generated ones, "_true" for those of the game."""
         return {"": self.generated} | ({} if self.true is None else {"_true": self.true})
 
+    @property
+    def moments(self) -> tuple[int, int, int]:
+        """Return the frame before the first movement, the one half-way from there to the end, and the last one."""
+        start, end = self.onset - 1, self.generated.shape[1] - 1
+        return start, (start + end) // 2, end
+
 
 def play_script(
     engine: Engine,
@@ -138,8 +144,8 @@ def control_metrics(scripted: Scripted, reader: InverseDynamicsReader) -> dict[s
 
     Returns:
         For each control of the script, with the prefix ``script_<script>_<control>`` and for the game's frames with the
-        suffix ``_true``: ``_accuracy``, the mean of the shares of frames that are read rightly while the control is
-        used and while it is not; ``_latency``, the mean number of frames from its first use to its first reading (0:
+        suffix ``_true``: ``_accuracy``, the mean of the shares of frames that are read correctly while the control
+        is used and while it is not; ``_latency``, the mean number of frames from its first use to its first reading (0:
         the frame that it leads to), if it was read in any rollout; ``_missed``, the share of rollouts in which it was
         not read at all; and for an axis ``_moved``, the mean total movement read.
     """
@@ -197,11 +203,11 @@ def revisit_metrics(scripted: Scripted, lpips: LPIPS) -> dict[str, float]:
         device = lpips.shift.device
         return float(lpips(to_float(one.to(device)), to_float(other.to(device))).mean())
 
-    prefix, begin, end = f"revisit_{scripted.script.name}", scripted.onset - 1, scripted.generated.shape[1] - 1
-    values: dict[str, float] = {f"{prefix}_frames": end - begin}
+    prefix, (start, middle, end) = f"revisit_{scripted.script.name}", scripted.moments
+    values: dict[str, float] = {f"{prefix}_frames": end - start}
     for suffix, frames in scripted.sides.items():
-        values[f"{prefix}_lpips{suffix}"] = distance(frames[:, end], frames[:, begin])
-        values[f"{prefix}_away_lpips{suffix}"] = distance(frames[:, (begin + end) // 2], frames[:, begin])
+        values[f"{prefix}_lpips{suffix}"] = distance(frames[:, end], frames[:, start])
+        values[f"{prefix}_away_lpips{suffix}"] = distance(frames[:, middle], frames[:, start])
     if scripted.true is not None:
         values[f"{prefix}_game_lpips"] = distance(scripted.generated[:, end], scripted.true[:, end])
     return values

@@ -1,5 +1,7 @@
 """Pictures for logs and reports: pure functions from tensors to uint8[H, W, 3]."""
 
+import io
+
 import cv2
 import numpy as np
 import torch
@@ -22,6 +24,13 @@ COLOUR_BAR_WIDTH = 120
 WRONG = (248, 113, 113)
 LINE_HEIGHT = 18  # height of the line of one control below a frame
 MOST_CONTROLS = 8  # controls below a clip; those that occur in it are preferred
+
+
+def png(picture: np.ndarray) -> bytes:
+    """Encode uint8[H, W, 3] as PNG."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    return file.getvalue()
 
 
 def reconstruction_grid(original: Tensor, reconstruction: Tensor, latent: Tensor) -> np.ndarray:

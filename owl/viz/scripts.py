@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from owl.viz.film import ControlsPanel, as_array, beside, captioned, enlarged
-from owl.viz.pictures import FAINT
+from owl.viz.pictures import FAINT, png
+from owl.viz.rollouts import axis_scales
 
 if TYPE_CHECKING:
     from owl.rollout.scripted import Scripted
@@ -46,7 +46,7 @@ def first_row(scripted: Scripted) -> Row:
 def film(row: Row, buttons: list[str], axes: list[str]) -> Iterator[np.ndarray]:
     """Yield a picture of each frame, the game's on the left, with the controls below."""
     panel: ControlsPanel | None = None
-    scales = row.axes.abs().amax(0).clamp(min=1e-6).tolist()
+    scales = axis_scales(row.axes)
     for t in range(len(row.buttons)):
         tiles = [
             captioned(enlarged(as_array(frames[t])), f"{name}   {row.name}, frame {t + 1}")
@@ -58,9 +58,8 @@ def film(row: Row, buttons: list[str], axes: list[str]) -> Iterator[np.ndarray]:
 
 
 def loop_row(scripted: Scripted) -> np.ndarray:
-    """Draw the begin, the half-way and the end of a loop from the first start, the game's first: uint8[H, W, 3]."""
-    begin, end = scripted.onset - 1, scripted.generated.shape[1] - 1
-    moments = {"begin": begin, "half-way": (begin + end) // 2, "end": end}
+    """Draw the start, the middle and the end of a loop from the first start, the game's first: uint8[H, W, 3]."""
+    moments = dict(zip(("start", "half-way", "end"), scripted.moments, strict=True))
     row = first_row(scripted)
     return beside(
         [
@@ -74,9 +73,7 @@ def loop_row(scripted: Scripted) -> np.ndarray:
 
 def loops(rows: list[np.ndarray]) -> bytes:
     """Draw pictures of `loop_row` below each other, as PNG."""
-    file = io.BytesIO()
-    Image.fromarray(beside(rows, 1)).save(file, "PNG")
-    return file.getvalue()
+    return png(beside(rows, 1))
 
 
 def _still(frame: Tensor) -> np.ndarray:
