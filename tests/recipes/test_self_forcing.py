@@ -17,7 +17,7 @@ from owl.models.world_model import WorldTransformer
 from owl.recipes import memory
 from owl.recipes.self_forcing import CRITIC, FRAMES, STUDENT
 from tests.helpers.errors import refused
-from tests.helpers.latents import make_latents
+from tests.helpers.latents import LATENT, make_latents
 from tests.helpers.students import batches, make_lab, moved, recipe, trained, weights
 from tests.helpers.tiny import owl_here
 
@@ -133,6 +133,15 @@ def test_streams_are_weighted_separately_for_both_networks(lab: Path, tmp_path: 
         assert torch.equal(plain.get_parameter(video), weighted.get_parameter(video))
 
 
+ADVERSARY = (
+    *("--model.adversary", "owl.recipes.student_adversary.Adversary", "--model.adversary.penalty_every", "2"),
+    *("--model.adversary.discriminator", "owl.models.discriminators.ResNetDiscriminator"),
+    *("--model.adversary.discriminator.channels", str(LATENT[0]), "--model.adversary.discriminator.widths", "[8, 8]"),
+    *("--model.adversary.discriminator.blocks", "[1, 1]", "--model.adversary.discriminator.patch", "1"),
+    *("--model.adversary.discriminator.group_size", "4"),
+)
+
+
 def fit(lab: Path, name: str, *options: str) -> dict[str, float]:
     assert owl_here("fit", "--config", "tiny.yaml", "--name", name, *options, cwd=lab) == 0
     return json.loads((lab / "runs" / name / "metrics.json").read_text())
@@ -143,7 +152,7 @@ def stored(lab: Path, name: str) -> dict[str, Any]:
 
 
 def test_a_run_goes_on_exactly_amid_a_cycle_and_its_student_plays_without_the_others(lab: Path) -> None:
-    options = ("--model.critic_steps", "3", "--model.final_lr", "1.0", "--ema.decay", "0.9")
+    options = ("--model.critic_steps", "3", "--model.final_lr", "1.0", "--ema.decay", "0.9", *ADVERSARY)
     metrics = fit(lab, "whole", "--trainer.max_steps", "7", *options)
     fit(lab, "parts", "--trainer.max_steps", "4", *options)
     fit(lab, "parts", "--trainer.max_steps", "7", "--ckpt_path", "last", *options)
@@ -155,8 +164,8 @@ def test_a_run_goes_on_exactly_amid_a_cycle_and_its_student_plays_without_the_ot
         for number, state in a["state"].items():
             assert all(torch.equal(b["state"][number][name], x) for name, x in state.items())
     steps = [int(next(iter(o["state"].values()))["step"]) for o in whole["optimizer_states"]]
-    assert steps == [2, 7]
-    assert {name.split(".")[0] for name in whole["state_dict"]} == {"network", "critic", "lag"}
+    assert steps == [2, 7, 7]
+    assert {name.split(".")[0] for name in whole["state_dict"]} == {"network", "critic", "lag", "adversary"}
     assert {name.split(".")[0] for name in whole["ema"]["raw"]} == {"network"}
     for name in ("val/critic", "val/teacher", "val/critic_lag", "train/critic_video"):
         assert math.isfinite(metrics[name])
