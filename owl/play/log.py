@@ -56,7 +56,7 @@ class ActionLog:
         start: Number of the start scene.
         seed: Seed of all noise.
         actions: One for each frame after the start.
-        begin: Picture of a start that the player gave, as `write_picture` returns it; None for a start of the world.
+        begin: Picture of a start that the player gave, as PNG; None for a start of the world.
     """
 
     origin: dict[str, Any]
@@ -65,11 +65,12 @@ class ActionLog:
     start: int
     seed: int
     actions: list[Action] = field(default_factory=list)
-    begin: str | None = None
+    begin: bytes | None = None
 
     def save(self, path: str | Path) -> None:
         """Write the log, atomically."""
         head = {"format": FORMAT, "version": VERSION} | {n: v for n, v in vars(self).items() if n != "actions"}
+        head["begin"] = None if self.begin is None else base64.b64encode(self.begin).decode()
         lines, settings = [json.dumps(head)], None
         for action in self.actions:
             line: dict[str, Any] = {
@@ -104,6 +105,8 @@ class ActionLog:
                     f"{path} is of version {version}, this code reads {FORMAT} version {VERSION}; use the release of "
                     "owl that wrote it",
                 )
+            if head.get("begin") is not None:
+                head["begin"] = base64.b64decode(head["begin"], validate=True)
             log, settings = cls(**head), Settings()
             for line in lines[1:]:
                 number += 1
@@ -124,11 +127,11 @@ class ActionLog:
         return Action(buttons, np.array(content["moved"], np.float32), settings, str(content["picture"]))
 
 
-def write_picture(rgb: np.ndarray) -> str:
-    """Return uint8[H, W, 3] as PNG in base64."""
+def write_picture(rgb: np.ndarray) -> bytes:
+    """Return uint8[H, W, 3] as PNG."""
     file = io.BytesIO()
     Image.fromarray(rgb).save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode()
+    return file.getvalue()
 
 
 def read_picture(content: bytes, size: tuple[int, int]) -> np.ndarray:
@@ -149,7 +152,7 @@ def read_picture(content: bytes, size: tuple[int, int]) -> np.ndarray:
             if picture.size == size[::-1]:
                 return np.array(picture.convert("RGB"))
             found = f"{picture.height}x{picture.width} (height x width)"
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # PIL's errors of damaged files
+    except Exception:  # Pillow raises many types for damaged files
         found = "damaged, or neither JPEG nor PNG"
     raise OwlError("play.picture", f"the picture is {found}, expected {size[0]}x{size[1]}; give another one")
 

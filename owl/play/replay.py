@@ -1,6 +1,5 @@
 """Play an action log again, and compare each frame with the recorded one."""
 
-import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
@@ -49,9 +48,13 @@ def make_world(
         OwlError: A part is missing or has other weights.
     """
     origin = log.origin
-    if origin.get("kind") == "game":
-        return GameWorld(origin["scenario"], tuple(origin["size"]), origin.get("sound", False))
-    worlds = origin["worlds"] if origin.get("kind") == "world models" else [origin]
+    try:
+        if origin.get("kind") == "game":
+            scenario, (height, width), sound = origin["scenario"], origin["size"], origin.get("sound", False)
+            return GameWorld(scenario, (height, width), sound)
+        worlds = origin["worlds"] if origin.get("kind") == "world models" else [origin]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _unknown(error) from error
     if checkpoint and len(checkpoint) != len(worlds):
         raise OwlError(
             "actions.origin",
@@ -75,9 +78,7 @@ def _learned(
         sources = Sources(**{"sound": False} | {name: origin[name] for name in known})
         expected, settings, threads = origin["fingerprints"], Settings(**origin["settings"]), origin["threads"]
     except (KeyError, TypeError) as error:
-        raise OwlError(
-            "actions.origin", f"the log does not tell how its world was made ({error!r}); record it again"
-        ) from error
+        raise _unknown(error) from error
     torch.set_num_threads(threads)
     shared = SharedWorld.find(checkpoint) if checkpoint else None
     if shared is not None:  # its scenes and decoders have moved with it
@@ -100,11 +101,15 @@ def _learned(
     return world
 
 
+def _unknown(error: Exception) -> OwlError:
+    return OwlError("actions.origin", f"the log does not tell how its world was made ({error!r}); record it again")
+
+
 def replay(log: ActionLog, world: World) -> Iterator[Replayed]:
     """Yield each frame of a log after its start."""
     start = log.start
     if log.begin is not None:
-        world.add_start(read_picture(base64.b64decode(log.begin), world.description.starts[0].shape[:2]))
+        world.add_start(read_picture(log.begin, world.description.start_size))
         start = len(world.description.starts) - 1
     world.reset(start, log.seed)
     for action in log.actions:

@@ -101,31 +101,36 @@ class Session:
 
     def _run(self) -> None:
         try:
-            self._reset(0, self.seed)
-            self._tell()
-            deadline = time.perf_counter()
-            while True:
-                wait = None if self._paused else max(0.0, deadline - time.perf_counter())
-                try:
-                    command = self._commands.get(timeout=wait)
-                except queue.Empty:
-                    self._advance()
-                    # a frame that was late does not hurry the next ones
-                    deadline = max(deadline + 1 / self.world.description.fps, time.perf_counter())
-                    continue
-                if command is None:
-                    break
-                try:
-                    self._obey(command)
-                except (OwlError, OSError) as error:
-                    self.listener.notice(str(error))
-                self._tell()
-            self._record(False)
+            try:
+                self._play()
+            finally:
+                self._record(False)  # also what was played until an error
         except BaseException as error:
             self.listener.failed(error)
         finally:
             self._encoder.shutdown()
             self.world.close()
+
+    def _play(self) -> None:
+        self._reset(0, self.seed)
+        self._tell()
+        deadline = time.perf_counter()
+        while True:
+            wait = None if self._paused else max(0.0, deadline - time.perf_counter())
+            try:
+                command = self._commands.get(timeout=wait)
+            except queue.Empty:
+                self._advance()
+                # a frame that was late does not hurry the next ones
+                deadline = max(deadline + 1 / self.world.description.fps, time.perf_counter())
+                continue
+            if command is None:
+                return
+            try:
+                self._obey(command)
+            except (OwlError, OSError) as error:
+                self.listener.notice(str(error))
+            self._tell()
 
     def _obey(self, command: Command | Start) -> None:
         if isinstance(command, Start):
@@ -163,11 +168,10 @@ class Session:
         self._show(self._remember(encode(picture.rgb)))
 
     def _begin_with(self, start: Start) -> None:
-        description = self.world.description
-        starts = description.starts
+        starts = self.world.description.starts
         if len(starts) >= MOST_STARTS:
             raise OwlError("play.picture", f"there are {len(starts)} start scenes already; choose one of them")
-        self.world.add_start(read_picture(start.content, starts[0].shape[:2] if starts else description.size))
+        self.world.add_start(read_picture(start.content, self.world.description.start_size))
         number = len(starts) - 1
         self.starts = {**self.starts, number: encode(starts[number])}
         self._reset(number, self.seed)
@@ -193,9 +197,11 @@ class Session:
             self._recording = Recording(self.folder, self.world.description)
         elif not on and self._recording is not None:
             recording, self._recording = self._recording, None
-            film = recording.finish()
-            log = film.with_suffix(LOG_SUFFIX)
-            self.log().save(log)
+            log = recording.path.with_suffix(LOG_SUFFIX)
+            try:
+                self.log().save(log)  # first: it does not depend on the film
+            finally:
+                film = recording.finish()
             self.recordings = [*self.recordings, *(path.name for path in (film, log) if path.exists())]
 
     def log(self) -> ActionLog:

@@ -100,6 +100,11 @@ class Description:
     sound: SoundFormat | None = None
     names: list[str] = field(default_factory=list)
 
+    @property
+    def start_size(self) -> tuple[int, int]:
+        """(H, W) of a picture to begin with: that of the start scenes, without them that of the pictures."""
+        return self.starts[0].shape[:2] if self.starts else self.size
+
 
 @dataclass(frozen=True)
 class Picture:

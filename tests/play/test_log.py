@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from owl.play.log import Action, ActionLog
+from owl.play.replay import make_world
 from owl.play.world import Settings
 from tests.helpers.errors import refused
 
@@ -23,8 +25,9 @@ ACTIONS = st.tuples(
 def test_logs_survive_the_file_bit_for_bit(tmp_path_factory: pytest.TempPathFactory, actions: list) -> None:
     path = tmp_path_factory.mktemp("log") / "log.jsonl"
     made = [Action(np.array(b, bool), np.array(a, np.float32), s, "0123456789ab") for b, a, s in actions]
-    ActionLog({"kind": "game"}, ["A", "B", "C"], ["x", "y"], 3, 2**32 - 1, made).save(path)
+    ActionLog({"kind": "game"}, ["A", "B", "C"], ["x", "y"], 3, 2**32 - 1, made, b"\x89PNG").save(path)
     found = ActionLog.load(path)
+    assert found.begin == b"\x89PNG"
     assert (found.origin, found.buttons, found.axes) == ({"kind": "game"}, ["A", "B", "C"], ["x", "y"])
     assert (found.start, found.seed) == (3, 2**32 - 1)
     for old, new in zip(made, found.actions, strict=True):
@@ -46,6 +49,8 @@ LINE = {"held": ["A"], "moved": [], "picture": "0"}
         ([HEAD | {"version": 2}], "actions.version", "version 2"),
         ([HEAD | {"format": "another"}], "actions.version", "owl-actions version 1"),
         ([HEAD | {"more": 1}], "actions.damaged", "line 1"),
+        ([HEAD | {"begin": "no base64"}], "actions.damaged", "line 1"),
+        ([HEAD | {"begin": 5}], "actions.damaged", "line 1"),
         ([HEAD, LINE, LINE | {"held": ["Z"]}], "actions.damaged", "line 3"),
         ([HEAD, LINE | {"moved": [1]}], "actions.damaged", "line 2"),
         ([HEAD, LINE | {"settings": {"stepz": 1}}], "actions.damaged", "line 2"),
@@ -58,6 +63,14 @@ def test_what_is_no_log_is_told(tmp_path: Path, lines: list, code: str, token: s
     path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), "utf-8")
     with refused(code, token):
         ActionLog.load(path)
+
+
+@pytest.mark.parametrize(
+    "origin", [None, {}, {"kind": "game"}, {"kind": "game", "scenario": "basic", "size": 5}, {"kind": "world models"}]
+)
+def test_a_log_that_does_not_tell_how_its_world_was_made(origin: Any) -> None:
+    with refused("actions.origin", "how its world was made"):
+        make_world(ActionLog(origin, [], [], 0, 0))
 
 
 def test_a_missing_log_is_told(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """The session: what is played can be returned to, branched, recorded, and played again bit for bit."""
 
-import base64
 import queue
+import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from owl.errors import OwlError
-from owl.play import protocol
+from owl.play import protocol, recording
 from owl.play.log import ActionLog, write_picture
 from owl.play.protocol import Command, Input, Start
 from owl.play.replay import replay
@@ -238,14 +239,9 @@ def test_a_recording_without_frames_is_a_log_alone(played: Played) -> None:
     assert len(ActionLog.load(played.session.folder / first).actions) == 1
 
 
-def png(rgb: np.ndarray) -> bytes:
-    """Encode a picture without loss."""
-    return base64.b64decode(write_picture(rgb))
-
-
 def test_a_picture_of_the_player_is_a_start_and_is_replayed(played: Played, tmp_path: Path) -> None:
     given = np.random.default_rng(5).integers(0, 255, (16, 24, 3), np.uint8)
-    played.session.send(Start(png(given)))
+    played.session.send(Start(write_picture(given)))
     played.next("state")
     assert (played.state["start"], played.state["starts"], played.state["frame"]) == (2, 3, 0)
     assert played.session.starts[2][:2] == b"\xff\xd8"
@@ -259,21 +255,35 @@ def test_a_picture_of_the_player_is_a_start_and_is_replayed(played: Played, tmp_
     played.do("reset", start=0)
     assert played.session.log().begin is None
     for _ in range(MOST_STARTS - 3):
-        played.session.send(Start(png(given)))
+        played.session.send(Start(write_picture(given)))
         played.next("state")
-    played.session.send(Start(png(given)))
+    played.session.send(Start(write_picture(given)))
     assert f"{MOST_STARTS} start scenes" in played.next("notice")
+
+
+def without_palette() -> bytes:
+    """A PNG of 16x24 pixels whose colours are numbers of a palette that it does not have."""
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", 24, 16, 8, 3, 0, 0, 0),
+        b"tRNS": b"\0",
+        b"IDAT": zlib.compress(bytes(400)),
+    }
+    parts = [(len(x), kind + x) for kind, x in (chunks | {b"IEND": b""}).items()]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", length) + part + struct.pack(">I", zlib.crc32(part)) for length, part in parts
+    )
 
 
 @pytest.mark.parametrize(
     ("content", "told"),
     [
         (b"no picture", "damaged, or neither JPEG nor PNG, expected 16x24"),
-        (png(np.zeros((16, 24, 3), np.uint8))[:50], "damaged"),
-        (png(np.zeros((24, 16, 3), np.uint8)), "24x16 (height x width), expected 16x24"),
-        (png(np.zeros((3000, 4000, 3), np.uint8)), "3000x4000"),
+        (write_picture(np.zeros((16, 24, 3), np.uint8))[:50], "damaged"),
+        (without_palette(), "damaged"),
+        (write_picture(np.zeros((24, 16, 3), np.uint8)), "24x16 (height x width), expected 16x24"),
+        (write_picture(np.zeros((3000, 4000, 3), np.uint8)), "3000x4000"),
     ],
-    ids=["text", "cut", "upright", "large"],
+    ids=["text", "cut", "palette", "upright", "large"],
 )
 def test_what_is_no_picture_of_this_world_is_told(played: Played, content: bytes, told: str) -> None:
     before = played.state
@@ -332,13 +342,35 @@ def test_commands_that_wait_are_bounded(tmp_path: Path) -> None:
     session.close()
 
 
-def test_an_error_of_the_world_ends_the_session(tmp_path: Path) -> None:
+def test_an_error_of_the_world_ends_the_session_and_keeps_its_recording(tmp_path: Path) -> None:
     class Broken(Strip):
         def step(self, buttons: np.ndarray, axes: np.ndarray) -> Picture:
-            raise OwlError("game.stopped", "the game stopped; run the same command again")
+            if self.x > 0:
+                raise OwlError("game.stopped", "the game stopped; run the same command again")
+            return super().step(buttons, axes)
 
-    played = Played(Broken(), tmp_path)
+    played = Played(Broken(fps=SECOND), tmp_path)
+    played.do("record", on=True)
+    played.step(1, moved=1.0)
     played.session.send(Command("resume"))
     check_error(played.next("failed"), "game.stopped")
-    assert played.world.closed
     played.session.close()
+    assert played.world.closed
+    film, log = sorted(tmp_path.iterdir(), key=lambda path: path.suffix, reverse=True)
+    assert film.stat().st_size > 0
+    assert len(ActionLog.load(log).actions) == 1
+
+
+def test_a_film_that_fails_leaves_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError("no space left on the disk")
+
+    monkeypatch.setattr(recording, "write_pictures", full)
+    played = Played(Strip(fps=SECOND), tmp_path)
+    played.do("record", on=True)
+    played.step(1)
+    played.session.send(Command("record", on=False))
+    assert "no space left" in played.next("notice")
+    played.session.close()
+    (log,) = tmp_path.iterdir()
+    assert len(ActionLog.load(log).actions) == 1
