@@ -10,7 +10,7 @@ from pathlib import Path
 
 from owl.cli.arguments import changed, parse_size
 from owl.data.game import check_audio
-from owl.errors import OwlError
+from owl.errors import OwlError, at_least
 from owl.play.beside import SideBySide
 from owl.play.game import GameWorld
 from owl.play.learned import LearnedWorld, Precision, Sources
@@ -105,6 +105,7 @@ def main(
         raise OwlError("play.game", f"--size {size} is for the real game, a world model has its own; leave it out")
     if game and len(worlds) > 1:
         raise OwlError("play.game", f"--game plays one scenario, got {', '.join(worlds)}; give one of them")
+    at_least(1, context=context, stride=stride)
     played: World
     if game:
         played = GameWorld(worlds[0], parse_size(size or "270x480"), sound and hears())

@@ -129,10 +129,11 @@ class Server:
         site = web.TCPSite(self._runner, self.host, self.port)
         try:
             await site.start()
-        except OSError as error:
+        except (OSError, OverflowError, UnicodeError) as error:  # the latter of ports and names that cannot exist
+            reason = getattr(error, "strerror", None) or error
             raise OwlError(
                 "play.address",
-                f"{self.host}:{self.port} cannot be used ({error.strerror or error}); choose another --port or --host",
+                f"{self.host}:{self.port} cannot be used ({reason}); choose another --port or --host",
             ) from error
         self.port = self._runner.addresses[0][1]
         self.session.begin()
@@ -216,7 +217,7 @@ class Server:
             "buttons": description.buttons,
             "axes": description.axes,
             "fps": description.fps,
-            "start_size": description.starts[0].shape[:2] if description.starts else None,
+            "start_size": description.start_size if description.starts else None,
             "decoders": description.decoders,
             "names": description.names,
             "sound": description.sound and asdict(description.sound),

@@ -222,6 +222,9 @@ def test_the_command_serves_until_it_is_stopped(lab: Path, capfd: pytest.Capture
         ((RUN, "--port", "0", "--seed", "-1"), "arguments.seed", ["seed is -1", f"0 to {2**32 - 1}"]),
         (("--game", "deathmatch", "--port", "0", "--seed", str(2**32)), "arguments.seed", [f"seed is {2**32}"]),
         ((RUN, "--host", "192.0.2.1"), "play.address", ["192.0.2.1:8420"]),
+        ((RUN, "--port", "70000"), "play.address", ["127.0.0.1:70000", "0-65535"]),
+        ((RUN, "--host", "a" * 70), "play.address", ["aaa"]),
+        ((RUN, "--stride", "0"), "arguments.too-small", ["stride is 0"]),
     ],
 )
 def test_what_cannot_be_played_is_told(lab: Path, arguments: tuple[str, ...], code: str, tokens: list[str]) -> None:
