@@ -215,7 +215,7 @@ class LearnedWorld(World):
 
     def _full_axes(self) -> list[float]:
         moved = self.scenes["axes"].abs().flatten(0, 1).double()
-        return [float(full) or 1.0 for full in moved.quantile(FULL, 0)] if len(moved) else []
+        return [float(full) or 1.0 for full in moved.quantile(FULL, 0)] if moved.numel() else []
 
 
 def schedule_of(settings: Settings) -> Schedule:

@@ -10,11 +10,16 @@ import pytest
 from gymnasium import Env, spaces
 from gymnasium.utils.env_checker import check_env
 
+from owl import models
+from owl.data.shards import DatasetInfo
+from owl.latents import load_latent_stats
 from owl.play.environment import WorldEnv
 from owl.play.learned import LearnedWorld, load_world
 from owl.play.world import Description, Picture, World
 from tests.helpers.errors import refused
+from tests.helpers.latents import lively
 from tests.helpers.play import Strip
+from tests.helpers.shards import AXES, BUTTONS
 from tests.helpers.shared import make_shared
 from tests.helpers.tiny import REPOSITORY
 from tests.test_docs import blocks
@@ -87,6 +92,21 @@ def test_a_world_has_only_the_controls_that_it_has() -> None:
     assert env.step({"axes": np.array([2.0])})[0].max() == 2
     with refused("play.render", "human", "rgb_array"):
         WorldEnv(Strip(), render_mode="human")
+
+
+def test_a_world_without_axes(tmp_path: Path) -> None:
+    folder = make_shared(tmp_path / "keys")
+    info = DatasetInfo.load(folder / "scenes")
+    keys = [*BUTTONS, *AXES]
+    info.modalities["controls"] |= {"buttons": keys, "axes": []}
+    info.save(folder / "scenes")
+    network = lively(buttons=keys, axes=[])
+    load_latent_stats(network, info.modalities, "scenes")
+    models.save(network, folder)
+    env = WorldEnv(load_world(str(folder)))
+    assert env.action_space == spaces.Dict({"buttons": spaces.MultiBinary(len(keys))})
+    picture, _ = env.reset(seed=0)
+    assert env.step(env.action_space.sample())[0].shape == picture.shape
 
 
 def test_a_start_must_exist(world: LearnedWorld) -> None:
