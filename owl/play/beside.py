@@ -59,6 +59,7 @@ class SideBySide(World):
             sound=told[0].sound,
             names=names,
         )
+        self.change(self.settings)  # each may have begun with others
 
     def reset(self, start: int, seed: int) -> Picture:
         """Begin all."""

@@ -66,6 +66,13 @@ def test_both_get_the_same_inputs_and_come_back() -> None:
     assert right.closed
 
 
+def test_all_begin_with_the_settings_of_the_first() -> None:
+    left, right = strip("left", decoders=["own", "only"]), strip("right")
+    left.settings, right.settings = Settings(steps=2, decoder="own"), Settings(steps=9, decoder="only")
+    world = SideBySide([left, right])
+    assert left.settings == right.settings == world.settings == Settings(steps=2, decoder="only")
+
+
 def test_each_keeps_its_own_decoder_where_they_share_none() -> None:
     left, right = strip("left"), strip("right", decoders=["other"])
     right.settings = Settings(decoder="other")
