@@ -78,11 +78,18 @@ def share(contents: Contents, directory: str | Path) -> None:
         directory: Local folder; files of an earlier export are replaced.
 
     Raises:
-        OwlError: A file is missing or damaged, or the parts do not match.
+        OwlError: A file is missing or damaged, the parts do not match, or the directory is that of the source.
     """
     network, content = load_world_model(contents.checkpoint)
     parts = parts_of(contents.checkpoint, content)
     data = need_data(contents.data or parts.data, contents.checkpoint)
+    folder = Path(directory)
+    if not {folder.resolve(), (folder / "scenes").resolve()}.isdisjoint(
+        Path(path).resolve() for path in (contents.checkpoint, data)
+    ):
+        raise OwlError(
+            "export.directory", f"{directory} is what is exported, expected another folder; choose another directory"
+        )
     text = licence(contents.license)
     decoders = dict(zip(load_decoders(list(contents.decoders)), contents.decoders, strict=True))
     if unfit := [name for name in decoders if Path(name).name != name]:
@@ -98,7 +105,6 @@ def share(contents: Contents, directory: str | Path) -> None:
             part.fold_weight_norm()  # type: ignore[operator]
         networks[name] = part, origin_of(file, told)
 
-    folder = Path(directory)
     if (folder / FILE).is_file():  # of an earlier export
         (folder / FILE).unlink()
         for name in (*PARTS, "decoders", "scenes", EVALUATION):

@@ -57,20 +57,19 @@ class SharedWorld:
             return None
         try:
             content = yaml.safe_load(file.read_text("utf-8"))
-            found = content["format"], content["version"]
+            if (found := (content["format"], content["version"])) != (FORMAT, VERSION):
+                raise OwlError(
+                    "world.version",
+                    f"{file} is {found[0]} version {found[1]}, this code reads {FORMAT} version {VERSION}; use the "
+                    "release of owl that wrote it",
+                )
             # of the types of the defaults
             settings = {name: type(value)(content["settings"][name]) for name, value in SETTINGS.items()}
             world = cls(Path(path), tuple(map(str, content["decoders"])), settings)
-        except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise OwlError(
                 "world.damaged", f"{file} does not describe a world ({error!r}); export the world again"
             ) from error
-        if found != (FORMAT, VERSION):
-            raise OwlError(
-                "world.version",
-                f"{file} is {found[0]} version {found[1]}, this code reads {FORMAT} version {VERSION}; use the release "
-                "of owl that wrote it",
-            )
         if not world.decoders or any(Path(name).name != name for name in world.decoders):
             raise OwlError(
                 "world.damaged",

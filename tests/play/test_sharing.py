@@ -178,6 +178,16 @@ def test_a_second_export_replaces_the_first(lab: Path) -> None:
     assert (parts.data, parts.decoders, parts.stride) == (None, (), STRIDE)
 
 
+def test_a_world_is_not_exported_into_itself(lab: Path, elsewhere: Path) -> None:
+    scenes = (elsewhere / "scenes/index.npz").read_bytes()
+    decoder = ("--decoder", elsewhere / "decoders/quickstart", "--frames", "12", "--scenes", "1")
+    for source in ((elsewhere,), (WORLD_MODEL, "--data", elsewhere / "scenes")):
+        with refused("export.directory", str(elsewhere)):
+            owl_here("export", source[0], elsewhere, *source[1:], *decoder, cwd=lab)
+    assert (elsewhere / "scenes/index.npz").read_bytes() == scenes
+    assert SharedWorld.find(elsewhere) is not None
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "tokens"),
     [
@@ -207,9 +217,10 @@ def test_a_folder_that_is_damaged_or_foreign_is_told(elsewhere: Path, tmp_path: 
     shutil.copytree(elsewhere, tmp_path / "doom")
     file = tmp_path / "doom" / "world.yaml"
     for change, code, *tokens in (
-        ({"version": 2}, "world.version", "version 2", "version 1"),
+        ({"version": 2, "settings": None}, "world.version", "version 2", "version 1"),
         ({"settings": {}}, "world.damaged", "steps"),
         ({"settings": content["settings"] | {"steps": "many"}}, "world.damaged", "many"),
+        ({"settings": content["settings"] | {"steps": float("inf")}}, "world.damaged", "infinity"),
         ({"decoders": []}, "world.damaged", "decoders"),
         ({"decoders": ["../../quickstart"]}, "world.damaged", "../../quickstart"),
     ):
