@@ -87,6 +87,22 @@ def test_a_silent_world_has_no_controls_of_sound(page: Page, tmp_path: Path) -> 
         assert not page.locator("#sound").is_visible()
 
 
+def test_a_browser_without_sound_says_so_once(page: Page, tmp_path: Path) -> None:
+    with in_background(Strip(size=(48, 64), fps=25, sound=True), tmp_path) as server:
+        page.goto(server.url)
+        page.wait_for_selector("#picture[data-frame='0']")
+        page.evaluate(
+            "() => { window.tried = 0; window.AudioContext = function () { tried += 1; throw Error('no device'); }; }"
+        )
+        page.click("#toggle-stats")
+        expect(page.locator("#notice")).to_have_text("no device", timeout=PATIENCE)
+        page.click("#begin")
+        page.wait_for_selector("#stage.playing")
+        page.keyboard.press("w")
+        assert page.evaluate("window.tried") == 1
+        expect(page.locator("#sound")).to_have_text("none in this browser", timeout=PATIENCE)
+
+
 def test_parts_that_arrive_early_and_late_are_played_without_gaps(page: Page, tmp_path: Path) -> None:
     jitter = np.random.default_rng(0).uniform(-0.02, 0.02, 150)
     with in_background(Strip(), tmp_path) as server:

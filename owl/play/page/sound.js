@@ -2,15 +2,25 @@
 
 export class Sound {
   constructor() {
-    Object.assign(this, { context: null, speaker: null, volume: 1, report: null });
+    Object.assign(this, { context: null, speaker: null, volume: 1, report: null, refused: false });
   }
 
-  // Begin, after a gesture of the person, which browsers demand. Throws where browsers play no sound.
-  async start({ sample_rate: sampleRate, channels }) {
+  // Begin, after a gesture of the person, which browsers demand. Throws once where browsers play no sound.
+  async start(format) {
+    if (this.refused) return;
     if (this.context !== null) {
       if (this.context.state === "suspended") await this.context.resume(); // the first gesture was not enough
       return;
     }
+    try {
+      await this.open(format);
+    } catch (error) {
+      this.refused = true;
+      throw error;
+    }
+  }
+
+  async open({ sample_rate: sampleRate, channels }) {
     if (!isSecureContext) throw new Error("Browsers play sound of this machine or of https only: use an SSH tunnel.");
     this.context = new AudioContext({ sampleRate, latencyHint: "interactive" });
     await this.context.audioWorklet.addModule("page/speaker.js");
@@ -35,7 +45,7 @@ export class Sound {
 
   // How it is doing, in words.
   get told() {
-    if (this.report === null) return "begins with the next click";
+    if (this.report === null) return this.refused ? "none in this browser" : "begins with the next click";
     const { lag, underruns, speed } = this.report, late = 1000 * (lag + (this.context.outputLatency || 0));
     const slow = speed < 1 ? ` at ${Math.round(100 * speed)}% speed` : "";
     return `${late.toFixed(0)} ms after the frame${slow} · ${underruns} underrun${underruns === 1 ? "" : "s"}`;
