@@ -7,7 +7,7 @@ import torch
 
 from owl import models
 from owl.callbacks.report import print_table
-from owl.comparison.decoders import load_decoders, run_names
+from owl.comparison.decoders import load_decoders, run_folder, run_names
 from owl.comparison.evaluation import Evaluation, Precision, Settings
 from owl.comparison.scripted import ScriptedEvaluation
 from owl.comparison.world_models import write_page
@@ -151,7 +151,8 @@ def main(
         )
     if precision == "bf16" and (cost := cost_of_bfloat16(device)) is not None:
         print(f"{cost}; --precision fp32 is faster", flush=True)
-    folder = Path(out) if out else default_folder(checkpoints[0], len(checkpoints) > 1)
+    name = "rollouts" if len(checkpoints) > 1 else "rollout"
+    folder = Path(out) if out else run_folder(checkpoints[0]) / name
     if repeated := [path for path in checkpoints if checkpoints.count(path) > 1]:
         raise OwlError(
             "compare.repeated", f"{repeated[0]} was given twice, expected different world models; give it once"
@@ -249,11 +250,3 @@ def scripted_evaluation(settings: Settings, network: WorldTransformer, episodes:
         return None
     scripts = load_scripts(settings.scripts, network.buttons, network.axes)
     return ScriptedEvaluation(scripts, episodes, settings.starts, settings.context, settings.game)
-
-
-def default_folder(checkpoint: str, several: bool) -> Path:
-    """Return the folder "rollout", or "rollouts" of several, in the run folder of a checkpoint or in an export's."""
-    path, name = Path(checkpoint), "rollouts" if several else "rollout"
-    if path.suffix != models.CHECKPOINT_SUFFIX:
-        return path / name
-    return (path.parent.parent if path.parent.name == "checkpoints" else path.parent) / name
