@@ -14,6 +14,8 @@ from owl.models.world_model import WorldTransformer
 from owl.rollout.checks import check_decoder
 from owl.rollout.shared import PARTS, SharedWorld
 
+PROVENANCE = "provenance.yaml"
+
 
 def load_world_model(path: str | Path, name: str | None = None) -> tuple[WorldTransformer, dict[str, Any] | None]:
     """Load a world model and the content of its checkpoint, None for an export; arguments as `owl.models.load`.
@@ -29,9 +31,6 @@ def load_world_model(path: str | Path, name: str | None = None) -> tuple[WorldTr
             "owl.recipes.world_model.WorldModel or its export",
         )
     return network, content
-
-
-PROVENANCE = "provenance.yaml"
 
 
 def trained_stride(content: dict[str, Any]) -> int:

@@ -201,7 +201,7 @@ def export_onnx(network: nn.Module, directory: str | Path) -> tuple[Path, Compar
     if size > MOST_BYTES:
         raise OwlError(
             "export.onnx",
-            f"{type(network).__name__} has {size / 1e9:.1f} GB of weights, an ONNX file holds 2; omit --onnx",
+            f"{type(network).__name__} has {size / 1e9:.1f} GB of weights, an ONNX file holds 2; leave out --onnx",
         )
     try:
         import onnxruntime
