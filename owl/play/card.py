@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from PIL import Image
 from torch import nn
 
 from owl import models
@@ -18,7 +16,7 @@ from owl.latents import encoder_of
 from owl.play.world import Description
 from owl.rollout.report import headline, value_table
 from owl.version import code_version
-from owl.viz.pictures import BACKGROUND, GAP, tile_row, tile_size
+from owl.viz.pictures import BACKGROUND, GAP, png, tile_row, tile_size
 
 ROW = 4
 """Start scenes in a row of the picture."""
@@ -104,9 +102,7 @@ def sheet(pictures: Sequence[np.ndarray]) -> bytes:
     drawn = np.full((len(rows) * (height + GAP) - GAP, width, 3), BACKGROUND, np.uint8)
     for number, row in enumerate(rows):
         drawn[number * (height + GAP) :][:height, : row.shape[1]] = row
-    file = BytesIO()
-    Image.fromarray(drawn).save(file, "png")
-    return file.getvalue()
+    return png(drawn)
 
 
 def licence(path: str | None) -> str:

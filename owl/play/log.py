@@ -127,13 +127,6 @@ class ActionLog:
         return Action(buttons, np.array(content["moved"], np.float32), settings, str(content["picture"]))
 
 
-def write_picture(rgb: np.ndarray) -> bytes:
-    """Return uint8[H, W, 3] as PNG."""
-    file = io.BytesIO()
-    Image.fromarray(rgb).save(file, "PNG")
-    return file.getvalue()
-
-
 def read_picture(content: bytes, size: tuple[int, int]) -> np.ndarray:
     """Read a picture that comes from outside.
 

@@ -15,11 +15,12 @@ import numpy as np
 from owl.data.codecs import encode_rgb
 from owl.errors import OwlError
 from owl.play.inputs import Inputs, Sample
-from owl.play.log import Action, ActionLog, digest, read_picture, write_picture
+from owl.play.log import Action, ActionLog, digest, read_picture
 from owl.play.protocol import SETTINGS, Command, Start, frame_message, sound_message
 from owl.play.recording import Recording
 from owl.play.timeline import Moment, Played, Timeline, in_order
 from owl.play.world import Picture, World
+from owl.viz.pictures import png
 
 QUALITY = 90
 """Of JPEG."""
@@ -214,7 +215,7 @@ class Session:
             self.start,
             self.seed,
             in_order(self._played),
-            None if self.start < max(1, self._given) else write_picture(description.starts[self.start]),
+            None if self.start < max(1, self._given) else png(description.starts[self.start]),
         )
 
     def _advance(self) -> None:

@@ -14,11 +14,12 @@ import pytest
 
 from owl.errors import OwlError
 from owl.play import protocol, recording
-from owl.play.log import ActionLog, write_picture
+from owl.play.log import ActionLog
 from owl.play.protocol import Command, Input, Start
 from owl.play.replay import replay
 from owl.play.session import MOST_STARTS, Session
 from owl.play.world import Picture
+from owl.viz.pictures import png
 from tests.helpers.errors import check_error
 from tests.helpers.play import RATE, Strip
 
@@ -241,7 +242,7 @@ def test_a_recording_without_frames_is_a_log_alone(played: Played) -> None:
 
 def test_a_picture_of_the_player_is_a_start_and_is_replayed(played: Played, tmp_path: Path) -> None:
     given = np.random.default_rng(5).integers(0, 255, (16, 24, 3), np.uint8)
-    played.session.send(Start(write_picture(given)))
+    played.session.send(Start(png(given)))
     played.next("state")
     assert (played.state["start"], played.state["starts"], played.state["frame"]) == (2, 3, 0)
     assert played.session.starts[2][:2] == b"\xff\xd8"
@@ -250,14 +251,14 @@ def test_a_picture_of_the_player_is_a_start_and_is_replayed(played: Played, tmp_
     played.do("record", on=False)
     log = ActionLog.load(tmp_path / "played" / played.state["recordings"][0])
     assert all(frame.same for frame in replay(log, Strip(fps=SECOND)))
-    other = replace(log, begin=write_picture(255 - given))
+    other = replace(log, begin=png(255 - given))
     assert not any(frame.same for frame in replay(other, Strip(fps=SECOND)))
     played.do("reset", start=0)
     assert played.session.log().begin is None
     for _ in range(MOST_STARTS - 3):
-        played.session.send(Start(write_picture(given)))
+        played.session.send(Start(png(given)))
         played.next("state")
-    played.session.send(Start(write_picture(given)))
+    played.session.send(Start(png(given)))
     assert f"{MOST_STARTS} start scenes" in played.next("notice")
 
 
@@ -278,10 +279,10 @@ def without_palette() -> bytes:
     ("content", "told"),
     [
         (b"no picture", "damaged, or neither JPEG nor PNG, expected 16x24"),
-        (write_picture(np.zeros((16, 24, 3), np.uint8))[:50], "damaged"),
+        (png(np.zeros((16, 24, 3), np.uint8))[:50], "damaged"),
         (without_palette(), "damaged"),
-        (write_picture(np.zeros((24, 16, 3), np.uint8)), "24x16 (height x width), expected 16x24"),
-        (write_picture(np.zeros((3000, 4000, 3), np.uint8)), "3000x4000"),
+        (png(np.zeros((24, 16, 3), np.uint8)), "24x16 (height x width), expected 16x24"),
+        (png(np.zeros((3000, 4000, 3), np.uint8)), "3000x4000"),
     ],
     ids=["text", "cut", "palette", "upright", "large"],
 )
