@@ -91,7 +91,7 @@ def join_lists(function: Callable[..., Any], arguments: list[str]) -> list[str]:
             joined.append(f"{argument}={text}")
         elif (option := argument.partition("=")[0]) in lists and not argument.startswith(f"{option}=["):
             joined.append(f"{option}=[{argument.removeprefix(f'{option}=')}]")
-        elif argument in parameters and rest:
+        elif (argument in parameters or argument == "--config") and rest:
             joined.append(f"{argument}={rest.pop(0)}")  # in one word, so that the value can start with a dash
         elif argument.startswith("-"):
             joined.append(argument)
