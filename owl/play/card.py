@@ -111,17 +111,17 @@ def licence(path: str | None) -> str:
     Raises:
         OwlError: There is no such file, or it is no text.
     """
-    try:
-        text = (
-            metadata.distribution("owl-platform").read_text("licenses/LICENSE")
-            if path is None
-            else Path(path).read_text("utf-8")
-        )
-    except (metadata.PackageNotFoundError, OSError, UnicodeDecodeError) as error:
-        raise OwlError(
-            "export.license",
-            f"the licence {path or 'of OWL'} cannot be read ({error}); give a text file with --license",
-        ) from error
+    if path is None:
+        # a checkout also has an egg-info folder, which has no licence
+        found = (each.read_text("licenses/LICENSE") for each in metadata.distributions(name="owl-platform"))
+        text = next(filter(None, found), "")
+    else:
+        try:
+            text = Path(path).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise OwlError(
+                "export.license", f"the licence {path} cannot be read ({error}); give a text file with --license"
+            ) from error
     if not text:
         raise OwlError("export.license", f"the licence {path or 'of OWL'} is empty; give a text file with --license")
     return text
