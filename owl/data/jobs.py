@@ -235,6 +235,8 @@ def _write_missing(root: Path, job: ShardJob, workers: int) -> None:
     missing = [number for number in job.shards if not (root / shard_name(number)).exists()]
     total = sum(job.shards.values())
     done = total - sum(job.shards[number] for number in missing)
+    # only this process draws: tqdm's own lock is shared with forked processes, and stays held if one of them is killed
+    tqdm.set_lock(threading.RLock())
     with tqdm(total=total, initial=done, unit="frame", desc=job.doing) as bar:
         if workers and missing:
             _write_with_workers(root, job, missing, min(workers, len(missing)), bar)
