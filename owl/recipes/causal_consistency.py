@@ -4,28 +4,20 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW, Optimizer
-from torchmetrics import MeanMetric
 
-from owl.distributed.sharding import shard
 from owl.errors import at_least
 from owl.flow_matching import consistency_target, to_interval
-from owl.losses.reconstruction import weighted_sum
 from owl.models.world_model import Streams, WorldTransformer
-from owl.nn.frozen import freeze, trained
-from owl.optim.configuration import with_schedule
 from owl.recipes.clips import unpacked_inputs
-from owl.recipes.compilation import compile_for_training
-from owl.recipes.hooks import ChecksEncoder, MeasuresEpochs, SeedsByWindow
-from owl.recipes.logging import log_losses, log_means
+from owl.recipes.distillation import Distillation
 from owl.recipes.presentation import Presentation, present
-from owl.recipes.randomness import MEASURED, step_generator, windows
-from owl.recipes.teachers import check_causal, check_data, check_same, copied, load_source
+from owl.recipes.randomness import step_generator, windows
+from owl.recipes.teachers import check_causal, check_same, copied, load_source
 
 
-class CausalConsistency(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
+class CausalConsistency(Distillation):
     """Distil a causal world model into a student that generates a frame in one or a few steps.
 
     The student's prediction of a frame's x0 is moved towards its own prediction a little further along the teacher's
@@ -77,27 +69,8 @@ class CausalConsistency(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
         check_causal(source, "teacher")
         check_causal(start, "student")
         check_same(start, source, "teacher")
-        self.sources = {"teacher": source, "student": start}
-        self.network, self.teacher = start.network, freeze(source.network)
+        self.begin(start.network, {"teacher": source, "student": start}, optimizer, warmup_steps, final_lr, compile)
         self.intervals, self.guidance, self.context_noise = intervals, guidance, context_noise
-        self.weights = {name: stream.weight for name, stream in self.network.generated.items()}
-        self.optimizer = optimizer
-        self.warmup_steps, self.final_lr = warmup_steps, final_lr
-        self.compile_networks = compile
-        self.means = nn.ModuleDict({name: MeanMetric(nan_strategy="disable") for name in self.weights})
-
-    def configure_model(self) -> None:
-        """Compile the blocks, and spread the weights under FSDP2."""
-        if self.compile_networks:
-            compile_for_training(self, *self.network.blocks, *self.teacher.blocks)
-        if self.device_mesh is not None:
-            for network in (self.network, self.teacher):
-                shard(network, self.device_mesh["data_parallel"])
-
-    def setup(self, stage: str) -> None:
-        """Check that the dataset has the latents, controls and stride of the world models."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        self._described = check_data(self.network, self.sources, data)
 
     def losses(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         """Compute the mean squared error of x0 for each stream: scalars."""
@@ -135,23 +108,3 @@ class CausalConsistency(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
         following = (shown.noise_level - 1 / self.intervals).clamp(min=0)
         teacher, student = velocity(self.teacher, self.guidance), velocity(self.network, 1.0)
         return unpacked(consistency_target(teacher, student, packed(shown.x), shown.noise_level, following))
-
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """One step."""
-        losses = self.losses(batch, self.global_step)
-        loss = weighted_sum(losses, self.weights)
-        log_losses(self, loss, losses)
-        return loss
-
-    def measure(self, batch: dict[str, Tensor]) -> None:
-        """Measure the loss of every stream."""
-        for name, loss in self.losses(batch, MEASURED).items():
-            self.means[name].update(loss, len(batch["buttons"]))  # type: ignore[operator]
-
-    def log_measured(self, split: str) -> None:
-        """Log the mean loss of every stream and the weighted sum; reset the means."""
-        log_means(self, self.means, self.weights, split)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the optimizer, with warm-up and a cosine schedule over the trainer's steps."""
-        return with_schedule(self, self.optimizer(trained(self.network).values()), self.warmup_steps, self.final_lr)

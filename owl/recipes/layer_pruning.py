@@ -3,25 +3,17 @@
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW, Optimizer
-from torchmetrics import MeanMetric
 
-from owl.distributed.sharding import shard
 from owl.errors import OwlError
 from owl.flow_matching import logit_normal
-from owl.losses.reconstruction import weighted_sum
 from owl.models.world_model import WorldTransformer
-from owl.nn.frozen import freeze, trained
-from owl.optim.configuration import with_schedule
 from owl.recipes.clips import Forcing, unpacked_inputs
-from owl.recipes.compilation import compile_for_training
-from owl.recipes.hooks import ChecksEncoder, MeasuresEpochs, SeedsByWindow
-from owl.recipes.logging import log_losses, log_means
+from owl.recipes.distillation import Distillation
 from owl.recipes.presentation import present
-from owl.recipes.randomness import MEASURED, step_generator, windows
-from owl.recipes.teachers import check_data, forcing_of, load_source
+from owl.recipes.randomness import step_generator, windows
+from owl.recipes.teachers import forcing_of, load_source
 
 
 def kept_layers(deep: Sequence[int], shallow: Sequence[int]) -> list[int]:
@@ -63,7 +55,7 @@ def pruned(teacher: WorldTransformer, depth: int) -> WorldTransformer:
     return network
 
 
-class LayerPruning(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
+class LayerPruning(Distillation):
     """Distil a world model into one with fewer layers, for a student that is faster than few steps alone make it.
 
     The student starts from some of the teacher's layers and learns to predict the teacher's velocity, with and without
@@ -106,29 +98,11 @@ class LayerPruning(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
         super().__init__()
         self.save_hyperparameters(logger=False)
         source = load_source(teacher)
-        self.sources = {"teacher": source}
         self.causal = forcing_of(source, forcing) != "full"
-        self.network = pruned(source.network, depth)
-        self.network.checkpoint = checkpoint
-        self.teacher = freeze(source.network)
+        network = pruned(source.network, depth)
+        network.checkpoint = checkpoint
+        self.begin(network, {"teacher": source}, optimizer, warmup_steps, final_lr, compile)
         self.logit_mean, self.logit_std, self.context_noise = logit_mean, logit_std, context_noise
-        self.weights = {name: stream.weight for name, stream in self.network.generated.items()}
-        self.optimizer = optimizer
-        self.warmup_steps, self.final_lr = warmup_steps, final_lr
-        self.compile_networks = compile
-        self.means = nn.ModuleDict({name: MeanMetric(nan_strategy="disable") for name in self.weights})
-
-    def configure_model(self) -> None:
-        """Compile the blocks, and spread the weights under FSDP2."""
-        if self.compile_networks:
-            compile_for_training(self, *self.network.blocks, *self.teacher.blocks)
-        if self.device_mesh is not None:
-            for network in (self.network, self.teacher):
-                shard(network, self.device_mesh["data_parallel"])
-
-    def setup(self, stage: str) -> None:
-        """Check that the dataset has the latents, controls and stride of the world model."""
-        self._described = check_data(self.network, self.sources, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def losses(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         """Compute the mean squared difference of the velocities for each stream: scalars."""
@@ -149,23 +123,3 @@ class LayerPruning(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
             name: torch.stack([(found[name] - target[name]).square().mean() for found, target in pairs]).mean()
             for name in self.weights
         }
-
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """One step."""
-        losses = self.losses(batch, self.global_step)
-        loss = weighted_sum(losses, self.weights)
-        log_losses(self, loss, losses)
-        return loss
-
-    def measure(self, batch: dict[str, Tensor]) -> None:
-        """Measure the loss of every stream."""
-        for name, loss in self.losses(batch, MEASURED).items():
-            self.means[name].update(loss, len(batch["buttons"]))  # type: ignore[operator]
-
-    def log_measured(self, split: str) -> None:
-        """Log the mean loss of every stream and the weighted sum; reset the means."""
-        log_means(self, self.means, self.weights, split)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the optimizer, with warm-up and a cosine schedule over the trainer's steps."""
-        return with_schedule(self, self.optimizer(trained(self.network).values()), self.warmup_steps, self.final_lr)

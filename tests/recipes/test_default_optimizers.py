@@ -16,8 +16,8 @@ RECIPES = {
     for name, member in vars(import_module(f"owl.recipes.{module.name}")).items()
     if inspect.isclass(member)
     and issubclass(member, LightningModule)
-    and "training_step" in vars(member)
-    and member is not LightningModule
+    and "__init__" in vars(member)
+    and member.training_step is not LightningModule.training_step
 }
 
 
