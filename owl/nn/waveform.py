@@ -25,10 +25,13 @@ class Windowed(nn.Module):
     """Base class of layers that map windows of ``span`` steps, ``stride`` apart, to one or more steps each.
 
     Attributes:
+        convolution: Maps the windows; `Up1d` and `Unblocks` spread its outputs over the steps of a block.
         span: Steps in a window.
         stride: Steps from one window to the next.
         padding: Zeros before and after a whole sequence.
     """
+
+    convolution: nn.Conv1d
 
     def __init__(self, span: int, stride: int, padding: tuple[int, int]) -> None:
         super().__init__()
@@ -40,7 +43,8 @@ class Windowed(nn.Module):
 
     def valid(self, x: Tensor) -> Tensor:
         """Map the complete windows of float[B, C, N], N at least ``span``."""
-        raise NotImplementedError
+        y: Tensor = self.convolution(x)
+        return y
 
     def reach(self, first: int, last: int) -> tuple[int, int]:
         """Return the first and the last input step, numbered from 0, on which outputs ``first`` to ``last`` depend."""
@@ -79,11 +83,6 @@ class Convolution1d(Windowed):
         self.convolution = nn.Conv1d(in_channels, out_channels, kernel, dilation=dilation, bias=bias)
         initialise(self.convolution, gain, weight_norm)
 
-    def valid(self, x: Tensor) -> Tensor:
-        """float[B, in_channels, N] -> float[B, out_channels, N - span + 1]."""
-        y: Tensor = self.convolution(x)
-        return y
-
 
 class Down1d(Windowed):
     """Strided convolution with 2 x ``stride`` taps: float[B, in_channels, N * stride] -> float[B, out_channels, N].
@@ -104,11 +103,6 @@ class Down1d(Windowed):
         super().__init__(2 * stride, stride, (before, stride - before))
         self.convolution = nn.Conv1d(in_channels, out_channels, 2 * stride, stride)
         initialise(self.convolution, gain, weight_norm)
-
-    def valid(self, x: Tensor) -> Tensor:
-        """float[B, in_channels, N] -> float[B, out_channels, (N - span) // stride + 1]."""
-        y: Tensor = self.convolution(x)
-        return y
 
 
 class Up1d(Windowed):
@@ -207,11 +201,6 @@ class Blocks(Windowed):
         super().__init__(size, size, (0, 0))
         self.convolution = nn.Conv1d(channels, features, size, size, bias=False)
         self.convolution.weight = nn.Parameter(gain * cosines(channels, features, size))
-
-    def valid(self, x: Tensor) -> Tensor:
-        """float[B, channels, N] -> float[B, features, N // size]."""
-        y: Tensor = self.convolution(x)
-        return y
 
 
 class Unblocks(Windowed):
