@@ -8,6 +8,7 @@ import numpy as np
 
 from owl.errors import OwlError
 from owl.rollout.generate import Sampler
+from owl.rollout.shared import SETTINGS
 
 MOST_STEPS = 64
 LARGEST_SEED = 2**32 - 1
@@ -29,12 +30,12 @@ class Settings:
         OwlError: A value is out of range.
     """
 
-    steps: int = 4
-    context_noise: float = 0.0
-    guidance: float = 1.0
+    steps: int = SETTINGS["steps"]
+    context_noise: float = SETTINGS["context_noise"]
+    guidance: float = SETTINGS["guidance"]
     decoder: str = ""
-    shift: float = 1.0
-    sampler: Sampler = "adams_bashforth"
+    shift: float = SETTINGS["shift"]
+    sampler: Sampler = SETTINGS["sampler"]
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= MOST_STEPS:

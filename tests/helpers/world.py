@@ -85,6 +85,16 @@ def save_run(folder: Path, name: str, network: nn.Module, data: dict[str, Any] |
     torch.save({"state_dict": state, "owl": described}, path)
 
 
+def stir(checkpoint: Path) -> None:
+    """Move all weights of a checkpoint, so that frames depend on everything: a trained one has no zeros."""
+    content = torch.load(checkpoint, weights_only=True)
+    random = torch.Generator().manual_seed(0)
+    for name, weights in content["state_dict"].items():
+        if weights.is_floating_point() and not name.endswith(("_mean", "_std")):
+            weights.add_(0.1 * torch.randn(weights.shape, generator=random))
+    torch.save(content, checkpoint)
+
+
 def make_world(folder: Path) -> Path:
     """Make all of the above in a folder: 4 episodes of 40 frames of 32x48 pixels, every run of two steps.
 

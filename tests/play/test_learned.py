@@ -27,7 +27,7 @@ from tests.helpers.errors import refused
 from tests.helpers.play import Client
 from tests.helpers.shards import BUTTONS
 from tests.helpers.tiny import owl_here
-from tests.helpers.world import AUTOENCODER, LATENTS, WORLD_MODEL
+from tests.helpers.world import AUTOENCODER, LATENTS, WORLD_MODEL, stir
 from tests.helpers.world import make_world as make_lab
 
 RUN = "runs/world_model_quickstart"
@@ -38,12 +38,7 @@ IDLE = np.zeros(len(BUTTONS), bool)
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a world model whose frames depend on everything, and a second decoder in ``other``."""
     folder = make_lab(tmp_path_factory.mktemp("play"))
-    content = torch.load(folder / WORLD_MODEL, weights_only=True)
-    random = torch.Generator().manual_seed(0)
-    for name, weights in content["state_dict"].items():
-        if weights.is_floating_point() and not name.endswith(("_mean", "_std")):
-            weights.add_(0.1 * torch.randn(weights.shape, generator=random))  # a trained one has no zeros
-    torch.save(content, folder / WORLD_MODEL)
+    stir(folder / WORLD_MODEL)
     network = models.load(folder / AUTOENCODER)
     assert isinstance(network, ImageAutoencoder)
     decoder = ImageDecoder.of(network)

@@ -21,7 +21,7 @@ from owl.rollout.loading import load_world_model, origin_of, parts_of
 from owl.rollout.shared import SETTINGS, SharedWorld, settings_of
 from tests.helpers.errors import refused
 from tests.helpers.tiny import owl_here
-from tests.helpers.world import AUTOENCODER, INVERSE_DYNAMICS, LATENTS, STRIDE, WORLD_MODEL, make_world
+from tests.helpers.world import AUTOENCODER, INVERSE_DYNAMICS, LATENTS, STRIDE, WORLD_MODEL, make_world, stir
 
 RUN = "runs/world_model_quickstart"
 PLAYED = ("--steps", "2", "--shift", "2", "--sampler", "consistency")
@@ -42,12 +42,7 @@ SHARED = (
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a world model that was measured, whose frames depend on its controls."""
     folder = make_world(tmp_path_factory.mktemp("sharing"))
-    content = torch.load(folder / WORLD_MODEL, weights_only=True)
-    random = torch.Generator().manual_seed(0)
-    for name, weights in content["state_dict"].items():
-        if weights.is_floating_point() and not name.endswith(("_mean", "_std")):
-            weights.add_(0.1 * torch.randn(weights.shape, generator=random))
-    torch.save(content, folder / WORLD_MODEL)
+    stir(folder / WORLD_MODEL)
     measured = folder / RUN / "rollout"
     measured.mkdir()
     (measured / "metrics.json").write_text(json.dumps({"psnr_1": 21.5, "repeat_psnr_1": 20.25}))
