@@ -160,7 +160,7 @@ def check_latents(network: nn.Module, modalities: dict[str, dict[str, Any]], url
 
 
 def load_latent_stats(network: nn.Module, modalities: dict[str, dict[str, Any]], url: str) -> None:
-    """Copy a dataset's latent statistics and encoder fingerprints to the network.
+    """Copy a dataset's latent statistics, encoder fingerprints and delays to the network.
 
     Raises:
         OwlError: See `check_latents`.
@@ -172,13 +172,15 @@ def load_latent_stats(network: nn.Module, modalities: dict[str, dict[str, Any]],
         getattr(network, f"{name}_std").copy_(torch.tensor(description["std"]))
         digits = bytes.fromhex(description["encoder"]["fingerprint"])
         getattr(network, f"{name}_encoder").copy_(torch.tensor(list(digits), dtype=torch.uint8))
+        if (stream := _streams(network).get(name)) is not None:
+            stream["delay"] = description.get("delay", 0.0)
 
 
 def check_encoder(network: nn.Module, modalities: dict[str, dict[str, Any]], url: str) -> None:
-    """Check that latents come from the encoder that the network was trained with.
+    """Check that latents come from the encoder that the network was trained with, with the same delay.
 
     Raises:
-        OwlError: They come from another encoder.
+        OwlError: They come from another encoder, or are of another time relative to their frame.
     """
     for name in _inputs(network):
         modality = modality_of(network, name)
@@ -188,6 +190,15 @@ def check_encoder(network: nn.Module, modalities: dict[str, dict[str, Any]], url
                 "latents.encoder",
                 f"{modality} of {url} is of encoder {found}, the {type(network).__name__} was trained on latents of "
                 f"encoder {expected}; encode the footage with that encoder, or train a new model under another --name",
+            )
+        stream = _streams(network).get(name, {})
+        trained, delay = (part.get("delay", 0.0) for part in (stream, modalities[modality]))
+        if stream and delay != trained:
+            raise OwlError(
+                "latents.delay",
+                f"{modality} of {url} is {delay:g} s earlier than its frame, the {type(network).__name__} was trained "
+                f"on latents that are {trained:g} s earlier; encode with --depth_delay {trained:g}, or train a new "
+                "model under another --name",
             )
 
 
@@ -243,6 +254,11 @@ def modality_of(network: nn.Module, name: str) -> str:
     """Return the modality in datasets for one of a network's inputs."""
     names: dict[str, str] = getattr(network, "latent_modalities", {})
     return names.get(name, name)
+
+
+def _streams(network: nn.Module) -> dict[str, dict[str, Any]]:
+    """Return the streams of a world model as its ``config``, which checkpoints and exports store, describes them."""
+    return getattr(network, "config", {}).get("streams", {})
 
 
 def _inputs(network: nn.Module) -> dict[str, tuple[int, ...]]:

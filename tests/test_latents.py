@@ -13,6 +13,7 @@ from owl.models.image_autoencoder import ImageAutoencoder
 from tests.helpers.decoders import LatentDecoder
 from tests.helpers.errors import refused
 from tests.helpers.latents import FINGERPRINT, lively, streams
+from tests.helpers.shards import DESCRIPTIONS
 
 OTHER = "ff00112233445566"
 
@@ -58,6 +59,19 @@ def test_an_autoencoder_proves_it_by_the_encoder_that_it_carries() -> None:
     check_decoder(world(models.fingerprint(autoencoder.encoder)), "video", autoencoder)
     with refused("latents.encoder", models.fingerprint(autoencoder.encoder), FINGERPRINT):
         check_decoder(world(), "video", autoencoder)
+
+
+def test_a_world_model_is_refused_on_latents_of_another_delay(tmp_path: Path) -> None:
+    given = {"shape": [1, 4, 6], "mean": [0.0], "std": [1.0], "encoder": {"fingerprint": FINGERPRINT}}
+    earlier = described() | {"conditioning_latent": given | {"delay": 2.0}, "controls": DESCRIPTIONS["controls"]}
+    network = lively(**streams("conditioning"))
+    load_latent_stats(network, earlier, "data")
+    models.save(network, tmp_path)
+    exported = models.load(tmp_path)
+    check_encoder(exported, earlier, "data")
+    with refused("latents.delay", "conditioning_latent of other", "0 s earlier", "2 s earlier", "--depth_delay 2"):
+        check_encoder(exported, described() | {"conditioning_latent": given}, "other")
+    check_encoder(told(), described(delay=2.0), "data")  # only world models have a delay
 
 
 @pytest.mark.parametrize("decoder", [nn.Linear(1, 1), LatentDecoder()])

@@ -54,7 +54,8 @@ class Pictured:
             delay: Seconds by which depth is earlier.
 
         Raises:
-            OwlError: The frames have another size, or the dataset does not tell the scale of the modality.
+            OwlError: The frames have another size, the delay is less than half a frame, or the dataset does not tell
+                the scale of the modality.
         """
         modality = PICTURED[name]
         if source.info.size != size:
@@ -66,6 +67,12 @@ class Pictured:
             )
         fps = source.info.fps
         frames = round(delay * fps) if modality == "depth" else 0
+        if delay and modality == "depth" and not frames:
+            raise OwlError(
+                "arguments.too-small",
+                f"depth_delay is {delay:g} s, {source.url} has {fps:g} frames per second, expected 0 or at least one "
+                f"frame of {1 / fps:.4g} s; change depth_delay",
+            )
         pictured = cls(modality, source.info.modalities[modality], source.url, size, stride, frames, fps)
         pictured.scale()
         return pictured

@@ -27,6 +27,8 @@ class Stream:
         sinks: Learned tokens in every frame beside those of a stream with separate tokens. Their rotary position is the
             identity, so that attention to them does not depend on the distance. They stabilise training where few
             tokens of sound stand beside many of pictures (OmniForcing, arXiv:2603.11647).
+        delay: Seconds by which its latents are earlier than the frame (``data encode --depth_delay``). Training takes
+            it from the dataset and stores it in the network's ``config``.
 
     Raises:
         OwlError: The values are invalid.
@@ -39,6 +41,7 @@ class Stream:
     modality: str | None = None
     dropout: float = 0.0
     sinks: int = 0
+    delay: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))

@@ -67,7 +67,7 @@ class LayerPruning(Distillation):
     Args:
         teacher: Checkpoint or export of the deep world model.
         depth: Layers of the student.
-        forcing: How the teacher was trained. None: as its checkpoint tells; required for an export.
+        forcing: How the teacher was trained. None: as its checkpoint or export tells.
         logit_mean: Mean of the logits of noise levels, which are sigmoid(N(logit_mean, logit_std)).
         logit_std: Standard deviation of the logits.
         context_noise: Noise level of the past.
@@ -98,7 +98,8 @@ class LayerPruning(Distillation):
         super().__init__()
         self.save_hyperparameters(logger=False)
         source = load_source(teacher)
-        self.causal = forcing_of(source, forcing) != "full"
+        self.hparams["forcing"] = forcing_of(source, forcing)  # that of the student, which its checkpoint tells
+        self.causal = self.hparams["forcing"] != "full"
         network = pruned(source.network, depth)
         network.checkpoint = checkpoint
         self.begin(network, {"teacher": source}, optimizer, warmup_steps, final_lr, compile)

@@ -10,7 +10,7 @@ from owl.errors import OwlError
 from owl.latents import check_encoder, check_latents, described, encoder_of
 from owl.models.world_model import WorldTransformer
 from owl.recipes.clips import Forcing
-from owl.rollout.loading import load_world_model, trained_stride
+from owl.rollout.loading import load_world_model, origin_of
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Source:
     Attributes:
         path: Its checkpoint or export.
         network: The world model, on the CPU, in training mode.
-        forcing: How it was trained; None if the file does not tell, as exports.
+        forcing: How it was trained; None if the file does not tell, as that of a few-step student.
         stride: Stored frames from one of its frames to the next; None likewise.
         length: Frames of the clips that it was trained on; None likewise.
     """
@@ -45,17 +45,14 @@ def load_source(path: str, checkpoint: bool = False) -> Source:
     network, content = load_world_model(path, "network")
     network.train()
     network.checkpoint = checkpoint
-    if content is None:
-        return Source(path, network, None, None, None)
-    config = content["owl"]["config"]
-    recipe, data = (((config.get(part) or {}).get("init_args") or {}) for part in ("model", "data"))
-    forcing = recipe.get("forcing")
+    origin = origin_of(path, content)
+    forcing = origin.get("forcing")
     return Source(
         path,
         network,
         forcing if forcing in get_args(Forcing) else None,
-        trained_stride(content),
-        data.get("length"),
+        origin.get("stride"),
+        origin.get("length"),
     )
 
 
@@ -179,4 +176,7 @@ def check_stride(source: Source, dataset: Any, role: str) -> None:
 
 def _described(network: WorldTransformer) -> str:
     """Describe the streams: two networks with the same description have the same latents."""
-    return ", ".join(f"{name} {list(stream.shape)} {stream.role}" for name, stream in network.streams.items())
+    return ", ".join(
+        f"{name} {stream['shape']} {stream['role']}" + (f" {stream['delay']:g} s earlier" if stream["delay"] else "")
+        for name, stream in network.config["streams"].items()
+    )

@@ -46,19 +46,22 @@ def origin_of(path: str | Path, content: dict[str, Any] | None) -> dict[str, Any
         content: Content of the checkpoint, None for an export, which tells it in provenance.yaml.
 
     Returns:
-        ``checkpoint``, ``global_step``, ``recipe``, ``code_version``, ``dataset``, ``stride`` (of the data) and, of an
-        inverse dynamics model, ``dead_zone``, as far as they are known.
+        ``checkpoint``, ``global_step``, ``recipe``, ``code_version``, ``dataset``, ``stride`` and ``length`` of the
+        clips and, of a world model, ``forcing``, of an inverse dynamics model, ``dead_zone``, as far as they are known.
 
     Raises:
         OwlError: provenance.yaml is damaged.
     """
     if content is not None:
-        model = _arguments(content, "model")
+        model, data = _arguments(content, "model"), _arguments(content, "data")
+        resolved = content.get("hyper_parameters") or {}  # of a recipe that found out how its teacher was trained
         return {
             "checkpoint": str(path),
             "global_step": content.get("global_step"),
             **{key: content["owl"].get(key) for key in ("recipe", "code_version", "dataset")},
             "stride": trained_stride(content),
+            **{key: data[key] for key in ("length",) if key in data},
+            **{key: resolved[key] for key in ("forcing",) if key in resolved},
             **{key: model[key] for key in ("dead_zone",) if key in model},
         }
     file = Path(path) / PROVENANCE

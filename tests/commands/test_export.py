@@ -107,6 +107,7 @@ def test_provenance_names_what_made_it(checkpoint: Path, tmp_path: Path) -> None
         "code_version": content["owl"]["code_version"],
         "dataset": content["owl"]["dataset"],
         "stride": 1,
+        "length": 1,
     }
     main(str(checkpoint), str(tmp_path), fold=True)  # an earlier export is replaced
     assert models.load(tmp_path).config["norm"] == "none"

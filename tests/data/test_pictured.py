@@ -93,6 +93,13 @@ def test_the_delay_is_that_of_depth_alone(footage: Path) -> None:
     assert delays == [0, round(0.1 * 35)]
 
 
+def test_a_delay_of_no_frame_is_refused(footage: Path) -> None:
+    source = Source.open(str(footage), ("depth",))
+    assert Pictured.of("depth_latent", SIZE, source, 1, 0.02).delay == 1
+    with refused("arguments.too-small", "depth_delay is 0.01 s", str(footage), "35 frames", "0.02857 s"):
+        Pictured.of("depth_latent", SIZE, source, 1, 0.01)
+
+
 def test_depth_without_a_pose_cannot_be_delayed(footage: Path, tmp_path: Path) -> None:
     with refused("dataset.modalities", str(footage), "no pose", "rgb, depth, flow, audio, controls"):
         encode_dataset([make_encoder()], str(footage), tmp_path / "no", names=["depth_latent"], depth_delay=2.0)

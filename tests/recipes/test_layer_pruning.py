@@ -14,6 +14,7 @@ from owl.data.shards import DatasetInfo
 from owl.latents import load_latent_stats
 from owl.models.world_model import WorldTransformer
 from owl.recipes.layer_pruning import LayerPruning, kept_layers
+from owl.recipes.teachers import load_source
 from tests.helpers.errors import refused
 from tests.helpers.latents import draw, lively, make_latents, streams, tiny_consistency
 from tests.helpers.tiny import owl_here, write_config
@@ -90,14 +91,16 @@ def test_a_shallow_student_is_distilled_from_its_deep_teacher(tmp_path: Path) ->
     teacher = lively()
     load_latent_stats(teacher, DatasetInfo.load(tmp_path / "data").modalities, "data")
     models.save(teacher, tmp_path / "world")
+    (tmp_path / "world/provenance.yaml").write_text("forcing: diffusion")
     experiment = tiny_consistency(Path("data"), "world", max_steps=2)
     write_config(tmp_path / "few.yaml", experiment)
-    arguments = {"teacher": "world", "depth": 1, "forcing": "teacher", "warmup_steps": 1}
+    arguments = {"teacher": "world", "depth": 1, "warmup_steps": 1}
     experiment["model"] = {"class_path": "owl.recipes.layer_pruning.LayerPruning", "init_args": arguments}
     write_config(tmp_path / "prune.yaml", experiment)
     assert owl_here("fit", "--config", "prune.yaml", cwd=tmp_path) == 0
     assert json.loads((tmp_path / "runs/prune/metrics.json").read_text())["val/loss"] > 0
     shallow = "runs/prune/checkpoints/last.ckpt"
+    assert load_source(str(tmp_path / shallow)).forcing == "diffusion"  # as its teacher
     assert owl_here("fit", "--config", "few.yaml", "--model.student", shallow, cwd=tmp_path) == 0
     network = models.load(tmp_path / "runs/few/checkpoints/last.ckpt")
     assert isinstance(network, WorldTransformer)

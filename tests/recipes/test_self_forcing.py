@@ -16,6 +16,7 @@ from owl import models
 from owl.models.world_model import WorldTransformer
 from owl.recipes import memory
 from owl.recipes.self_forcing import CRITIC, FRAMES, STUDENT
+from owl.recipes.teachers import load_source
 from tests.helpers.errors import refused
 from tests.helpers.latents import LATENT, make_latents
 from tests.helpers.students import batches, make_lab, moved, recipe, trained, weights
@@ -173,6 +174,8 @@ def test_a_run_goes_on_exactly_amid_a_cycle_and_its_student_plays_without_the_ot
     network = models.load(lab / "runs" / "whole" / "checkpoints" / "last.ckpt")
     assert isinstance(network, WorldTransformer)
     assert torch.equal(network.video_std, models.load(lab / "world").video_std)
+    # the forcing that is given is the teacher's
+    assert load_source(str(lab / "runs" / "whole" / "checkpoints" / "last.ckpt")).forcing is None
 
 
 def test_a_critic_that_diverges_stops_the_run(lab: Path, tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
         experiment["data"]["init_args"] |= {"stride": 2}
         write_config(folder / f"{name}.yaml", experiment)
         assert owl_here("fit", "--config", f"{name}.yaml", "--name", name, cwd=folder) == 0
-        models.save(models.load(checkpoint(folder, name)), folder / name)
+    assert owl_here("export", checkpoint(folder, "bidirectional"), "exported", cwd=folder) == 0
+    models.save(models.load(checkpoint(folder, "bidirectional")), folder / "bare")
     return folder
 
 
@@ -36,18 +37,20 @@ class Strided:
     stride = 1
 
 
-def test_a_checkpoint_tells_how_it_was_trained_and_an_export_does_not(lab: Path) -> None:
-    source, exported = load_source(checkpoint(lab, "bidirectional")), load_source(str(lab / "bidirectional"), True)
-    assert (source.forcing, source.stride, source.length) == ("full", 2, 5)
-    assert (exported.forcing, exported.stride, exported.length) == (None, None, None)
+def test_checkpoints_and_exports_tell_how_they_were_trained(lab: Path) -> None:
+    source, exported = load_source(checkpoint(lab, "bidirectional")), load_source(str(lab / "exported"), True)
+    for told in (source, exported):
+        assert (told.forcing, told.stride, told.length) == ("full", 2, 5)
+    bare = load_source(str(lab / "bare"))
+    assert (bare.forcing, bare.stride, bare.length) == (None, None, None)
     assert source.network.training
     assert (source.network.checkpoint, exported.network.checkpoint) == (False, True)
-    assert forcing_of(source, None) == forcing_of(exported, "full") == "full"
-    with refused("recipe.teacher", "forcing", "bidirectional"):
-        forcing_of(exported, None)
+    assert forcing_of(source, None) == forcing_of(bare, "full") == "full"
+    with refused("recipe.teacher", "forcing", "bare"):
+        forcing_of(bare, None)
     with refused("recipe.teacher", "forcing is teacher", "with full"):
         forcing_of(source, "teacher")
-    check_stride(exported, Strided(), "teacher")
+    check_stride(bare, Strided(), "teacher")
     with refused("network.stride", "stride 2", "has 1", "data.init_args.stride to 2"):
         check_stride(source, Strided(), "teacher")
 
