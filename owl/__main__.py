@@ -30,6 +30,7 @@ COMMANDS = {
     "data import": "import your own footage: a folder of videos or of OWL Control recordings",
     "data encode": "encode a dataset's pictures, depth, flow or sound into latents of a trained autoencoder",
     "data annotate": "add controls, optical flow, depth or cameras to footage, computed from its frames",
+    "data trajectories": "follow a world model from noise to each frame, for the regression of a few-step student",
     "data inspect": "summarise a dataset and draw its contact sheet",
     "data verify": "check every member of a dataset, rebuild a missing index",
     "export": "convert a checkpoint to safetensors + config.yaml, or to a folder that plays its world anywhere",

@@ -125,13 +125,15 @@ NETWORK_CLASSES = {
 def small_model(path: Path, shipped: dict[str, Any], folder: Path) -> tuple[tuple[int, int] | None, list[str]]:
     """The size of pictures, and options that make every network small."""
     model = shipped["model"]["init_args"]
-    if "teacher" in model and "autoencoder" not in model:
-        sound = "audio_latent" in shipped["data"]["init_args"]["modalities"]
-        world_model = save_world_model(folder / "world_model", sound)
+    if ("teacher" in model or "student" in model) and "autoencoder" not in model:
+        data = shipped["data"]["init_args"]
+        world_model = save_world_model(folder / "world_model", "audio_latent" in data["modalities"])
+        clips = f"{{stride: {data.get('stride', 1)}, length: {data['length']}}}"
+        (world_model / "provenance.yaml").write_text(clips)
         changes = {name: str(world_model) for name in ("teacher", "student") if name in model}
         if "depth" in model:
             changes |= {"forcing": "teacher", "depth": 1}
-        if "student" in model:
+        if "gradient_frames" in model:
             changes |= {"forcing": "teacher", "frames": model["gradient_frames"] + 1}
         return None, options("model", changes)
     if "autoencoder" not in model:
@@ -195,7 +197,12 @@ def test_an_experiment_trains_two_steps(path: Path, tmp_path: Path, monkeypatch:
     length = max(wanted.get("length", 1), wanted.get("validation_length", 1))
     frames = length * wanted.get("stride", 1) + 3  # some windows in each episode
     modalities = wanted.get("modalities", ["rgb"])
-    if "latent" in modalities:
+    if "trajectory" in modalities:
+        make_latents(tmp_path / "latents", [frames] * 4)
+        follow = ("data", "trajectories", "world_model", "latents", "data", "--points", "2", "--steps", "2")
+        assert owl_here(*follow, cwd=tmp_path) == 0
+        data = tmp_path / "data"
+    elif "latent" in modalities:
         data = make_latents(tmp_path / "data", [frames] * 4, modalities, stride=wanted.get("stride", 1))
     else:
         data = make_dataset(tmp_path / "data", 3, frames, size or (24, 40), modalities)

@@ -65,9 +65,9 @@ class Source:
                 )
         return cls(str(url), info, index, taken, tuple(name for name in info.modalities if name in kept), size)
 
-    def modality(self, name: str, frames: int) -> Modality:
-        """Return a modality for decoding spans of ``frames`` frames."""
-        sampling = Sampling(self.url, self.info.fps, self.info.size, frames, resize=self.size)
+    def modality(self, name: str, length: int, stride: int = 1) -> Modality:
+        """Return a modality for decoding windows of ``length`` frames."""
+        sampling = Sampling(self.url, self.info.fps, self.info.size, length, stride, resize=self.size)
         return MODALITIES[name](name, self.info.modalities[name], sampling)
 
     def derive(self, kind: str, modalities: dict[str, dict], **source: Any) -> DatasetInfo:

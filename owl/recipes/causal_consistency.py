@@ -3,14 +3,13 @@
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from owl.errors import at_least
 from owl.flow_matching import consistency_target, to_interval
 from owl.models.world_model import Streams, WorldTransformer
-from owl.recipes.clips import unpacked_inputs
+from owl.recipes.clips import flat, unflat, unpacked_inputs
 from owl.recipes.distillation import Distillation
 from owl.recipes.presentation import Presentation, present
 from owl.recipes.randomness import step_generator, windows
@@ -89,22 +88,15 @@ class CausalConsistency(Distillation):
 
     def target(self, shown: Presentation) -> Streams:
         """Compute the targets of x0, which are evaluated for all streams together."""
-        features = [x.flatten(2).shape[2] for x in shown.x.values()]
-
-        def packed(streams: Streams) -> Tensor:
-            return torch.cat([x.flatten(2) for x in streams.values()], 2)
-
-        def unpacked(x: Tensor) -> Streams:
-            parts = zip(shown.x.items(), x.split(features, 2), strict=True)
-            return {name: part.view_as(like) for (name, like), part in parts}
 
         def velocity(network: WorldTransformer, guidance: float) -> Callable[[Tensor, Tensor], Tensor]:
             def of(x: Tensor, level: Tensor) -> Tensor:
-                at = replace(shown, x=unpacked(x), noise_level=level)
-                return packed(at.guided(network, guidance)[1])
+                at = replace(shown, x=unflat(x, network), noise_level=level)
+                return flat(at.guided(network, guidance)[1])
 
             return of
 
         following = (shown.noise_level - 1 / self.intervals).clamp(min=0)
         teacher, student = velocity(self.teacher, self.guidance), velocity(self.network, 1.0)
-        return unpacked(consistency_target(teacher, student, packed(shown.x), shown.noise_level, following))
+        target = consistency_target(teacher, student, flat(shown.x), shown.noise_level, following)
+        return unflat(target, self.network)

@@ -1,5 +1,6 @@
 """Clips of latents and controls, shared by recipes of world models."""
 
+import math
 from typing import Literal
 
 import torch
@@ -58,6 +59,18 @@ def unpacked_inputs(network: WorldTransformer, batch: dict[str, Tensor], length:
             f"{length} and data.init_args.pack to false",
         )
     return latents, controls
+
+
+def flat(streams: Streams) -> Tensor:
+    """Flatten and join the streams of each frame: float[B, F, features]."""
+    return torch.cat([x.flatten(2) for x in streams.values()], 2)
+
+
+def unflat(x: Tensor, network: WorldTransformer) -> Streams:
+    """Undo `flat` for the generated streams of a world model."""
+    shapes = {name: stream.shape for name, stream in network.generated.items()}
+    parts = x.split([math.prod(shape) for shape in shapes.values()], 2)
+    return {name: part.unflatten(2, shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
 def draw(generators: list[torch.Generator], like: Streams) -> Streams:

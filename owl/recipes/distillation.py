@@ -1,4 +1,4 @@
-"""What recipes have in common that train a world model to agree with a frozen one, frame by frame."""
+"""What recipes have in common that train a world model to agree with another one, frame by frame."""
 
 from collections.abc import Callable, Iterable
 
@@ -24,8 +24,8 @@ class Distillation(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
 
     Attributes:
         network: The student.
-        teacher: The frozen world model.
-        sources: Where the world models come from, by their role; "teacher" is one of them.
+        teacher: The frozen world model, if ``sources`` name one.
+        sources: Where the world models come from, by their role.
         weights: Weight of the loss of each generated stream.
     """
 
@@ -52,7 +52,9 @@ class Distillation(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
             compile: Whether to compile the blocks of both networks.
         """
         self.sources = sources
-        self.network, self.teacher = network, freeze(sources["teacher"].network)
+        self.network = network
+        if "teacher" in sources:
+            self.teacher = freeze(sources["teacher"].network)
         self.weights = {name: stream.weight for name, stream in network.generated.items()}
         self.optimizer = optimizer
         self.warmup_steps, self.final_lr = warmup_steps, final_lr
@@ -65,10 +67,11 @@ class Distillation(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
 
     def configure_model(self) -> None:
         """Compile the blocks, and spread the weights under FSDP2."""
+        networks = [part for part in self.children() if isinstance(part, WorldTransformer)]
         if self.compile_networks:
-            compile_for_training(self, *self.network.blocks, *self.teacher.blocks)
+            compile_for_training(self, *(block for network in networks for block in network.blocks))
         if self.device_mesh is not None:
-            for network in (self.network, self.teacher):
+            for network in networks:
                 shard(network, self.device_mesh["data_parallel"])
 
     def setup(self, stage: str) -> None:

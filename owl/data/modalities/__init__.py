@@ -7,7 +7,14 @@ from owl.data.modalities.controls import Controls
 from owl.data.modalities.depth import Depth
 from owl.data.modalities.flow import Flow
 from owl.data.modalities.labels import Labels
-from owl.data.modalities.latents import AudioLatent, ConditioningLatent, DepthLatent, Latent, MotionLatent
+from owl.data.modalities.latents import (
+    AudioLatent,
+    ConditioningLatent,
+    DepthLatent,
+    Latent,
+    MotionLatent,
+    Trajectory,
+)
 from owl.data.modalities.pose import Pose
 from owl.data.modalities.rgb import Rgb
 
@@ -25,5 +32,6 @@ MODALITIES: dict[str, type[Modality]] = {
     "motion_latent": MotionLatent,
     "conditioning_latent": ConditioningLatent,
     "audio_latent": AudioLatent,
+    "trajectory": Trajectory,
 }
 """Class of each modality, by its name in dataset.json."""

@@ -106,6 +106,33 @@ class MotionLatent(Latent):
             )
 
 
+class Trajectory(Latent):
+    """Points float16 of ``shape`` [points, features] per frame, on the flow of a world model from noise to the frame.
+
+    The points are x_t at each of ``noise_levels`` and then x0, of all generated streams, standardised, flattened and
+    joined (`owl.recipes.clips.flat`). Windows contain float32[T, points, features]. An episode is a clip of ``length``
+    frames, ``stride`` stored frames apart: the flow of a frame depends on the frames before it in its clip.
+
+    Raises:
+        OwlError: Mirroring, cropping, or another length or stride is set.
+    """
+
+    extension = "trajectory.npy"
+
+    def __init__(self, name: str, description: Mapping[str, Any], sampling: Sampling) -> None:
+        super().__init__(name, description, sampling)
+        length, stride = description["length"], description["stride"]
+        if sampling.length > 1 and (sampling.length, sampling.stride) != (length, stride):
+            raise OwlError(
+                "windows.trajectory",
+                f"{name} of {sampling.url} follows clips of {length} frames with stride {stride}, but length is "
+                f"{sampling.length} and stride {sampling.stride}; set them to those of the clips",
+            )
+
+    def preview(self, frames: Iterable[np.ndarray | None], size: tuple[int, int]) -> None:
+        """Return None: what is standardised and flattened has no picture."""
+
+
 class AudioLatent(Latent):
     """Audio latents float16[k, c] per frame: k tokens with c channels each. Windows are continuous for any stride.
 
