@@ -73,7 +73,7 @@ class ODERegression(Distillation):
                 f"{url} has no {MODALITY}, the recipe learns from those of its teacher; make them with `python -m owl "
                 "data trajectories`",
             )
-        if described["streams"] != standardization(self.network):
+        if list(described["streams"].items()) != list(standardization(self.network).items()):  # also in their order
             raise OwlError(
                 "recipe.teacher",
                 f"the trajectories of {url} have the streams or latent statistics of the teacher "

@@ -108,6 +108,8 @@ def write_trajectories(
     root = local_folder(directory)
     at_least(1, points=points, steps=steps, batch_size=batch_size)
     at_least(0, seed=seed)
+    if hop is not None:
+        at_least(1, hop=hop)
     if steps % points:
         raise OwlError(
             "arguments.wrong-value",
@@ -122,8 +124,6 @@ def write_trajectories(
             "checkpoint, or export that again",
         )
     network = told.network.eval()
-    if hop is not None:
-        at_least(1, hop=hop)
     original = Source.open(source, (), [*network.latent_modalities.values(), "controls"])
     described = in_windows(original.info.modalities, told.stride)
     check_latents(network, described, source)
