@@ -34,7 +34,7 @@ world: $(VENV)/.installed-game ## the whole chain (80 to 100 minutes): game, ima
 	$(RUN) owl fit --config experiments/inverse_dynamics_quickstart.yaml --ckpt_path last
 	$(RUN) owl rollout $(WORLD)/checkpoints/last.ckpt --data $(GAME)-latents --out $(WORLD)/rollout \
 	  --decoder runs/quickstart/checkpoints/last.ckpt --inverse_dynamics $(INVERSE_DYNAMICS)/checkpoints/last.ckpt \
-	  --frames 1000 --clips 64 --horizon 16 --steps 6
+	  --frames 1000 --clips 64 --horizon 16
 
 STUDENTS := few_step self_forcing
 
@@ -44,9 +44,8 @@ play-model: $(VENV)/.installed-game ## a student of `make world`'s model in two 
 	for name in $(STUDENTS); do $(RUN) owl fit --config experiments/$${name}_quickstart.yaml --ckpt_path last || exit 1; done
 	$(RUN) owl rollout $(WORLD)/checkpoints/last.ckpt $(STUDENTS:%=runs/%_quickstart/checkpoints/last.ckpt) \
 	  --data $(GAME)-latents --out runs/play_model --decoder runs/quickstart/checkpoints/last.ckpt \
-	  --inverse_dynamics $(INVERSE_DYNAMICS)/checkpoints/last.ckpt --frames 500 --clips 64 --horizon 16 \
-	  --steps 6 2 2 --shift 1 2 2 --sampler adams_bashforth consistency consistency
-	@echo "play it: python -m owl play runs/self_forcing_quickstart/checkpoints/last.ckpt --data $(GAME)-latents --steps 2 --shift 2 --sampler consistency"
+	  --inverse_dynamics $(INVERSE_DYNAMICS)/checkpoints/last.ckpt --frames 500 --clips 64 --horizon 16
+	@echo "play it: python -m owl play runs/self_forcing_quickstart/checkpoints/last.ckpt --data $(GAME)-latents"
 
 DECODERS := gan_decoder diffusion_decoder distill_decoder frame_pair
 

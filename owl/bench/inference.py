@@ -25,7 +25,6 @@ from owl.bench.measurement import (
 )
 from owl.bench.roofline import Operator, Operators, Precision, matmul_rate, synchronize, total_flops
 from owl.errors import OwlError
-from owl.flow_matching import noise_levels
 from owl.hardware import DTYPES
 from owl.models.audio_autoencoder import AudioAutoencoder
 from owl.models.audio_decoder import AudioDecoder
@@ -37,6 +36,7 @@ from owl.nn.compilation import can_compile
 from owl.rollout.engine import Engine
 from owl.rollout.episodes import load_decoder
 from owl.rollout.evaluation import latency_of
+from owl.rollout.generate import Schedule
 
 CLIP = 8
 """Frames per call of an inverse dynamics model."""
@@ -50,7 +50,7 @@ def measure_network(
     precision: Precision,
     compile: bool,
     decoder: str | None,
-    denoising_steps: int,
+    denoising_steps: int | None,
     steps: int,
     warm_up: int,
     kernels: int,
@@ -63,7 +63,7 @@ def measure_network(
         precision: "fp32" or "bf16"; decoders of world models keep their precision, as in rollouts.
         compile: Whether to use ``torch.compile``: for the whole graph, or for each block of a world model.
         decoder: For world models: checkpoint or export of the autoencoder that decodes; None: do not decode.
-        denoising_steps: For world models: evaluations of the network per frame.
+        denoising_steps: For world models: evaluations of the network per frame; None: as it tells.
         steps: Number of timed runs.
         warm_up: Number of runs before, at least 1.
         kernels: Rows of the kernel table; 0 for none.
@@ -77,7 +77,8 @@ def measure_network(
     compile = compile and can_compile(device)
     if isinstance(network, WorldTransformer):
         decoders = {"video": load_decoder(decoder)} if decoder else {}
-        settings: dict[str, Any] = {"noise_levels": noise_levels(denoising_steps), "dtype": DTYPES[precision]}
+        schedule = Schedule.of(network.sampling.override(steps=denoising_steps))
+        settings: dict[str, Any] = vars(schedule) | {"dtype": DTYPES[precision]}
         operators = count(play(Engine(network, decoders, device=device, **settings)))
         engine = Engine(network, decoders, compile=compile, device=device, **settings)
         kind, unit, run = "world model", "frame", play(engine)

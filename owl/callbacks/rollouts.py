@@ -12,7 +12,6 @@ from owl.data.windows import WindowDataset
 from owl.distributed.agreement import from_first, host_group
 from owl.distributed.sharding import gathered
 from owl.errors import OwlError
-from owl.flow_matching import noise_levels
 from owl.losses.lpips import LPIPS
 from owl.models.world_model import WorldTransformer
 from owl.rollout.checks import check_decoder
@@ -26,7 +25,7 @@ from owl.rollout.evaluation import (
     long_rollout,
     roll_out,
 )
-from owl.rollout.generate import Sampler
+from owl.rollout.generate import Schedule
 from owl.rollout.report import at_horizons
 from owl.viz.rollouts import strip
 
@@ -51,9 +50,6 @@ class Rollouts(Callback):
         clips: Number of rollouts.
         horizon: Generated frames per rollout.
         context: Context frames per rollout.
-        steps: Evaluations of the network per frame.
-        shift: Shift of their noise levels towards noise (`owl.flow_matching.shifted`).
-        sampler: "adams_bashforth", "euler", or "consistency" for few-step students.
         inverse_dynamics: Checkpoint of the recipe owl.recipes.inverse_dynamics.InverseDynamics, trained with the same
             stride, which reads the controls back from generated frames. None: not measured.
         frames: Length of long rollouts, whose drift is measured; 0: none.
@@ -70,19 +66,15 @@ class Rollouts(Callback):
         clips: int = 8,
         horizon: int = 16,
         context: int = 8,
-        steps: int = 4,
-        shift: float = 1.0,
-        sampler: Sampler = "adams_bashforth",
         inverse_dynamics: str | None = None,
         frames: int = 0,
         side_by_side: int = 4,
     ) -> None:
         self.decoder = decoder
         self.every_n_validations = every_n_validations
-        self.clips, self.horizon, self.context, self.steps = clips, horizon, context, steps
-        self.shift, self.sampler, self.inverse_dynamics = shift, sampler, inverse_dynamics
+        self.clips, self.horizon, self.context, self.inverse_dynamics = clips, horizon, context, inverse_dynamics
         self.frames, self.side_by_side = frames, side_by_side
-        least = dict.fromkeys(("every_n_validations", "clips", "horizon", "context", "steps", "side_by_side"), 1)
+        least = dict.fromkeys(("every_n_validations", "clips", "horizon", "context", "side_by_side"), 1)
         for name, minimum in (least | {"frames": 0}).items():
             if getattr(self, name) < minimum:
                 raise OwlError(
@@ -160,8 +152,7 @@ class Rollouts(Callback):
             engine = Engine(
                 network,  # type: ignore[arg-type]
                 {"video": episodes.decoder},
-                noise_levels=noise_levels(self.steps, self.shift),
-                sampler=self.sampler,
+                **vars(Schedule.of(network.sampling)),  # type: ignore[arg-type]
                 device=pl_module.device,
             )
             clips = roll_out(engine, episodes, self._windows, self.context)

@@ -6,13 +6,12 @@ from typing import Literal
 from owl import models
 from owl.cli.arguments import changed
 from owl.errors import OwlError, at_least
+from owl.models.sampling import Sampler
 from owl.play.learned import Sources
 from owl.play.sharing import Contents, share, write_network
-from owl.play.world import Settings
-from owl.rollout.generate import Sampler
 from owl.rollout.loading import origin_of
 from owl.rollout.onnx_export import export_onnx
-from owl.rollout.shared import FILE, SharedWorld, settings_of
+from owl.rollout.shared import FILE, SharedWorld
 
 
 def main(
@@ -63,7 +62,8 @@ def main(
         split: Split of the start scenes.
         scenes: Number of start scenes.
         frames: Frames of the world model in a start scene; `rollout` needs those of its context and horizon.
-        steps: How the world is played, as in `play`: evaluations of the network per frame, 4 where left out.
+        steps: How the world is played unless options of `play` say otherwise: evaluations of the network per frame.
+            This and the next four options where left out as the checkpoint tells.
         shift: Shift of their noise levels.
         sampler: adams_bashforth, euler or consistency.
         context_noise: Noise level at which generated frames become context.
@@ -87,10 +87,8 @@ def main(
     if decoder:
         at_least(1, scenes=scenes)
         at_least(Sources("").context, frames=frames)  # that of `play`
-        settings = settings_of(None, **sampling)
-        Settings(**settings)  # checks them
         contents = Contents(
-            checkpoint, decoder, others, data, split, scenes, frames, settings, license=license, fold=fold
+            checkpoint, decoder, others, data, split, scenes, frames, sampling, license=license, fold=fold
         )
         share(contents, directory)
         print(f"Exported a world to {directory}; play it with: python -m owl play {directory}")

@@ -11,13 +11,12 @@ from pathlib import Path
 from owl.cli.arguments import changed, parse_size
 from owl.data.game import check_audio
 from owl.errors import OwlError, at_least
+from owl.models.sampling import Sampler
 from owl.play.beside import SideBySide
 from owl.play.game import GameWorld
 from owl.play.learned import LearnedWorld, Precision, Sources
 from owl.play.server import LOOPBACK, Server
-from owl.play.world import Settings, World
-from owl.rollout.generate import Sampler
-from owl.rollout.shared import SharedWorld, settings_of
+from owl.play.world import World
 
 
 def main(
@@ -52,8 +51,7 @@ def main(
     where the time of a frame goes. It records films and action logs; `replay` plays a log again, and `data record
     --actions` turns logs of the real game into a dataset. A GPU is used if available.
 
-    The folder of a shared world, which `export --decoder` writes, has its own start scenes and decoders, and tells how
-    it is played; options that are given come first.
+    The folder of a shared world, which `export --decoder` writes, has its own start scenes and decoders.
 
     Args:
         worlds: Run folders, checkpoints or exports of world models; several worlds are played side by side on the same
@@ -66,12 +64,12 @@ def main(
         sound: Whether the page is given the sound of a world model that generates it, or of the real game.
         split: Split of the start scenes.
         context: Frames of a start scene.
-        steps: Evaluations of the network per frame, 4 where left out.
-        shift: Shift of their noise levels towards noise, of few-step students as they were trained; 1, even levels,
-            where left out.
-        sampler: adams_bashforth (where left out), euler, or consistency for few-step students.
-        context_noise: Noise level at which generated frames become context, 0 where left out.
-        guidance: Weight of classifier-free guidance on the controls; 1, none, where left out.
+        steps: Evaluations of the network per frame; this and the next four options where left out as the world model
+            tells.
+        shift: Shift of their noise levels towards noise; 1: even levels.
+        sampler: adams_bashforth, euler, or consistency for few-step students.
+        context_noise: Noise level at which generated frames become context.
+        guidance: Weight of classifier-free guidance on the controls; 1: none.
         stride: Stored frames from one frame of the world model to the next; where left out, as it was trained.
         precision: bf16 or fp32; where left out, bf16 if the device multiplies that fast, else fp32.
         compile: Run the network through torch.compile: frames are faster after about a minute, but no longer exactly
@@ -110,11 +108,14 @@ def main(
     if game:
         played = GameWorld(worlds[0], parse_size(size or "270x480"), sound and hears())
     else:
-        given = {"steps": steps, "shift": shift, "sampler": sampler, "context_noise": context_noise}
         made = [
             LearnedWorld(
                 Sources(path, data, tuple(decoder), audio_decoder, sound, split, context, stride, precision, compile),
-                Settings(**settings_of(SharedWorld.find(path), **given, guidance=guidance)),
+                steps=steps,
+                shift=shift,
+                sampler=sampler,
+                context_noise=context_noise,
+                guidance=guidance,
             )
             for path in worlds
         ]

@@ -13,18 +13,17 @@ from owl.comparison.scripted import ScriptedEvaluation
 from owl.comparison.world_models import write_page
 from owl.data.shards import DatasetInfo
 from owl.errors import OwlError, at_least
-from owl.flow_matching import noise_levels
 from owl.hardware import DTYPES, cost_of_bfloat16, fast_dtype, multiplies_bfloat16
+from owl.models.sampling import Sampler
 from owl.models.world_model import WorldTransformer
 from owl.rollout.checks import check_decoder
 from owl.rollout.engine import Engine
 from owl.rollout.episodes import Episodes, check_dataset
 from owl.rollout.evaluation import InverseDynamicsReader
-from owl.rollout.generate import Sampler
+from owl.rollout.generate import Schedule
 from owl.rollout.loading import Parts, load_world_model, named_decoder, need_data, other_decoder, parts_of
 from owl.rollout.report import headline
 from owl.rollout.scripts import load_scripts
-from owl.rollout.shared import SharedWorld, settings_of
 
 
 def main(
@@ -86,15 +85,12 @@ def main(
         horizon: Length of the short rollouts.
         context: Number of given frames before a rollout.
         side_by_side: Number of long rollouts.
-        steps: Evaluations of the network per frame, 4 where left out. For several world models one number, or one for
-            each.
-        shift: Shift of their noise levels towards noise, of few-step students as they were trained; 1, even levels,
-            where left out. One for all, or one for each.
-        sampler: adams_bashforth (where left out), euler, or consistency for few-step students. One for all, or one for
-            each.
-        context_noise: Noise level at which generated frames become context, 0 where left out.
-        guidance: Weight of classifier-free guidance on the controls; 1, none, where left out. One for all, or one for
-            each.
+        steps: Evaluations of the network per frame. For several world models one number, or one for each. This and the
+            next four options where left out as each world model tells.
+        shift: Shift of their noise levels towards noise; 1: even levels. One for all, or one for each.
+        sampler: adams_bashforth, euler, or consistency for few-step students. One for all, or one for each.
+        context_noise: Noise level at which generated frames become context.
+        guidance: Weight of classifier-free guidance on the controls; 1: none. One for all, or one for each.
         inner_guidance: Weight of inner guidance by streams that training hides, such as motion; 0 is none.
         starts: Number of starts from which each script of controls is played; 0: none.
         scripts: YAML file of scripts; by default those of owl/rollout/scripts.yaml, for the controls of the game.
@@ -138,7 +134,7 @@ def main(
                 inverse_dynamics=inverse_dynamics or own.others["inverse_dynamics"],
                 **counts,
                 side_by_side=side_by_side,
-                **settings_of(SharedWorld.find(checkpoint), context_noise=context_noise, **wanted),
+                sampling=network.sampling.override(context_noise=context_noise, **wanted),
                 inner_guidance=inner_guidance,
                 starts=starts,
                 scripts=scripts,
@@ -222,11 +218,7 @@ def prepare(
     engine = Engine(
         network,
         {"video": next(iter(decoders.values()))} | ({} if others["audio"] is None else {"audio": others["audio"]}),
-        noise_levels=noise_levels(settings.steps, settings.shift),
-        sampler=settings.sampler,
-        context_noise=settings.context_noise,
-        guidance=settings.guidance,
-        inner_guidance=settings.inner_guidance,
+        **vars(Schedule.of(settings.sampling, settings.inner_guidance)),
         dtype=DTYPES.get(settings.precision) or fast_dtype(device),
         quantization=settings.precision if settings.precision in ("fp8_weight_only", "fp8_dynamic") else None,
         compile=settings.compile,

@@ -18,6 +18,7 @@ from owl.comparison.scripted import ScriptedEvaluation
 from owl.hardware import device_name
 from owl.losses.lpips import LPIPS
 from owl.metrics.frechet import FrechetDistance
+from owl.models.sampling import Sampling
 from owl.pixels import flow_scale
 from owl.rollout.engine import Engine
 from owl.rollout.episodes import Batch, Episodes
@@ -34,7 +35,6 @@ from owl.rollout.evaluation import (
     long_rollout,
     roll_out,
 )
-from owl.rollout.generate import Sampler
 from owl.rollout.motion import decode_motion, end_point_curves, warp_curves
 from owl.rollout.report import at_horizons, following_table, horizon_table, sound_section, value_table
 from owl.rollout.sound import mel_curves, onset_agreement
@@ -64,11 +64,7 @@ class Settings:
     horizon: int
     context: int
     side_by_side: int
-    steps: int
-    shift: float
-    sampler: Sampler
-    context_noise: float
-    guidance: float
+    sampling: Sampling
     inner_guidance: float
     starts: int
     scripts: str | None
@@ -81,8 +77,9 @@ class Settings:
     def command(self, out: Path) -> str:
         """Return the command line that repeats the evaluation."""
         words = ["python", "-m", "owl", "rollout", self.checkpoint, "--data", self.data, "--out", str(out)]
-        for name, value in self.__dict__.items():
-            if name in ("checkpoint", "data") or value in (None, []) or (value is False and name == "compile"):
+        named = ("checkpoint", "data", "sampling")
+        for name, value in {**vars(self), **vars(self.sampling)}.items():
+            if name in named or value in (None, []) or (value is False and name == "compile"):
                 continue
             values = value if isinstance(value, list) else [str(value).lower() if isinstance(value, bool) else value]
             words += [f"--{name}", *map(str, values)]
@@ -264,7 +261,7 @@ class Evaluation:
             "segments of equal length only. `flicker` is the energy of fine detail that changes from frame to frame, "
             "generated minus true.",
             "## Speed",
-            f"Batch 1, {settings.steps} steps per frame, in seconds, after a warm-up:",
+            f"Batch 1, {settings.sampling.steps} steps per frame, in seconds, after a warm-up:",
             value_table({n: v for n, v in metrics.items() if n.startswith(("latency", "frames_per_second"))}),
         ]
         return "\n\n".join(sections) + "\n"

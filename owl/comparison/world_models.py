@@ -74,7 +74,7 @@ def write_page(out: Path, evaluations: dict[str, Evaluation], results: dict[str,
     """
     first = next(iter(evaluations.values()))
     settings, lpips_name = first.settings, first.lpips.name
-    metrics = {name: {"steps": evaluations[name].settings.steps} | values for name, values in results.items()}
+    metrics = {name: {"steps": evaluations[name].settings.sampling.steps} | values for name, values in results.items()}
     shown = shown_rollouts(evaluations)
     text = page(
         title=f"{len(evaluations)} world models under the same controls",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as activation_checkpoint
 
 from owl.errors import OwlError
+from owl.models.sampling import Sampling
 from owl.models.streams import Stream, declared
 from owl.nn.attention import Attend, Frames, attention_among, clip_frames
 from owl.nn.cache import CachedAttention, LayerCache, Ring
@@ -120,6 +121,7 @@ class WorldTransformer(nn.Module):
         sink: First frames that all later ones attend to. Their distance grows during a rollout, so rollouts that are
             longer than the training clips are out of distribution.
         checkpoint: Whether training recomputes activations in the backward pass to save memory.
+        sampling: How frames are generated in rollouts and in play, unless options say otherwise.
 
     Attributes:
         streams: Streams by name; also divided into the dictionaries ``generated`` and ``given``.
@@ -147,6 +149,7 @@ class WorldTransformer(nn.Module):
         global_every: int = 4,
         sink: int = 0,
         checkpoint: bool = False,
+        sampling: Sampling = Sampling(),  # noqa: B008  (frozen)
     ) -> None:
         super().__init__()
         self.streams = declared(streams)
@@ -165,6 +168,7 @@ class WorldTransformer(nn.Module):
             "sink": sink,
             "checkpoint": checkpoint,
         }
+        self.sampling = Sampling(**sampling) if isinstance(sampling, dict) else sampling
         self.width, self.heads, self.sink = width, heads, sink
         self.buttons, self.axes, self.checkpoint = list(buttons), list(axes), checkpoint
         self.generated = {name: stream for name, stream in self.streams.items() if stream.role == "generated"}
@@ -191,6 +195,15 @@ class WorldTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, round(width * mlp_ratio)) for _ in range(depth))
         for name, stream in self.streams.items():
             register_latent(self, name, stream.channels)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How frames are generated in rollouts and in play, unless options say otherwise."""
+        return Sampling(**self.config["sampling"])
+
+    @sampling.setter
+    def sampling(self, sampling: Sampling) -> None:
+        self.config["sampling"] = asdict(sampling)
 
     @property
     def grid_tokens(self) -> int:

@@ -1,7 +1,7 @@
 """What the folder of a shared world tells a reader: its model card, the picture of its start scenes, its licence."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import nn
 from owl import models
 from owl.errors import OwlError
 from owl.latents import encoder_of
+from owl.models.world_model import WorldTransformer
 from owl.play.world import Description
 from owl.rollout.report import headline, value_table
 from owl.version import code_version
@@ -31,7 +32,6 @@ class Facts:
         description: The world as it is played.
         networks: By folder; "" is the world model.
         origin: Of the world model, see `owl.rollout.loading.origin_of`.
-        settings: How the world is played.
         own_license: Whether the licence is OWL's own.
         measured: Metrics of `python -m owl rollout`, empty if it was not run.
         training: Metrics of the training.
@@ -41,7 +41,6 @@ class Facts:
     description: Description
     networks: dict[str, nn.Module]
     origin: dict[str, Any]
-    settings: dict[str, Any]
     own_license: bool
     measured: dict[str, float]
     training: dict[str, float]
@@ -53,7 +52,9 @@ def card(facts: Facts) -> str:
     header |= {"library_name": "owl", "tags": ["world-model", "video-generation"]}
     description, origin = facts.description, facts.origin
     height, width = description.size
-    settings = ", ".join(f"{key} {value}" for key, value in facts.settings.items())
+    network = facts.networks[""]
+    assert isinstance(network, WorldTransformer)
+    settings = ", ".join(f"{key} {value}" for key, value in asdict(network.sampling).items())
     controls = ", ".join([*description.buttons, *description.axes])
     rows = [
         f"| {part or 'world model'} | {type(network).__name__} | {sum(p.numel() for p in network.parameters()):,} | "
@@ -83,7 +84,7 @@ def card(facts: Facts) -> str:
         numbers,
         "## Networks",
         "\n".join(["| folder | class | parameters | fingerprint |", "| --- | --- | ---: | --- |", *rows]),
-        f"The latents are of the encoder `{encoder_of(facts.networks[''], 'video')}`.",
+        f"The latents are of the encoder `{encoder_of(network, 'video')}`.",
         "## Training",
         f"{origin.get('global_step')} steps of `{origin.get('recipe')}` by OWL {origin.get('code_version')}, on the "
         f"dataset {dataset.get('path')} (`{dataset.get('identity')}`) with a stride of {origin.get('stride')}.",

@@ -1,6 +1,6 @@
 """A learned world: the streaming engine, started from windows of a dataset of latents."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,6 @@ from owl import models
 from owl.comparison.decoders import load_decoders, run_folder
 from owl.data.shards import DatasetInfo
 from owl.errors import OwlError
-from owl.flow_matching import noise_levels
 from owl.hardware import DTYPES, device_name, multiplies_bfloat16
 from owl.latents import check_decoder
 from owl.nn.placement import placement
@@ -22,7 +21,6 @@ from owl.rollout.engine import Engine, Snapshot
 from owl.rollout.episodes import Episodes, as_bytes, check_dataset
 from owl.rollout.generate import Schedule
 from owl.rollout.loading import load_world_model, named_decoder, need_data, other_decoder, parts_of
-from owl.rollout.shared import SharedWorld, settings_of
 
 Precision = Literal["bf16", "fp32"]
 STARTS = 12
@@ -73,13 +71,14 @@ class LearnedWorld(World):
 
     Args:
         sources: Where they come from.
-        settings: The first settings; an empty decoder is the first one.
+        given: Values of the first settings, see `Settings`; where left out or None, those of the world model, and the
+            first decoder.
 
     Raises:
         OwlError: A file is missing or damaged, the parts do not match, or the dataset of training is unknown.
     """
 
-    def __init__(self, sources: Sources, settings: Settings) -> None:
+    def __init__(self, sources: Sources, **given: Any) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         path = models.find_checkpoint(sources.checkpoint)
         network, content = load_world_model(path)
@@ -87,21 +86,21 @@ class LearnedWorld(World):
         data = need_data(sources.data or parts.data, path)
         info = DatasetInfo.load(data)
         check_dataset(network, info, data)
-        given = sources.decoders or parts.decoders or (named_decoder(info, data),)
+        runs = sources.decoders or parts.decoders or (named_decoder(info, data),)
         # the same names whatever the folder is
-        paths = [str(Path(models.find_checkpoint(run)).resolve()) for run in given]
+        paths = [str(Path(models.find_checkpoint(run)).resolve()) for run in runs]
         self.decoders = load_decoders(paths)
         first = next(iter(self.decoders))
         audio_path = sources.audio_decoder or parts.others["audio_decoder"]
         audio = other_decoder(network, "audio", info, data, audio_path) if sources.sound else None
         heard: dict[str, nn.Module] = {} if audio is None else {"audio": audio}
         precision = sources.precision or ("bf16" if multiplies_bfloat16(device) else "fp32")
-        self.settings = settings if settings.decoder else replace(settings, decoder=first)
+        self.settings = Settings(**asdict(network.sampling), decoder=first).override(**given)
         self._check(self.settings)
         self.engine = Engine(
             network,
             {"video": self.decoders[self.settings.decoder]} | heard,
-            **vars(schedule_of(self.settings)),
+            **vars(Schedule.of(self.settings)),
             dtype=DTYPES[precision],
             compile=sources.compile,
             device=device,
@@ -189,7 +188,7 @@ class LearnedWorld(World):
     def change(self, settings: Settings) -> None:
         """Use other settings from the next frame on."""
         self._check(settings)
-        self.engine.change(schedule_of(settings))
+        self.engine.change(Schedule.of(settings))
         self.engine.decoders["video"] = self.decoders[settings.decoder]
         self.settings = settings
 
@@ -218,20 +217,14 @@ class LearnedWorld(World):
         return [float(full) or 1.0 for full in moved.quantile(FULL, 0)] if moved.numel() else []
 
 
-def schedule_of(settings: Settings) -> Schedule:
-    """Return the schedule of settings."""
-    levels = tuple(noise_levels(settings.steps, settings.shift))
-    return Schedule(levels, settings.sampler, settings.guidance, settings.context_noise)
-
-
 def load_world(path: str, **settings: Any) -> LearnedWorld:
     """Load a world model as `python -m owl play PATH` does.
 
     Args:
         path: Run folder, checkpoint or export; the folder of a shared world needs nothing else.
-        settings: Values for `owl.rollout.shared.SETTINGS`; others are those of the folder.
+        settings: Values of the first settings, see `LearnedWorld`.
 
     Raises:
         OwlError: See `LearnedWorld`.
     """
-    return LearnedWorld(Sources(path), Settings(**settings_of(SharedWorld.find(path), **settings)))
+    return LearnedWorld(Sources(path), **settings)

@@ -1,7 +1,7 @@
 """Play an action log again, and compare each frame with the recorded one."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -90,7 +90,7 @@ def _learned(
         decoders=tuple(decoder or sources.decoders),
         audio_decoder=audio_decoder or sources.audio_decoder,
     )
-    world = LearnedWorld(sources, replace(settings, decoder="") if decoder else settings)
+    world = LearnedWorld(sources, **asdict(settings) | ({"decoder": None} if decoder else {}))
     found = world.description.origin["fingerprints"]
     if found != expected:
         raise OwlError(

@@ -23,7 +23,6 @@ from owl.latents import modality_of
 from owl.models.world_model import WorldTransformer
 from owl.play.card import Facts, card, licence, sheet
 from owl.play.learned import LearnedWorld, Sources
-from owl.play.world import Settings
 from owl.rollout.evaluation import InverseDynamicsReader
 from owl.rollout.loading import (
     PROVENANCE,
@@ -53,7 +52,7 @@ class Contents:
         split: Split of the start scenes.
         scenes: Number of start scenes.
         frames: Frames of a start scene.
-        settings: How the world is played, see `owl.rollout.shared.SETTINGS`.
+        sampling: Values of `owl.models.sampling.Sampling` other than those of the checkpoint.
         license: File with the licence; None: OWL's own.
         fold: Whether to fold the weight normalisation of decoders.
     """
@@ -65,7 +64,7 @@ class Contents:
     split: str
     scenes: int
     frames: int
-    settings: dict[str, Any]
+    sampling: dict[str, Any]
     license: str | None
     fold: bool
 
@@ -81,6 +80,7 @@ def share(contents: Contents, directory: str | Path) -> None:
         OwlError: A file is missing or damaged, the parts do not match, or the directory is that of the source.
     """
     network, content = load_world_model(contents.checkpoint)
+    network.sampling = network.sampling.override(**contents.sampling)
     parts = parts_of(contents.checkpoint, content)
     data = need_data(contents.data or parts.data, contents.checkpoint)
     folder = Path(directory)
@@ -109,14 +109,14 @@ def share(contents: Contents, directory: str | Path) -> None:
         (folder / FILE).unlink()
         for name in (*PARTS, "decoders", "scenes", EVALUATION):
             shutil.rmtree(folder / name, ignore_errors=True)
-    world = SharedWorld(folder, tuple(decoders), contents.settings)
+    world = SharedWorld(folder, tuple(decoders))
     for name, (part, told) in networks.items():
         write_network(part, told, folder / name)
     write_scenes(world, network, data, contents, parts.stride)
     atomic_write(folder / "LICENSE", text)
 
     sources = Sources(str(folder), world.scenes, tuple(map(world.decoder, world.decoders)), stride=parts.stride)
-    played = LearnedWorld(sources, Settings(**contents.settings))
+    played = LearnedWorld(sources)
     description = played.description
     played.close()
     atomic_write(folder / "starts.png", sheet(description.starts))
@@ -125,7 +125,6 @@ def share(contents: Contents, directory: str | Path) -> None:
         description=description,
         networks={name: part for name, (part, _) in networks.items()},
         origin=origin,
-        settings=contents.settings,
         own_license=contents.license is None,
         measured=copy_evaluation(run_folder(contents.checkpoint) / "rollout", folder / EVALUATION),
         training=(content or {}).get("owl", {}).get("metrics") or {},

@@ -2,57 +2,25 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
 from owl.errors import OwlError
-from owl.rollout.generate import Sampler
-from owl.rollout.shared import SETTINGS
+from owl.models.sampling import Sampling
 
-MOST_STEPS = 64
 LARGEST_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Sampling):
     """How a learned world makes its frames.
 
     Attributes:
-        steps: Evaluations of the network per frame.
-        context_noise: Noise level at which frames become context, in [0, 1).
-        guidance: Weight of classifier-free guidance on the controls; 1 is none.
         decoder: Name of the decoder.
-        shift: Shift of the noise levels towards noise, see `owl.flow_matching.noise_levels`.
-        sampler: See `owl.rollout.generate.Schedule`.
-
-    Raises:
-        OwlError: A value is out of range.
     """
 
-    steps: int = SETTINGS["steps"]
-    context_noise: float = SETTINGS["context_noise"]
-    guidance: float = SETTINGS["guidance"]
     decoder: str = ""
-    shift: float = SETTINGS["shift"]
-    sampler: Sampler = SETTINGS["sampler"]
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.steps <= MOST_STEPS:
-            raise OwlError("play.settings", f"steps is {self.steps}, expected 1 to {MOST_STEPS}; correct it")
-        if not 0 <= self.context_noise < 1:
-            raise OwlError(
-                "play.settings", f"context_noise is {self.context_noise}, expected at least 0 and below 1; correct it"
-            )
-        if not 0 <= self.guidance <= 20:
-            raise OwlError("play.settings", f"guidance is {self.guidance}, expected 0 to 20; correct it")
-        if not 0.01 <= self.shift <= 100:
-            raise OwlError("play.settings", f"shift is {self.shift}, expected 0.01 to 100; correct it")
-        if self.sampler not in get_args(Sampler):
-            raise OwlError(
-                "play.settings",
-                f"sampler is {self.sampler}, expected one of {', '.join(get_args(Sampler))}; correct it",
-            )
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from torch.optim import AdamW, Optimizer
 
 from owl.errors import at_least
 from owl.flow_matching import consistency_target, to_interval
+from owl.models.sampling import Sampling
 from owl.models.world_model import Streams, WorldTransformer
 from owl.recipes.clips import flat, unflat, unpacked_inputs
 from owl.recipes.distillation import Distillation
@@ -24,7 +25,8 @@ class CausalConsistency(Distillation):
     the trajectories of the teacher are followed one step at a time, from noisy frames of the dataset. A causal teacher
     makes a student without jumps between frames (Causal Forcing, arXiv 2602.02214).
 
-    The student generates with the sampler "consistency". `owl.recipes.self_forcing.SelfForcing` starts from it.
+    The student generates with the sampler "consistency", in any number of steps. `owl.recipes.self_forcing.SelfForcing`
+    starts from it.
 
     loss = mean (x0_student(x_t, t) - sg(x0_student(x_t', t')))^2, averaged over the elements of each stream, with
     t' = t - 1 / intervals and x_t' from one Euler step of the teacher.
@@ -36,6 +38,8 @@ class CausalConsistency(Distillation):
         guidance: Weight w of the teacher's guidance on controls, null + w (conditional - null); 1: none. The student
             learns the guided flow.
         context_noise: Noise level of the context.
+        steps: Steps in which the student generates a frame unless it is told; training does not depend on them.
+        shift: Shift of their noise levels towards noise (`owl.flow_matching.shifted`).
         checkpoint: Whether activations are recomputed in the backward pass.
         optimizer: Called with the student's parameters.
         warmup_steps: Steps of linear warm-up; a cosine follows until training ends.
@@ -54,6 +58,8 @@ class CausalConsistency(Distillation):
         intervals: int = 32,
         guidance: float = 1.0,
         context_noise: float = 0.0,
+        steps: int = 2,
+        shift: float = 2.0,
         checkpoint: bool = False,
         optimizer: Callable[[Iterable], Optimizer] = lambda p: AdamW(p, lr=1e-4, weight_decay=0.0),
         warmup_steps: int = 100,
@@ -68,6 +74,7 @@ class CausalConsistency(Distillation):
         check_causal(source, "teacher")
         check_causal(start, "student")
         check_same(start, source, "teacher")
+        start.network.sampling = Sampling(steps, shift, "consistency", context_noise)
         self.begin(start.network, {"teacher": source, "student": start}, optimizer, warmup_steps, final_lr, compile)
         self.intervals, self.guidance, self.context_noise = intervals, guidance, context_noise
 

@@ -12,10 +12,11 @@ from torchmetrics import MeanMetric
 
 from owl.distributed.sharding import shard
 from owl.errors import OwlError, at_least
-from owl.flow_matching import noise_levels, shifted
+from owl.flow_matching import shifted
 from owl.losses.distribution_matching import dmd_gradient, dmd_loss
 from owl.losses.reconstruction import weighted_sum
 from owl.losses.score_identity import sid_loss
+from owl.models.sampling import Sampling
 from owl.models.world_model import Controls, Streams
 from owl.nn.frozen import freeze, trained
 from owl.optim.configuration import with_schedule
@@ -159,7 +160,8 @@ class SelfForcing(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
         self.teacher = freeze(sources["teacher"].network)
         self.critic = sources["critic"].network
         self.causal = forcing_of(sources["teacher"], forcing) != "full"
-        self.schedule = Schedule(tuple(noise_levels(steps, shift)), "consistency", context_noise=context_noise)
+        self.network.sampling = Sampling(steps, shift, "consistency", context_noise)
+        self.schedule = Schedule.of(self.network.sampling)
         self.shift, self.guidance = shift, guidance
         self.frames, self.gradient_frames, self.context = frames, gradient_frames, context
         window = window or sources["teacher"].length or context + frames

@@ -7,7 +7,7 @@ generators and the decoders.
 import time
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -65,7 +65,8 @@ class Engine:
             attribute ``previous`` also gets the frame that it decoded before; see
             `owl.models.image_decoder.ImageDecoder`. One with ``stream`` decodes sound, see
             `owl.rollout.sound.SoundDecoder`.
-        noise_levels: Noise levels of the steps of a frame, from 1 down; the last step ends at 0.
+        noise_levels: Noise levels of the steps of a frame, from 1 down; the last step ends at 0. This and the next
+            three arguments where left out as the world model's ``sampling`` tells.
         sampler: "adams_bashforth" (of second order; a single step is Euler's), "euler", or "consistency" for few-step
             students.
         context_noise: Noise level at which frames are committed; the training's context noise covers it.
@@ -94,10 +95,10 @@ class Engine:
         network: WorldTransformer,
         decoders: dict[str, nn.Module] | None = None,
         *,
-        noise_levels: Sequence[float] = (1.0, 0.75, 0.5, 0.25),
-        sampler: Sampler = "adams_bashforth",
-        context_noise: float = 0.0,
-        guidance: float = 1.0,
+        noise_levels: Sequence[float] | None = None,
+        sampler: Sampler | None = None,
+        context_noise: float | None = None,
+        guidance: float | None = None,
         inner_guidance: float = 0.0,
         one_pass: bool = True,
         dtype: torch.dtype | None = None,
@@ -105,7 +106,10 @@ class Engine:
         compile: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.schedule = Schedule(tuple(map(float, noise_levels)), sampler, guidance, context_noise, inner_guidance)
+        told = network.sampling.override(sampler=sampler, context_noise=context_noise, guidance=guidance)
+        self.schedule = Schedule.of(told, inner_guidance)
+        if noise_levels is not None:
+            self.schedule = replace(self.schedule, noise_levels=tuple(map(float, noise_levels)))
         check_guidance(network, self.schedule)
         for name, decoder in (decoders or {}).items():
             check_decoder(network, name, decoder)

@@ -16,19 +16,19 @@ the previous frame as ``pending``. The result is the same, and the weights are r
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from owl.errors import OwlError
-from owl.flow_matching import Step, adams_bashforth, add_noise, consistency, euler
+from owl.flow_matching import Step, adams_bashforth, add_noise, consistency, euler, noise_levels
+from owl.models.sampling import Sampler, Sampling
 from owl.models.streams import hide
 from owl.models.world_model import Cache, Controls, Streams, WorldTransformer
 from owl.nn.attention import Attend, Frames
 from owl.nn.transformer import Block
 
-Sampler = Literal["adams_bashforth", "euler", "consistency"]
 SAMPLERS = {"adams_bashforth": adams_bashforth, "euler": euler, "consistency": consistency}
 
 Apply = Callable[[Block, Tensor, Tensor, Tensor, Attend], Tensor]
@@ -51,7 +51,7 @@ class Schedule:
             The paper's weights (w1, w2) = (5, 3) are ``guidance`` 6 and ``inner_guidance`` 3.
 
     Raises:
-        OwlError: The settings are invalid.
+        OwlError: The noise levels are invalid.
     """
 
     noise_levels: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
@@ -67,8 +67,12 @@ class Schedule:
                 "engine.levels",
                 f"noise_levels are {list(levels)}, expected falling noise levels from 1 to above 0; correct them",
             )
-        if self.sampler not in SAMPLERS:
-            raise OwlError("engine.sampler", f'sampler is "{self.sampler}", expected {" or ".join(SAMPLERS)}')
+
+    @classmethod
+    def of(cls, sampling: Sampling, inner_guidance: float = 0.0) -> "Schedule":
+        """Return the schedule of the settings of a rollout or of play."""
+        levels = tuple(noise_levels(sampling.steps, sampling.shift))
+        return cls(levels, sampling.sampler, sampling.guidance, sampling.context_noise, inner_guidance)
 
     @property
     def copies(self) -> int:

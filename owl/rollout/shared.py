@@ -2,7 +2,7 @@
 
 A folder runs on another machine without the dataset and the runs that it comes from:
 
-    world.yaml                    how the world is played, see `SharedWorld`; written last
+    world.yaml                    the names of the decoders, see `SharedWorld`; written last
     model.safetensors, config.yaml, provenance.yaml    the world model, as in every export
     decoders/NAME/                decoders of the video, exports as well; so are the optional folders
     audio_decoder/, motion_decoder/, inverse_dynamics/
@@ -12,7 +12,6 @@ A folder runs on another machine without the dataset and the runs that it comes 
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -20,14 +19,6 @@ from owl.atomic import atomic_write
 from owl.errors import OwlError
 
 FILE, FORMAT, VERSION = "world.yaml", "owl-world", 1
-SETTINGS: dict[str, Any] = {
-    "steps": 4,
-    "shift": 1.0,
-    "sampler": "adams_bashforth",
-    "context_noise": 0.0,
-    "guidance": 1.0,
-}
-"""How a world model generates frames unless it is told: the options of `play` and `rollout`."""
 PARTS = ("audio_decoder", "motion_decoder", "inverse_dynamics")
 
 
@@ -38,12 +29,10 @@ class SharedWorld:
     Attributes:
         folder: The folder.
         decoders: Names of the decoders of the video.
-        settings: Values for every key of `SETTINGS`.
     """
 
     folder: Path
     decoders: tuple[str, ...]
-    settings: dict[str, Any]
 
     @classmethod
     def find(cls, path: str | Path) -> "SharedWorld | None":
@@ -63,10 +52,8 @@ class SharedWorld:
                     f"{file} is {found[0]} version {found[1]}, this code reads {FORMAT} version {VERSION}; use the "
                     "release of owl that wrote it",
                 )
-            # of the types of the defaults
-            settings = {name: type(value)(content["settings"][name]) for name, value in SETTINGS.items()}
-            world = cls(Path(path), tuple(map(str, content["decoders"])), settings)
-        except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError, OverflowError) as error:
+            world = cls(Path(path), tuple(map(str, content["decoders"])))
+        except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise OwlError(
                 "world.damaged", f"{file} does not describe a world ({error!r}); export the world again"
             ) from error
@@ -80,12 +67,7 @@ class SharedWorld:
 
     def save(self) -> None:
         """Write world.yaml, atomically."""
-        content = {
-            "format": FORMAT,
-            "version": VERSION,
-            "decoders": list(self.decoders),
-            "settings": self.settings,
-        }
+        content = {"format": FORMAT, "version": VERSION, "decoders": list(self.decoders)}
         atomic_write(self.folder / FILE, yaml.safe_dump(content, sort_keys=False))
 
     @property
@@ -101,9 +83,3 @@ class SharedWorld:
         """Return the folder of one of `PARTS`, None if the world has none."""
         folder = self.folder / name
         return str(folder) if folder.is_dir() else None
-
-
-def settings_of(world: SharedWorld | None, **given: Any) -> dict[str, Any]:
-    """Return a value for every key of `SETTINGS`: the given one unless it is None, else that of the world."""
-    told = {name: value for name, value in given.items() if value is not None}
-    return SETTINGS | (world.settings if world else {}) | told

@@ -16,10 +16,12 @@ from owl import models
 from owl.callbacks.rollouts import Rollouts
 from owl.data.shards import DatasetInfo
 from owl.losses.lpips import LPIPS
+from owl.models.sampling import Sampling
 from owl.models.world_model import WorldTransformer
 from owl.rollout.engine import Engine
 from owl.rollout.episodes import Episodes, load_decoder
 from owl.rollout.evaluation import horizon_curves, roll_out
+from owl.rollout.generate import Schedule
 from tests.helpers.errors import refused
 from tests.helpers.ranks import owl_on_two
 from tests.helpers.tiny import owl_here, tiny_experiment, write_config
@@ -34,13 +36,14 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def callback(**settings: Any) -> dict[str, Any]:
-    given = {"decoder": AUTOENCODER, "clips": 2, "context": CONTEXT, "horizon": HORIZON, "steps": 2}
+    given = {"decoder": AUTOENCODER, "clips": 2, "context": CONTEXT, "horizon": HORIZON}
     return {"class_path": "owl.callbacks.rollouts.Rollouts", "init_args": given | settings}
 
 
 def fit(lab: Path, name: str, trainer: dict[str, Any], *options: str, **settings: Any) -> dict[str, float]:
     configuration = tiny_world_model(LATENTS, **{"max_steps": 4, "callbacks": [callback(**settings)], **trainer})
     configuration["data"]["init_args"]["validation_windows"] = 2
+    configuration["model"]["init_args"]["network"]["init_args"]["sampling"] = {"steps": 2}
     configuration["ema"] = {"decay": 0.9}
     write_config(lab / f"{name}.yaml", configuration)
     assert owl_here("fit", "--config", f"{name}.yaml", "--name", name, *options, cwd=lab) == 0
@@ -64,10 +67,10 @@ def test_the_averaged_weights_are_rolled_out(lab: Path) -> None:
     assert by_hand(lab, network)["val/rollout_psnr_4"] != pytest.approx(averaged["val/rollout_psnr_4"], rel=1e-2)
 
 
-def by_hand(lab: Path, network: WorldTransformer, **settings: Any) -> dict[str, float]:
+def by_hand(lab: Path, network: WorldTransformer) -> dict[str, float]:
     """What the callback should log of these weights."""
     with chdir(lab):
-        engine = Engine(network, {"video": load_decoder(AUTOENCODER)}, **({"noise_levels": (1.0, 0.5)} | settings))
+        engine = Engine(network, {"video": load_decoder(AUTOENCODER)}, **vars(Schedule.of(network.sampling)))
         length = CONTEXT + HORIZON
         episodes = Episodes(
             LATENTS, DatasetInfo.load(LATENTS), "validation", network, engine.decoders["video"], STRIDE, length
@@ -77,15 +80,16 @@ def by_hand(lab: Path, network: WorldTransformer, **settings: Any) -> dict[str, 
 
 
 def test_controls_are_read_back_and_drift_is_measured_of_a_few_step_student(lab: Path) -> None:
-    student = {"sampler": "consistency", "steps": 2, "shift": 3.0}
-    metrics = fit(lab, "more", {}, inverse_dynamics=INVERSE_DYNAMICS, frames=6, side_by_side=2, **student)
+    student = [f"--model.init_args.network.init_args.sampling.{key}" for key in ("sampler=consistency", "shift=3.0")]
+    metrics = fit(lab, "more", {}, *student, inverse_dynamics=INVERSE_DYNAMICS, frames=6, side_by_side=2)
     for name in ("action_accuracy", "action_accuracy_true", "fd_efficientnet_lite0_1_3", "drift"):
         assert math.isfinite(metrics[f"val/rollout_{name}"])
     distances = [metrics[f"val/rollout_fd_efficientnet_lite0_{part}"] for part in ("1_3", "4_6")]
     assert metrics["val/rollout_drift"] == pytest.approx(distances[1] / distances[0], rel=1e-4)
     network = models.load(lab / "runs/more/checkpoints/last.ckpt")
-    levels = {"noise_levels": (1.0, 0.75), "sampler": "consistency"}
-    found = by_hand(lab, network, **levels)  # type: ignore[arg-type]
+    assert isinstance(network, WorldTransformer)
+    assert network.sampling == Sampling(2, 3.0, "consistency")
+    found = by_hand(lab, network)
     assert metrics["val/rollout_psnr_4"] == pytest.approx(found["val/rollout_psnr_4"], rel=2e-3)
 
 
@@ -162,7 +166,7 @@ def test_a_recipe_without_a_world_model_is_refused(lab: Path) -> None:
         owl_here("fit", "--config", "vae.yaml", "--name", "vae", cwd=lab)
 
 
-@pytest.mark.parametrize("name", ["every_n_validations", "clips", "horizon", "context", "steps", "side_by_side"])
+@pytest.mark.parametrize("name", ["every_n_validations", "clips", "horizon", "context", "side_by_side"])
 def test_numbers_below_one_are_refused(name: str) -> None:
     with refused("arguments.too-small", f"{name} of Rollouts is 0", "at least 1"):
         Rollouts("decoder.ckpt", **{name: 0})

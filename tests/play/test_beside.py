@@ -107,7 +107,7 @@ def test_two_checkpoints_are_played_recorded_and_replayed(exports: Path, monkeyp
     axes = np.ones(len(AXES), np.float32)
 
     def made(path: str) -> World:
-        return LearnedWorld(Sources(path, data=LATENTS, context=4, stride=STRIDE), Settings(steps=1))
+        return LearnedWorld(Sources(path, data=LATENTS, context=4, stride=STRIDE), steps=1)
 
     world = SideBySide([made(WORLD), made("other")])
     begin = halves(world.reset(0, 0).rgb)

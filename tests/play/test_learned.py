@@ -53,7 +53,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def world(lab: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LearnedWorld]:
     """The world of the lab's run."""
     monkeypatch.chdir(lab)
-    made = LearnedWorld(Sources(RUN, decoders=("runs/quickstart", "other")), Settings(steps=2))
+    made = LearnedWorld(Sources(RUN, decoders=("runs/quickstart", "other")), steps=2)
     yield made
     made.close()
 
@@ -148,15 +148,15 @@ def test_another_frame_is_told(world: LearnedWorld, tmp_path: Path, capsys: pyte
 def test_what_does_not_fit_is_told(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(lab)
     with refused("play.decoder", "another", "quickstart"):
-        LearnedWorld(Sources(RUN), Settings(decoder="another"))
+        LearnedWorld(Sources(RUN), decoder="another")
     with refused("checkpoint.missing", "nowhere"):
-        LearnedWorld(Sources("nowhere"), Settings())
+        LearnedWorld(Sources("nowhere"))
     with refused("network.kind", "ImageAutoencoder", "a world model"):
-        LearnedWorld(Sources(AUTOENCODER), Settings())
+        LearnedWorld(Sources(AUTOENCODER))
     models.save(models.load(WORLD_MODEL), "exported")
     with refused("world.data", "exported", "--data"):
-        LearnedWorld(Sources("exported"), Settings())
-    exported = LearnedWorld(Sources("exported", data=LATENTS, stride=2), Settings())
+        LearnedWorld(Sources("exported"))
+    exported = LearnedWorld(Sources("exported", data=LATENTS, stride=2))
     assert exported.description.fps == 17.5
 
 
@@ -212,8 +212,8 @@ def test_the_command_serves_until_it_is_stopped(lab: Path, capfd: pytest.Capture
         (("--game", "deathmatch", "basic"), "play.game", ["deathmatch, basic"]),
         ((RUN, "--size", "96x160"), "play.game", ["--size 96x160"]),
         (("--game", "deathmatch", "--size", "96"), "arguments.size", ["96", "96x160"]),
-        ((RUN, "--steps", "0"), "play.settings", ["steps is 0"]),
-        ((RUN, "--shift", "0"), "play.settings", ["shift is 0"]),
+        ((RUN, "--steps", "0"), "sampling.settings", ["steps is 0"]),
+        ((RUN, "--shift", "0"), "sampling.settings", ["shift is 0"]),
         ((RUN, "--port", "0", "--seed", "-1"), "arguments.seed", ["seed is -1", f"0 to {2**32 - 1}"]),
         (("--game", "deathmatch", "--port", "0", "--seed", str(2**32)), "arguments.seed", [f"seed is {2**32}"]),
         ((RUN, "--host", "192.0.2.1"), "play.address", ["192.0.2.1:8420"]),

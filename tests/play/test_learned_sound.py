@@ -11,7 +11,7 @@ from owl.pixels import to_float, to_uint8
 from owl.play.learned import LearnedWorld, Sources
 from owl.play.log import Action, ActionLog, digest
 from owl.play.replay import make_world, replay
-from owl.play.world import Settings, SoundFormat
+from owl.play.world import SoundFormat
 from tests.helpers.errors import refused
 from tests.helpers.exports import LATENTS, SAMPLES, SOUNDS, STRIDE, WORLD
 from tests.helpers.shards import AXES, BUTTONS
@@ -24,7 +24,7 @@ SOURCES = Sources(WORLD, data=LATENTS, context=4, stride=STRIDE)
 def world(exports: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LearnedWorld]:
     """That world."""
     monkeypatch.chdir(exports)
-    made = LearnedWorld(SOURCES, Settings(steps=1))
+    made = LearnedWorld(SOURCES, steps=1)
     yield made
     made.close()
 
@@ -89,7 +89,7 @@ def test_a_picture_of_the_player_is_where_the_world_begins(world: LearnedWorld) 
 
 
 def test_without_sound_there_is_the_same_picture(world: LearnedWorld, exports: Path) -> None:
-    silent = LearnedWorld(Sources(**vars(SOURCES) | {"sound": False}), Settings(steps=1))
+    silent = LearnedWorld(Sources(**vars(SOURCES) | {"sound": False}), steps=1)
     assert silent.description.sound is None
     for played in (world, silent):
         played.reset(0, 0)
@@ -99,8 +99,8 @@ def test_without_sound_there_is_the_same_picture(world: LearnedWorld, exports: P
     (exports / SOUNDS).rename(exports / "moved")
     try:
         with refused("decoder.missing", SOUNDS, "--audio_decoder"):
-            LearnedWorld(SOURCES, Settings())
-        given = LearnedWorld(Sources(**vars(SOURCES) | {"audio_decoder": "moved"}), Settings())
+            LearnedWorld(SOURCES)
+        given = LearnedWorld(Sources(**vars(SOURCES) | {"audio_decoder": "moved"}))
         assert given.description.sound == SoundFormat(44_100, 2)
     finally:
         (exports / "moved").rename(exports / SOUNDS)

@@ -55,7 +55,7 @@ LINE = {"held": ["A"], "moved": [], "picture": "0"}
         ([HEAD, LINE | {"moved": [1]}], "actions.damaged", "line 2"),
         ([HEAD, LINE | {"settings": {"stepz": 1}}], "actions.damaged", "line 2"),
         ([HEAD, {"held": []}], "actions.damaged", "line 2"),
-        ([HEAD, LINE | {"settings": {"steps": 0}}], "play.settings", "steps is 0"),
+        ([HEAD, LINE | {"settings": {"steps": 0}}], "sampling.settings", "steps is 0"),
     ],
 )
 def test_what_is_no_log_is_told(tmp_path: Path, lines: list, code: str, token: str) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from owl import models
 from owl.data.shards import DatasetInfo
 from owl.latents import load_latent_stats
+from owl.models.sampling import Sampling
 from owl.models.world_model import WorldTransformer
 from owl.recipes.causal_consistency import CausalConsistency
 from owl.recipes.presentation import present
@@ -147,7 +148,9 @@ def test_a_run_goes_on_exactly_and_exports_the_student_alone(lab: Path) -> None:
     assert {name.split(".")[0] for name in whole} == {"network"}
     assert math.isfinite(metrics["val/loss"])
     assert metrics["val/loss"] == pytest.approx(metrics["val/video"])
-    assert isinstance(models.load(lab / "runs" / "whole" / "checkpoints" / "last.ckpt"), WorldTransformer)
+    student = models.load(lab / "runs" / "whole" / "checkpoints" / "last.ckpt")
+    assert isinstance(student, WorldTransformer)
+    assert student.sampling == Sampling(2, 2.0, "consistency")
 
 
 @pytest.mark.parametrize(

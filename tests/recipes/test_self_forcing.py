@@ -174,6 +174,7 @@ def test_a_run_goes_on_exactly_amid_a_cycle_and_its_student_plays_without_the_ot
     network = models.load(lab / "runs" / "whole" / "checkpoints" / "last.ckpt")
     assert isinstance(network, WorldTransformer)
     assert torch.equal(network.video_std, models.load(lab / "world").video_std)
+    assert network.sampling.sampler == "consistency"
     # the forcing that is given is the teacher's
     assert load_source(str(lab / "runs" / "whole" / "checkpoints" / "last.ckpt")).forcing is None
 

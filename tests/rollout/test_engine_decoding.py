@@ -104,7 +104,7 @@ def test_settings_that_make_no_sense_are_told(autoencoder: ImageAutoencoder) -> 
     for levels in ([], [0.9, 0.5], [1.0, 0.5, 0.5], [1.0, 0.0], [1.0, 0.5, -0.1]):
         with refused("engine.levels", str(levels)):
             Engine(network, noise_levels=levels)
-    with refused("engine.sampler", "ddim", "adams_bashforth or euler or consistency"):
+    with refused("sampling.settings", "sampler is ddim", "adams_bashforth, euler, consistency"):
         Engine(network, sampler="ddim")  # type: ignore[arg-type]
     with refused("latents.encoder", "video decoder", models.fingerprint(autoencoder.encoder), "0000000000000000"):
         Engine(network, {"video": autoencoder})
