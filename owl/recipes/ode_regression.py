@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from owl.errors import OwlError
+from owl.models.sampling import Sampling
 from owl.recipes.clips import unflat, unpacked_inputs
 from owl.recipes.distillation import Distillation
 from owl.recipes.presentation import present
@@ -81,6 +82,8 @@ class ODERegression(Distillation):
                 "give a student of that teacher",
             )
         self.noise_levels, self.length = described["noise_levels"], described["length"]
+        steps, shift = len(self.noise_levels), described["shift"]
+        self.network.sampling = Sampling(steps, shift, "consistency", self.context_noise)
 
     def losses(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         """Compute the mean squared error of x0 for each stream: scalars."""

@@ -21,8 +21,8 @@ from owl.data.reader import ShardReader, read_members
 from owl.data.shards import DatasetInfo
 from owl.data.source import Source
 from owl.errors import OwlError, at_least
-from owl.flow_matching import noise_levels
 from owl.latents import check_encoder, check_latents, in_windows
+from owl.models.sampling import Sampling
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.recipes.clips import clip_inputs, draw, flat
 from owl.recipes.teachers import check_causal, load_source
@@ -128,8 +128,8 @@ def write_trajectories(
     described = in_windows(original.info.modalities, told.stride)
     check_latents(network, described, source)
     check_encoder(network, described, source)
-    schedule = Schedule(tuple(noise_levels(steps, shift)), guidance=guidance)
-    job = _TrajectoryJob(network, teacher, original, schedule, points, told.length, told.stride, hop, seed, batch_size)
+    sampling = Sampling(steps, shift, guidance=guidance)
+    job = _TrajectoryJob(network, teacher, original, sampling, points, told.length, told.stride, hop, seed, batch_size)
     if not job.info.splits["train"]:
         raise OwlError(
             "dataset.empty-split",
@@ -165,7 +165,7 @@ class _TrajectoryJob(ShardJob):
         network: WorldTransformer,
         teacher: str,
         original: Source,
-        schedule: Schedule,
+        sampling: Sampling,
         points: int,
         length: int,
         stride: int,
@@ -173,10 +173,10 @@ class _TrajectoryJob(ShardJob):
         seed: int,
         batch_size: int,
     ) -> None:
-        self._network, self._original, self._schedule = network, original, schedule
+        self._network, self._original, self._schedule = network, original, Schedule.of(sampling)
         self._length, self._stride, self._seed, self._batch_size = length, stride, seed, batch_size
         self.span = length * stride
-        self._every = len(schedule.noise_levels) // points
+        self._every = sampling.steps // points
         hop = hop or self.span
         info, index = original.info, original.index
         clips = [self._clips_of(episode, hop) for episode in range(len(index.episodes))]
@@ -195,12 +195,13 @@ class _TrajectoryJob(ShardJob):
             "extension": Trajectory.extension,
             "encoding": "npy float16[points, features]",
             "shape": [points + 1, sum(prod(stream.shape) for stream in network.generated.values())],
-            "noise_levels": list(schedule.noise_levels[:: self._every]),
+            "noise_levels": list(self._schedule.noise_levels[:: self._every]),
+            "shift": sampling.shift,
             "length": length,
             "stride": stride,
             "hop": hop,
-            "steps": len(schedule.noise_levels),
-            "guidance": schedule.guidance,
+            "steps": sampling.steps,
+            "guidance": sampling.guidance,
             "seed": seed,
             "streams": standardization(network),
             "teacher": {"fingerprint": models.fingerprint(network), "checkpoint": teacher},
@@ -218,7 +219,10 @@ class _TrajectoryJob(ShardJob):
         return {
             "source": Made(info.source["identity"], info.source["path"]),
             "teacher": Made(described["teacher"]["fingerprint"], described["teacher"]["checkpoint"]),
-            **{key: described[key] for key in ("noise_levels", "steps", "length", "stride", "hop", "guidance", "seed")},
+            **{
+                key: described[key]
+                for key in ("noise_levels", "shift", "steps", "length", "stride", "hop", "guidance", "seed")
+            },
         }
 
     def frames(self, number: int) -> Frames:
