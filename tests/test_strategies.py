@@ -32,6 +32,7 @@ STRATEGIES = ("ddp", "fsdp2")
 TRAINED = [f"{layer}.{name}" for layer in (0, 3) for name in ("weight", "bias")]
 """Of the network with frozen parts."""
 ENCODER = {"class_path": "owl.callbacks.frozen_encoder.FrozenEncoder"}
+PATCHES = {"class_path": "owl.models.discriminators.PatchDiscriminator", "init_args": {"width": 8, "layers": 2}}
 PRECISIONS = {"bf16": ("--trainer.precision", "bf16-mixed"), "fp8": ("--config", "fp8.yaml")}
 
 
@@ -95,11 +96,9 @@ def gan_decoder(folder: Path) -> dict[str, Any]:
 
 def distill(folder: Path) -> dict[str, Any]:
     """With a discriminator; without penalties, for which FSDP2 does not keep the weights."""
-    discriminator = {"class_path": "owl.models.discriminators.PatchDiscriminator"}
-    discriminator["init_args"] = {"width": 8, "layers": 2}
     student = {"class_path": "owl.models.image_decoder.ImageDecoder"}
     student["init_args"] = {"widths": [8, 8], "blocks": [1, 1], "patch": 4}
-    options = {"network": student, "discriminator": discriminator, "gamma": 0.0, "weights": {"lpips": 0.0}}
+    options = {"network": student, "discriminator": PATCHES, "gamma": 0.0, "weights": {"lpips": 0.0}}
     return tiny_decoder(folder / "footage", folder / "encoder", "owl.recipes.distill.Distill", **options)
 
 
@@ -130,9 +129,11 @@ def frame_pairs(folder: Path) -> dict[str, Any]:
 
 
 def diffusion_autoencoder(folder: Path) -> dict[str, Any]:
+    """With a discriminator; without penalties, for which FSDP2 does not keep the weights."""
     network = {"class_path": "owl.models.diffusion_decoder.DiTDecoder"}
     network["init_args"] = {"width": 32, "depth": 2, "heads": 2}
-    options = {"network": network, "train_encoder": True, "noise_sync": 0.5, "length": 4, "weights": {"lpips": 0.0}}
+    options = {"network": network, "train_encoder": True, "noise_sync": 0.5, "length": 4, "gamma": 0.0}
+    options |= {"discriminator": PATCHES, "adversarial_ramp": 2, "weights": {"lpips": 0.0, "adversarial": 0.5}}
     experiment = tiny_decoder(
         folder / "footage", folder / "encoder", "owl.recipes.diffusion_decoder.DiffusionDecoder", **options
     )

@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from owl.errors import OwlError
-from owl.losses.adversarial import generator_loss, logits_and_penalty
+from owl.losses.adversarial import discriminator_loss, generator_loss, logits_and_penalty
 from owl.models.discriminators import Discriminator
 from owl.nn.frozen import trained
 from owl.optim.configuration import with_schedule
-from owl.optim.stepping import only_towards
+from owl.optim.stepping import ManualStep, only_towards
 
 
 class TrainsAgainstDiscriminator(LightningModule):
@@ -35,7 +35,7 @@ class TrainsAgainstDiscriminator(LightningModule):
     discriminator_optimizer: Callable[[Iterable], Optimizer]
     warmup_steps: int
     final_lr: float
-    accumulate: int
+    accumulate: int = 1
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimisers of the network and of the discriminator, each with warm-up and cosine."""
@@ -43,6 +43,28 @@ class TrainsAgainstDiscriminator(LightningModule):
         if self.discriminator is not None:
             optimizers.append(self.discriminator_optimizer(trained(self.discriminator).values()))
         return [with_schedule(self, each, self.warmup_steps, self.final_lr, self.accumulate) for each in optimizers]
+
+    def step_discriminator(
+        self, step: ManualStep, true: Tensor, decoded: Tensor, gamma: float, penalty_every: int
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Step the discriminator on its relativistic loss, with the penalties at every n-th step.
+
+        Args:
+            step: From `owl.optim.stepping.manual_step`.
+            true: See `judge`.
+            decoded: The same shape; no gradient reaches the network.
+            gamma: Weight of the penalties.
+            penalty_every: n.
+
+        Returns:
+            Logits of the true and of the decoded side, without gradient, and scalars to log.
+        """
+        real, fake, penalties = judge(self.discriminator, true, decoded, gamma > 0 and step.due(penalty_every))
+        loss = discriminator_loss(real, fake)
+        step(self.trainer.optimizers[1], penalised(loss, penalties, gamma, penalty_every))
+        real, fake = real.detach(), fake.detach()
+        balance = {"accuracy": (real > fake).float().mean(), "logit_gap": (real - fake).mean()}
+        return real, fake, {"discriminator": loss} | penalties | balance
 
 
 def ramped(number: int, start: int, steps: int) -> float:

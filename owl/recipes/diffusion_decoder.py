@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
@@ -19,9 +19,11 @@ from owl.losses.reconstruction import ReconstructionLoss, ReconstructionWeights,
 from owl.metrics.perceptual import PerceptualDistance
 from owl.models.diffusion_autoencoder import DiffusionAutoencoder
 from owl.models.diffusion_decoder import DiTDecoder
+from owl.models.discriminators import Discriminator
 from owl.models.image_decoder import ImageDecoder
-from owl.nn.frozen import freeze, trained
-from owl.optim.configuration import with_schedule
+from owl.nn.frozen import freeze
+from owl.optim.stepping import manual_step
+from owl.recipes.adversarial import TrainsAgainstDiscriminator, fooled, ramped, refuse_penalties
 from owl.recipes.arguments import any_weight, fractions
 from owl.recipes.compilation import compile_for_training
 from owl.recipes.decoders import DecoderMetrics, clips, few, latents, load_autoencoder, with_noise
@@ -56,6 +58,7 @@ class Weights(ReconstructionWeights):
             (FlowMo, Sargent et al. 2025).
         consistency: Mean squared error of x0 against a target on the flow of the decoder at ``start``: consistency
             distillation (Song et al. 2023).
+        adversarial: Relativistic loss of x0 against the ``discriminator``, after its ramp; 0.5 in epsilon-VAE.
     """
 
     flow: float = 1.0
@@ -63,6 +66,7 @@ class Weights(ReconstructionWeights):
     lpips: float = 0.5
     sample_lpips: float = 0.0
     consistency: float = 0.0
+    adversarial: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -85,13 +89,54 @@ class Draws:
     bootstrapped: Tensor
     noise: Tensor
 
+    @property
+    def estimated(self) -> Tensor:
+        """int64[n], numbers of the frames whose estimate of x0 is compared: ``flow``, or one other if that is empty."""
+        return self.flow if len(self.flow) else self.bootstrapped[:1]
 
-class DiffusionDecoder(ChecksEncoder, SeedsByWindow):
+
+class Denoised(NamedTuple):
+    """A prediction of the flow.
+
+    Attributes:
+        clean: float[N, *target], x0, standardised.
+        estimate: float[N, *target], x_t - t v, the estimate of x0.
+        noisy: float[N, *target], x_t.
+        noise_level: float[N], t.
+    """
+
+    clean: Tensor
+    estimate: Tensor
+    noisy: Tensor
+    noise_level: Tensor
+
+
+def trajectory(clean: Tensor, noisy: Tensor, noise_level: Tensor) -> Tensor:
+    """Return the end, the beginning and the noise level of a step to x0 as channels, for a discriminator.
+
+    Zhao et al. 2025, "Epsilon-VAE: Denoising as Visual Decoding": D(x0, x_t, t), as in denoising diffusion GANs (Xiao
+    et al. 2022).
+
+    Args:
+        clean: float[N, C, h, w], x0 or its estimate.
+        noisy: The same shape, x_t.
+        noise_level: float[N], t.
+
+    Returns:
+        float[N, 2 C + 1, h, w].
+    """
+    return torch.cat([clean, noisy, noise_level[:, None, None, None].expand_as(noisy[:, :1])], 1)
+
+
+class DiffusionDecoder(ChecksEncoder, SeedsByWindow, TrainsAgainstDiscriminator):
     """Train a diffusion transformer to decode latents; the encoder is frozen.
 
     loss = sum of weight * term over `Weights`. Noise levels are t = sigmoid(N(logit_mean, logit_std)). A shortcut model
     learns step sizes by bootstrapping: a part of the frames learns, for a step of size d, the mean velocity of the
     network's own two steps of size d / 2, computed from the current weights without gradients.
+
+    With a ``discriminator``, ``global_step`` counts steps of network and discriminator together, and ``clip`` replaces
+    ``trainer.gradient_clip_val``.
 
     Needs frames and their latents: from `owl.callbacks.frozen_encoder.FrozenEncoder`, or from a dataset that
     `data encode --keep rgb` wrote. Validation decodes with the network's ``steps``.
@@ -103,7 +148,7 @@ class DiffusionDecoder(ChecksEncoder, SeedsByWindow):
             frozen copy of that becomes part of the network.
         train_encoder: Trains encoder and decoder end to end, and exports them as one network. Both begin with random
             weights, the encoder with the architecture of the autoencoder's. With ``weights.lpips`` 0 this is DiTo (Chen
-            et al. 2025), with 0.5 epsilon-VAE (Zhao et al. 2025) without its discriminator. Batches need frames only.
+            et al. 2025), with 0.5 and a ``discriminator`` epsilon-VAE (Zhao et al. 2025). Batches need frames only.
         noise_sync: Probability that a frame's latent gets noise of a level s ~ U(0, 1), and the target noise of at
             least that level (noise synchronisation of DiTo).
         start: Checkpoint or export of a decoder with the same ``network``, from whose weights training starts:
@@ -113,6 +158,13 @@ class DiffusionDecoder(ChecksEncoder, SeedsByWindow):
         lpips_crop: Side in pixels of random squares on which LPIPS is estimated in training, at a lower cost. None:
             whole frames.
         lpips_samples: With ``lpips_crop``: number of frames of a batch that are cropped. None: all.
+        discriminator: Distinguishes x0 from the network's one-step estimate, given x_t and t, and gets its number of
+            channels from the recipe; see `trajectory`. Needs ``weights.adversarial``. None: no adversarial term.
+        adversarial_ramp: Steps in which the adversarial term grows linearly to its weight.
+        gamma: Weight of the discriminator's gradient penalties R1 and R2 (`owl.losses.adversarial`); 0 disables them,
+            as FSDP2 requires.
+        penalty_every: The penalties are computed at every n-th step, n times as strong.
+        clip: With a discriminator, maximum norm of the network's gradients. None: no clipping.
         logit_mean: Mean of the logits of noise levels.
         logit_std: Their standard deviation.
         sample_steps: Steps of the samples for ``sample_lpips``, randomly spaced; shortcut models take their own
@@ -123,13 +175,16 @@ class DiffusionDecoder(ChecksEncoder, SeedsByWindow):
         noise: Noise augmentation: latents get noise of up to this many of their standard deviations in training, so
             that the decoder tolerates the errors of generated latents.
         optimizer: Called with the network's parameters.
-        warmup_steps: Steps of linear warm-up; a cosine follows until training ends.
-        final_lr: Learning rate at the end, as a fraction of its peak.
+        discriminator_optimizer: Called with those of the discriminator.
+        warmup_steps: Steps of linear warm-up of the learning rates; a cosine follows until training ends.
+        final_lr: Learning rates at the end, as a fraction of their peaks.
         compile: Whether to compile the blocks with ``torch.compile``; on CPUs this requires a C++ compiler.
 
     Raises:
         OwlError: An argument is out of range, or ``autoencoder`` is none.
     """
+
+    exports = ("network",)  # neither averages nor exports the discriminator
 
     def __init__(
         self,
@@ -143,6 +198,11 @@ class DiffusionDecoder(ChecksEncoder, SeedsByWindow):
         lpips: LPIPS | None = None,
         lpips_crop: int | None = None,
         lpips_samples: int | None = None,
+        discriminator: Callable[[int], Discriminator] | None = None,
+        adversarial_ramp: int = 1000,
+        gamma: float = 1.0,
+        penalty_every: int = 4,
+        clip: float | None = 1.0,
         logit_mean: float = -0.4,
         logit_std: float = 1.0,
         sample_steps: int = 8,
@@ -151,6 +211,7 @@ class DiffusionDecoder(ChecksEncoder, SeedsByWindow):
         latent_dropout: float = 0.0,
         noise: float = 0.0,
         optimizer: Callable[[Iterable], Optimizer] = lambda p: AdamW(p, lr=3e-4, weight_decay=0.01),
+        discriminator_optimizer: Callable[[Iterable], Optimizer] = lambda p: AdamW(p, lr=2e-4, weight_decay=0.0),
         warmup_steps: int = 100,
         final_lr: float = 0.0,
         compile: bool = False,
@@ -158,7 +219,15 @@ class DiffusionDecoder(ChecksEncoder, SeedsByWindow):
         super().__init__()
         fractions(bootstrap=bootstrap, latent_dropout=latent_dropout, noise_sync=noise_sync)
         any_weight(weights)
-        at_least(1, sample_steps=sample_steps, intervals=intervals)
+        at_least(1, sample_steps=sample_steps, intervals=intervals, penalty_every=penalty_every)
+        at_least(0, adversarial_ramp=adversarial_ramp, gamma=gamma)
+        if (discriminator is None) != (weights.adversarial == 0):
+            raise OwlError(
+                "recipe.arguments",
+                f"weights.adversarial is {weights.adversarial} and discriminator is "
+                f"{'not set' if discriminator is None else 'set'}, expected both or neither; correct "
+                "model.init_args.weights.adversarial",
+            )
         self.save_hyperparameters(logger=False)
         source = load_autoencoder(autoencoder)
         self.network = network(source.channels, source.size, source.latent_size, source.latent_channels)
@@ -170,6 +239,9 @@ class DiffusionDecoder(ChecksEncoder, SeedsByWindow):
                     "not decode the latents of another encoder; leave out model.init_args.residual",
                 )
             self.network = DiffusionAutoencoder.of(self.network, source)
+        self.discriminator = None if discriminator is None else discriminator(2 * self.network.target[0] + 1)
+        self.automatic_optimization = discriminator is None
+        self.adversarial_ramp, self.gamma, self.penalty_every, self.clip = adversarial_ramp, gamma, penalty_every, clip
         self.train_encoder, self.noise_sync = train_encoder, noise_sync
         self.original = freeze(ImageDecoder.of(source))
         if residual:
@@ -187,7 +259,7 @@ class DiffusionDecoder(ChecksEncoder, SeedsByWindow):
         self.bootstrap = bootstrap if self.network.shortcut else 0.0
         self.latent_dropout = latent_dropout
         self.noise = noise
-        self.optimizer = optimizer
+        self.optimizer, self.discriminator_optimizer = optimizer, discriminator_optimizer
         self.warmup_steps = warmup_steps
         self.final_lr = final_lr
         self.compile_network = compile
@@ -196,15 +268,21 @@ class DiffusionDecoder(ChecksEncoder, SeedsByWindow):
         self.steps_metrics = nn.ModuleList(self.by_steps.values())  # registered, so that they move to the device
 
     def configure_model(self) -> None:
-        """Compile each block, which keeps the parameter names in checkpoints; spread the weights under FSDP2."""
+        """Compile each block, which keeps the parameter names in checkpoints; spread the weights under FSDP2.
+
+        Raises:
+            OwlError: FSDP2 is used with penalties of the discriminator.
+        """
         # the proxy apart from the network, which calls it by its methods
-        parts = (self.network.proxy, self.network, self.original, self.teacher)
+        parts = (self.network.proxy, self.network, self.original, self.teacher, self.discriminator)
         networks = [part for part in parts if part is not None]
         for network in networks:
             network.to(memory_format=torch.channels_last)
         if self.compile_network:
             compile_for_training(self, *self.network.blocks)
         if self.device_mesh is not None:
+            if self.discriminator is not None:
+                refuse_penalties(self.gamma, "model.init_args.gamma")
             for network in networks:
                 shard(network, self.device_mesh["data_parallel"])
 
@@ -275,8 +353,8 @@ class DiffusionDecoder(ChecksEncoder, SeedsByWindow):
             each(torch.randn, generators, frames, *self.network.target).flatten(0, 1),
         )
 
-    def losses(self, image: Tensor, latent: Tensor, draws: Draws) -> tuple[dict[str, Tensor], Tensor]:
-        """Compute the terms of the loss.
+    def losses(self, image: Tensor, latent: Tensor, draws: Draws) -> tuple[dict[str, Tensor], Tensor, Denoised]:
+        """Compute the terms of the loss apart from the adversarial one.
 
         Args:
             image: float[N, 3, H, W] in [-1, 1].
@@ -284,7 +362,7 @@ class DiffusionDecoder(ChecksEncoder, SeedsByWindow):
             draws: Random choices.
 
         Returns:
-            A scalar for each term, unweighted, and the loss of the flow for each frame, float[N].
+            A scalar for each term, unweighted, the loss of the flow for each frame, float[N], and the predictions.
         """
         network, t = self.network, draws.noise_level
         if self.teacher is not None:
@@ -311,11 +389,11 @@ class DiffusionDecoder(ChecksEncoder, SeedsByWindow):
             terms["sample_lpips"] = self.reconstruction_loss.perceptual(sample, image)
         # the mean velocity of a shortcut does not lead to x0; decoding a proxy's latent is not for free
         if self.reconstructs:
-            of_flow = draws.flow if rows < len(x) else draws.bootstrapped[:1]
-            decoded = network.to_image(predicted[of_flow], None if base is None else base[of_flow])
-            compared = self.reconstruction_loss(decoded, image[of_flow])
+            kept = draws.estimated
+            decoded = network.to_image(predicted[kept], None if base is None else base[kept])
+            compared = self.reconstruction_loss(decoded, image[kept])
             terms |= {name: term * (rows < len(x)) for name, term in compared.items()}
-        return terms, error.detach()
+        return terms, error.detach(), Denoised(clean, predicted, x, t)
 
     @torch.no_grad()
     def bootstrap_target(self, x: Tensor, latent: Tensor, base: Tensor | None, draws: Draws) -> Tensor:
@@ -333,14 +411,39 @@ class DiffusionDecoder(ChecksEncoder, SeedsByWindow):
         return shortcut_target(velocity, x[rows], draws.noise_level[rows], draws.step_size[rows])
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Compute the loss of a step, and log each term unweighted."""
+        """Compute the loss of a step, and log each term unweighted; with a discriminator, step both networks."""
         image, latent = images(batch), with_noise(self.latents(batch), self.network.latent_std, self.noise)
         latent, draws = self.synchronise(batch, latent, self.draw(batch))
-        terms, error = self.losses(image, latent, draws)
-        loss = weighted_sum(terms, self.weights)
+        terms, error, denoised = self.losses(image, latent, draws)
         logged = {"shortcut": error[draws.bootstrapped].mean()} if len(draws.bootstrapped) else {}
+        if self.discriminator is None:
+            loss = weighted_sum(terms, self.weights)
+        else:
+            loss, judged = self.step_both(terms, denoised, draws)
+            logged |= judged
         log_losses(self, loss, terms | logged)
         return loss
+
+    def step_both(self, terms: dict[str, Tensor], denoised: Denoised, draws: Draws) -> tuple[Tensor, dict[str, Tensor]]:
+        """Step the discriminator and the network.
+
+        Args:
+            terms: From `losses`.
+            denoised: Likewise.
+            draws: Random choices.
+
+        Returns:
+            The loss of the network, and scalars to log.
+        """
+        clean, estimate, noisy, t = (part[draws.estimated] for part in denoised)
+        true, estimated = (trajectory(x0, noisy, t) for x0 in (clean, estimate))
+        with manual_step(self) as step:
+            real, _, judged = self.step_discriminator(step, true, estimated, self.gamma, self.penalty_every)
+            adversarial = fooled(self.discriminator, true, estimated, real) * (len(draws.flow) > 0)
+            weight = self.weights.adversarial * ramped(step.number, 0, self.adversarial_ramp)
+            loss = weighted_sum(terms | {"adversarial": adversarial}, replace(self.weights, adversarial=weight))
+            step(self.trainer.optimizers[0], loss, self.clip)
+        return loss, judged | {"adversarial": adversarial}
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Measure decoded frames."""
@@ -377,8 +480,3 @@ class DiffusionDecoder(ChecksEncoder, SeedsByWindow):
         rows |= {f"steps: {count}": self.network.decode(shown, steps=count) for count in steps}
         films["generated"] = self.network.decode(first)
         return {"decoders": comparison_grid(rows)} | clips(films, length)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return the optimiser with warm-up and cosine."""
-        optimizer = self.optimizer(trained(self.network).values())
-        return with_schedule(self, optimizer, self.warmup_steps, self.final_lr)

@@ -12,7 +12,6 @@ from torch.optim import AdamW, Optimizer
 from owl.distributed.sharding import shard
 from owl.errors import OwlError, at_least
 from owl.latents import check_encoder, described, encoder_of, load_latent_stats
-from owl.losses.adversarial import discriminator_loss
 from owl.losses.lpips import LPIPS
 from owl.losses.reconstruction import ReconstructionLoss, ReconstructionWeights, weighted_sum
 from owl.metrics.psnr import MeanPSNR
@@ -21,7 +20,7 @@ from owl.models.image_autoencoder import ImageAutoencoder
 from owl.models.image_decoder import ImageDecoder
 from owl.nn.frozen import freeze
 from owl.optim.stepping import manual_step
-from owl.recipes.adversarial import TrainsAgainstDiscriminator, fooled, judge, ramped
+from owl.recipes.adversarial import TrainsAgainstDiscriminator, fooled, ramped
 from owl.recipes.decoders import (
     DecoderFactory,
     DecoderMetrics,
@@ -180,21 +179,17 @@ class Distill(ChecksEncoder, MeasuresBatches, TrainsAgainstDiscriminator):
         """Step the discriminator, if there is one, and the student."""
         image, latent = images(batch), latents(batch)
         with manual_step(self, self.accumulate) as step:
-            student, *others = self.trainer.optimizers
             decoded = self.network.decode(with_noise(latent, self.network.latent_std, self.noise))
-            terms, logged, weight = self.compare(decoded, latent, image), {}, 0.0
+            judged: dict[str, Tensor] = {}
+            terms, weight = self.compare(decoded, latent, image), 0.0
             if self.discriminator is not None:
                 true, generated = (frames.unflatten(0, batch["rgb"].shape[:2]) for frames in (image, decoded))
-                penalised = self.gamma > 0 and step.due(self.penalty_every)
-                real, fake, penalties = judge(self.discriminator, true, generated, penalised)
-                logged = {"discriminator": discriminator_loss(real, fake), **penalties}
-                penalty = self.penalty_every * self.gamma / 2 * sum(penalties.values())
-                step(others[0], logged["discriminator"] + penalty)
-                terms["adversarial"] = fooled(self.discriminator, true, generated, real.detach())
+                real, _, judged = self.step_discriminator(step, true, generated, self.gamma, self.penalty_every)
+                terms["adversarial"] = fooled(self.discriminator, true, generated, real)
                 weight = self.weights.adversarial * ramped(step.number, 0, self.adversarial_ramp)
             loss = weighted_sum(terms, replace(self.weights, adversarial=weight))
-            step(student, loss, self.clip)
-        log_losses(self, loss, terms | logged)
+            step(self.trainer.optimizers[0], loss, self.clip)
+        log_losses(self, loss, terms | judged)
         return loss
 
     def measure(self, batch: dict[str, Tensor], split: str) -> None:

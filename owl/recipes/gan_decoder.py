@@ -13,7 +13,7 @@ from torch.optim import AdamW, Optimizer
 from owl.distributed.sharding import shard
 from owl.errors import OwlError, at_least
 from owl.latents import check_encoder, described, load_latent_stats
-from owl.losses.adversarial import adaptive_weight, annealed, discriminator_loss, generator_loss
+from owl.losses.adversarial import adaptive_weight, annealed, generator_loss
 from owl.losses.lpips import LPIPS
 from owl.losses.reconstruction import ReconstructionLoss, ReconstructionWeights, weighted_sum
 from owl.losses.temporal import temporal
@@ -23,7 +23,7 @@ from owl.models.image_decoder import ImageDecoder, decode_clips
 from owl.nn.bottleneck import Encoding
 from owl.nn.frozen import freeze
 from owl.optim.stepping import manual_step
-from owl.recipes.adversarial import TrainsAgainstDiscriminator, fooled, judge, penalised, ramped, refuse_penalties
+from owl.recipes.adversarial import TrainsAgainstDiscriminator, fooled, ramped, refuse_penalties
 from owl.recipes.decoders import (
     DecoderFactory,
     DecoderMetrics,
@@ -220,18 +220,12 @@ class GANDecoder(ChecksEncoder, MeasuresBatches, TrainsAgainstDiscriminator):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Step the discriminator and the decoder."""
         with manual_step(self, self.accumulate) as step:
-            decoder, discriminator = self.trainer.optimizers
             progress = self.lr_schedulers()[0].progress(step.number)  # type: ignore[index,union-attr]
             self.anneal(progress)
             gamma = annealed(self.gamma, self.final_gamma * self.gamma, progress)
             image, (reconstruction, encoding) = images(batch), self.reconstruct(batch)
             true, decoded = (frames.unflatten(0, batch["rgb"].shape[:2]) for frames in (image, reconstruction))
-
-            real, fake, penalties = judge(self.discriminator, true, decoded, gamma > 0 and step.due(self.penalty_every))
-            judged = discriminator_loss(real, fake)
-            step(discriminator, penalised(judged, penalties, gamma, self.penalty_every))
-            real, fake = real.detach(), fake.detach()
-
+            real, fake, judged = self.step_discriminator(step, true, decoded, gamma, self.penalty_every)
             terms = self.reconstruction_loss(reconstruction, image)
             if self.weights.temporal:
                 terms["temporal"] = temporal(decoded, true, flow_of(batch))
@@ -244,11 +238,9 @@ class GANDecoder(ChecksEncoder, MeasuresBatches, TrainsAgainstDiscriminator):
                 weight = weight * adaptive_weight(rest, adversarial, [reconstruction])
             terms["adversarial"] = adversarial
             loss = weighted_sum(terms, replace(self.weights, adversarial=weight))
-            step(decoder, loss, self.clip)
-
-        balance = {"accuracy": (real > fake).float().mean(), "logit_gap": (real - fake).mean()}
+            step(self.trainer.optimizers[0], loss, self.clip)
         settings = {"gamma": gamma, "adversarial_weight": weight}
-        log_losses(self, loss, terms | {"discriminator": judged} | penalties | balance | settings)
+        log_losses(self, loss, terms | judged | settings)
         return loss
 
     def anneal(self, progress: float) -> None:

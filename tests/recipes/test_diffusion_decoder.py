@@ -83,7 +83,9 @@ def gradient(made: DiffusionDecoder, data: dict[str, Tensor] | None = None) -> T
     return torch.cat([parameter.grad.flatten() for parameter in trained(made.network).values()])
 
 
-@pytest.mark.parametrize("term", [name for name in TERMS if name != "consistency"])  # see test_post_training.py
+@pytest.mark.parametrize(
+    "term", [name for name in TERMS if name not in ("consistency", "adversarial")]
+)  # see test_post_training.py and test_diffusion_autoencoder.py
 def test_every_weight_changes_the_gradient_in_proportion(lab: Path, lpips: LPIPS, term: str) -> None:
     base = NONE | {"flow": 1.0}
     without = gradient(recipe(lab, lpips, weights=Weights(**base)))
