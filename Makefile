@@ -99,7 +99,10 @@ test-gpu: $(VENV)/.installed-dev ## what only a GPU can show, with a table of wh
 test-slurm: $(VENV)/.installed-dev ## a real SLURM of two nodes on this machine (root on Debian): preempted jobs go on exactly, sweeps lose no trial
 	$(RUN) tests.cluster.preempted /tmp/owl-slurm
 
-bench: $(VENV)/.installed-dev ## every benchmark, each a ratio against a named baseline
+build/stable-audio-tools: | $(VENV)/bin/python
+	$(VENV)/bin/pip install --quiet --no-deps --target $@ stable-audio-tools==0.0.19
+
+bench: $(VENV)/.installed-dev build/stable-audio-tools ## every benchmark, each a ratio against a named baseline
 	for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(RUN) benchmarks.$$(basename $$script .py) || exit 1; done
 
 lint: $(VENV)/.installed-dev ## formatting, lint and types
