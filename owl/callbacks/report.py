@@ -180,9 +180,15 @@ def why_not(trainer: Trainer) -> str:
 
 def print_table(title: str, metrics: dict[str, float]) -> None:
     """Print metrics as a table."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("metric")
+    table = Table("metric")
     table.add_column("value", justify="right")
     for name, value in metrics.items():
         table.add_row(name, format_number(value))
-    Console(markup=False).print(table)
+    show_table(title, table)
+
+
+def show_table(title: str, table: Table) -> None:
+    """Print a table below a title, which may be wider: as the table's own it would be broken at the table's width."""
+    console = Console(markup=False)
+    console.print(title, soft_wrap=True)
+    console.print(table)

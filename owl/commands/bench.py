@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from owl import environment, models
@@ -16,6 +15,7 @@ from owl.bench import roofline
 from owl.bench.inference import measure_network
 from owl.bench.measurement import PROFILED, Measurement
 from owl.bench.training import measure_training
+from owl.callbacks.report import show_table
 from owl.errors import OwlError, at_least
 from owl.hardware import multiplies_bfloat16
 from owl.version import code_version
@@ -104,7 +104,7 @@ def main(
             "results": results,
         }
         atomic_write(out, json.dumps(content, indent=2) + "\n")
-        Console(markup=False).print(f"Results: {out}")
+        print(f"Results: {out}")
 
 
 def is_experiment(target: str) -> bool:
@@ -169,7 +169,7 @@ def print_measurement(target: str, measured: Measurement) -> None:
     """Print the metrics, with predictions in a separate table."""
     device = torch.cuda.get_device_name() if measured.device == "cuda" else "CPU"
     how = f"{measured.precision}, {'compiled' if measured.compiled else 'eager'}, {device}"
-    table = Table("measured", how, title=f"{target} ({measured.kind})", title_justify="left")
+    table = Table("measured", how)
     table.columns[1].justify = "right"
     for name, value in measured.metrics.items():
         if not name.startswith(PREDICTION):
@@ -178,18 +178,18 @@ def print_measurement(target: str, measured: Measurement) -> None:
     for name, value in measured.metrics.items():
         if name.startswith(PREDICTION):
             table.add_row(name, format_number(value))
-    Console(markup=False).print(table)
+    show_table(f"{target} ({measured.kind})", table)
 
 
 def print_kernels(measured: Measurement) -> None:
     """Print the most expensive kernels."""
-    table = Table("kernel", title=f"Time of {PROFILED} x 1 {measured.unit}", title_justify="left")
+    table = Table("kernel")
     for name in ("calls", "ms", "share"):
         table.add_column(name, justify="right")
     for row in measured.kernels:
         name = row["name"][:LONGEST_NAME]
         table.add_row(name, str(row["calls"]), format_number(row["milliseconds"]), f"{row['share']:.1%}")
-    Console(markup=False).print(table)
+    show_table(f"Time of {PROFILED} x 1 {measured.unit}", table)
 
 
 def print_comparison(files: list[str]) -> None:
@@ -210,7 +210,7 @@ def print_comparison(files: list[str]) -> None:
         )
     for old, new in pairs:
         name = old if old == new else f"{old} against {new}"
-        table = Table("metric", title=name, title_justify="left")
+        table = Table("metric")
         for column in (*files, "ratio"):
             table.add_column(column, justify="right")
         for metric, value in before[old]["metrics"].items():
@@ -218,7 +218,7 @@ def print_comparison(files: list[str]) -> None:
                 other = after[new]["metrics"][metric]
                 ratio = f"{other / value:.3f}" if value else "-"
                 table.add_row(metric, format_number(value), format_number(other), ratio)
-        Console(markup=False).print(table)
+        show_table(name, table)
 
 
 def load_results(file: str) -> dict[str, Any]:

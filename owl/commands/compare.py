@@ -168,8 +168,7 @@ def describe(device: torch.device) -> str:
 
 def print_table(title: str, columns: list[Column], values: dict[str, dict[str, float]]) -> None:
     """Print a row for each metric, with the best value in bold."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("metric")
+    table = Table("metric")
     for name in values:
         table.add_column(escape(name), justify="right", overflow="fold")
     for column in columns:
@@ -177,4 +176,6 @@ def print_table(title: str, columns: list[Column], values: dict[str, dict[str, f
         cells = [(column.text(row[column.name]), name in best) for name, row in values.items()]
         label = f"{column.label} ({column.unit})" if column.unit else column.label
         table.add_row(label, *(f"[bold]{text}[/bold]" if is_best else text for text, is_best in cells))
-    Console().print(table)
+    console = Console()
+    console.print(title, markup=False, soft_wrap=True)
+    console.print(table)
