@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
+from owl.errors import OwlError
 from owl.play.log import ActionLog
 from owl.play.recording import write_pictures
 from owl.play.replay import make_world, replay
@@ -34,6 +35,12 @@ def main(
         audio_decoder: Where the decoder of sound is now, if it was moved.
     """
     actions = ActionLog.load(log)
+    if out is not None and not actions.actions:
+        raise OwlError(
+            "actions.empty",
+            f"{log} has no frames after its start, expected at least one for the film {out}; leave --out out, or play "
+            "before you stop recording",
+        )
     world = make_world(actions, checkpoint, data, decoder, audio_decoder)
     different: list[int] = []
 

@@ -70,9 +70,19 @@ class SideBySide(World):
         return _joined([world.step(buttons, axes) for world in self.worlds])
 
     def add_start(self, rgb: np.ndarray) -> None:
-        """Add a start to all; the first one's are shown."""
+        """Add a start to all, or to none if one of them cannot begin with it; the first one's are shown."""
+        for number, world in enumerate(self.worlds):
+            try:
+                world.add_start(rgb)
+            except BaseException:
+                for earlier in self.worlds[:number]:
+                    earlier.remove_start()
+                raise
+
+    def remove_start(self) -> None:
+        """Remove it from all."""
         for world in self.worlds:
-            world.add_start(rgb)
+            world.remove_start()
 
     def change(self, settings: Settings) -> None:
         """Use other settings in all."""

@@ -172,10 +172,17 @@ class LearnedWorld(World):
             if name != "video":
                 average = {name: torch.zeros(1, *network.streams[name].shape, device=self.engine.device)}
                 known[modality] = network.restore(average)[name].cpu()
+        scenes = {}
         for name, values in self.scenes.items():
             new = known.get(name, torch.zeros(1, *values.shape[2:]))[:, None].expand(1, *values.shape[1:])
-            self.scenes[name] = torch.cat([values, new.to(values.dtype)])
+            scenes[name] = torch.cat([values, new.to(values.dtype)])
+        self.scenes = scenes
         self.description.starts.append(rgb)
+
+    def remove_start(self) -> None:
+        """Remove the scene, too."""
+        super().remove_start()
+        self.scenes = {name: values[:-1] for name, values in self.scenes.items()}
 
     def step(self, buttons: np.ndarray, axes: np.ndarray) -> Picture:
         """Generate a frame."""

@@ -11,6 +11,9 @@ To the server:
 - ``COMMAND``: a JSON object with "name" and the fields of the command, see `Command`.
 - ``START``: a picture as JPEG or PNG, of the (height, width) that "start_size" in ``STATE`` names: begin with it.
 
+The server closes connections that send more than ``LARGEST`` bytes in a message, or ``PIXEL`` bytes for each pixel of
+"start_size" where that is more.
+
 To the client:
 
 - ``FRAME``: uint32 number of the frame since the start, float64 time of the oldest ``INPUT`` that is new in it (NaN if
@@ -34,7 +37,9 @@ import numpy as np
 
 SUBPROTOCOL = "owl-play.1"
 LARGEST = 2**18
-"""Bytes of the largest message that the server accepts."""
+"""Bytes of the largest message that the server accepts, unless a picture to begin with may be larger."""
+PIXEL = 4
+"""Bytes of the largest picture to begin with, for each of its pixels: no JPEG or PNG of that size needs more."""
 PARTS = ("wait", "game", "commit", "denoise", "decode", "encode")
 """Times of a frame: from the arrival of its input to the start of the frame, then of the real game, or of the parts of
 a world model, and of JPEG."""

@@ -4,14 +4,14 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from owl.play.world import Description, Picture
-from owl.viz.film import enlarged, write_film
+from owl.viz.film import apart, beside, captioned, enlarged, write_film
 
 WAITING = 64
 """Pictures that may wait for the encoder; then the player waits too."""
@@ -65,7 +65,7 @@ class Recording:
 
 
 def write_pictures(path: str | Path, pictures: Iterable[Picture], description: Description) -> None:
-    """Write frames of a world as an .mp4, with their sound.
+    """Write frames of a world as an .mp4, with their sound, and with captions where worlds are side by side.
 
     Args:
         path: Destination.
@@ -78,7 +78,7 @@ def write_pictures(path: str | Path, pictures: Iterable[Picture], description: D
     def shown() -> Iterator[np.ndarray]:
         for picture in pictures:
             sounds.append(silence if picture.sound is None else picture.sound)
-            yield enlarged(picture.rgb)
+            yield captioned_row(picture.rgb, description.names)
 
     def heard() -> Iterator[np.ndarray]:  # asked after each picture
         while True:
@@ -86,6 +86,14 @@ def write_pictures(path: str | Path, pictures: Iterable[Picture], description: D
 
     sample_rate = None if description.sound is None else description.sound.sample_rate
     write_film(path, shown(), description.fps, heard(), sample_rate)
+
+
+def captioned_row(rgb: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Enlarge a small uint8[H, W, 3], and name the worlds that it shows side by side."""
+    if not names:
+        return enlarged(rgb)
+    parts = zip(apart(rgb, len(names)), names, strict=True)
+    return beside([captioned(enlarged(part), name) for part, name in parts], len(names))
 
 
 def _free(folder: Path) -> Path:

@@ -273,9 +273,10 @@ class Server:
         return web.FileResponse(self.folder / name, headers={"Content-Disposition": f'attachment; filename="{name}"'})
 
     async def _connect(self, request: web.Request) -> web.StreamResponse:
+        height, width = self.world.description.start_size
         connection = web.WebSocketResponse(
             protocols=(protocol.SUBPROTOCOL,),
-            max_msg_size=protocol.LARGEST,
+            max_msg_size=max(protocol.LARGEST, protocol.PIXEL * height * width),
             heartbeat=HEARTBEAT,
             compress=False,
             timeout=1.0,

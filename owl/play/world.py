@@ -139,6 +139,10 @@ class World(ABC):
             "play.picture", f"a {self.description.kind} cannot begin with a picture; choose one of its start scenes"
         )
 
+    def remove_start(self) -> None:
+        """Remove the start scene that was added last."""
+        self.description.starts.pop()
+
     def change(self, settings: Settings) -> None:
         """Use other settings from the next frame on.
 

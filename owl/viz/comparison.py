@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from owl.viz.film import as_array, enlarged, write_film
+from owl.viz.film import as_array, enlarged, fitting, write_film
 from owl.viz.pictures import BACKGROUND, FAINT, GAP, TEXT
 
 MAGNIFICATION = 4
@@ -229,7 +229,7 @@ def _draw_figure(clips: list[ShownClip], footers: dict[str, str]) -> np.ndarray:
     for column, name in enumerate(names):
         left = GAP + column * (tile[1] + GAP)
         middle = left + tile[1] / 2
-        pen.text((middle, GAP + line / 2), _fitting(name, font, tile[1]), fill=TEXT, font=font, anchor="mm")
+        pen.text((middle, GAP + line / 2), fitting(name, font, tile[1]), fill=TEXT, font=font, anchor="mm")
         for row, clip in enumerate(clips):
             top = GAP + line + row * block
             detail = clip.detail
@@ -242,18 +242,9 @@ def _draw_figure(clips: list[ShownClip], footers: dict[str, str]) -> np.ndarray:
             pen.rectangle((x, y, x + detail.width * factor, y + detail.height * factor), outline=FRAME, width=2)
             caption = (middle, top + 2 * (tile[0] + GAP) + line / 2)
             pen.text(caption, clip.captions.get(name, ""), fill=FAINT, font=small, anchor="mm")
-        footer = _fitting(footers.get(name, ""), font, tile[1])
+        footer = fitting(footers.get(name, ""), font, tile[1])
         pen.text((middle, canvas.height - GAP - line / 2), footer, fill=TEXT, font=font, anchor="mm")
     return np.asarray(canvas)
-
-
-def _fitting(text: str, font: Any, width: float) -> str:
-    """Shorten a text in the middle until it fits."""
-    shown, kept = text, len(text)
-    while font.getlength(shown) > width and kept > 2:
-        kept -= 1
-        shown = f"{text[: kept // 2]}...{text[len(text) - (kept - kept // 2) :]}"
-    return shown
 
 
 def _png(picture: np.ndarray | Image.Image) -> bytes:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -175,11 +175,21 @@ def enlarged(picture: np.ndarray) -> np.ndarray:
 
 
 def captioned(picture: np.ndarray, caption: str, colour: tuple[int, int, int] = TEXT) -> np.ndarray:
-    """Add a line of text above uint8[H, W, 3]."""
+    """Add a line of text above uint8[H, W, 3], shortened in the middle if it is too long."""
     bar = Image.new("RGB", (picture.shape[1], CAPTION), BACKGROUND)
     font = ImageFont.load_default(FONT_SIZE)
-    ImageDraw.Draw(bar).text((GAP, CAPTION / 2), caption, fill=colour, font=font, anchor="lm")
+    text = fitting(caption, font, picture.shape[1] - 2 * GAP)
+    ImageDraw.Draw(bar).text((GAP, CAPTION / 2), text, fill=colour, font=font, anchor="lm")
     return np.concatenate([np.asarray(bar), picture])
+
+
+def fitting(text: str, font: Any, width: float) -> str:
+    """Shorten a text in the middle until it fits."""
+    shown, kept = text, len(text)
+    while font.getlength(shown) > width and kept > 2:
+        kept -= 1
+        shown = f"{text[: kept // 2]}...{text[len(text) - (kept - kept // 2) :]}"
+    return shown
 
 
 def beside(pictures: list[np.ndarray], columns: int) -> np.ndarray:
@@ -192,3 +202,9 @@ def beside(pictures: list[np.ndarray], columns: int) -> np.ndarray:
         y, x = number // columns * (height + GAP), number % columns * (width + GAP)
         canvas[y : y + height, x : x + width] = picture
     return canvas
+
+
+def apart(picture: np.ndarray, columns: int) -> list[np.ndarray]:
+    """Take the single row of pictures of `beside` apart: views of uint8[H, W, 3]."""
+    width = (picture.shape[1] + GAP) // columns - GAP
+    return [picture[:, x : x + width] for x in range(0, picture.shape[1], width + GAP)]

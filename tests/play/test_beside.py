@@ -1,19 +1,22 @@
 """Worlds side by side: every one does what it would do alone with the same inputs."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from owl import models
 from owl.play.beside import SideBySide
 from owl.play.learned import LearnedWorld, Sources
 from owl.play.log import Action, ActionLog, digest
+from owl.play.recording import captioned_row
 from owl.play.replay import make_world, replay
 from owl.play.world import Settings, World
-from owl.viz.film import GAP
+from owl.viz.film import CAPTION, GAP, apart, beside, enlarged
 from tests.helpers.errors import refused
 from tests.helpers.exports import LATENTS, STRIDE, WORLD, make_network
 from tests.helpers.play import Strip
@@ -32,7 +35,10 @@ def strip(name: str, **changes: Any) -> Strip:
 def halves(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The pictures of two worlds."""
     width = (rgb.shape[1] - GAP) // 2
-    return rgb[:, :width], rgb[:, -width:]
+    left, right = apart(rgb, 2)
+    assert np.array_equal(left, rgb[:, :width])
+    assert np.array_equal(right, rgb[:, -width:])
+    return left, right
 
 
 def test_both_get_the_same_inputs_and_come_back() -> None:
@@ -99,6 +105,38 @@ def test_each_keeps_its_own_decoder_where_they_share_none() -> None:
 def test_what_does_not_match_is_told(changes: dict[str, Any], tokens: list[str]) -> None:
     with refused("play.side-by-side", *tokens):
         SideBySide([strip("left"), strip("right", **changes)])
+
+
+def test_a_start_is_added_to_all_or_to_none(exports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = np.full((16, 24, 3), 99, np.uint8)
+    worlds = [strip("left"), strip("middle"), strip("right")]
+    world = SideBySide(worlds)
+    world.add_start(given)
+    assert [len(one.description.starts) for one in (world, *worlds)] == [3] * 4
+    monkeypatch.setattr(worlds[2], "add_start", partial(World.add_start, worlds[2]))
+    with refused("play.picture"):
+        world.add_start(given)
+    assert [len(one.description.starts) for one in (world, *worlds)] == [3] * 4
+    world.remove_start()
+    assert [len(one.description.starts) for one in (world, *worlds)] == [2] * 4
+
+    monkeypatch.chdir(exports)
+    learned = LearnedWorld(Sources(WORLD, data=LATENTS, context=4, stride=STRIDE), steps=1)
+    scenes = learned.scenes
+    learned.add_start(np.zeros((*learned.description.size, 3), np.uint8))
+    learned.remove_start()
+    assert all(torch.equal(values, scenes[name]) for name, values in learned.scenes.items())
+    assert len(learned.description.starts) == len(learned.scenes["latent"])
+
+
+def test_films_name_the_worlds() -> None:
+    world = SideBySide([strip("left"), strip("right")])
+    rgb = world.reset(0, 0).rgb
+    shown = captioned_row(rgb, world.description.names)
+    assert np.array_equal(shown[CAPTION:], beside([enlarged(half) for half in halves(rgb)], 2))
+    left, right = halves(shown[:CAPTION])
+    assert not np.array_equal(left, right)
+    assert np.array_equal(captioned_row(rgb, []), enlarged(rgb))
 
 
 def test_two_checkpoints_are_played_recorded_and_replayed(exports: Path, monkeypatch: pytest.MonkeyPatch) -> None:

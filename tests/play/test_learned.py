@@ -143,6 +143,10 @@ def test_another_frame_is_told(world: LearnedWorld, tmp_path: Path, capsys: pyte
     log.save(tmp_path / "log.jsonl")
     assert owl_here("replay", tmp_path / "log.jsonl", cwd=tmp_path) == 1
     assert "1 of 2 frames differ, the first is frame 2" in capsys.readouterr().out
+    replace(log, actions=[]).save(tmp_path / "empty.jsonl")
+    with refused("actions.empty", "empty.jsonl", "film.mp4"):
+        owl_here("replay", tmp_path / "empty.jsonl", "--out", "film.mp4", cwd=tmp_path)
+    assert not (tmp_path / "film.mp4").exists()
 
 
 def test_what_does_not_fit_is_told(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import pytest
 from owl.play import protocol, server
 from owl.play.protocol import Close, Kind
 from owl.play.server import Server
+from owl.viz.pictures import png
 from tests.helpers.play import RATE, Strip, connected, playing, serving
 
 JPEG = b"\xff\xd8"
@@ -211,6 +212,21 @@ def test_clients_that_ask_too_much_are_sent_away_with_a_reason(tmp_path: Path) -
                 await other.__aexit__(None, None, None)
             await player.command("step")
             await player.until(lambda c: c.state["frame"] == 1)
+
+    run(test)
+
+
+def test_a_picture_to_begin_with_may_be_as_large_as_its_pixels_need(tmp_path: Path) -> None:
+    """As those of 720p worlds are."""
+    given = png(np.random.default_rng(0).integers(0, 255, (320, 320, 3), np.uint8))
+    assert len(given) > protocol.LARGEST
+
+    async def test() -> None:
+        async with serving(Strip((320, 320)), tmp_path) as served, playing(served) as player:
+            await player.socket.send_bytes(protocol.start_message(given))
+            await player.until(lambda c: c.state["starts"] == 3)
+            await player.socket.send_bytes(bytes(protocol.PIXEL * 320 * 320 + 1))
+            assert (await player.closed())[0] == aiohttp.WSCloseCode.MESSAGE_TOO_BIG
 
     run(test)
 
