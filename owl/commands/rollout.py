@@ -59,9 +59,9 @@ def main(
 
     Short rollouts are compared with the true frames, long rollouts with the distribution of true frames. Scripted
     controls, such as a turn by 90 degrees, show whether and how soon each control is followed, and whether the world is
-    the same after a loop. The folder gets report.md, metrics.json, pictures and videos. With several world models, each
-    gets a folder of its own, and a page shows them side by side, with the same controls and seeds. A GPU is used if
-    available.
+    the same after a loop. The folder gets report.md, metrics.json, pictures, videos, and measured.yaml, which tells
+    which checkpoint was measured. With several world models, each gets a folder of its own, and a page shows them side
+    by side, with the same controls and seeds. A GPU is used if available.
 
     The folder of a shared world, which `export --decoder` writes, has its own scenes and decoders, and tells how it is
     played; options that are given come first.
@@ -203,6 +203,7 @@ def prepare(
     Raises:
         OwlError: Something is missing, or does not belong to the world model.
     """
+    fingerprint = models.fingerprint(network)  # before the engine changes its precision
     data, given = settings.data, {"audio": settings.audio_decoder, "motion": settings.motion_decoder}
     decoders = load_decoders(settings.decoder)
     others = {name: other_decoder(network, name, info, data, path) for name, path in given.items()}
@@ -233,7 +234,7 @@ def prepare(
     for other in decoders.values():
         check_decoder(network, "video", other)
         other.to(device)
-    return Evaluation(settings, engine, decoders, others["motion"], episodes, reader, out)
+    return Evaluation(settings, engine, decoders, others["motion"], episodes, reader, fingerprint, out)
 
 
 def scripted_evaluation(settings: Settings, network: WorldTransformer, episodes: Episodes) -> ScriptedEvaluation | None:

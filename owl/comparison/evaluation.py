@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import yaml
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -36,7 +37,7 @@ from owl.rollout.evaluation import (
     roll_out,
 )
 from owl.rollout.motion import decode_motion, end_point_curves, warp_curves
-from owl.rollout.report import at_horizons, following_table, horizon_table, sound_section, value_table
+from owl.rollout.report import MEASURED, at_horizons, following_table, horizon_table, sound_section, value_table
 from owl.rollout.sound import mel_curves, onset_agreement
 from owl.version import code_version
 from owl.viz import rollouts as pictures
@@ -96,6 +97,7 @@ class Evaluation:
         motion_decoder: Decoder of the motion, or None.
         episodes: Ground truth.
         reader: Inverse dynamics model, or None.
+        fingerprint: Of the world model as it is stored, see `owl.models.fingerprint`.
         out: Folder for the results.
 
     Attributes:
@@ -112,11 +114,12 @@ class Evaluation:
         motion_decoder: nn.Module | None,
         episodes: Episodes,
         reader: InverseDynamicsReader | None,
+        fingerprint: str,
         out: Path,
     ) -> None:
         self.settings, self.engine, self.decoders = settings, engine, decoders
         self.motion_decoder = motion_decoder
-        self.episodes, self.reader, self.out = episodes, reader, out
+        self.episodes, self.reader, self.fingerprint, self.out = episodes, reader, fingerprint, out
         self.lpips = LPIPS().to(engine.device)
         if reader is not None:
             reader.network.to(engine.device)
@@ -130,6 +133,7 @@ class Evaluation:
             scripted: Scripted controls, or None.
         """
         start, settings, network = time.monotonic(), self.settings, self.engine.network
+        (self.out / MEASURED).unlink(missing_ok=True)  # of earlier results
         clips = self.clips = roll_out(
             self.engine,
             self.episodes,
@@ -175,6 +179,8 @@ class Evaluation:
         atomic_write(self.out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
         scripts = None if scripted is None else scripted.section(metrics, settings.inverse_dynamics)
         atomic_write(self.out / "report.md", self.report(metrics, drift is not None, decoders, scripts))
+        measured = {"checkpoint": settings.checkpoint, "fingerprint": self.fingerprint}
+        atomic_write(self.out / MEASURED, yaml.safe_dump(measured, sort_keys=False))
         return metrics
 
     def compare_decoders(self, clips: Clips) -> dict[str, dict[str, float]]:

@@ -67,7 +67,9 @@ def card(facts: Facts) -> str:
             f"\n\n![True frames above generated ones](evaluation/strip.png)\n\n{value_table(headline(facts.measured))}"
         )
     else:
-        numbers = "Not measured. `python -m owl rollout` measures it; run before `export`, its results are shown here."
+        numbers = (
+            "Not measured. Run `python -m owl rollout` on this checkpoint before `export` to show its results here."
+        )
     dataset = origin.get("dataset") or {}
     sections = [
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---",

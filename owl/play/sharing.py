@@ -34,6 +34,7 @@ from owl.rollout.loading import (
     parts_of,
 )
 from owl.rollout.onnx_export import DECODER, STEP
+from owl.rollout.report import MEASURED
 from owl.rollout.shared import FILE, PARTS, SharedWorld
 
 EVALUATION = "evaluation"
@@ -126,7 +127,7 @@ def share(contents: Contents, directory: str | Path) -> None:
         networks={name: part for name, (part, _) in networks.items()},
         origin=origin,
         own_license=contents.license is None,
-        measured=copy_evaluation(run_folder(contents.checkpoint) / "rollout", folder / EVALUATION),
+        measured=copy_evaluation(run_folder(contents.checkpoint) / "rollout", network, folder / EVALUATION),
         training=(content or {}).get("owl", {}).get("metrics") or {},
     )
     atomic_write(folder / "README.md", card(facts))
@@ -184,9 +185,19 @@ def write_scenes(world: SharedWorld, network: WorldTransformer, data: str, conte
     write_index(world.scenes)
 
 
-def copy_evaluation(source: Path, folder: Path) -> dict[str, float]:
-    """Copy what `python -m owl rollout` wrote for the run, and return its metrics, empty if it was not measured."""
+def copy_evaluation(source: Path, network: WorldTransformer, folder: Path) -> dict[str, float]:
+    """Copy what `python -m owl rollout` wrote for the run, and return its metrics, empty if it was not measured.
+
+    Results of another checkpoint of the run are not copied.
+    """
     if not (source / "metrics.json").is_file():
+        return {}
+    try:
+        measured = yaml.safe_load((source / MEASURED).read_text("utf-8"))["fingerprint"]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+        measured = "unknown"
+    if measured != (fingerprint := models.fingerprint(network)):
+        print(f"The results in {source} are of the world model {measured}, this one is {fingerprint}: left out")
         return {}
     for file in sorted(source.iterdir()):
         if file.suffix in (".json", ".md", ".png", ".mp4"):

@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from owl.viz.numbers import format_number
 from owl.viz.rollouts import HORIZONS
 
+MEASURED = "measured.yaml"
+"""Names the world model that the results in a folder are of; written last."""
+
 
 def at_horizons(curves: dict[str, list[float]], horizons: Sequence[int] = HORIZONS) -> dict[str, float]:
     """Return the values of curves at the horizons that they reach, as ``<name>_<horizon>``."""

@@ -11,6 +11,7 @@ import av
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from owl import models
@@ -26,7 +27,8 @@ from tests.test_docs import blocks, lines
 
 SMALL = ("--frames", "4", "--clips", "2", "--horizon", "4", "--context", "2", "--side_by_side", "2", "--steps", "2")
 SMALL += ("--starts", "0")
-FILES = ["comparison.mp4", "drift.png", "horizon.png", "metrics.json", "report.md", "rollout.mp4", "strip.png"]
+FILES = ["comparison.mp4", "drift.png", "horizon.png", "measured.yaml", "metrics.json", "report.md", "rollout.mp4"]
+FILES += ["strip.png"]
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +52,8 @@ def test_everything_is_measured_drawn_and_filmed(lab: Path, capsys: pytest.Captu
     assert "Report: report/report.md" in capsys.readouterr().out
     out = lab / "report"
     assert sorted(path.name for path in out.iterdir()) == FILES
+    measured = yaml.safe_load((out / "measured.yaml").read_text())
+    assert measured == {"checkpoint": WORLD_MODEL, "fingerprint": models.fingerprint(models.load(lab / WORLD_MODEL))}
     metrics = json.loads((out / "metrics.json").read_text())
     assert all(isinstance(value, float | int) for value in metrics.values())
     expected = [f"{side}{name}_{h}" for h in (1, 2, 4) for name in ("psnr", "lpips") for side in ("", "repeat_")]
@@ -202,7 +206,7 @@ def test_several_world_models_are_shown_on_one_page(lab: Path) -> None:
             assert metrics["world_model_quickstart"][name] == value
             assert name.endswith("_true") or metrics["student"][name] != value
     page = (lab / "both/index.html").read_text()
-    assert page.count("<video") == 2
+    assert page.count("<video") == page.count("From top to bottom: truth, world_model_quickstart, student<") == 2
     assert "--steps 2 1" in page
     assert "--sampler euler consistency" in page
     for name in metrics:

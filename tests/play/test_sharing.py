@@ -48,6 +48,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (measured / "metrics.json").write_text(json.dumps({"psnr_1": 21.5, "repeat_psnr_1": 20.25}))
     (measured / "report.md").write_text("# Report\n")
     (measured / "strip.png").write_bytes(b"a picture")
+    fingerprint = models.fingerprint(models.load(folder / WORLD_MODEL))
+    (measured / "measured.yaml").write_text(yaml.safe_dump({"fingerprint": fingerprint}))
     models.save(models.load(folder / AUTOENCODER), folder / "other")
     (folder / "terms.txt").write_text("For friends.\n")
     return folder
@@ -155,12 +157,20 @@ def test_the_card_tells_what_was_measured(lab: Path, elsewhere: Path) -> None:
     assert Image.open(elsewhere / "starts.png").size[1] > 100
 
 
-def test_a_second_export_replaces_the_first(lab: Path) -> None:
+def test_a_second_export_replaces_the_first(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert owl_here("export", WORLD_MODEL, "again/doom", *SHARED, cwd=lab) == 0
     assert (lab / "again/doom/inverse_dynamics").is_dir()
     (lab / "again/doom/step.onnx").write_text("of other weights")
+    assert (lab / "again/doom/evaluation/strip.png").is_file()
+    file = lab / RUN / "rollout/measured.yaml"
+    measured = file.read_text()
+    file.write_text("fingerprint: of-another-step")
     bare = ("--decoder", "again/doom/decoders/quickstart", "--frames", "10", "--scenes", "1")
     assert owl_here("export", WORLD_MODEL, "again/doom", *bare, cwd=lab) == 0
+    file.write_text(measured)
+    assert "of-another-step" in capsys.readouterr().out
+    assert "Not measured" in (lab / "again/doom/README.md").read_text()
+    assert not (lab / "again/doom/evaluation").exists()
     assert not (lab / "again/doom/inverse_dynamics").exists()
     assert not (lab / "again/doom/step.onnx").exists()
     assert "Apache License" in (lab / "again/doom/LICENSE").read_text()
