@@ -26,6 +26,7 @@ def main(
     data: str | None = None,
     decoder: list[str] = [],  # noqa: B006  (never changed)
     audio_decoder: str | None = None,
+    inverse_dynamics: str | None = None,
     sound: bool = True,
     split: str = "test",
     context: int = 8,
@@ -61,6 +62,9 @@ def main(
         decoder: Run folders, checkpoints or exports of the autoencoder or of decoders trained on its latents, among
             which the page can choose; by default the autoencoder named in the dataset.
         audio_decoder: The same for the sound of a world model that generates it.
+        inverse_dynamics: Run folder, checkpoint or export of the recipe
+            owl.recipes.inverse_dynamics.InverseDynamics, trained with the world model's stride. The page then shows
+            how often the controls that it reads from the frames are those that were given.
         sound: Whether the page is given the sound of a world model that generates it, or of the real game.
         split: Split of the start scenes.
         context: Frames of a start scene.
@@ -86,6 +90,7 @@ def main(
         "data": data,
         "decoder": decoder,
         "audio_decoder": audio_decoder,
+        "inverse_dynamics": inverse_dynamics,
         "split": split,
         "context": context,
         "steps": steps,
@@ -110,7 +115,19 @@ def main(
     else:
         made = [
             LearnedWorld(
-                Sources(path, data, tuple(decoder), audio_decoder, sound, split, context, stride, precision, compile),
+                Sources(
+                    path,
+                    data,
+                    tuple(decoder),
+                    audio_decoder,
+                    sound,
+                    split,
+                    context,
+                    stride,
+                    precision,
+                    compile,
+                    inverse_dynamics,
+                ),
                 steps=steps,
                 shift=shift,
                 sampler=sampler,

@@ -77,8 +77,9 @@ def main(
             decodes the rollouts, and a page compares all of them on generated latents.
         audio_decoder: The same for the sound of a world model that generates it.
         motion_decoder: The same for the motion of a world model that generates it, to compare it with the frames.
-        inverse_dynamics: Checkpoint of the recipe owl.recipes.inverse_dynamics.InverseDynamics, trained with the world
-            model's stride, to measure whether the controls are followed.
+        inverse_dynamics: Run folder, checkpoint or export of the recipe
+            owl.recipes.inverse_dynamics.InverseDynamics, trained with the world model's stride, to measure whether the
+            controls are followed.
         split: Split of the episodes.
         frames: Length of the long rollouts.
         clips: Number of short rollouts.

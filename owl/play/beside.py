@@ -42,6 +42,7 @@ class SideBySide(World):
                         f"{what} of {name}: {found}, of {names[0]}: {expected}, expected the same of worlds side by "
                         "side; play world models that were trained on the same footage",
                     )
+        self.references = [reference for world in self.worlds for reference in world.references]
         decoders = [name for name in told[0].decoders if all(name in one.decoders for one in told)]
         height, width = beside([np.zeros((*told[0].size, 3), np.uint8)] * len(told), len(told)).shape[:2]
         self.settings = replace(self.worlds[0].settings, decoder=decoders[0] if decoders else "")

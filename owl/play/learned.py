@@ -1,12 +1,12 @@
 """A learned world: the streaming engine, started from windows of a dataset of latents."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from owl import models
 from owl.comparison.decoders import load_decoders, run_folder
@@ -16,9 +16,11 @@ from owl.hardware import DTYPES, device_name, multiplies_bfloat16
 from owl.latents import check_decoder
 from owl.nn.placement import placement
 from owl.pixels import to_float
+from owl.play.meters import TRUE_FRAMES, Reference
 from owl.play.world import Description, Picture, Settings, SoundFormat, World
 from owl.rollout.engine import Engine, Snapshot
 from owl.rollout.episodes import Episodes, as_bytes, check_dataset
+from owl.rollout.evaluation import InverseDynamicsReader
 from owl.rollout.generate import Schedule
 from owl.rollout.loading import load_world_model, named_decoder, need_data, other_decoder, parts_of
 
@@ -45,6 +47,8 @@ class Sources:
         stride: Stored frames from one frame of the model to the next; None: that of training.
         precision: Of the network; None: the faster one.
         compile: Whether to compile the network in the background.
+        inverse_dynamics: Run folder, checkpoint or export of the inverse dynamics model that reads the controls from
+            the frames; None: that of a shared world, if it has one.
     """
 
     checkpoint: str
@@ -57,6 +61,7 @@ class Sources:
     stride: int | None = None
     precision: Precision | None = None
     compile: bool = False
+    inverse_dynamics: str | None = None
 
 
 class LearnedState:
@@ -110,12 +115,17 @@ class LearnedWorld(World):
             decoder.to(device)
         stride = sources.stride or parts.stride
         decoder = self.decoders[first]
+        reader: InverseDynamicsReader | None = None
+        if (reader_path := sources.inverse_dynamics or parts.others["inverse_dynamics"]) is not None:
+            reader = InverseDynamicsReader.load(reader_path, network, stride)
+            reader.network.to(device)
+        self.references = [Reference(self.true_frames, reader, device)]
         self.episodes = Episodes(data, info, sources.split, network, decoder, stride, sources.context, device)
         self.scenes = {name: x for name, x in self.episodes.windows(STARTS).items() if name != "window"}
         last = {name: values[:, -1:] for name, values in self.scenes.items()}
         starts = self.episodes.pictures(last)[:, 0].movedim(1, -1).numpy()
         height, width = starts.shape[1:3]
-        origin = asdict(sources) | {
+        origin = asdict(replace(sources, inverse_dynamics=None)) | {  # frames do not depend on it
             "kind": "world model",
             "checkpoint": str(Path(path).resolve()),
             "data": data if "://" in data else str(Path(data).resolve()),
@@ -144,6 +154,13 @@ class LearnedWorld(World):
             origin=origin,
             sound=None if audio is None else SoundFormat(int(audio.sample_rate), int(audio.channels)),  # type: ignore[arg-type]
         )
+
+    def true_frames(self) -> tuple[Tensor, Tensor]:
+        """Return frames of the split, evenly spaced, as the first decoder shows them; see `Reference`."""
+        windows = self.episodes.windows(TRUE_FRAMES)
+        latents = self.episodes.latents(windows, slice(-1, None))
+        names = [self.episodes.dataset.describe(window)["episode"] for window in windows["window"].tolist()]
+        return self.episodes.decode(latents["video"])[:, 0], torch.tensor([names.index(name) for name in names])
 
     def reset(self, start: int, seed: int) -> Picture:
         """Begin after the last frame of a start scene."""

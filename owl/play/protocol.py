@@ -1,7 +1,7 @@
 """Messages between the page and the server: version 1, the WebSocket subprotocol ``owl-play.1``.
 
-Every message is binary and little-endian; its first byte is its type. A client ignores types that it does not know, so
-that types can be added without a new version.
+Every message is binary and little-endian; its first byte is its type. A client ignores types, and fields of ``STATE``,
+that it does not know, so that they can be added without a new version.
 
 To the server:
 
@@ -23,12 +23,15 @@ To the client:
 - ``SOUND``: uint32 number of the frame with which it is heard, and int16 samples, those of all channels in turn, at the
   rate that "sound" in ``STATE`` names. It comes before its ``FRAME``. It continues the sound of the preceding number;
   after any other number the rollout has jumped, or sound was dropped.
+- ``METERS``: a JSON list of what `owl.play.meters.Meters` has measured, an object for each world from left to right. It
+  comes about once in a second while frames are made, to clients that asked for it with the command "meters"; "meters"
+  in ``STATE`` names what is measured, and servers without that field do not know the command.
 """
 
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import Any
@@ -43,7 +46,7 @@ PIXEL = 4
 PARTS = ("wait", "game", "commit", "denoise", "decode", "encode")
 """Times of a frame: from the arrival of its input to the start of the frame, then of the real game, or of the parts of
 a world model, and of JPEG."""
-COMMANDS = ("play", "watch", "pause", "resume", "step", "reset", "rewind", "settings", "record")
+COMMANDS = ("play", "watch", "pause", "resume", "step", "reset", "rewind", "settings", "record", "meters")
 LOUDEST = 2**15 - 1
 """Sample of full amplitude."""
 REASON = 120
@@ -60,6 +63,7 @@ class Kind(IntEnum):
     STATE = 17
     NOTICE = 18
     SOUND = 19
+    METERS = 20
 
 
 class Close(IntEnum):
@@ -110,11 +114,11 @@ class Command:
     Attributes:
         name: "play" and "watch" take and leave the controls; "pause", "resume"; "step" makes one frame; "reset" begins
             at a ``start`` with a ``seed``; "rewind" returns to a ``moment``; "settings" changes the given ones;
-            "record" turns recording ``on`` or off.
+            "record" turns recording ``on`` or off; "meters" turns ``METERS`` ``on`` or off, for this client alone.
         start: Number of the start scene.
         seed: Seed of all noise.
         moment: Number of a moment of the timeline.
-        on: Whether to record.
+        on: Whether to record, or to measure.
         steps: Evaluations of the network per frame.
         context_noise: Noise level at which frames become context.
         guidance: Weight of classifier-free guidance.
@@ -219,6 +223,11 @@ def sound_message(number: int, sound: np.ndarray) -> bytes:
     """Return a ``SOUND`` of float[channels, samples] in [-1, 1], clipped."""
     samples = np.rint(sound.T.clip(-1, 1) * LOUDEST).astype("<i2")
     return struct.pack("<BI", Kind.SOUND, number) + samples.tobytes()
+
+
+def meters_message(values: Sequence[Mapping[str, Any]]) -> bytes:
+    """Return a ``METERS``."""
+    return bytes([Kind.METERS]) + json.dumps(values).encode()
 
 
 def input_message(given: Input) -> bytes:

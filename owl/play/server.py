@@ -43,11 +43,14 @@ HEADERS = {
 
 
 class Viewer:
-    """One connection: frames and sounds of which the oldest are dropped, the latest state, and notices.
+    """One connection: frames and sounds of which the oldest are dropped, the latest state and meters, and notices.
 
     Args:
         connection: The WebSocket.
         request: Its request.
+
+    Attributes:
+        measures: Whether it asked for the meters.
     """
 
     def __init__(self, connection: web.WebSocketResponse, request: web.Request) -> None:
@@ -56,6 +59,8 @@ class Viewer:
         self.sounds: deque[bytes] = deque(maxlen=WAITING_SOUND)
         self.state: bytes | None = None
         self.notices: deque[bytes] = deque(maxlen=WAITING)
+        self.meters: deque[bytes] = deque(maxlen=1)
+        self.measures = False
         self._ready = asyncio.Event()
         self._tokens, self._refilled = BURST, time.monotonic()
 
@@ -76,11 +81,11 @@ class Viewer:
             while True:
                 await self._ready.wait()
                 self._ready.clear()
-                while self.state is not None or self.notices or self.sounds or self.frames:
+                while self.state is not None or self.notices or self.meters or self.sounds or self.frames:
                     if self.state is not None:
                         message, self.state = self.state, None
                     else:
-                        message = (self.notices or self.sounds or self.frames).popleft()
+                        message = (self.notices or self.meters or self.sounds or self.frames).popleft()
                     async with asyncio.timeout(PATIENCE):
                         await self.connection.send_bytes(message)
         except (TimeoutError, ConnectionError):
@@ -178,6 +183,10 @@ class Server:
         """Send a sentence to the player."""
         self._call(self._tell_player, text)
 
+    def meters(self, values: list[dict[str, Any]]) -> None:
+        """Send what was measured to every viewer who asked for it."""
+        self._call(self._spread_meters, protocol.meters_message(values))
+
     def failed(self, error: BaseException) -> None:
         """End `serve`."""
         self._call(self._fail, error)
@@ -197,6 +206,12 @@ class Server:
         for viewer in self.viewers:
             viewer.sounds.append(message)
             viewer.wake()
+
+    def _spread_meters(self, message: bytes) -> None:
+        for viewer in self.viewers:
+            if viewer.measures:
+                viewer.meters.append(message)
+                viewer.wake()
 
     def _spread_state(self, state: dict[str, Any] | None = None) -> None:
         if state is not None:
@@ -220,6 +235,7 @@ class Server:
             "start_size": description.start_size if description.starts else None,
             "decoders": description.decoders,
             "names": description.names,
+            "meters": self.session.meters.names,
             "sound": description.sound and asdict(description.sound),
             "folder": str(self.folder),
         }
@@ -317,6 +333,7 @@ class Server:
         finally:
             sender.cancel()
             self.viewers.remove(viewer)
+            self._watch_meters()
             if viewer is self.player:
                 self._leave()
             self._spread_state()
@@ -327,6 +344,9 @@ class Server:
         if isinstance(message, Input):
             if viewer is self.player:
                 self.session.inputs.put(message)
+        elif isinstance(message, Command) and message.name == "meters":
+            viewer.measures = bool(message.on)
+            self._watch_meters()
         elif isinstance(message, Command) and message.name == "play":
             if self.player is None:
                 self.player = viewer
@@ -340,6 +360,9 @@ class Server:
             self._spread_state()
         elif not self.session.send(message):
             self._notify(viewer, "the world is busy; try again in a moment")
+
+    def _watch_meters(self) -> None:
+        self.session.meters.watch(any(viewer.measures for viewer in self.viewers))
 
     def _leave(self) -> None:
         """Free the controls; the world waits where it is."""

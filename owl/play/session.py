@@ -16,6 +16,7 @@ from owl.data.codecs import encode_rgb
 from owl.errors import OwlError
 from owl.play.inputs import Inputs, Sample
 from owl.play.log import Action, ActionLog, digest, read_picture
+from owl.play.meters import Meters
 from owl.play.protocol import SETTINGS, Command, Start, frame_message, sound_message
 from owl.play.recording import Recording
 from owl.play.timeline import Moment, Played, Timeline, in_order
@@ -46,6 +47,9 @@ class Listener(Protocol):
     def notice(self, text: str) -> None:
         """Receive a sentence for the player."""
 
+    def meters(self, values: list[dict[str, Any]]) -> None:
+        """Receive what was measured, see `owl.play.meters.Meters`."""
+
     def failed(self, error: BaseException) -> None:
         """Receive an error that ends the session."""
 
@@ -69,6 +73,7 @@ class Session:
         self.inputs = Inputs(len(description.buttons), list(description.axes.values()))
         self.thumbnails: dict[int, bytes] = {}
         self.recordings: list[str] = []
+        self.meters = Meters(world.references, description.fps, listener.meters, listener.notice, listener.failed)
         self.starts = dict(enumerate(map(encode, description.starts)))
         self._given = len(self.starts)  # those of the world itself
         self._commands: queue.Queue[Command | Start | None] = queue.Queue()
@@ -80,8 +85,9 @@ class Session:
         self._thread = threading.Thread(target=self._run, name="owl-play", daemon=True)
 
     def begin(self) -> None:
-        """Start the thread."""
+        """Start the threads."""
         self._thread.start()
+        self.meters.begin()
 
     def send(self, command: Command | Start) -> bool:
         """Queue a command of those that change the world; return False if too many are waiting."""
@@ -110,6 +116,7 @@ class Session:
             self.listener.failed(error)
         finally:
             self._encoder.shutdown()
+            self.meters.close()
             self.world.close()
 
     def _play(self) -> None:
@@ -166,6 +173,7 @@ class Session:
         self._tips: dict[int, Played[Action] | None] = {0: None}  # the last frame of each branch
         self._timeline.clear(self.world.snapshot_bytes())
         self.inputs.release()
+        self.meters.cut()
         self._show(self._remember(encode(picture.rgb)))
 
     def _begin_with(self, start: Start) -> None:
@@ -186,6 +194,7 @@ class Session:
         self._frame, self._branch, self._played = moment.frame, moment.branch, moment.played
         self._paused = True
         self.inputs.release()
+        self.meters.cut()
         self._show(moment)
 
     def _change(self, command: Command) -> None:
@@ -229,6 +238,7 @@ class Session:
         self._tips[self._branch] = self._played
         if self._recording is not None:
             self._recording.add(picture)
+        self.meters.add(picture.rgb, sample.buttons, sample.axes)
         self._wait_encoded()
         self._encoding = self._encoder.submit(self._encode, self._frame, picture, sample)
         if self._frame % max(1, round(self.world.description.fps)) == 0:

@@ -145,7 +145,6 @@ def find_others(contents: Contents, network: WorldTransformer, data: str, stride
         if other_decoder(network, name, info, data, path) is not None and path is not None:
             found[f"{name}_decoder"] = path
     if (path := contents.others["inverse_dynamics"]) is not None:
-        path = models.find_checkpoint(path)
         InverseDynamicsReader.load(path, network, stride)
         found["inverse_dynamics"] = path
     return found

@@ -1,6 +1,7 @@
 """What can be played: a world gives one picture for the controls of one frame."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from owl.errors import OwlError
 from owl.models.sampling import Sampling
+from owl.play.meters import Reference
 
 LARGEST_SEED = 2**32 - 1
 
@@ -97,10 +99,13 @@ class World(ABC):
     Attributes:
         description: What the page must know.
         settings: Those of the next frame.
+        references: What `owl.play.meters.Meters` compares the frames with, one for each world that they show; empty:
+            they are not measured.
     """
 
     description: Description
     settings: Settings
+    references: Sequence[Reference] = ()
 
     @abstractmethod
     def reset(self, start: int, seed: int) -> Picture:

@@ -190,11 +190,12 @@ class InverseDynamicsReader:
 
     @classmethod
     def load(cls, checkpoint: str, world_model: WorldTransformer, stride: int) -> "InverseDynamicsReader":
-        """Load a checkpoint or export of the recipe owl.recipes.inverse_dynamics.InverseDynamics.
+        """Load a run folder, checkpoint or export of the recipe owl.recipes.inverse_dynamics.InverseDynamics.
 
         Raises:
             OwlError: It contains another network, or predicts other controls or uses another stride.
         """
+        checkpoint = models.find_checkpoint(checkpoint)
         network, content = models.load_with_content(checkpoint)
         if not isinstance(network, InverseDynamicsModel):
             raise OwlError(

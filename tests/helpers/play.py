@@ -11,11 +11,16 @@ from typing import Any
 
 import aiohttp
 import numpy as np
+import torch
+from torch import Tensor
 
 from owl.play import protocol
+from owl.play.meters import Reference
 from owl.play.protocol import Command, Input, Kind
 from owl.play.server import Server
 from owl.play.world import Description, Picture, Settings, SoundFormat, World
+from owl.rollout.evaluation import InverseDynamicsReader
+from tests.helpers.rollouts import Painted
 
 RATE, PITCH = 44_100, 441.0
 """Of the sound: samples per second, and vibrations of the tone."""
@@ -110,6 +115,33 @@ class Strip(World):
         self.closed = True
 
 
+class Canvas(Strip):
+    """A strip in whose first pixel the controls are painted, as `Painted` reads them.
+
+    Args:
+        heeds: Whether what is painted are the controls that were given; otherwise none.
+    """
+
+    def __init__(self, heeds: bool) -> None:
+        super().__init__(fps=50.0)
+        self.heeds = heeds
+        changed = {"buttons": Painted.buttons, "axes": dict.fromkeys(Painted.axes, 4.0)}
+        self.description = replace(self.description, name="heeding" if heeds else "deaf", **changed)
+        reader = InverseDynamicsReader(Painted(), 1.0)  # type: ignore[arg-type]
+        self.references = [Reference(self.true_frames, reader, torch.device("cpu"))]
+
+    def true_frames(self) -> tuple[Tensor, Tensor]:
+        """Two frames of each of two strips."""
+        parts = [np.split(self.texture(start, (16, 24))[:, : 2 * 24], 2, 1) for start in range(2)]
+        return torch.from_numpy(np.concatenate(parts)).movedim(-1, 1), torch.tensor([0, 0, 1, 1])
+
+    def step(self, buttons: np.ndarray, axes: np.ndarray) -> Picture:
+        """Paint."""
+        picture = super().step(buttons, axes)
+        picture.rgb[0, 0] = [255 * buttons[1], max(0, axes[1]), 0] if self.heeds else 0
+        return picture
+
+
 class Client:
     """A connection as the page has one.
 
@@ -118,6 +150,7 @@ class Client:
         notices: All notices so far.
         frames: Number, time, parts and JPEG of all frames so far.
         sounds: Number, and float32[2, samples], of all sounds so far.
+        meters: What was measured, all so far.
     """
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
@@ -126,6 +159,7 @@ class Client:
         self.notices: list[str] = []
         self.frames: list[tuple[int, float, dict[str, float], bytes]] = []
         self.sounds: list[tuple[int, np.ndarray]] = []
+        self.meters: list[list[dict[str, Any]]] = []
 
     @property
     def state(self) -> dict[str, Any]:
@@ -159,6 +193,8 @@ class Client:
                     self.notices.append(message.data[1:].decode())
                 elif kind == Kind.SOUND:
                     self.sounds.append(protocol.parse_sound(message.data, channels=2))
+                elif kind == Kind.METERS:
+                    self.meters.append(json.loads(message.data[1:]))
                 else:
                     self.frames.append(protocol.parse_frame(message.data))
 

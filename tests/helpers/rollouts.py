@@ -1,7 +1,7 @@
 """Rollouts of an engine, and what an engine should do, from whole sequences."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from owl.flow_matching import Step, add_noise
 from owl.models.world_model import Controls, Streams, WorldTransformer
@@ -29,6 +29,22 @@ def same(found: list[Streams], expected: list[Streams]) -> bool:
     return len(found) == len(expected) and all(
         torch.equal(a[name], b[name]) for a, b in zip(found, expected, strict=True) for name in b
     )
+
+
+class Painted(nn.Module):
+    """Reads the controls that are painted into the first pixel: a button in red, degrees of an axis in green."""
+
+    buttons, axes = ["jump", "fire"], ["x", "y"]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(127.5), requires_grad=False)
+
+    def label(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        """As `InverseDynamicsModel.label`."""
+        pixel = (video[..., 0, 0] + 1) * self.scale
+        nothing = torch.zeros_like(pixel[..., 0])
+        return torch.stack([nothing, (pixel[..., 0] > 100).float()], -1), torch.stack([nothing, pixel[..., 1]], -1)
 
 
 class Reference:

@@ -27,7 +27,7 @@ from tests.helpers.errors import refused
 from tests.helpers.play import Client
 from tests.helpers.shards import BUTTONS
 from tests.helpers.tiny import owl_here
-from tests.helpers.world import AUTOENCODER, LATENTS, WORLD_MODEL, stir
+from tests.helpers.world import AUTOENCODER, INVERSE_DYNAMICS, LATENTS, WORLD_MODEL, stir
 from tests.helpers.world import make_world as make_lab
 
 RUN = "runs/world_model_quickstart"
@@ -184,9 +184,15 @@ def test_the_command_serves_until_it_is_stopped(lab: Path, capfd: pytest.Capture
             for name, fields in (("play", {}), ("settings", {"steps": 1}), ("record", {"on": True}), ("resume", {})):
                 await client.command(name, **fields)
             await client.hold(True, *[False] * (len(BUTTONS) - 1), moved=[0.5, 0.5])
+            await client.command("meters", on=True)
             await client.until(lambda c: c.frames and c.frames[-1][0] >= 5)
             assert set(client.frames[-1][2]) == set(protocol.PARTS)
             assert client.frames[-1][2]["decode"] > 0
+            await client.until(lambda c: c.meters)
+            ((measured,),) = client.meters
+            assert 0 <= measured["agreement"] <= 1
+            assert BUTTONS[0] in measured["controls"]
+            assert measured["drift"] is None  # of one episode
             await client.command("record", on=False)
             await client.until(lambda c: c.state.get("recordings"))
             told.extend(client.state["recordings"])
@@ -201,7 +207,8 @@ def test_the_command_serves_until_it_is_stopped(lab: Path, capfd: pytest.Capture
 
     thread = threading.Thread(target=person)
     thread.start()
-    assert owl_here("play", RUN, "--port", str(port), "--browser", "false", cwd=lab) == 0
+    reader = ("--inverse_dynamics", str(Path(INVERSE_DYNAMICS).parents[1]))
+    assert owl_here("play", RUN, "--port", str(port), "--browser", "false", *reader, cwd=lab) == 0
     thread.join()
     assert len(told) == 2, told
     assert f"Play world_model_quickstart at http://127.0.0.1:{port}/" in capfd.readouterr().out
@@ -224,6 +231,8 @@ def test_the_command_serves_until_it_is_stopped(lab: Path, capfd: pytest.Capture
         ((RUN, "--port", "70000"), "play.address", ["127.0.0.1:70000", "0-65535"]),
         ((RUN, "--host", "a" * 70), "play.address", ["aaa"]),
         ((RUN, "--stride", "0"), "arguments.too-small", ["stride is 0"]),
+        ((RUN, "--inverse_dynamics", RUN), "network.kind", ["WorldTransformer", "does not read controls"]),
+        (("--game", "deathmatch", "--inverse_dynamics", RUN), "play.game", ["--inverse_dynamics"]),
     ],
 )
 def test_what_cannot_be_played_is_told(lab: Path, arguments: tuple[str, ...], code: str, tokens: list[str]) -> None:

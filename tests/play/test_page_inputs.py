@@ -1,14 +1,16 @@
 """Touch, gamepad and pictures in the page: what the fingers do arrives in the world."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from playwright.sync_api import Page, expect
 
+from owl.play.beside import SideBySide
 from owl.play.server import Server
 from tests.helpers.browser import in_background, play, until
-from tests.helpers.play import Strip
+from tests.helpers.play import Canvas, Strip
 from tests.play.conftest import PATIENCE
 
 FULL, PIXELS = 4.0, 40  # of the strip's axis; pixels that equal a full deflection
@@ -87,6 +89,19 @@ def test_a_picture_of_the_player_begins_a_world(page: Page, tmp_path: Path) -> N
         until(page, "document.querySelector('#scenes button:nth-child(3) img').naturalWidth === 64")
         red = "picture.getContext('2d').getImageData(32, 24, 1, 1).data"
         until(page, f"{red}[0] > 200 && {red}[1] < 60")
+
+
+def test_the_meters_of_worlds_side_by_side_are_shown(page: Page, tmp_path: Path) -> None:
+    with in_background(SideBySide([Canvas(heeds=True), Canvas(heeds=False)]), tmp_path) as server:
+        play(page, server)
+        index = server.world.description.buttons.index("fire")
+        page.locator("#keys button").nth(index).dispatch_event("pointerdown")
+        expect(page.locator("#agreement")).to_have_text("100% · 0%", timeout=PATIENCE)
+        expect(page.locator("#read dt")).to_have_text("Fire")
+        expect(page.locator("#drift")).to_have_text(re.compile(r"\d\.\d\d · \d\.\d\d"))
+    with in_background(world(), tmp_path) as server:
+        play(page, server)
+        assert page.locator("#agreement-field, #drift-field").filter(visible=True).count() == 0  # nothing is measured
 
 
 def test_a_gamepad_moves_turns_and_attacks_until_it_is_unplugged(page: Page, tmp_path: Path) -> None:

@@ -48,6 +48,10 @@ class Told:
         """Keep."""
         self.events.put(("notice", text))
 
+    def meters(self, values: list[dict[str, Any]]) -> None:
+        """Keep."""
+        self.events.put(("meters", values))
+
     def failed(self, error: BaseException) -> None:
         """Keep."""
         self.events.put(("failed", error))

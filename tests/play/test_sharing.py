@@ -105,6 +105,13 @@ def test_its_frames_are_those_of_the_run(lab: Path, elsewhere: Path, monkeypatch
     for start in (0, len(here.description.starts) - 1):
         assert played(there, start) == played(here, start)
     assert len(set(played(there, 0))) == 3
+    (reference,) = there.references  # for the meters
+    assert reference.reader is not None
+    frames, episodes = reference.true_frames()
+    assert (frames.dtype, frames.shape[1:]) == (torch.uint8, (3, 32, 48))
+    assert len(set(episodes.tolist())) == 2
+    assert len(frames) == len(episodes)
+    assert here.references[0].reader is None
 
 
 def test_a_log_is_replayed_where_the_folder_is_now(elsewhere: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from owl.data import game
 from owl.data.continued import RecordedGame
@@ -19,6 +19,7 @@ from owl.rollout.scripted import GameTruth, Scripted, control_metrics, followed,
 from owl.rollout.scripts import Move, Script
 from tests.helpers.errors import refused
 from tests.helpers.latents import make_latents
+from tests.helpers.rollouts import Painted
 
 GIVEN = torch.tensor([0.0, 0, 1, 1, 1, 0, 0])
 
@@ -36,21 +37,6 @@ def test_latency_counts_frames_and_what_is_never_read_is_missed() -> None:
     assert found["missed"] == pytest.approx(1 / 3)
     assert found["accuracy"] == pytest.approx(((2 + 3 + 0) / 9 + (3 + 4 + 4) / 12) / 2)
     assert followed(GIVEN, torch.ones(1, 7))["accuracy"] == 0.5  # always down
-
-
-class Painted(nn.Module):
-    """Reads the controls that are painted into the first pixel: a button in red, degrees of an axis in green."""
-
-    buttons, axes = ["jump", "fire"], ["x", "y"]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor(127.5), requires_grad=False)
-
-    def label(self, video: Tensor) -> tuple[Tensor, Tensor]:
-        pixel = (video[..., 0, 0] + 1) * self.scale
-        nothing = torch.zeros_like(pixel[..., 0])
-        return torch.stack([nothing, (pixel[..., 0] > 100).float()], -1), torch.stack([nothing, pixel[..., 1]], -1)
 
 
 def test_each_control_of_a_script_is_read_from_the_generated_frames_and_from_those_of_the_game() -> None:

@@ -1,17 +1,19 @@
 // The connection to the server: messages of protocol version 1, see owl/play/protocol.py.
 
 const PROTOCOL = "owl-play.1";
-const INPUT = 1, COMMAND = 2, START = 3, FRAME = 16, STATE = 17, NOTICE = 18, SOUND = 19;
+const INPUT = 1, COMMAND = 2, START = 3, FRAME = 16, STATE = 17, NOTICE = 18, SOUND = 19, METERS = 20;
 const PARTS = ["wait", "game", "commit", "denoise", "decode", "encode"];
 const HEADER = 1 + 4 + 8 + 4 * PARTS.length;
 const text = new TextDecoder();
 
 export class Connection {
-  // handlers: frame({number, time, parts, jpeg}), sound(number, Int16Array), state(object), notice(string), lost(reason)
+  // handlers: frame({number, time, parts, jpeg}), sound(number, Int16Array), state(object), notice(string),
+  // meters(array of objects), lost(reason)
   constructor(handlers) {
     this.handlers = handlers;
     this.state = null;
     this.received = 0;
+    this.measures = false;
     this.open();
   }
 
@@ -21,6 +23,7 @@ export class Connection {
     url.search = "";
     this.socket = new WebSocket(url, PROTOCOL);
     this.socket.binaryType = "arraybuffer";
+    this.greeted = false;
     this.socket.onmessage = (event) => this.receive(event.data);
     this.socket.onclose = (event) => this.handlers.lost(event.reason || "The server does not answer.");
   }
@@ -40,8 +43,12 @@ export class Connection {
     } else if (kind === STATE) {
       this.state = JSON.parse(text.decode(new Uint8Array(data, 1)));
       this.handlers.state(this.state);
+      if (!this.greeted && this.measures) this.measure(true);
+      this.greeted = true;
     } else if (kind === NOTICE) {
       this.handlers.notice(text.decode(new Uint8Array(data, 1)));
+    } else if (kind === METERS) {
+      this.handlers.meters(JSON.parse(text.decode(new Uint8Array(data, 1))));
     } // other types belong to later additions
   }
 
@@ -53,7 +60,17 @@ export class Connection {
   command(name, fields = {}) {
     if (this.state === null || this.socket.readyState !== WebSocket.OPEN) return;
     if (!this.plays && this.state.free && name !== "play") this.command("play");
-    this.send(COMMAND, new TextEncoder().encode(JSON.stringify({ name, ...fields })));
+    this.request({ name, ...fields });
+  }
+
+  // Ask for the meters or no longer, playing or watching; also of a server that is connected later.
+  measure(on) {
+    this.measures = on;
+    if (this.state?.meters.length && this.socket.readyState === WebSocket.OPEN) this.request({ name: "meters", on });
+  }
+
+  request(command) {
+    this.send(COMMAND, new TextEncoder().encode(JSON.stringify(command)));
   }
 
   // Begin with a picture: a Uint8Array of JPEG, of the size that the state names.

@@ -29,6 +29,9 @@ const connection = new Connection({
     show(state);
   },
   notice,
+  meters(worlds) {
+    stats.measured(worlds);
+  },
   lost(reason) {
     $("lost-reason").textContent = `Disconnected: ${reason}`;
     if (!$("lost").open) $("lost").showModal();
@@ -73,6 +76,7 @@ function build(state) {
   $("names").hidden = !state.names.length;
   $("names").replaceChildren(...state.names.map((name) => element("span", name)));
   $("settings-section").hidden = state.kind === "game";
+  for (const name of ["agreement", "drift"]) $(`${name}-field`).hidden = !state.meters.includes(name);
   for (const id of ["volume-field", "sound-row"]) $(id).hidden = state.sound === null;
   $("decoder").replaceChildren(...state.decoders.map((name) => new Option(name, name)));
   for (const [id, code] of Object.entries(SHORTCUTS)) {
@@ -242,7 +246,10 @@ $("sensitivity").addEventListener("input", () => {
 });
 document.querySelector('output[for="sensitivity"]').textContent = $("sensitivity").value;
 $("sharp").addEventListener("change", () => $("picture").classList.toggle("sharp", $("sharp").checked));
-$("toggle-stats").addEventListener("click", () => toggle("stats", "toggle-stats"));
+$("toggle-stats").addEventListener("click", () => {
+  toggle("stats", "toggle-stats");
+  connection.measure(!$("stats").hidden);
+});
 $("toggle-panel").addEventListener("click", () => toggle("panel", "toggle-panel"));
 $("reconnect").addEventListener("click", () => {
   $("lost").close();

@@ -1,5 +1,7 @@
 // The picture, its rate, and how long it takes from an input to the picture that shows it.
 
+import { plainName } from "./bindings.js";
+
 const KEPT = 240; // samples of percentiles
 const COLOURS = {
   wait: "#5b5670", game: "#b6e05f", commit: "#8b6dff", denoise: "#4ea1ff", decode: "#3ecf9b", encode: "#ffc24b", network: "#ff7a59",
@@ -77,6 +79,21 @@ export class Stats {
       value.dataset.part = name;
       this.parts.append(dot, term, value);
     }
+  }
+
+  // worlds: for each, from left to right, "agreement", "controls" by name, and "drift"
+  measured(worlds) {
+    const told = (value, show) => worlds.map((world) => (value(world) == null ? "–" : show(value(world)))).join(" · ");
+    const percent = (value) => `${Math.round(100 * value)}%`;
+    document.getElementById("agreement").textContent = told((world) => world.agreement, percent);
+    document.getElementById("drift").textContent = told((world) => world.drift, (value) => value.toFixed(2));
+    const names = [...new Set(worlds.flatMap((world) => Object.keys(world.controls)))];
+    document.getElementById("read").replaceChildren(...names.flatMap((name) => {
+      const term = document.createElement("dt"), value = document.createElement("dd");
+      term.textContent = plainName(name);
+      value.textContent = told((world) => world.controls[name], percent);
+      return [term, value];
+    }));
   }
 
   update() {
