@@ -1,4 +1,4 @@
-"""Recorded games, played again up to a frame and continued with other controls: what would have been seen."""
+"""Recorded games, replayed up to a frame and continued with other controls."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,28 +7,32 @@ from typing import Any
 import numpy as np
 
 from owl.data import game
-from owl.data.played import Script
+from owl.data.played import ReplayPolicy
 from owl.data.recorder import GameRecording, RecordJob, episode_name, scenario_of
 from owl.data.shards import DatasetInfo
 from owl.errors import OwlError
 
 
-class Takeover:
-    """A policy that hands over to another one.
+KEEP_EPISODES = ("encoded", "annotated")
+"""Kinds of dataset that have the same episodes as their source."""
+
+
+class SwitchingPolicy:
+    """A policy that switches to another one.
 
     Args:
-        before: Who plays first.
-        tics: For how many tics.
-        after: Who plays then.
+        first: Policy of the first tics.
+        tics: Number of these tics.
+        second: Policy of the following tics.
     """
 
-    def __init__(self, before: game.Policy, tics: int, after: game.Policy) -> None:
-        self._before, self._tics, self._after = before, tics, after
+    def __init__(self, first: game.Policy, tics: int, second: game.Policy) -> None:
+        self._first, self._tics, self._second = first, tics, second
 
     def act(self, x: float, y: float) -> np.ndarray:
-        """Return the controls of the one whose turn it is."""
+        """Return the controls of the next tic; see `owl.data.game.Policy`."""
         self._tics -= 1
-        return (self._before if self._tics >= 0 else self._after).act(x, y)
+        return (self._first if self._tics >= 0 else self._second).act(x, y)
 
 
 @dataclass(frozen=True)
@@ -43,20 +47,20 @@ class RecordedGame:
 
     @classmethod
     def find(cls, url: str) -> "RecordedGame":
-        """Find the recording that a dataset, or the one that it was encoded from, was made by.
+        """Find the recording of a dataset, or of the one that it was encoded or annotated from.
 
         Raises:
-            OwlError: It was not recorded with the random policy of the game that is installed, no game is installed, or
-                the dataset that it was encoded from is not here.
+            OwlError: It was not recorded with the random policy of the installed version of the game, no game is
+                installed, or the dataset that it was encoded or annotated from does not exist.
         """
         source: dict[str, Any] = DatasetInfo.load(url).source
-        while source.get("kind") != "vizdoom" and "path" in source:
+        while source.get("kind") in KEEP_EPISODES:
             source = DatasetInfo.load(source["path"]).source
         if source.get("kind") != "vizdoom":
             raise OwlError(
                 "game.replay",
-                f"{url} is from {source.get('kind', 'elsewhere')}, expected a recording of the random policy; record "
-                "one with python -m owl data record",
+                f"{url} is from {source.get('kind', 'elsewhere')}, expected a recording of the random policy, or a "
+                "dataset encoded from one; record one with python -m owl data record",
             )
         if source["vizdoom"] != (here := game.installed_version()):
             raise OwlError(
@@ -69,28 +73,29 @@ class RecordedGame:
         return cls(GameRecording(size=(source["size"][0], source["size"][1]), **known))
 
     def play(self, episode: str, frame: int, controls: np.ndarray) -> Iterator[game.Frame]:
-        """Yield the frames of an episode, in which a frame is followed by other controls than it was.
+        """Replay an episode up to a frame, and continue with other controls.
 
         Args:
-            episode: Its name.
-            frame: The last frame that is as recorded, from 0.
-            controls: float[T, 5 + 1], of each tic after it.
+            episode: Name of the episode.
+            frame: Number of the last frame with the recorded controls, from 0.
+            controls: float[T, 5 + 1], controls of each following tic in the order of `owl.data.game.BUTTONS` and
+                ``AXES``.
 
         Yields:
-            All frames from the first one of the episode to the T frames after this one.
+            The ``frame + 1 + T`` frames from the beginning of the episode.
 
         Raises:
-            OwlError: The episode began after the scenario had ended, or the game ends before.
+            OwlError: The episode began after a restart of the scenario, or the scenario ends before the last frame.
         """
         recording, number = self.recording, int(episode.split("-")[1])
         if episode != episode_name(recording, number):
             raise OwlError(
                 "game.replay",
-                f"{episode} began when its scenario ended, expected the beginning of a game; give a dataset of another "
-                "scenario",
+                f"{episode} began when its scenario restarted, expected the first episode of a game; give a dataset of "
+                "another scenario",
             )
         seed = RecordJob(recording).seed(number)
-        policy = Takeover(game.random_policy(seed), frame, Script(controls))
+        policy = SwitchingPolicy(game.random_policy(seed), frame, ReplayPolicy(controls))
         length = frame + len(controls) + 1
         frames = game.play(scenario_of(recording, number), length, recording.size, seed, policy=policy)
         for position, shown in enumerate(frames):

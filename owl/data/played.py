@@ -75,8 +75,8 @@ def record_played(path: str, recording: GameRecording, games: Sequence[PlayedGam
     return run(PlayedJob(recording, games), root, recording.workers or len(os.sched_getaffinity(0)))
 
 
-class Script:
-    """A policy that repeats controls.
+class ReplayPolicy:
+    """A policy that repeats given controls.
 
     Args:
         controls: float64[T, 5 + 1].
@@ -112,7 +112,7 @@ class PlayedJob(RecordJob):
         return self.games[number].seed
 
     def policy(self, number: int) -> game.Policy:
-        return Script(self.games[number].controls)
+        return ReplayPolicy(self.games[number].controls)
 
     def begins_episode(self, position: int, frame: game.Frame) -> bool:
         """Return whether a frame begins another episode: after a restart, and after a number of frames."""

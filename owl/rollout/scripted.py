@@ -182,10 +182,11 @@ def followed(given: Tensor, read: Tensor) -> dict[str, float]:
     """
     used, right = given != 0, read == given
     values = {"accuracy": float((right[:, used].double().mean() + right[:, ~used].double().mean()) / 2)}
-    hits = right[:, used]
+    hits, frames = right[:, used], used.nonzero()[:, 0]
     noticed = hits.any(1)
     if noticed.any():
-        values["latency"] = float(hits[noticed].int().argmax(1).double().mean())
+        first = frames[hits[noticed].int().argmax(1)]
+        values["latency"] = float((first - frames[0]).double().mean())
     return values | {"missed": 1 - float(noticed.double().mean())}
 
 

@@ -96,6 +96,8 @@ def load_scripts(path: str | None, buttons: Sequence[str], axes: Sequence[str]) 
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
         found = [_script(name, value) for name, value in content.items()]
+        if not found:
+            raise ValueError("it has none")
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise OwlError(
             "rollout.scripts",
@@ -127,6 +129,8 @@ def _script(name: str, value: dict[str, Any]) -> Script:
     ):
         if unknown := part.keys() - known:
             raise ValueError(f"{name} has {min(unknown)}")
+        if isinstance(part.get("buttons"), str):
+            raise ValueError(f"the buttons of {name} are {part['buttons']}, not a list")
     moves = tuple(
         Move(
             seconds=float(move["seconds"]),

@@ -37,6 +37,8 @@ def test_latency_counts_frames_and_what_is_never_read_is_missed() -> None:
     assert found["missed"] == pytest.approx(1 / 3)
     assert found["accuracy"] == pytest.approx(((2 + 3 + 0) / 9 + (3 + 4 + 4) / 12) / 2)
     assert followed(GIVEN, torch.ones(1, 7))["accuracy"] == 0.5  # always down
+    again = torch.tensor([0.0, 1, 0, 0, 1])
+    assert followed(again, torch.tensor([[0.0, 0, 0, 0, 1]]))["latency"] == 3  # also the frames between two presses
 
 
 def test_each_control_of_a_script_is_read_from_the_generated_frames_and_from_those_of_the_game() -> None:
@@ -135,7 +137,12 @@ def test_what_cannot_be_replayed_is_told(recorded: Path, tmp_path: Path) -> None
     info.save(tmp_path / "old")
     with refused("game.replay", "ViZDoom 0.1", game.installed_version()):
         RecordedGame.find(str(tmp_path / "old"))
-    with refused("game.replay", "episode-000001-1", "began when"):
+    info = DatasetInfo.load(recorded)
+    info.source = {"kind": "scenes", "path": str(recorded)}  # of a shared world: pieces of episodes
+    info.save(tmp_path / "scenes")
+    with refused("game.replay", "is from scenes"):
+        RecordedGame.find(str(tmp_path / "scenes"))
+    with refused("game.replay", "episode-000001-1", "restarted"):
         next(RecordedGame.find(str(recorded)).play("episode-000001-1", 3, np.zeros((2, 6))))
 
 

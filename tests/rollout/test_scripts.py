@@ -50,6 +50,8 @@ def test_the_file_of_the_how_to_page_describes_scripts(tmp_path: Path) -> None:
     ("content", "token"),
     [
         ("[]", "list"),
+        ("{}", "it has none"),
+        ("walk: {moves: [{seconds: 1}, {seconds: 1, buttons: W}]}", "the buttons of walk are W, not a list"),
         ("walk: {moves: [{seconds: 1, buttons: [W]}]}", "walk does not begin idle"),
         ("walk: {moves: [{seconds: 1}]}", "walk does not begin idle, or does nothing"),
         ("walk: {moves: [{seconds: 1}, {seconds: -1, buttons: [W]}]}", "a move of walk has no positive duration"),
