@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from owl.distributed.agreement import Agreement
-from owl.errors import OwlError
+from owl.errors import OwlError, at_least
 
 say = rank_zero_only(print)
 
@@ -37,11 +37,15 @@ class Checkpoint(LightningCheckpoint):
         every_n_steps: Optimiser steps between writes of ``last.ckpt``.
         monitor: Validation metric that selects ``best.ckpt``; None: no ``best.ckpt``.
         mode: Whether the lowest ("min") or highest ("max") value of ``monitor`` is best.
+
+    Raises:
+        OwlError: ``every_n_steps`` is below 1.
     """
 
     def __init__(
         self, every_n_steps: int = 1000, monitor: str | None = None, mode: Literal["min", "max"] = "min"
     ) -> None:
+        at_least(1, **{"checkpoint.every_n_steps": every_n_steps})
         self.every_n_steps = every_n_steps
         self.monitor = monitor
         self.mode = mode

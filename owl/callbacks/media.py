@@ -13,6 +13,7 @@ from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from owl.atomic import atomic_write
+from owl.errors import at_least
 from owl.viz.film import write_film
 
 CLIP_FPS = 15.0
@@ -30,9 +31,13 @@ class Media(Callback):
 
     Args:
         every_n_validations: Draw at every n-th validation; 0 disables pictures.
+
+    Raises:
+        OwlError: ``every_n_validations`` is below 0.
     """
 
     def __init__(self, every_n_validations: int = 1) -> None:
+        at_least(0, **{"media.every_n_validations": every_n_validations})
         self.every_n_validations = every_n_validations
         self._validations = 0
 

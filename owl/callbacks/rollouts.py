@@ -11,7 +11,7 @@ from owl.callbacks.media import write_picture
 from owl.data.windows import WindowDataset
 from owl.distributed.agreement import from_first, host_group
 from owl.distributed.sharding import gathered
-from owl.errors import OwlError
+from owl.errors import OwlError, at_least
 from owl.losses.lpips import LPIPS
 from owl.models.world_model import WorldTransformer
 from owl.rollout.checks import check_decoder
@@ -70,17 +70,13 @@ class Rollouts(Callback):
         frames: int = 0,
         side_by_side: int = 4,
     ) -> None:
+        at_least(1, every_n_validations=every_n_validations, clips=clips, horizon=horizon)
+        at_least(1, context=context, side_by_side=side_by_side)
+        at_least(0, frames=frames)
         self.decoder = decoder
         self.every_n_validations = every_n_validations
         self.clips, self.horizon, self.context, self.inverse_dynamics = clips, horizon, context, inverse_dynamics
         self.frames, self.side_by_side = frames, side_by_side
-        least = dict.fromkeys(("every_n_validations", "clips", "horizon", "context", "side_by_side"), 1)
-        for name, minimum in (least | {"frames": 0}).items():
-            if getattr(self, name) < minimum:
-                raise OwlError(
-                    "arguments.too-small",
-                    f"{name} of Rollouts is {getattr(self, name)}, expected at least {minimum}; correct it",
-                )
         self._validations = 0
         self._prepared = False
         self._episodes: Episodes | None = None

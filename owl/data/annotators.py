@@ -191,9 +191,10 @@ def depth_levels(inverse: np.ndarray, step: float, offset: float, size: tuple[in
         uint8[H, W].
     """
     known = np.isfinite(inverse)
-    levels = np.clip(np.rint(np.where(known, inverse, 0) / step - offset), 1, 255)
-    resized = codecs.resize(levels.astype(np.float32), size)
-    return np.where(codecs.nearest(known, size), np.rint(resized), 0).astype(np.uint8)
+    levels = np.where(known, np.clip(np.rint(np.where(known, inverse, 0) / step - offset), 1, 255), 0)
+    total, share = (codecs.resize(part.astype(np.float32), size) for part in (levels, known))
+    # the mean over what was measured; where the middle of a pixel was, its share is above 0
+    return np.where(codecs.nearest(known, size), np.rint(total / np.maximum(share, 1e-6)), 0).astype(np.uint8)
 
 
 def depth_scale(samples: np.ndarray, source: str) -> dict[str, Any]:

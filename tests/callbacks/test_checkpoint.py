@@ -11,6 +11,7 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 from owl.callbacks.checkpoint import Checkpoint
+from owl.callbacks.media import Media
 from owl.callbacks.report import Report
 from owl.checkpoint import AtomicCheckpointIO, load_checkpoint
 from owl.errors import OwlError
@@ -86,6 +87,13 @@ def test_the_best_value_survives_a_resume(tmp_path: Path) -> None:
 def test_an_unknown_metric_is_told(tmp_path: Path) -> None:
     with refused("checkpoint.monitor", "'val/psmr'", "train/loss, val/score"):
         fit(tmp_path, Checkpoint(monitor="val/psmr"))
+
+
+def test_intervals_that_are_none_are_refused() -> None:
+    with refused("arguments.too-small", "checkpoint.every_n_steps is 0", "at least 1"):
+        Checkpoint(every_n_steps=0)
+    with refused("arguments.too-small", "media.every_n_validations is -1", "at least 0"):
+        Media(every_n_validations=-1)
 
 
 def test_accumulation_is_never_cut(tmp_path: Path) -> None:

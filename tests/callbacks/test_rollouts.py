@@ -168,5 +168,5 @@ def test_a_recipe_without_a_world_model_is_refused(lab: Path) -> None:
 
 @pytest.mark.parametrize("name", ["every_n_validations", "clips", "horizon", "context", "side_by_side"])
 def test_numbers_below_one_are_refused(name: str) -> None:
-    with refused("arguments.too-small", f"{name} of Rollouts is 0", "at least 1"):
+    with refused("arguments.too-small", f"{name} is 0", "at least 1"):
         Rollouts("decoder.ckpt", **{name: 0})
