@@ -12,7 +12,6 @@ from owl.data.recorder import GameRecording, RecordJob, episode_name, scenario_o
 from owl.data.shards import DatasetInfo
 from owl.errors import OwlError
 
-
 KEEP_EPISODES = ("encoded", "annotated")
 """Kinds of dataset that have the same episodes as their source."""
 
