@@ -26,6 +26,11 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 """By their names on the command line."""
 
 
+def default_device() -> torch.device:
+    """Return the current GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def device_name(device: torch.device) -> str:
     """Return the name of a GPU, or "the CPU"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"

@@ -25,7 +25,7 @@ from owl.bench.measurement import (
 )
 from owl.bench.roofline import Operator, Operators, Precision, matmul_rate, synchronize, total_flops
 from owl.errors import OwlError
-from owl.hardware import DTYPES
+from owl.hardware import DTYPES, default_device
 from owl.models.audio_autoencoder import AudioAutoencoder
 from owl.models.audio_decoder import AudioDecoder
 from owl.models.image_autoencoder import ImageAutoencoder
@@ -72,7 +72,7 @@ def measure_network(
     Raises:
         OwlError: The file contains none of these networks, or the decoder belongs to another encoder.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = default_device().type
     network = models.load(path).requires_grad_(False)
     compile = compile and can_compile(device)
     if isinstance(network, WorldTransformer):

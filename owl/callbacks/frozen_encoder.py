@@ -2,7 +2,6 @@
 
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -17,6 +16,7 @@ from owl.latents import datasets, described, load_encoder
 from owl.nn.compilation import can_compile
 from owl.nn.frozen import freeze
 from owl.pixels import to_float
+from owl.spacing import evenly_spaced
 
 LATENTS = {"rgb": "latent", "audio": "audio_latent"}
 """Name of the latents of each modality that can be encoded in training."""
@@ -152,10 +152,9 @@ class FrozenEncoder(Callback):
             if trainer.is_global_zero:
                 length = dataset.length if self.encoder.is_of_sound else 1
                 frames: WindowDataset = trainer.datamodule.training_frames(self.source, length)
-                count = min(len(frames), max(1, MEASURED // length))
-                chosen = np.unique(np.linspace(0, len(frames) - 1, count).round().astype(int))
+                chosen = evenly_spaced(len(frames), max(1, MEASURED // length))
                 parts = (chosen[at : at + self.batch_size] for at in range(0, len(chosen), self.batch_size))
-                latents = (latent for part in parts for latent in self.encode(frames.batch(part.tolist())[self.source]))
+                latents = (latent for part in parts for latent in self.encode(frames.batch(part)[self.source]))
                 mean, std = measure(self._channels_first(latent).cpu().numpy() for latent in latents)
                 statistics = mean.tolist(), std.tolist()
             self._statistics = from_first(statistics, host_group())

@@ -17,7 +17,7 @@ from owl.bench.measurement import PROFILED, Measurement
 from owl.bench.training import measure_training
 from owl.callbacks.report import show_table
 from owl.errors import OwlError, at_least
-from owl.hardware import multiplies_bfloat16
+from owl.hardware import default_device, multiplies_bfloat16
 from owl.version import code_version
 from owl.viz.numbers import format_number
 
@@ -87,8 +87,7 @@ def main(
         if is_experiment(target):
             measured = measure_training(target, options, steps, warm_up, kernels, file)
         else:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            chosen = precision or ("bf16" if multiplies_bfloat16(device) else "fp32")
+            chosen = precision or ("bf16" if multiplies_bfloat16(default_device()) else "fp32")
             measured = measure_network(target, chosen, compile, decoder, denoising_steps, steps, warm_up, kernels, file)
         measured.metrics |= predicted(measured, predict)
         print_measurement(target, measured)

@@ -19,6 +19,7 @@ from owl.comparison.decoders import check_sizes, count_parameters, decode_all, l
 from owl.comparison.metrics import FLICKER, ComparisonMetrics, quality
 from owl.environment import devices
 from owl.errors import at_least
+from owl.hardware import default_device
 from owl.latents import encoder_of
 from owl.losses.lpips import LPIPS
 from owl.metrics.frechet import FrechetDistance
@@ -57,7 +58,7 @@ def main(
         show: Number of clips on the page.
     """
     at_least(1, clips=clips, length=length, show=show)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     decoders = load_decoders(runs)
     first = next(iter(decoders.values()))
     if encoder is None:

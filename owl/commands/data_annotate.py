@@ -22,6 +22,7 @@ from owl.data.scene import SceneAnnotator
 from owl.data.shards import INDEX_NAME, INFO_NAME, DatasetInfo, ShardIndex
 from owl.data.source import SampleReader, Source
 from owl.errors import OwlError, at_least
+from owl.hardware import default_device
 from owl.models.inverse_dynamics import AFTER, BEFORE, InverseDynamicsModel
 from owl.nn.placement import placement
 from owl.pixels import to_float
@@ -188,8 +189,7 @@ class Labeller(Annotator):
                 f"the network of {checkpoint} was trained with stride {stride}, expected a stride of 1, since every "
                 "frame is labelled; train one with --data.init_args.stride 1",
             )
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(network.to(device), checkpoint, models.fingerprint(network))
+        return cls(network.to(default_device()), checkpoint, models.fingerprint(network))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self.load, (self.checkpoint,)  # reload in another process, since not every network can be pickled

@@ -7,7 +7,7 @@ from owl import models
 from owl.cli.arguments import changed
 from owl.errors import OwlError, at_least
 from owl.models.sampling import Sampler
-from owl.play.learned import Sources
+from owl.play.learned import STARTS, Sources
 from owl.play.sharing import Contents, share, write_network
 from owl.rollout.loading import origin_of
 from owl.rollout.onnx_export import export_onnx
@@ -26,7 +26,7 @@ def main(
     inverse_dynamics: str | None = None,
     data: str | None = None,
     split: Literal["train", "validation", "test"] = "test",
-    scenes: int = 12,
+    scenes: int = STARTS,
     frames: int = 40,
     steps: int | None = None,
     shift: float | None = None,

@@ -13,7 +13,7 @@ from owl.comparison.scripted import ScriptedEvaluation
 from owl.comparison.world_models import write_page
 from owl.data.shards import DatasetInfo
 from owl.errors import OwlError, at_least
-from owl.hardware import DTYPES, cost_of_bfloat16, fast_dtype, multiplies_bfloat16
+from owl.hardware import DTYPES, cost_of_bfloat16, default_device, fast_dtype, multiplies_bfloat16
 from owl.models.sampling import Sampler
 from owl.models.world_model import WorldTransformer
 from owl.rollout.checks import check_decoder
@@ -107,7 +107,7 @@ def main(
     at_least(0, starts=starts)
     for number in steps:
         at_least(1, steps=number)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     checkpoints = [models.find_checkpoint(path) for path in checkpoints]
     networks, parts = zip(*map(load_network, checkpoints), strict=True)
     strides = {path: stride or own.stride for path, own in zip(checkpoints, parts, strict=True)}

@@ -13,6 +13,7 @@ from owl.errors import OwlError
 from owl.latents import LoadedEncoder, load_encoder
 from owl.pixels import to_float
 from owl.rollout.episodes import DECODED_TOGETHER
+from owl.spacing import evenly_spaced
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,7 @@ class HeldOutClips:
         size = self.encoder.size if self.encoder else None
         self.dataset = WindowDataset(url, split, needed, length=length, hop=length, size=size, info=info)
         self.device = torch.device(device)
-        last = len(self.dataset) - 1
-        chosen = torch.linspace(0, last, min(clips, last + 1), dtype=torch.float64).round().long()
-        self.windows: list[int] = chosen.tolist()
+        self.windows = evenly_spaced(len(self.dataset), clips)
 
     @staticmethod
     def _check(what: str, found: str, expected: str) -> None:

@@ -22,6 +22,7 @@ from owl.data.jobs import Made
 from owl.data.modalities.flow import Flow
 from owl.data.source import SampleReader, Source
 from owl.errors import OwlError
+from owl.hardware import default_device
 from owl.nn.placement import placement
 from owl.pixels import to_float
 
@@ -143,7 +144,7 @@ def load_raft(path: str) -> nn.Module:
         network: nn.Module = build(weights=None, progress=False)
         if {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()} == shapes:
             network.load_state_dict(weights)
-            return network.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+            return network.eval().to(default_device())
     raise OwlError("flow.weights", f"{path} holds other weights than those of RAFT; {advice}")
 
 
@@ -171,11 +172,6 @@ def hash_file(path: Path) -> str:
     """Return sixteen hexadecimal digits of the SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def evenly(count: int, most: int) -> list[int]:
-    """Return at most ``most`` evenly spaced numbers below ``count``."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
 
 
 def depth_levels(inverse: np.ndarray, step: float, offset: float, size: tuple[int, int]) -> np.ndarray:

@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from owl.data.annotators import Annotator, begun_scale, depth_levels, depth_scale, evenly, hash_file, pictures
+from owl.data.annotators import Annotator, begun_scale, depth_levels, depth_scale, hash_file, pictures
 from owl.data.modalities.depth import Depth
 from owl.data.source import Source
 from owl.errors import OwlError
+from owl.hardware import default_device
+from owl.spacing import evenly_spaced
 
 CONFIG, WEIGHTS, PROCESSOR = "config.json", "model.safetensors", "preprocessor_config.json"
 SAMPLED = 64
@@ -63,7 +65,7 @@ class DepthAnnotator(Annotator):
             return cls(folder, scale)
         annotator = cls(folder, {})
         samples = [np.empty(0, np.float32)]
-        for episode in evenly(len(source.index.episodes), SAMPLED):
+        for episode in evenly_spaced(len(source.index.episodes), SAMPLED):
             for frames in islice(pictures(source, episode, 1), 1):
                 samples.append(annotator.predict(frames).ravel())
         return cls(folder, depth_scale(np.concatenate(samples), folder))
@@ -131,4 +133,4 @@ def load_depth_network(folder: str) -> tuple[Any, Any]:
             f"{folder}/{WEIGHTS} lacks {len(absent)} tensors such as {absent[0]}, expected those of {CONFIG}; download "
             "it again",
         )
-    return network.eval().to("cuda" if torch.cuda.is_available() else "cpu"), processor
+    return network.eval().to(default_device()), processor

@@ -20,6 +20,7 @@ from owl.data.reader import ShardReader, read_members
 from owl.data.shards import DatasetInfo, ShardIndex
 from owl.data.source import SampleReader, Source
 from owl.errors import OwlError, at_least
+from owl.hardware import default_device
 
 
 def encode_dataset(
@@ -171,7 +172,7 @@ class _Latents:
 
     def members(self, episode: int, sample: bool, batch_size: int) -> Iterator[dict[str, bytes]]:
         """Yield the latent of each frame of an episode, up to a damaged one, and the members to copy."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = default_device()
         self.encoder.network.to(device=device, memory_format=torch.channels_last)
         reader = SampleReader(self.original, pin=device.type == "cuda")
         name = str(self.original.index.episodes[episode])

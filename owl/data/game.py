@@ -27,7 +27,6 @@ from owl.errors import OwlError, suggestion
 FPS = 35.0
 SAMPLE_RATE = 44_100
 CHANNELS = 2
-SAMPLES_PER_FRAME = 1260  # 44,100 / 35
 BUTTONS = ("ATTACK", "MOVE_FORWARD", "MOVE_BACKWARD", "MOVE_LEFT", "MOVE_RIGHT")
 VARIABLES = (
     *("POSITION_X", "POSITION_Y"),  # of the player

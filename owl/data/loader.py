@@ -15,6 +15,7 @@ from owl.data.failures import report_failures, worker_failure
 from owl.data.pool import START_METHOD, BatchPool, SentBatch
 from owl.data.windows import WindowDataset
 from owl.errors import OwlError
+from owl.spacing import evenly_spaced
 
 
 class GlobalBatches(Sampler[list[tuple[int, int]]]):
@@ -285,7 +286,7 @@ def evaluation_loader(
             f"{world_size} processes, expected at least one for each; raise validation_windows, use more data, or "
             "use fewer devices",
         )
-    chosen = np.unique(np.linspace(0, len(dataset) - 1, count).round().astype(int)).tolist()
+    chosen = evenly_spaced(len(dataset), count)
     mine = chosen[rank::world_size]
     batches = max(1, -(-(count // world_size) // batch_size))
     starts = [number * batch_size for number in range(batches)]

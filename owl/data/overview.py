@@ -12,6 +12,7 @@ from owl.data.modalities.audio import Audio, AudioLevels
 from owl.data.modalities.base import Preview, Sampling
 from owl.data.reader import ShardReader
 from owl.data.shards import DatasetInfo, ShardIndex
+from owl.spacing import evenly_spaced
 
 BACKGROUND, PANEL, TEXT, MUTED = (18, 20, 26), (32, 36, 45), (236, 239, 244), (140, 148, 163)
 SPLIT_COLOURS = {"train": (122, 162, 247), "validation": (158, 206, 106), "test": (224, 175, 104)}
@@ -118,7 +119,7 @@ def measure_audio(reader: DatasetReader) -> AudioLevels:
     """Measure the sound of up to 2,000 evenly spaced frames; of none, if the dataset has no sound."""
     levels, ends = AudioLevels(), np.cumsum(reader.index.episode_frames)
     for name in (name for name, decoder in reader.decoders.items() if isinstance(decoder, Audio)):
-        for position in np.unique(np.linspace(0, ends[-1] - 1, min(int(ends[-1]), LISTENED)).round().astype(int)):
+        for position in evenly_spaced(int(ends[-1]), LISTENED):
             episode = int(np.searchsorted(ends, position, side="right"))
             frame = int(position - (ends[episode] - reader.index.episode_frames[episode]))
             if (sound := reader.frame(name, episode, frame)) is not None:
@@ -172,7 +173,7 @@ def _choose_episodes(reader: DatasetReader, count: int) -> list[tuple[str, int]]
     first, *others = [split for split in found if found[split]] or [""]
     chosen = [(split, found[split][0]) for split in others]
     candidates = found.get(first, [])
-    spaced = np.linspace(0, len(candidates) - 1, min(len(candidates), max(1, count - len(chosen)))).round().astype(int)
+    spaced = evenly_spaced(len(candidates), max(1, count - len(chosen)))
     return [(first, candidates[i]) for i in spaced] + chosen
 
 
@@ -246,10 +247,9 @@ def _draw_bars(
     """The levels of up to 240 frames over the whole episode; a flat line is none."""
     left, top, right, bottom = box
     draw.rectangle((left, top, right - 1, bottom - 1), PANEL)
-    count = min(240, int(reader.index.episode_frames[episode]))
-    step, middle = (right - left) / count, (top + bottom) / 2
-    frames = np.linspace(0, reader.index.episode_frames[episode] - 1, count).round().astype(int)
-    levels = reader.decoders[name].levels(reader.frame(name, episode, int(frame)) for frame in frames)
+    frames = evenly_spaced(int(reader.index.episode_frames[episode]), 240)
+    step, middle = (right - left) / len(frames), (top + bottom) / 2
+    levels = reader.decoders[name].levels(reader.frame(name, episode, frame) for frame in frames)
     assert levels is not None
     for bar, level in enumerate(levels):
         height = max(0.5, level * (bottom - top - 6) / 2)

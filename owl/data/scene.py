@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from owl.data.annotators import Annotator, begun_scale, depth_levels, depth_scale, evenly
+from owl.data.annotators import Annotator, begun_scale, depth_levels, depth_scale
 from owl.data.modalities.camera import Camera
 from owl.data.modalities.depth import Depth
 from owl.data.source import Source
 from owl.errors import OwlError
+from owl.spacing import evenly_spaced
 
 KEYS = ("depths", "intrinsic", "cam_c2w")
 SAMPLED = 16
@@ -61,9 +62,9 @@ class SceneAnnotator(Annotator):
         if (scale := begun_scale(begun)) is not None:
             return cls(folder, scale, identity)
         samples = []
-        for episode in evenly(len(episodes), SAMPLED):
+        for episode in evenly_spaced(len(episodes), SAMPLED):
             depths = read_scene(folder, episodes[episode], int(source.index.episode_frames[episode]))["depths"]
-            samples.append(_inverse(depths[evenly(len(depths), SAMPLED)]).ravel())
+            samples.append(_inverse(depths[evenly_spaced(len(depths), SAMPLED)]).ravel())
         return cls(folder, depth_scale(np.concatenate(samples), folder), identity)
 
     def members(self, source: Source, episode: int) -> Iterator[dict[str, bytes]]:

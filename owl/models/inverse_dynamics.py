@@ -12,8 +12,7 @@ from owl.nn.resampling import Down
 from owl.nn.symlog import symexp
 
 PATCH = 2  # pixels: side of the patch of one position
-CELL = 4  # pixels: side of a cell, the grid on which frames are compared
-SIDE = 8  # pixels: each side of the picture is a multiple, so that cells can be halved once more
+SIDE = 8  # pixels: each side of the picture is a multiple; frames are compared on cells of half of it
 SHARPNESS = 4.0  # scales similarities in [-1, 1] to about the scale of the other inputs
 PAIRS = 3  # (t-2, t-1), (t-1, t) and (t, t+1)
 BEFORE, AFTER = 2, 1  # frames before and after one from which its controls are predicted

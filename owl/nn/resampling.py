@@ -28,20 +28,6 @@ def down_skip(x: Tensor, out_channels: int, factor: int) -> Tensor:
     return unshuffled.unflatten(-1, (out_channels, -1)).mean(-1).movedim(-1, 1)
 
 
-def up_skip(x: Tensor, out_channels: int, factor: int) -> Tensor:
-    """Repeat channels, then move them into space: the right inverse, down_skip(up_skip(z)) == z.
-
-    Args:
-        x: float[B, C, H, W], C a divisor of ``out_channels * factor^2``.
-        out_channels: Channels to return.
-        factor: Growth of each side; 1 repeats channels only.
-
-    Returns:
-        float[B, out_channels, H * factor, W * factor].
-    """
-    return F.pixel_shuffle(x.repeat_interleave(out_channels * factor**2 // x.shape[1], dim=1), factor)
-
-
 class Down(nn.Module):
     """Convolution and pixel_unshuffle, with an averaging shortcut.
 
@@ -72,7 +58,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Convolution and pixel_shuffle, with a repeating shortcut.
+    """Convolution and pixel_shuffle, with a shortcut that repeats channels, then moves them into space.
 
     Args:
         in_channels: Channels in, a divisor of ``out_channels * factor^2``.

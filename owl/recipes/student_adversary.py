@@ -83,8 +83,8 @@ class Adversary(nn.Module):
                 f"those of {'the latent' if self.decoder is None else 'a picture'}; set its channels",
             )
 
-    def look(self, network: WorldTransformer, video: Tensor) -> Tensor:
-        """Return what the discriminator sees of standardised latents, float[B, K, c, h, w]: [B, K, C, H, W]."""
+    def discriminator_input(self, network: WorldTransformer, video: Tensor) -> Tensor:
+        """Convert standardised latents, float[B, K, c, h, w], to what is compared, float[B, K, C, H, W]."""
         if self.decoder is None:
             return video
         return decode_clips(self.decoder, network.restore({"video": video})["video"])
@@ -104,7 +104,7 @@ class Adversary(nn.Module):
             A scalar, and scalars to be logged.
         """
         with torch.no_grad():
-            sides = [self.look(network, video) for video in (true, generated)]
+            sides = [self.discriminator_input(network, video) for video in (true, generated)]
         real, fake, penalties = judge(self.discriminator, sides[0], sides[1], with_penalties and self.gamma > 0)
         judged = discriminator_loss(real, fake)
         loss = penalised(judged, penalties, self.gamma, self.penalty_every)
@@ -124,8 +124,8 @@ class Adversary(nn.Module):
         """
         leaf = generated.detach().requires_grad_()
         with torch.no_grad():
-            seen = self.look(network, true)
+            seen = self.discriminator_input(network, true)
             real = self.discriminator(self.discriminator.sides(seen, seen)[0])
-        loss = fooled(self.discriminator, seen, self.look(network, leaf.view_as(leaf)), real)
+        loss = fooled(self.discriminator, seen, self.discriminator_input(network, leaf.view_as(leaf)), real)
         (gradient,) = torch.autograd.grad(loss, leaf)
         return loss.detach(), self.weight * ramped(step, 0, self.ramp) * gradient

@@ -18,6 +18,7 @@ from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.placement import placement
 from owl.pixels import to_uint8
 from owl.rollout.sound import by_frame, decode_sound
+from owl.spacing import evenly_spaced
 
 Batch = dict[str, Tensor]
 
@@ -86,9 +87,7 @@ class Episodes:
             measured: Whether to add what is measured of `owl.rollout.evaluation.Clips`, where the dataset has it: its
                 "flow", and, with a decoder of sound, "audio" as float[B, T, channels, samples].
         """
-        last = len(self.dataset) - 1
-        chosen = torch.linspace(0, last, min(count, last + 1), dtype=torch.float64).round().long()
-        found = self.dataset.batch(chosen.tolist(), None if measured else self._played)
+        found = self.dataset.batch(evenly_spaced(len(self.dataset), count), None if measured else self._played)
         return found | ({"audio": self._by_frame(found["audio"])} if "audio" in found else {})
 
     def batch(self, windows: Sequence[int]) -> Batch:

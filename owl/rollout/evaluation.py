@@ -24,6 +24,7 @@ from owl.rollout.engine import Engine
 from owl.rollout.episodes import Batch, Episodes, as_bytes
 from owl.rollout.loading import origin_of
 from owl.rollout.sound import Sound, decode_sound
+from owl.spacing import evenly_spaced
 
 SEGMENT = 100  # frames per segment of a long rollout
 REFERENCE = 1000  # true frames with which each segment is compared
@@ -371,10 +372,10 @@ class DriftMeter:
 
     def update(self, generated: Tensor, given: Batch) -> None:
         """Add a pair from `long_rollout`."""
-        self._generated.append(self._look(generated))
+        self._generated.append(self._extract_features(generated))
         if len(self._true) < self.segment:
             batch = {name: values[:, None] for name, values in given.items()}
-            self._true.append(self._look(self._episodes.pictures(batch)[:, 0]))
+            self._true.append(self._extract_features(self._episodes.pictures(batch)[:, 0]))
 
     def compute(self) -> Drift | None:
         """Compute the distances; None if a segment has fewer than two frames."""
@@ -390,15 +391,16 @@ class DriftMeter:
         """Compute features of true frames, evenly spaced over the split."""
         dataset = self._episodes.dataset
         total = len(dataset) * dataset.length
-        chosen = np.unique(np.linspace(0, total - 1, min(REFERENCE, total)).round().astype(int))
+        chosen = np.array(evenly_spaced(total, REFERENCE))
         found = []
         for window in np.unique(chosen // dataset.length).tolist():
             frames = chosen[chosen // dataset.length == window] % dataset.length
             batch = {name: x[:, frames] for name, x in self._episodes.batch([window]).items() if name != "window"}
-            found.append(self._look(self._episodes.pictures(batch)[0]))
+            found.append(self._extract_features(self._episodes.pictures(batch)[0]))
         return torch.cat(found)
 
-    def _look(self, pictures: Tensor) -> Tensor:
+    def _extract_features(self, pictures: Tensor) -> Tensor:
+        """Compute the features of uint8[N, 3, h, w] on the CPU."""
         parts = [self._features(part.to(self._device).float() / 255).cpu() for part in pictures.split(64)]
         return torch.cat(parts)
 

@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from owl.spacing import evenly_spaced
 from owl.viz.film import ControlsPanel, as_array, beside, captioned, enlarged
 from owl.viz.pictures import BACKGROUND, FAINT, GAP, TEXT
 
@@ -95,7 +96,7 @@ def strip(clips: Clips, count: int = STRIP_CLIPS) -> np.ndarray:
         uint8[height, width, 3], RGB.
     """
     horizons = [h for h in HORIZONS if h <= clips.horizon]
-    chosen = np.unique(np.linspace(0, len(clips.true) - 1, min(count, len(clips.true))).round().astype(int))
+    chosen = evenly_spaced(len(clips.true), count)
     height, width = clips.true.shape[-2:]
     factor = -(-STRIP_WIDTHS[0] // width) if width <= STRIP_WIDTHS[1] else STRIP_WIDTHS[1] / width
     tile = (max(1, round(height * factor)), round(width * factor))
@@ -108,7 +109,7 @@ def strip(clips: Clips, count: int = STRIP_CLIPS) -> np.ndarray:
     captions = ["context", *(f"{h} frame{'s' if h > 1 else ''} later" for h in horizons)]
     for column, caption in enumerate(captions):
         pen.text((margin + column * step[1], CAPTION / 2), caption, fill=TEXT, font=font, anchor="lm")
-    for number, clip in enumerate(chosen.tolist()):
+    for number, clip in enumerate(chosen):
         last = clips.true[clip, clips.context - 1]
         rows = {
             "true": [last, *(clips.future[clip, h - 1] for h in horizons)],
@@ -163,9 +164,7 @@ def comparison_sound(clips: Clips) -> Iterator[np.ndarray]:
 
 def shown_clips(clips: Clips) -> list[int]:
     """Return the clips of `comparison_film`, evenly spaced."""
-    count = min(FILM_CLIPS, len(clips.true))
-    chosen: list[int] = np.linspace(0, len(clips.true) - 1, count).round().astype(int).tolist()
-    return chosen
+    return evenly_spaced(len(clips.true), FILM_CLIPS)
 
 
 def rollout_film(
