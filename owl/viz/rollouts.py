@@ -17,7 +17,7 @@ from torch import Tensor
 
 from owl.spacing import evenly_spaced
 from owl.viz.film import ControlsPanel, as_array, beside, captioned, enlarged
-from owl.viz.pictures import BACKGROUND, FAINT, GAP, TEXT
+from owl.viz.pictures import BACKGROUND, FAINT, GAP, TEXT, tile_row, tile_size
 
 if TYPE_CHECKING:
     from owl.rollout.episodes import Batch
@@ -97,9 +97,7 @@ def strip(clips: Clips, count: int = STRIP_CLIPS) -> np.ndarray:
     """
     horizons = [h for h in HORIZONS if h <= clips.horizon]
     chosen = evenly_spaced(len(clips.true), count)
-    height, width = clips.true.shape[-2:]
-    factor = -(-STRIP_WIDTHS[0] // width) if width <= STRIP_WIDTHS[1] else STRIP_WIDTHS[1] / width
-    tile = (max(1, round(height * factor)), round(width * factor))
+    tile = tile_size(clips.true.shape[-2], clips.true.shape[-1], STRIP_WIDTHS)
     font = ImageFont.load_default(STRIP_FONT)
     margin = round(font.getlength("generated")) + 2 * GAP
     step = (tile[0] + GAP, tile[1] + GAP)
@@ -110,21 +108,15 @@ def strip(clips: Clips, count: int = STRIP_CLIPS) -> np.ndarray:
     for column, caption in enumerate(captions):
         pen.text((margin + column * step[1], CAPTION / 2), caption, fill=TEXT, font=font, anchor="lm")
     for number, clip in enumerate(chosen):
-        last = clips.true[clip, clips.context - 1]
-        rows = {
-            "true": [last, *(clips.future[clip, h - 1] for h in horizons)],
-            "generated": [last, *(clips.generated[clip, h - 1] for h in horizons)],
-        }
-        for row, (name, frames) in enumerate(rows.items()):
+        shown = [clips.context - 1, *(clips.context + h - 1 for h in horizons)]
+        rows = (
+            ("true", FAINT, margin, clips.true[clip, shown]),
+            ("generated", GENERATED, margin + step[1], clips.generated[clip, [h - 1 for h in horizons]]),
+        )
+        for row, (name, colour, left, frames) in enumerate(rows):
             top = CAPTION + number * block + row * step[0]
-            colour = GENERATED if row else FAINT
             pen.text((margin - GAP, top + tile[0] / 2), name, fill=colour, font=font, anchor="rm")
-            for column, frame in enumerate(frames):
-                if row and not column:
-                    continue  # the context is not generated
-                image = Image.fromarray(as_array(frame))
-                method = Image.Resampling.BOX if factor < 1 else Image.Resampling.NEAREST
-                picture.paste(image.resize((tile[1], tile[0]), method), (margin + column * step[1], top))
+            picture.paste(Image.fromarray(tile_row(frames.movedim(1, -1).numpy(), tile)), (left, top))
     return np.asarray(picture)
 
 

@@ -7,17 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from owl.viz.film import ControlsPanel, as_array, beside, captioned, enlarged
-from owl.viz.pictures import FAINT, png
-from owl.viz.rollouts import axis_scales
+from owl.viz.pictures import FAINT, png, tile_row, tile_size
+from owl.viz.rollouts import STRIP_WIDTHS, axis_scales
 
 if TYPE_CHECKING:
     from owl.rollout.scripted import Scripted
-
-STILL_WIDTH = 320  # pixels: narrower pictures are enlarged by an integer factor, wider ones reduced
 
 
 @dataclass(frozen=True)
@@ -61,9 +58,10 @@ def loop_row(scripted: Scripted) -> np.ndarray:
     """Draw the start, the middle and the end of a loop from the first start, the game's first: uint8[H, W, 3]."""
     moments = dict(zip(("start", "half-way", "end"), scripted.moments, strict=True))
     row = first_row(scripted)
+    size = tile_size(scripted.generated.shape[-2], scripted.generated.shape[-1], STRIP_WIDTHS)
     return beside(
         [
-            captioned(_still(frames[t]), f"{row.name}, {moment}, {name}", FAINT)
+            captioned(tile_row(as_array(frames[t])[None], size), f"{row.name}, {moment}, {name}", FAINT)
             for name, frames in row.sides.items()
             for moment, t in moments.items()
         ],
@@ -74,11 +72,3 @@ def loop_row(scripted: Scripted) -> np.ndarray:
 def loops(rows: list[np.ndarray]) -> bytes:
     """Draw pictures of `loop_row` below each other, as PNG."""
     return png(beside(rows, 1))
-
-
-def _still(frame: Tensor) -> np.ndarray:
-    """Draw uint8[3, h, w] at about `STILL_WIDTH`."""
-    height, width = frame.shape[-2:]
-    factor = STILL_WIDTH // width if width <= STILL_WIDTH else STILL_WIDTH / width
-    method = Image.Resampling.BOX if factor < 1 else Image.Resampling.NEAREST
-    return np.asarray(Image.fromarray(as_array(frame)).resize((round(width * factor), round(height * factor)), method))
