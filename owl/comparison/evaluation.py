@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from owl.atomic import atomic_write
-from owl.comparison.rollouts import flat, measure_on_rollouts, section, shown_rollouts, write_page
+from owl.comparison.rollouts import decoded_rollouts, flat, measure_on_rollouts, section, write_page
 from owl.comparison.scripted import ScriptedEvaluation
 from owl.hardware import device_name
 from owl.losses.lpips import LPIPS
@@ -192,7 +192,7 @@ class Evaluation:
             "device": device_name(self.engine.device),
         }
         values = measure_on_rollouts(self.decoders, clips, self.lpips)
-        shown = shown_rollouts(self.decoders, clips)
+        shown = decoded_rollouts(self.decoders, clips)
         write_page(self.out, values, shown, self.lpips, facts, self.episodes.fps, settings.command(self.out))
         return values
 

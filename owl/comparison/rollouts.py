@@ -1,9 +1,10 @@
 """Decoders on the latents that a world model generates: metrics, and the content of a page."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from owl.atomic import atomic_write
@@ -110,7 +111,7 @@ def write_page(
     Args:
         out: Their folder.
         values: From `measure_on_rollouts`.
-        shown: From `shown_rollouts`.
+        shown: From `decoded_rollouts`.
         lpips: The perceptual distance.
         facts: Facts about the rollouts, by label.
         fps: Frames per second.
@@ -132,13 +133,27 @@ def write_page(
     atomic_write(out / "decoders.html", text)
 
 
-def shown_rollouts(decoders: dict[str, nn.Module], clips: Clips) -> list[ShownClip]:
-    """Decode evenly spaced rollouts, to be shown below the true frames; see `measure_on_rollouts`."""
+def shown_rollouts(clips: Clips, most: int, versions: Callable[[int], dict[str, Tensor]]) -> list[ShownClip]:
+    """Return evenly spaced rollouts, to be shown with the true frames.
+
+    Args:
+        clips: Rollouts.
+        most: Largest number of shown rollouts.
+        versions: Called with the number of a rollout; returns its generated frames, uint8[H, 3, h, w], by name.
+    """
     shown = []
-    for row in range(0, len(clips.true), max(1, len(clips.true) // SHOWN))[:SHOWN]:
-        decoded = decode_all(decoders, clips.latents["video"][row])
-        pictures = {name: as_bytes(images) for name, images in decoded.items()}
+    for row in range(0, len(clips.true), max(1, len(clips.true) // most))[:most]:
+        pictures = versions(row)
         detail = find_detail([*pictures.values()])  # the true frames differ everywhere
         source = f"rollout {row + 1}, {clips.horizon} frames after {clips.context} of context"
         shown.append(ShownClip(source, {TRUTH: clips.future[row], **pictures}, {}, detail))
     return shown
+
+
+def decoded_rollouts(decoders: dict[str, nn.Module], clips: Clips) -> list[ShownClip]:
+    """Return the `shown_rollouts` as decoded by each decoder; see `measure_on_rollouts`."""
+
+    def decoded(row: int) -> dict[str, Tensor]:
+        return {name: as_bytes(images) for name, images in decode_all(decoders, clips.latents["video"][row]).items()}
+
+    return shown_rollouts(clips, SHOWN, decoded)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from owl.atomic import atomic_write
 from owl.comparison.evaluation import Evaluation
+from owl.comparison.rollouts import shown_rollouts
 from owl.hardware import device_name
 from owl.metrics.frechet import FrechetDistance
 from owl.version import code_version
-from owl.viz.comparison import TRUTH, Column, ShownClip, figure, find_detail, page
+from owl.viz.comparison import Column, figure, page
 from owl.viz.rollouts import HORIZONS
 
 SHOWN = 6
@@ -75,7 +76,11 @@ def write_page(out: Path, evaluations: dict[str, Evaluation], results: dict[str,
     first = next(iter(evaluations.values()))
     settings, lpips_name = first.settings, first.lpips.name
     metrics = {name: {"steps": evaluations[name].settings.sampling.steps} | values for name, values in results.items()}
-    shown = shown_rollouts(evaluations)
+    shown = shown_rollouts(
+        first.clips,
+        SHOWN,
+        lambda row: {name: evaluation.clips.generated[row] for name, evaluation in evaluations.items()},
+    )
     text = page(
         title=f"{len(evaluations)} world models under the same controls",
         facts={
@@ -98,19 +103,6 @@ def write_page(out: Path, evaluations: dict[str, Evaluation], results: dict[str,
     atomic_write(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     atomic_write(out / "comparison.png", figure(shown, footers))
     atomic_write(out / "index.html", text)
-
-
-def shown_rollouts(evaluations: dict[str, Evaluation]) -> list[ShownClip]:
-    """Return evenly spaced short rollouts of all world models, to be shown beside the true frames."""
-    clips = {name: evaluation.clips for name, evaluation in evaluations.items()}
-    first = next(iter(clips.values()))
-    found = []
-    for row in range(0, len(first.true), max(1, len(first.true) // SHOWN))[:SHOWN]:
-        pictures = {name: own.generated[row] for name, own in clips.items()}
-        source = f"rollout {row + 1}, {first.horizon} frames after {first.context} of context"
-        detail = find_detail([*pictures.values()])  # the true frames differ everywhere
-        found.append(ShownClip(source, {TRUTH: first.future[row], **pictures}, {}, detail))
-    return found
 
 
 def command(out: Path, single: list[str]) -> str:
