@@ -1,8 +1,5 @@
 """``python -m owl data annotate``: a copy of a dataset with controls, flow, depth or cameras made from its frames."""
 
-import shlex
-import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -11,15 +8,15 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from owl import models
+from owl.cli.datasets import print_dataset, printed_warnings
 from owl.data import codecs
 from owl.data.annotators import Annotator, FlowAnnotator, pictures
 from owl.data.depth import DepthAnnotator
 from owl.data.jobs import Frames, Made, ShardJob, local_folder, run
 from owl.data.scene import SceneAnnotator
-from owl.data.shards import INDEX_NAME, INFO_NAME, DatasetInfo, ShardIndex
+from owl.data.shards import INDEX_NAME, INFO_NAME, DatasetInfo
 from owl.data.source import SampleReader, Source
 from owl.errors import OwlError, at_least
 from owl.hardware import default_device
@@ -63,15 +60,10 @@ def main(
     """
     at_least(0, workers=workers)
     is_complete = (Path(directory) / INDEX_NAME).exists()
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = lambda message, *_: tqdm.write(f"warning: {message}", file=sys.stderr)
+    with printed_warnings():
         annotators = find_annotators(source, directory, controls, flow, flow_weights, depth, scene)
         info = annotate(source, directory, annotators, workers)
-    frames = int(ShardIndex.load(directory).episode_frames.sum())
-    complete = "is complete already and was left as it is: it " if is_complete else ""
-    print(f"{directory} {complete}holds {frames:,} frames, {', '.join(info.modalities)}")
-    print(f"look at it: python -m owl data inspect {shlex.quote(directory)}")
+    print_dataset(directory, f", {', '.join(info.modalities)}", is_complete)
 
 
 def find_annotators(

@@ -1,15 +1,11 @@
 """``python -m owl data encode``: encode a dataset into latents for training world models."""
 
-import shlex
-import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from owl.cli.datasets import print_dataset, printed_warnings
 from owl.data.encoding import encode_dataset, find_names
-from owl.data.shards import INDEX_NAME, ShardIndex
+from owl.data.shards import INDEX_NAME
 from owl.errors import at_least
 from owl.latents import load_encoder
 
@@ -54,9 +50,7 @@ def main(
     """
     at_least(0, workers=workers)
     is_complete = (Path(directory) / INDEX_NAME).exists()
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = lambda message, *_: tqdm.write(f"warning: {message}", file=sys.stderr)
+    with printed_warnings():
         encoders = [load_encoder(checkpoint) for checkpoint in checkpoints]
         names = None if name is None else [word.strip() for word in name.split(",")]
         info = encode_dataset(
@@ -71,11 +65,8 @@ def main(
             depth_delay=depth_delay,
             workers=workers,
         )
-    frames = int(ShardIndex.load(directory).episode_frames.sum())
-    complete = "is complete already and was left as it is: it " if is_complete else ""
     shapes = " and ".join(shape_of(info.modalities[latents]) for latents in find_names(encoders, names))
-    print(f"{directory} {complete}holds {frames:,} frames, {', '.join(info.modalities)}, latents of {shapes}")
-    print(f"look at it: python -m owl data inspect {shlex.quote(directory)}")
+    print_dataset(directory, f", {', '.join(info.modalities)}, latents of {shapes}", is_complete)
 
 
 def shape_of(latent: dict[str, Any]) -> str:

@@ -1,15 +1,11 @@
 """``python -m owl data import``: convert your own footage to a dataset."""
 
-import shlex
-import sys
-import warnings
-
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from tqdm import tqdm
 
 from owl.cli.arguments import parse_size
+from owl.cli.datasets import print_inspect, printed_warnings
 from owl.data.importer import Imported, import_footage
 from owl.errors import OwlError
 
@@ -49,9 +45,7 @@ def main(
     height_width = parse_size(size) if size is not None else None
     if fps is not None and not 0 < fps <= 1000:
         raise OwlError("arguments.fps", f"--fps is {fps:g}, expected a number above 0 and up to 1000; correct it")
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = lambda message, *_: tqdm.write(f"warning: {message}", file=sys.stderr)
+    with printed_warnings():
         imported = import_footage(source, directory, size=height_width, fps=fps, flow=flow, audio=audio)
     console = Console()
     for table in _summary(imported):
@@ -61,7 +55,7 @@ def main(
         f"{directory}: {frames:,} frames, {frames / imported.info.fps:.1f} s at {imported.info.fps:.4g} frames/s, "
         f"{imported.info.size[0]}x{imported.info.size[1]}, {', '.join(imported.info.modalities)}"
     )
-    print(f"look at it: python -m owl data inspect {shlex.quote(directory)}")
+    print_inspect(directory)
 
 
 def _summary(imported: Imported) -> list[Table]:

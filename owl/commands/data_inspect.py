@@ -29,7 +29,7 @@ def main(directory: str, *, out: str | None = None) -> None:
 
 
 def _print_tables(console: Console, reader: DatasetReader) -> None:
-    info, total = reader.info, int(reader.index.episode_frames.sum())
+    info, total = reader.info, reader.index.frames
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim")
     facts.add_row("dataset", f"[bold]{escape(reader.url)}[/bold]  [dim]identity {reader.identity}[/dim]")

@@ -1,16 +1,16 @@
 """``python -m owl data record``: record a dataset from a real game."""
 
-import shlex
 import time
 from pathlib import Path
 
 import numpy as np
 
 from owl.cli.arguments import changed, parse_size
+from owl.cli.datasets import print_dataset
 from owl.data import game
 from owl.data.played import PlayedGame, record_played
-from owl.data.recorder import GameRecording, count_recorded, record_game
-from owl.data.shards import INFO_NAME
+from owl.data.recorder import GameRecording, record_game
+from owl.data.shards import INFO_NAME, ShardIndex
 from owl.data.splits import HELD_OUT
 from owl.errors import OwlError
 from owl.play.log import ActionLog
@@ -85,10 +85,8 @@ def main(
         record_game(directory, recording)
     seconds = time.monotonic() - began
     # the duration is not meaningful for a continued or complete recording
-    recorded = count_recorded(directory)
-    rate = f" ({recorded / seconds:.0f} frames/s)" if is_new else ""
-    print(f"{directory} holds {recorded:,} frames{rate}")
-    print(f"look at it: python -m owl data inspect {shlex.quote(directory)}")
+    rate = f" ({ShardIndex.load(directory).frames / seconds:.0f} frames/s)" if is_new else ""
+    print_dataset(directory, rate)
 
 
 def played_game(path: str) -> PlayedGame:

@@ -25,7 +25,7 @@ def main(directory: str, *, repair: bool = False) -> int:
     problems, levels = missing_episodes(reader), AudioLevels()
     for problem in problems:
         print(problem)
-    with tqdm(total=int(reader.index.episode_frames.sum()), unit="frame", desc="verify") as progress:
+    with tqdm(total=reader.index.frames, unit="frame", desc="verify") as progress:
         for frames, found in zip(reader.index.episode_frames, verify_members(reader, levels), strict=True):
             for problem in found:
                 progress.write(problem)

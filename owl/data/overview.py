@@ -210,7 +210,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 def _draw_header(draw: ImageDraw.ImageDraw, reader: DatasetReader, legends: Sequence[str], width: int) -> None:
     info = reader.info
-    total = int(reader.index.episode_frames.sum())
+    total = reader.index.frames
     draw.text((MARGIN, 20), Path(reader.url).name or reader.url, TEXT, _font(26))
     facts = [
         f"{total:,} frames",

@@ -101,11 +101,6 @@ def record_game(path: str, recording: GameRecording) -> DatasetInfo:
     return run(RecordJob(recording), root, recording.workers or len(os.sched_getaffinity(0)))
 
 
-def count_recorded(path: str) -> int:
-    """Return the number of frames of the complete shards of a finished dataset."""
-    return int(ShardIndex.load(path).episode_frames.sum())
-
-
 def _check(recording: GameRecording) -> None:
     if not recording.scenarios():
         raise OwlError("arguments.empty", "scenario is an empty list, expected at least one name; give one")

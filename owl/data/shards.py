@@ -254,6 +254,11 @@ class ShardIndex:
     shard_bytes: np.ndarray
     origin: tuple[str, str | Path | None, tuple[int, ...]] | None = field(default=None, repr=False)
 
+    @property
+    def frames(self) -> int:
+        """Number of frames, F."""
+        return int(self.episode_frames.sum())
+
     @classmethod
     def load(cls, url: str | Path, cache_dir: str | Path | None = None, check: bool = True) -> Self:
         """Map a dataset's index into memory; its arrays are read-only.
