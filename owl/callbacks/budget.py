@@ -18,11 +18,11 @@ WAIT = 60.0  # minimum seconds since the start,
 WAIT_SHARE = 0.05  # or this share of the time limit if that is less;
 LATE = 0.2  # after this share one step is enough
 REMEMBERED = 50  # steps over which the speed is averaged
-LOOKS = 20  # the plan is checked after this fraction of the remaining steps
-CLEARLY = 0.1  # by which the remaining steps must exceed the time before a plan is made,
+REVISIONS = 20  # the plan is checked again after one of this many parts of the remaining steps
+CLEAR_MARGIN = 0.1  # by which the remaining steps must exceed the time before a plan is made,
 TOLERANCE = 0.05  # by which a plan may be too long before it is changed
 WORTH_CHANGING = 0.01  # additional steps, relative to the plan
-WORTH_SAYING = 0.1  # change of the plan after which it is printed again
+WORTH_PRINTING = 0.1  # change of the plan after which it is printed again
 VALIDATION = 0.5  # duration of a batch relative to training, until one was measured,
 VALIDATION_SHARE = 0.2  # but at most this share of the time limit
 MARGIN = 0.1  # of the last validation's duration
@@ -60,7 +60,7 @@ class Budget(Callback):
         self._limits: list[Any] = []
         self._stored_limits: list[Any] | None = None
         self._timer: Timer | None = None
-        self._said: int | None = None
+        self._printed: int | None = None
         self._validated = self._saved = False
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -99,14 +99,14 @@ class Budget(Callback):
         self._last = self._end
         self._start = self._step = trainer.global_step
         self._since: float | None = None
-        self._to_skip = SKIPPED - 1  # the first one is not timed at all
+        self._unmeasured = SKIPPED - 1  # the first one is not timed at all
         self._next = self._start + SKIPPED + 1
         for change in self.changes:
             self._follow(trainer, *change)
-            self._said = self._last
+            self._printed = self._last
         self._repeat(trainer)
         if self._timer and self.measured and self._stored_limits not in (None, self._limits):
-            self._look(trainer, 0)
+            self._revise(trainer, 0)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attribute the time until the next step to validation."""
@@ -137,7 +137,7 @@ class Budget(Callback):
             return
         self._measure(self._timer.time_elapsed())
         if self._step >= self._next:
-            self._look(trainer, self._step)
+            self._revise(trainer, self._step)
 
     def _measure(self, now: float) -> None:
         """Assign the time since the last step to a step, and to a validation or checkpoint if there was one."""
@@ -146,8 +146,8 @@ class Budget(Callback):
         self._validated = self._saved = False
         if since is None:
             return
-        if self._to_skip:
-            self._to_skip -= 1
+        if self._unmeasured:
+            self._unmeasured -= 1
         elif not (validated or saved):
             self.measured = min(self.measured + 1, REMEMBERED)
             self.pace += (now - since - self.pace) / self.measured
@@ -156,7 +156,7 @@ class Budget(Callback):
         elif self.measured:
             self.saving = max(0.0, now - since - self.pace)
 
-    def _look(self, trainer: Trainer, since: int) -> None:
+    def _revise(self, trainer: Trainer, since: int) -> None:
         """Change the plan if it no longer fits; ``since`` is the step from which a changed plan applies."""
         decision = self._decide(trainer) if trainer.is_global_zero else None
         decision = from_first(decision, self._group)
@@ -164,7 +164,7 @@ class Budget(Callback):
         last, self._next = decision
         if last is not None and last != self._last:
             self._change(trainer, since, last)
-            self._say()
+            self._print_plan()
 
     def _decide(self, trainer: Trainer) -> tuple[int | None, int]:
         """Return the last step, and the step at which to check again."""
@@ -179,11 +179,11 @@ class Budget(Callback):
         last = fitting if self._end is None else min(fitting, self._end)
         if self._last is not None:
             planned, possible = self._last - step, last - step
-            tolerance = CLEARLY if self._last == self._end else TOLERANCE
+            tolerance = CLEAR_MARGIN if self._last == self._end else TOLERANCE
             worthwhile = possible > planned * (1 + tolerance) and possible - planned > WORTH_CHANGING * self._last
             if planned <= possible * (1 + tolerance) and not worthwhile:
                 last = self._last
-        return last, step + max(1, (last - step) // LOOKS)
+        return last, step + max(1, (last - step) // REVISIONS)
 
     def _fitting(self, trainer: Trainer, seconds: float) -> int:
         """Return the last step within the time limit, including the validations and checkpoints until the end."""
@@ -225,14 +225,18 @@ class Budget(Callback):
             if step == self._step and (step, last) not in self.changes:
                 self._change(trainer, step, last)
 
-    def _say(self) -> None:
+    def _print_plan(self) -> None:
         """Print the plan when it is made and when it changes substantially."""
         assert self._last is not None
         whole = self._last == self._end
-        if self._said is not None and not whole and abs(self._last - self._said) <= WORTH_SAYING * self._said:
+        if (
+            self._printed is not None
+            and not whole
+            and abs(self._last - self._printed) <= WORTH_PRINTING * self._printed
+        ):
             return
-        now = "" if self._said is None else "now "
-        self._said = self._last
+        now = "" if self._printed is None else "now "
+        self._printed = self._last
         limit = duration(self._limit)
         if whole:
             say(f"budget: {now}all {self._last} steps in {limit}", flush=True)

@@ -108,7 +108,7 @@ class FrozenEncoder(Callback):
             raise OwlError(
                 "recipe.dataset",
                 f"samples of {url}, a {type(dataset).__qualname__}, hold {', '.join(holds)}, FrozenEncoder needs "
-                f"{self.latent} or, of a WindowDataset, {self.source}; add one to data.modalities",
+                f"{self.latent} or, of a WindowDataset, {self.source}; add one to data.init_args.modalities",
             )
         layout = self._layout_of_sound(dataset) if self.encoder.is_of_sound else self._layout_of_pictures(dataset)
         mean, std = self._measure(trainer, dataset)
@@ -128,7 +128,7 @@ class FrozenEncoder(Callback):
             raise OwlError(
                 "dataset.size",
                 f"the pictures of {dataset.path} are delivered as {found} (height x width), the encoder of {self.path} "
-                f"takes {expected}; set data.size to that, or use an encoder that was trained on this size",
+                f"takes {expected}; set data.init_args.size to that, or use an encoder that was trained on this size",
             )
         return {"shape": self.encoder.latent_shape}
 
@@ -138,7 +138,8 @@ class FrozenEncoder(Callback):
             raise OwlError(
                 "recipe.dataset",
                 f"windows of {dataset.path} have a stride of {dataset.stride}, so that latents of sound begin before "
-                "the sound of a window; encode the dataset with `python -m owl data encode`, or set data.stride to 1",
+                "the sound of a window; encode the dataset with `python -m owl data encode`, or set "
+                "data.init_args.stride to 1",
             )
         layout = self.encoder.layout_of_sound(dataset.info.modalities[self.source], dataset.info.fps, dataset.path)
         self._tokens = None if "rate" in layout else layout["shape"][0]

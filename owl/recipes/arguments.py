@@ -35,5 +35,5 @@ def any_weight(weights: Any) -> None:
     if not any(asdict(weights).values()):
         raise OwlError(
             "recipe.weights",
-            "every weight of the loss is 0, expected at least one above 0; set one in model.weights",
+            "every weight of the loss is 0, expected at least one above 0; set one in model.init_args.weights",
         )

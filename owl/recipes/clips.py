@@ -31,7 +31,7 @@ def clip_inputs(network: WorldTransformer, batch: dict[str, Tensor]) -> tuple[St
         raise OwlError(
             "recipe.dataset",
             f"samples hold no {' and no '.join(missing)}, the world model needs {', '.join(needed)}; set "
-            f"data.modalities to [{', '.join(needed)}]",
+            f"data.init_args.modalities to [{', '.join(needed)}]",
         )
     latents = network.standardize({name: batch[key] for name, key in network.latent_modalities.items()})
     given = {name: latents.pop(name) for name in network.given}

@@ -21,6 +21,7 @@ from owl.models.image_decoder import ImageDecoder
 from owl.nn.frozen import freeze
 from owl.optim.stepping import manual_step
 from owl.recipes.adversarial import TrainsAgainstDiscriminator, fooled, ramped
+from owl.recipes.arguments import fractions
 from owl.recipes.decoders import (
     DecoderFactory,
     DecoderMetrics,
@@ -117,12 +118,7 @@ class Distill(ChecksEncoder, MeasuresBatches, TrainsAgainstDiscriminator):
     ) -> None:
         super().__init__()
         at_least(1, penalty_every=penalty_every, accumulate=accumulate)
-        if not 0 <= truth <= 1:
-            raise OwlError(
-                "recipe.arguments",
-                f"truth is {truth}, expected a number from 0 (imitate the teacher) to 1 (true frames); correct "
-                "model.init_args.truth",
-            )
+        fractions(truth=truth)
         self.save_hyperparameters()
         self.automatic_optimization = False
         source = load_autoencoder(autoencoder)

@@ -94,7 +94,7 @@ class ImageVAE(DescribesLatents):
             raise OwlError(
                 "recipe.weights",
                 f"weights.kl is {weights.kl}, but the bottleneck of {type(network).__name__} has no posterior with "
-                "a divergence; set model.weights.kl to 0",
+                "a divergence; set model.init_args.weights.kl to 0",
             )
         self.save_hyperparameters()
         self.network = network

@@ -306,7 +306,7 @@ def test_what_does_not_fit_is_told(lab: Path) -> None:
         fit(lab, "refused", "--data.modalities", "[rgb]")
     with refused("network.input", "at least 64 samples", "length"):
         recipe(lab).discriminator(torch.zeros(1, 2, 60))
-    with refused("recipe.weights", "model.weights"):
+    with refused("recipe.weights", "model.init_args.weights"):
         recipe(lab, NONE)
     with refused("recipe.weights", "stft, l1 and l2 are 0", "adversarial_start is 3"):
         recipe(lab, NONE | {"adversarial": 1.0}, adversarial_start=3)

@@ -67,7 +67,7 @@ def test_every_trained_weight_gets_a_gradient(sample: bool, kl: float) -> None:
 
 
 def test_all_weights_zero_is_told() -> None:
-    with refused("recipe.weights", "model.weights"):
+    with refused("recipe.weights", "model.init_args.weights"):
         recipe(NONE)
 
 

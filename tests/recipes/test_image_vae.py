@@ -107,7 +107,7 @@ def test_a_weight_of_zero_costs_nothing(lpips: LPIPS, calls: dict[str, int], ter
 
 
 def test_all_weights_zero_is_told(lpips: LPIPS) -> None:
-    with refused("recipe.weights", "model.weights"):
+    with refused("recipe.weights", "model.init_args.weights"):
         recipe(lpips, NONE)
 
 
@@ -252,7 +252,7 @@ def test_the_log_variance_makes_the_round_trip(lpips: LPIPS) -> None:
 
 def test_a_bottleneck_without_a_posterior_has_no_divergence(lpips: LPIPS) -> None:
     quantized = QuantizedAutoencoder(**network().config)
-    with refused("recipe.weights", "weights.kl is 0.1", "QuantizedAutoencoder", "model.weights.kl"):
+    with refused("recipe.weights", "weights.kl is 0.1", "QuantizedAutoencoder", "model.init_args.weights.kl"):
         recipe(lpips, {"kl": 0.1}, network=quantized)
     made = recipe(lpips, NONE | {"l1": 1.0}, network=quantized)
     gradient(made)
