@@ -31,7 +31,7 @@ def at_least(least: int, **counts: float | None) -> None:
         OwlError: A number is too small.
     """
     for name, count in counts.items():
-        if count is not None and count < least:
+        if count is not None and not count >= least:  # nor NaN
             raise OwlError("arguments.too-small", f"{name} is {count}, expected at least {least}; give a larger number")
 
 

@@ -202,7 +202,7 @@ class CompiledBlocks:
             (run_block(block, *expected), *expected[-2:]),  # type: ignore[arg-type]
             strict=True,
         )
-        error = max(((a.float() - b.float()).norm() / b.float().norm()).item() for a, b in pairs)
+        error = torch.stack([(a.float() - b.float()).norm() / b.float().norm() for a, b in pairs]).max().item()
         if not error <= TOLERANCE.get(getattr(torch, shape.dtype), TOLERANCE_OF_LESS_PRECISION):  # nor NaN
             raise RuntimeError(f"compiled code differs from uncompiled by {error:.2g} ({file})")
         self.ready[shape] = compiled

@@ -6,7 +6,7 @@ function without state: whoever runs it passes the cache from call to call.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -221,9 +221,7 @@ def export_onnx(network: nn.Module, directory: str | Path) -> tuple[Path, Compar
     taken = {item.name for item in session.get_inputs()}
     fed = {name: tensor.numpy() for name, tensor in inputs.items() if name in taken}
     found = session.run(graph.outputs, fed)
-    difference = max(
-        float(np.abs(one.astype(np.float64) - other.numpy()).max()) for one, other in zip(found, expected, strict=True)
-    )
+    difference = largest_difference(found, expected)
     if not difference <= TOLERANCE:
         raise OwlError(
             "export.onnx",
@@ -259,6 +257,12 @@ def converted(graph: DecoderGraph | StepGraph, inputs: dict[str, Tensor]) -> byt
             "export.onnx", f"the network cannot be converted to ONNX ({reason}); leave out --onnx"
         ) from error
     return serialized
+
+
+def largest_difference(found: Sequence[np.ndarray], expected: Sequence[Tensor]) -> float:
+    """Return the largest absolute difference between outputs of the same shapes; NaN if one of them contains NaN."""
+    pairs = zip(found, expected, strict=True)
+    return float(np.max([np.abs(one.astype(np.float64) - other.numpy()).max() for one, other in pairs]))
 
 
 def seconds(call: Callable[[], object]) -> float:

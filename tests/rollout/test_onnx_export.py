@@ -18,7 +18,7 @@ from owl.models.inverse_dynamics import InverseDynamicsModel
 from owl.models.world_model import Controls, WorldTransformer
 from owl.rollout import onnx_export
 from owl.rollout.engine import Engine
-from owl.rollout.onnx_export import TOLERANCE, StepGraph, export_onnx
+from owl.rollout.onnx_export import TOLERANCE, StepGraph, export_onnx, largest_difference
 from tests.helpers.errors import refused
 from tests.helpers.latents import draw, lively, streams
 from tests.helpers.shards import AXES, BUTTONS
@@ -121,6 +121,11 @@ def test_a_decoder_gives_the_same_pictures(previous: bool, tmp_path: Path) -> No
     with torch.no_grad():
         expected = network.decode(*inputs)  # type: ignore[operator]
     torch.testing.assert_close(torch.from_numpy(session.run(["picture"], fed)[0]), expected, atol=TOLERANCE, rtol=0)
+
+
+def test_an_output_of_nan_differs() -> None:
+    whole, damaged = np.zeros(2, np.float32), np.array([0, np.nan], np.float32)
+    assert np.isnan(largest_difference([whole, damaged], [torch.zeros(2)] * 2))  # the built-in max would skip it
 
 
 class Deciding(nn.Module):
