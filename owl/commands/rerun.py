@@ -168,7 +168,8 @@ def compare_curves(folder: Path, again: Path, last: int) -> Iterator[Row]:
         raise OwlError("rerun.steps", f"nothing was logged in the first {last} steps of {folder}; give more --steps")
     for tag in dict.fromkeys(tag for tag, _ in common):
         steps = [step for name, step in common if name == tag]
-        shown = next((step for step in steps if before[tag, step] != after[tag, step]), steps[-1])
+        # as text, since NaN equals NaN here
+        shown = next((step for step in steps if exact(before[tag, step]) != exact(after[tag, step])), steps[-1])
         yield f"{tag} at step {shown}", exact(before[tag, shown]), exact(after[tag, shown])
 
 

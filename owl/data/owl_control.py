@@ -8,7 +8,7 @@ END list those that are down. Source: InputEventType in src/output_types.rs of g
 import json
 import math
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,12 +87,7 @@ def read_inputs(path: str | Path) -> Inputs:
         ValueError: The file is empty, has another header, or lacks the event VIDEO_START.
         OSError: It cannot be read.
     """
-    times, kinds, values = array("d"), array("b"), array("q")
-    names: dict[str, int] = {}
-    marks: dict[str, float] = {}  # first times of the events that occur once
-    held: list[str] | None = None  # at END, if it says so
-    latest, unreadable, gamepad = -math.inf, 0, 0
-    previous, jump, jumped = -math.inf, 0.0, 0.0  # of inputs: marks may be written when their time is known
+    log = _Log()
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         header = file.readline().strip()
         if not header:
@@ -100,63 +95,96 @@ def read_inputs(path: str | Path) -> Inputs:
         if [name.strip() for name in header.split(",")] != HEADER:
             raise ValueError(f"{INPUTS_NAME} begins with {header[:60]!r} instead of {','.join(HEADER)!r}")
         for line in file:
-            if not line.strip():
-                continue
-            try:
-                time, event, arguments = _parse(line)
-                if event in MARKS:
-                    marks.setdefault(event, time)
-                    if event == "START":
-                        for name in _held(arguments) or ():
-                            kinds.append(BUTTON)
-                            values.extend((names.setdefault(name, len(names)), 1))
-                            times.append(time)
-                    elif event == "END":
-                        held = _held(arguments)
-                elif event.startswith("GAMEPAD"):
-                    gamepad += 1
-                elif (entry := _entry(event, arguments, names)) is not None:
-                    kinds.append(entry[0])
-                    values.extend(entry[1:])
-                    if previous - time > max(jump, CLOCK_JUMP):
-                        jump, jumped = previous - time, previous
-                    previous = max(previous, time)
-                    times.append(time)
-            except (ValueError, TypeError, KeyError, OverflowError):
-                unreadable += 1
-                continue
-            latest = max(latest, time)
-    start = marks.get("VIDEO_START", math.nan)
-    if math.isnan(start):
-        raise ValueError(f"{INPUTS_NAME} has no VIDEO_START, so its inputs cannot be aligned with the video")
-    for name in held or ():
-        if name not in names:  # no event of it: it was down all the time
-            names[name] = len(names)
-            kinds.append(BUTTON)
-            values.extend((names[name], 1))
-            times.append(min(start, min(times, default=start)))
-    order = np.argsort(np.array(times), kind="stable")
-    inputs = Inputs(
-        times=np.array(times)[order] - start,
-        kinds=np.array(kinds, np.int8)[order],
-        values=np.array(values, np.int64).reshape(-1, 2)[order],
-        names=list(names),
-        logged=math.inf if marks.keys() & {"END", "VIDEO_END"} else latest - start,
-        hooked=marks.get("HOOK_START", start) - start,
-        seconds=marks.get("VIDEO_END", math.nan) - start,
-        problems=[],
-    )
-    if unreadable:
-        inputs.problems.append(f"{unreadable} unreadable lines of {INPUTS_NAME} were skipped")
-    if gamepad:
-        inputs.problems.append(f"{gamepad} gamepad events were skipped")
-    if jump:
-        inputs.problems.append(
-            f"its clock jumps back by {jump:.1f} s after {jumped - start:.1f} s, later inputs may not match the video"
+            if line.strip():
+                log.add(line)
+    return log.inputs()
+
+
+class _Log:
+    """Events of an ``inputs.csv`` in the order of its lines."""
+
+    def __init__(self) -> None:
+        self._times, self._kinds, self._values = array("d"), array("b"), array("q")
+        self._names: dict[str, int] = {}
+        self._marks: dict[str, float] = {}  # first times of the events that occur once
+        self._held: list[str] | None = None  # at END, if it lists them
+        self._last, self._unreadable, self._gamepad = -math.inf, 0, 0
+        # the clock, by inputs only: marks may be written when their time is known
+        self._latest, self._jump, self._jumped = -math.inf, 0.0, 0.0
+
+    def add(self, line: str) -> None:
+        """Add the event of a line, or count it as unreadable."""
+        try:
+            time = self._read(line)
+        except (ValueError, TypeError, KeyError, OverflowError):
+            self._unreadable += 1
+        else:
+            self._last = max(self._last, time)
+
+    def _read(self, line: str) -> float:
+        """Add the event of a line and return its time."""
+        time, event, arguments = _parse(line)
+        if event in MARKS:
+            self._marks.setdefault(event, time)
+            if event == "START":
+                for name in _held(arguments) or ():
+                    self._append(time, BUTTON, self._names.setdefault(name, len(self._names)), 1)
+            elif event == "END":
+                self._held = _held(arguments)
+        elif event.startswith("GAMEPAD"):
+            self._gamepad += 1
+        elif (entry := _entry(event, arguments, self._names)) is not None:
+            if self._latest - time > max(self._jump, CLOCK_JUMP):
+                self._jump, self._jumped = self._latest - time, self._latest
+            self._latest = max(self._latest, time)
+            self._append(time, *entry)
+        return time
+
+    def _append(self, time: float, kind: int, *values: int) -> None:
+        self._kinds.append(kind)
+        self._values.extend(values)
+        self._times.append(time)
+
+    def inputs(self) -> Inputs:
+        """Return the events in time order.
+
+        Raises:
+            ValueError: There was no VIDEO_START.
+        """
+        marks, start = self._marks, self._marks.get("VIDEO_START", math.nan)
+        if math.isnan(start):
+            raise ValueError(f"{INPUTS_NAME} has no VIDEO_START, so its inputs cannot be aligned with the video")
+        for name in self._held or ():
+            if name not in self._names:  # no event of it: it was down all the time
+                self._names[name] = len(self._names)
+                self._append(min(start, min(self._times, default=start)), BUTTON, self._names[name], 1)
+        order = np.argsort(np.array(self._times), kind="stable")
+        inputs = Inputs(
+            times=np.array(self._times)[order] - start,
+            kinds=np.array(self._kinds, np.int8)[order],
+            values=np.array(self._values, np.int64).reshape(-1, 2)[order],
+            names=list(self._names),
+            logged=math.inf if marks.keys() & {"END", "VIDEO_END"} else self._last - start,
+            hooked=marks.get("HOOK_START", start) - start,
+            seconds=marks.get("VIDEO_END", math.nan) - start,
+            problems=[],
         )
-    if held is not None and (stuck := [name for name in _down_at_the_end(inputs) if name not in held]):
-        inputs.problems.append(f"the release of {', '.join(stuck)} was not logged, it is treated as held to the end")
-    return inputs
+        inputs.problems.extend(self._problems(inputs, start))
+        return inputs
+
+    def _problems(self, inputs: Inputs, start: float) -> Iterator[str]:
+        if self._unreadable:
+            yield f"{self._unreadable} unreadable lines of {INPUTS_NAME} were skipped"
+        if self._gamepad:
+            yield f"{self._gamepad} gamepad events were skipped"
+        if self._jump:
+            yield (
+                f"its clock jumps back by {self._jump:.1f} s after {self._jumped - start:.1f} s, later inputs may not "
+                "match the video"
+            )
+        held = self._held
+        if held is not None and (stuck := [name for name in _down_at_the_end(inputs) if name not in held]):
+            yield f"the release of {', '.join(stuck)} was not logged, it is treated as held to the end"
 
 
 def _held(arguments: Any) -> list[str] | None:

@@ -1,6 +1,7 @@
 """``rerun`` tells runs that come out the same from those that do not, and what may explain it."""
 
 import json
+import math
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from torch.utils.tensorboard import SummaryWriter
 
 from owl.checkpoint import load_checkpoint
 from owl.commands import rerun
@@ -75,6 +77,15 @@ def test_the_beginning_is_compared_by_what_was_logged(here: Path, capsys: pytest
     assert "runs/beginning equals the first 2 steps of runs/first" in printed
     assert "train/loss at step 1" in printed
     assert json.loads((here / "runs/beginning/metrics.json").read_text())["steps"] == 2
+
+
+def test_a_difference_behind_a_value_that_is_nan_in_both_is_found(tmp_path: Path) -> None:
+    for name, last in (("run", 1.0), ("again", 2.0)):
+        with SummaryWriter(str(tmp_path / name)) as writer:
+            for step, value in enumerate((math.nan, last)):
+                writer.add_scalar("val/x", value, step)
+    rows = list(rerun.compare_curves(tmp_path / "run", tmp_path / "again", 1))
+    assert rows == [("val/x at step 1", "1.0", "2.0")]
 
 
 def test_what_differs_is_named_with_what_may_explain_it(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
