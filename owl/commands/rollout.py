@@ -1,5 +1,6 @@
 """``python -m owl rollout``: evaluate the rollouts of a world model and write a report, pictures and videos."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,6 +110,10 @@ def main(
         at_least(1, steps=number)
     device = default_device()
     checkpoints = [models.find_checkpoint(path) for path in checkpoints]
+    if repeated := [path for path in checkpoints if checkpoints.count(path) > 1]:
+        raise OwlError(
+            "compare.repeated", f"{repeated[0]} was given twice, expected different world models; give it once"
+        )
     networks, parts = zip(*map(load_network, checkpoints), strict=True)
     strides = {path: stride or own.stride for path, own in zip(checkpoints, parts, strict=True)}
     if len(set(strides.values())) > 1:
@@ -150,11 +155,30 @@ def main(
         print(f"{cost}; --precision fp32 is faster", flush=True)
     name = "rollouts" if len(checkpoints) > 1 else "rollout"
     folder = Path(out) if out else run_folder(checkpoints[0]) / name
-    if repeated := [path for path in checkpoints if checkpoints.count(path) > 1]:
-        raise OwlError(
-            "compare.repeated", f"{repeated[0]} was given twice, expected different world models; give it once"
-        )
-    names = [name.strip("./").replace("/", "-") for name in run_names(checkpoints)]
+    evaluate(settings, networks, info, device, folder)
+
+
+def evaluate(
+    settings: Sequence[Settings],
+    networks: Sequence[WorldTransformer],
+    info: DatasetInfo,
+    device: torch.device,
+    folder: Path,
+) -> None:
+    """Evaluate world models and print the main results.
+
+    Args:
+        settings: Of each world model.
+        networks: The world models.
+        info: Description of their dataset.
+        device: Where they run.
+        folder: Folder for the results; several world models get a folder in it each, beside the page that compares
+            them.
+
+    Raises:
+        OwlError: As `prepare`; or the scripts are invalid.
+    """
+    names = [name.strip("./").replace("/", "-") for name in run_names([own.checkpoint for own in settings])]
     folders = [folder / name for name in names] if len(names) > 1 else [folder]
     evaluations = [
         prepare(own, info, network, device, place)
@@ -164,7 +188,7 @@ def main(
     results = {}
     for own, name, evaluation in zip(settings, names, evaluations, strict=True):
         results[name] = evaluation.run(scripted)
-        print_table(f"{own.checkpoint} on the {split} split of {data}", headline(results[name]))
+        print_table(f"{own.checkpoint} on the {own.split} split of {own.data}", headline(results[name]))
         print(f"Report: {evaluation.out / 'report.md'}")
     if len(evaluations) > 1:
         write_page(folder, dict(zip(names, evaluations, strict=True)), results)
