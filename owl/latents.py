@@ -155,7 +155,7 @@ def check_latents(network: nn.Module, modalities: dict[str, dict[str, Any]], url
                 "encoder",
             )
     if hasattr(network, "buttons"):
-        advice = "set the network's {kind} to those of the dataset and train anew"
+        advice = "set the network's {kind} to those of the dataset and train again"
         check_controls(modalities, url, network.buttons, network.axes, advice)  # type: ignore[arg-type]
 
 

@@ -162,7 +162,7 @@ async def serve(server: Server, browser: bool) -> None:
 
 
 def hears() -> bool:
-    """Return whether the real game can be heard on this machine; tell why if not."""
+    """Return whether the real game can be heard on this machine; print the reason if not."""
     try:
         check_audio()
     except OwlError as error:

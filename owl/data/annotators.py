@@ -28,14 +28,12 @@ from owl.pixels import to_float
 
 RAFT_MULTIPLE, RAFT_SMALLEST = 8, 128
 """RAFT takes sides that are multiples of 8, and of at least 128 pixels."""
-
-
 SCALE = ("step", "offset", "inverse")
-"""What maps levels of depth to distances, in the description of depth."""
+"""Keys of a description of depth that map its levels to distances."""
 
 
 def begun_scale(begun: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return the range of depth of a copy that was begun before, from its description; None for a new one."""
+    """Return the range of depth of an interrupted copy from its description; None for a new copy."""
     return {name: begun[name] for name in SCALE} if begun is not None and set(SCALE) <= begun.keys() else None
 
 

@@ -59,7 +59,7 @@ class DepthAnnotator(Annotator):
         Args:
             folder: The network.
             source: The dataset.
-            begun: Description of depth in a copy that was begun before, whose range is kept; None for a new one.
+            begun: Description of depth in an interrupted copy, whose range is kept; None for a new copy.
         """
         if (scale := begun_scale(begun)) is not None:
             return cls(folder, scale)

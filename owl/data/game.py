@@ -65,7 +65,7 @@ class Frame:
 
 
 class Policy(Protocol):
-    """Whoever plays."""
+    """Chooses the controls of a game: a random policy, a recording, or a person."""
 
     def act(self, x: float, y: float) -> np.ndarray:
         """Return the controls of the next tic, float64[5 + 1] in the order of ``BUTTONS`` and ``AXES``.
@@ -174,7 +174,7 @@ def play(
         depth: Whether to return depth maps.
         audio: Whether to return sound.
         labels: Whether to return labels.
-        policy: Who plays; it is asked for the controls of a frame when that frame is requested. None: a random policy.
+        policy: Chooses the controls; called for those of a frame when that frame is requested. None: a random policy.
 
     Raises:
         OwlError: The scenario, the size or the sound library is not available, or the game stopped unexpectedly.

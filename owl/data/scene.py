@@ -49,7 +49,7 @@ class SceneAnnotator(Annotator):
         Args:
             folder: The folder.
             source: The dataset.
-            begun: Description of depth in a copy that was begun before, whose range is kept; None for a new one.
+            begun: Description of depth in an interrupted copy, whose range is kept; None for a new copy.
 
         Raises:
             OwlError: A file is missing or damaged, lacks a key, or has another number of frames than its episode.

@@ -59,7 +59,7 @@ class CriticLag(nn.Module):
             )
         if ratio > LAGGING and not self._warned:
             warnings.warn(
-                f"{told}: it does not keep up with the student, which will soon be led astray; raise critic_steps, or "
+                f"{told}: it does not keep up with the student, whose gradient becomes wrong; raise critic_steps, or "
                 "lower the learning rate of the student's optimizer",
                 stacklevel=2,
             )

@@ -152,10 +152,10 @@ class CompiledBlocks:
     def wait(self) -> bool:
         """Wait for the requested blocks; return whether all of them are ready."""
         self._work.join()
-        self.tell()
+        self.warn_of_failure()
         return self._asked <= self.ready.keys()
 
-    def tell(self) -> None:
+    def warn_of_failure(self) -> None:
         """Warn, once, if compilation has failed."""
         if self._failure is not None:
             told, self._failure = self._failure, None

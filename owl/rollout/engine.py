@@ -231,7 +231,7 @@ class Engine:
         self._check_begun()
         check_step(self.network, self.batch, buttons, axes, given or {})
         if self._blocks is not None:
-            self._blocks.tell()
+            self._blocks.warn_of_failure()
         start = self._clock()
         controls = self._controls(buttons, axes, given or {})
         noise = [self._noise() for _ in range(self.schedule.draws)]

@@ -39,11 +39,11 @@ def trained_stride(content: dict[str, Any]) -> int:
 
 
 def origin_of(path: str | Path, content: dict[str, Any] | None) -> dict[str, Any]:
-    """Return what a checkpoint or an export tells of the training of its network.
+    """Return what is known about the training of the network of a checkpoint or an export.
 
     Args:
         path: The checkpoint or export.
-        content: Content of the checkpoint, None for an export, which tells it in provenance.yaml.
+        content: Content of the checkpoint; None for an export, whose provenance.yaml is read.
 
     Returns:
         ``checkpoint``, ``global_step``, ``recipe``, ``code_version``, ``dataset``, ``stride`` and ``length`` of the
@@ -72,7 +72,7 @@ def origin_of(path: str | Path, content: dict[str, Any] | None) -> dict[str, Any
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise OwlError(
-            "export.config", f"{file} does not tell where a network comes from ({reason}); export the checkpoint again"
+            "export.config", f"{file} does not describe the origin of a network ({reason}); export the checkpoint again"
         ) from error
 
 
@@ -83,11 +83,11 @@ def _arguments(content: dict[str, Any], part: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Parts:
-    """What belongs to a world model, as far as its file tells.
+    """What belongs to a world model, as far as its file names it.
 
     Attributes:
         data: Dataset of latents.
-        stride: Stored frames of the dataset from one frame of the world model to the next; 1 if the file is silent.
+        stride: Stored frames of the dataset from one frame of the world model to the next; 1 if it is not stored.
         decoders: Decoders of the video.
         others: Paths of `owl.rollout.shared.PARTS`; None: there is none.
     """
@@ -103,7 +103,7 @@ def parts_of(path: str | Path, content: dict[str, Any] | None) -> Parts:
 
     Args:
         path: Its checkpoint or export.
-        content: Content of the checkpoint, None for an export; that of a shared world tells all.
+        content: Content of the checkpoint; None for an export. That of a shared world has all parts.
 
     Raises:
         OwlError: The export is damaged.
@@ -120,7 +120,7 @@ def parts_of(path: str | Path, content: dict[str, Any] | None) -> Parts:
 
 
 def need_data(data: str | None, path: str | Path) -> str:
-    """Return the dataset of a world model, or tell that its file does not name it.
+    """Return the dataset of a world model after checking that there is one.
 
     Raises:
         OwlError: There is none.
@@ -148,8 +148,8 @@ def named_decoder(info: DatasetInfo, url: str, modality: str = "latent", option:
     if not Path(path).exists():
         raise OwlError(
             "decoder.missing",
-            f"{modality} of {url} was encoded with {path}, which is not here; give that autoencoder's checkpoint or "
-            f"export with {option}",
+            f"{modality} of {url} was encoded with {path}, which does not exist; give that autoencoder's checkpoint "
+            f"or export with {option}",
         )
     return path
 

@@ -1,7 +1,7 @@
 """Decoders and world models as ONNX graphs, which run without PyTorch.
 
 A decoder becomes a function of the latent. A world model becomes `StepGraph`, one denoising step of one frame as a
-function without state: whoever runs it passes the cache from call to call.
+function without state: the caller passes the cache from call to call.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Rollouts under scripted controls: are the controls followed, how soon, and does the world return after a loop?"""
+"""Rollouts under scripted controls: whether and how soon controls are followed, and whether the world returns."""
 
 from dataclasses import dataclass
 
@@ -30,7 +30,7 @@ class Scripted:
         axes: float[T, number of axes].
         before: uint8[S, n, 3, h, w], the last true frames before the rollouts.
         generated: uint8[S, T, 3, h, w].
-        true: The frames of the real game under the same controls, shaped alike; None if it cannot be replayed.
+        true: The frames of the real game under the same controls, of the same shape; None if it cannot be replayed.
     """
 
     script: Script
