@@ -22,7 +22,7 @@ class NoiseLevelEmbedding(nn.Module):
         self.first, self.second = nn.Linear(LEVEL_CHANNELS, width), nn.Linear(width, width)
 
     def forward(self, noise_level: Tensor) -> Tensor:
-        """Embed the controls."""
+        """Embed noise levels, see above."""
         half = LEVEL_CHANNELS // 2
         # Neither a buffer, which a bfloat16 network would round, nor the default dtype, which can be bfloat16: angles
         # of a thousand radians need float32.

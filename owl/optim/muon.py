@@ -92,7 +92,7 @@ class MuonAdamW(Optimizer):
         return loss
 
     def _muon(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        for batch in alike(params):
+        for batch in by_matrix_shape(params):
             gradients = []
             for parameter in batch:
                 gradient = cast(Tensor, parameter.grad)
@@ -139,7 +139,7 @@ def is_matrix(parameter: Tensor) -> bool:
     return parameter.ndim >= 2 and parameter.shape[0] > 1 and parameter[0].numel() > 1
 
 
-def alike(params: list[Tensor]) -> Iterator[list[Tensor]]:
+def by_matrix_shape(params: list[Tensor]) -> Iterator[list[Tensor]]:
     """Group weights by the shape of their matrix, at most `TOGETHER` elements in a group."""
     by_shape: dict[tuple[int, int], list[Tensor]] = {}
     for parameter in params:

@@ -151,7 +151,7 @@ class WorldModel(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
         return {name: velocity_loss(v, latents[name], noise[name]) for name, v in velocity.items()}
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """One step."""
+        """Return the weighted loss of a batch, and log that of each stream."""
         latents, controls, document = self.inputs(batch)
         frames = controls.buttons.shape[1]
         # noise depends on the window and the step: the distribution over processes does not change the training

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from owl.optim import muon
-from owl.optim.muon import NEWTON_SCHULZ, MuonAdamW, alike, is_matrix, orthogonalise
+from owl.optim.muon import NEWTON_SCHULZ, MuonAdamW, by_matrix_shape, is_matrix, orthogonalise
 from owl.optim.schedule import WarmupCosine
 
 
@@ -68,7 +68,7 @@ def test_a_batch_is_orthogonalised_as_each_by_itself(shape):
 def test_matrices_of_one_shape_are_multiplied_together_up_to_a_size(monkeypatch):
     monkeypatch.setattr(muon, "TOGETHER", 100)
     weights = [torch.zeros(4, 2, 3, 3), torch.zeros(6, 8), torch.zeros(4, 18), torch.zeros(6, 8), torch.zeros(6, 8)]
-    assert [[id(w) for w in batch] for batch in alike(weights)] == [
+    assert [[id(w) for w in batch] for batch in by_matrix_shape(weights)] == [
         [id(weights[0])],
         [id(weights[2])],
         [id(weights[1]), id(weights[3])],
