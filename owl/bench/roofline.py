@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from owl.hardware import multiplies_bfloat16
+from owl.precision.probe import MULTIPLE
 
 Precision = Literal["fp32", "bf16", "fp8"]
 
 aten = torch.ops.aten
 LINEAR = (aten.mm, aten.addmm)
-FP8_MULTIPLE = 16  # float8 matrix products need sizes that are multiples of it
 ALLOCATIONS = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided")
 SECONDS_OF_RATE = 0.5  # minimum duration of the measurement of a rate, which also takes at least three rounds
 COPIED = 2**28  # bytes: larger than every cache
@@ -98,7 +98,7 @@ class Operators(FlopCounterMode):
             operands = results = []
         if flops or operands or results:
             sides = [side for operand in operands[-2:] for side in operand.shape]
-            linear = func_packet in LINEAR and not self.optimizer and all(side % FP8_MULTIPLE == 0 for side in sides)
+            linear = func_packet in LINEAR and not self.optimizer and all(side % MULTIPLE == 0 for side in sides)
             read, written = sum(map(_size, operands)), sum(map(_size, results))
             self.calls[Operator(flops, read, written, _precision(operands), linear, self.optimizer)] += 1
         return out

@@ -56,10 +56,14 @@ def gathered(network: nn.Module) -> nn.Module:
         weights = get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if not weights:
         return network
-    original = next(c for c in type(network).__mro__ if not issubclass(c, FSDPModule) and issubclass(c, nn.Module))
-    copy: nn.Module = original(**network.config)  # type: ignore[arg-type]
+    copy: nn.Module = unsharded_class(network)(**network.config)  # type: ignore[arg-type]
     copy.load_state_dict(weights)
     return copy
+
+
+def unsharded_class(network: nn.Module) -> type[nn.Module]:
+    """Return the class of a network before sharding, which replaces it by a subclass."""
+    return next(kind for kind in type(network).__mro__ if not issubclass(kind, FSDPModule))
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

@@ -53,13 +53,12 @@ def describe(network: nn.Module) -> dict[str, Any] | None:
 
     Exports store it in config.yaml, checkpoints for every network that their recipe exports.
     """
-    from torch.distributed.fsdp import FSDPModule
+    from owl.distributed.sharding import unsharded_class
 
     config = getattr(network, "config", None)
     if not isinstance(config, dict):
         return None
-    # sharding replaces the class of a network by a subclass
-    kind = next(kind for kind in type(network).__mro__ if not issubclass(kind, FSDPModule))
+    kind = unsharded_class(network)
     return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": config}
 
 
