@@ -9,7 +9,7 @@ from owl.losses.lpips import LPIPS
 from owl.metrics.flicker import FlickerAlongFlow
 from owl.metrics.frechet import EfficientNetLite0Features, FrechetDistance, frechet_distance
 from owl.metrics.perceptual import PerceptualDistance
-from owl.metrics.psnr import HIGHEST, MeanPSNR
+from owl.metrics.psnr import MeanPSNR, psnr_of
 
 FLICKER = "flicker"
 
@@ -74,4 +74,4 @@ class ComparisonMetrics:
 def quality(decoded: Tensor, true: Tensor, lpips: LPIPS) -> tuple[float, float]:
     """Return PSNR in dB and LPIPS of one clip, means over its frames; both are float[T, 3, H, W] in [-1, 1]."""
     error = ((decoded - true) / 2).square().mean((1, 2, 3))
-    return float((-10 * error.log10()).clamp(max=HIGHEST).mean()), float(lpips(decoded, true).mean())
+    return float(psnr_of(error).mean()), float(lpips(decoded, true).mean())

@@ -7,6 +7,11 @@ from torchmetrics import Metric
 HIGHEST = 100.0  # dB: value of a perfect image, which is infinite by definition
 
 
+def psnr_of(error: Tensor) -> Tensor:
+    """Convert mean squared errors of values in [0, 1] to the PSNR in dB, at most 100."""
+    return (-10 * error.log10()).clamp(max=HIGHEST)
+
+
 class MeanPSNR(Metric):
     """Mean over images of 10 log10(1 / MSE), in dB, for images in [0, 1].
 
@@ -29,7 +34,7 @@ class MeanPSNR(Metric):
     def update(self, reconstruction: Tensor, image: Tensor) -> None:
         """Add pairs of images, float[B, C, H, W] in [0, 1]."""
         error = (reconstruction.float() - image.float()).square().mean(dim=(1, 2, 3))
-        self.total += (-10 * torch.log10(error)).clamp(max=HIGHEST).sum()
+        self.total += psnr_of(error).sum()
         self.count += len(error)
 
     def compute(self) -> Tensor:

@@ -18,7 +18,7 @@ from owl.losses.lpips import LPIPS
 from owl.losses.reconstruction import ReconstructionLoss, ReconstructionWeights, weighted_sum
 from owl.metrics.latents import LatentStatistics
 from owl.metrics.modalities import DepthMetrics, FlowMetrics
-from owl.metrics.psnr import MeanPSNR
+from owl.metrics.psnr import MeanPSNR, psnr_of
 from owl.metrics.reconstruction import ReconstructionMetrics
 from owl.models.multimodal_autoencoder import MultimodalAutoencoder
 from owl.nn.frozen import trained
@@ -281,7 +281,7 @@ def draw_versions(network: MultimodalAutoencoder, versions: dict[str, Tensor]) -
 def psnr(images: Tensor, true: Tensor) -> list[float]:
     """Compute the PSNR of each pair of images float[B, C, H, W], clipped to [-1, 1], in dB."""
     error = (images.clamp(-1, 1) - true).square().mean((1, 2, 3)) / 4
-    return (-10 * torch.log10(error)).tolist()
+    return psnr_of(error).tolist()
 
 
 def fastest(speeds: Tensor) -> float:

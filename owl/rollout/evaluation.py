@@ -15,7 +15,7 @@ from owl.losses.lpips import LPIPS
 from owl.metrics.controls import AxisAccuracy, ButtonAccuracy
 from owl.metrics.flicker import Flicker
 from owl.metrics.frechet import EfficientNetLite0Features, FrechetDistance, frechet_distance
-from owl.metrics.psnr import HIGHEST
+from owl.metrics.psnr import psnr_of
 from owl.models.inverse_dynamics import BEFORE, InverseDynamicsModel
 from owl.models.world_model import Streams, WorldTransformer
 from owl.nn.placement import placement
@@ -152,7 +152,7 @@ def horizon_curves(clips: Clips, lpips: LPIPS) -> dict[str, list[float]]:
             frame = frames[:, h].to(device)
             # no metric objects: in training only one process measures, and synchronizing them would deadlock
             error = ((frame.float() - true.float()) / 255).square().mean((1, 2, 3))
-            curves[f"{side}psnr"].append(float((-10 * error.log10()).clamp(max=HIGHEST).mean()))
+            curves[f"{side}psnr"].append(float(psnr_of(error).mean()))
             curves[f"{side}lpips"].append(float(lpips(to_float(frame), to_float(true)).mean()))
     return curves
 

@@ -52,7 +52,7 @@ def reconstruction_grid(original: Tensor, reconstruction: Tensor, latent: Tensor
     error = (original - reconstruction).abs().mean(dim=1) * 127.5
     highest = next((level for level in ERROR_LEVELS if error.quantile(0.99) <= level), ERROR_LEVELS[-1])
     components, explained = principal_components(latent, 3)
-    psnr = -10 * torch.log10((original - reconstruction).square().mean(dim=(1, 2, 3)) / 4)
+    psnr = _psnr(original, reconstruction)
     rows = [
         ("original", tile_row(to_bytes(original), size)),
         ("reconstruction", tile_row(to_bytes(reconstruction), size)),
@@ -77,7 +77,7 @@ def reconstruction_grid(original: Tensor, reconstruction: Tensor, latent: Tensor
 
     for number, (caption, _) in enumerate(rows):
         write(caption, GAP, number, "lm", TEXT)
-    for column, value in enumerate(psnr.tolist()):
+    for column, value in enumerate(psnr):
         write(f"{value:.1f} dB", (column + 1) * (size[1] + GAP), 1, "rm", FAINT)
     left = GAP + pen.textlength("absolute error   0  ", font)
     write("0", left - pen.textlength("  ", font), 2, "rm", FAINT)
@@ -109,8 +109,7 @@ def comparison_grid(rows: dict[str, Tensor]) -> np.ndarray:
         picture = Image.fromarray(block)
         pen = ImageDraw.Draw(picture)
         pen.text((GAP, CAPTION_HEIGHT / 2), caption, fill=TEXT, font=font, anchor="lm")
-        psnr = -10 * torch.log10((original - frames).square().mean(dim=(1, 2, 3)) / 4)
-        for column, value in enumerate(psnr.tolist() if number else []):
+        for column, value in enumerate(_psnr(original, frames) if number else []):
             right = (column + 1) * (size[1] + GAP)
             pen.text((right, CAPTION_HEIGHT / 2), f"{value:.1f} dB", fill=FAINT, font=font, anchor="rm")
         blocks.append(np.asarray(picture))
@@ -220,6 +219,11 @@ def tile_size(height: int, width: int, widths: tuple[int, int] = TILE_WIDTHS) ->
 def to_bytes(images: Tensor) -> np.ndarray:
     """Convert float[B, 3, H, W] in [-1, 1] to uint8[B, H, W, 3]."""
     return to_uint8(images).movedim(1, -1).numpy()
+
+
+def _psnr(original: Tensor, frames: Tensor) -> list[float]:
+    """Return the PSNR of each frame, of float[B, 3, H, W] in [-1, 1], in dB."""
+    return (-10 * torch.log10((original - frames).square().mean(dim=(1, 2, 3)) / 4)).tolist()
 
 
 def _coloured(values: Tensor) -> np.ndarray:
