@@ -1,8 +1,8 @@
-"""What is wrong with settings that the parser refuses, in one sentence: the file, the key, the nearest valid name.
+"""One-sentence errors for settings that the parser rejects, with the file, the key and the nearest valid name.
 
-The parser's messages are prose, with a paragraph for each member of a Union. Nothing is read from them: the files and
-options are merged once more and compared, key by key, with the arguments of the parser and of the classes that they
-name; the first that does not fit is told.
+The parser's messages are prose, with a paragraph for each member of a Union. They are not read: the files and options
+are merged again and compared, key by key, with the arguments of the parser and of the classes that they name. The first
+mismatch becomes the error.
 """
 
 import argparse
@@ -31,7 +31,7 @@ LONGEST_LIST = 20
 NEAR = 0.5
 """Least similarity of a name that is suggested."""
 UNKNOWN = (ImportError, AttributeError, TypeError, ValueError)
-"""What importing a class that is not there raises."""
+"""Errors of importing a class that does not exist."""
 
 
 T = TypeVar("T")
@@ -43,19 +43,19 @@ class Setting(NamedTuple):
     where: str
     value: Any
     folder: Path | None = None
-    """Of the file that it stands in."""
+    """Folder of the file that contains it; None for an option."""
 
 
 def explain(error: Exception, arguments: list[str], parser: ArgumentParser) -> OwlError:
-    """Find what is wrong with the settings that a parser refused.
+    """Return the error for settings that a parser rejected.
 
     Args:
-        error: What it raised.
+        error: Error of the parser.
         arguments: The command line, without the command.
-        parser: The command's own.
+        parser: Parser of the command.
 
     Returns:
-        What to raise; where no mistake is found, the parser's own message as ``arguments.invalid``.
+        The error to raise; if no mistake is found, the parser's message as ``arguments.invalid``.
     """
     cause = error.__cause__
     while cause is not None:
@@ -71,14 +71,14 @@ def explain(error: Exception, arguments: list[str], parser: ArgumentParser) -> O
     except OwlError as mistake:
         return mistake
     reason = " ".join(str(error).split())
-    return found or OwlError("arguments.invalid", f"the settings are refused ({reason}); see --help")
+    return found or OwlError("arguments.invalid", f"the settings are rejected ({reason}); see --help")
 
 
 def gather_settings(arguments: list[str], parser: ArgumentParser) -> Setting:
     """Merge files and options, the later over the earlier.
 
     Raises:
-        OwlError: A file is not there, or a word belongs to no option.
+        OwlError: A file does not exist, or a word belongs to no option.
     """
     settings = Setting("", {})
     takes_files = any(isinstance(action, ActionConfigFile) for action in parser._actions)
@@ -115,7 +115,7 @@ def read(file: Path) -> Setting:
 
 
 def placed(value: Any, source: str, folder: Path | None = None, path: str = "") -> Setting:
-    """Say where a value and all that is in it stands: in an option, or in a file of ``folder``."""
+    """Add the place of a value and of all values in it: an option, or a file of ``folder``."""
     if isinstance(value, dict):
         value = {str(key): placed(part, source, folder, f"{path}.{key}".lstrip(".")) for key, part in value.items()}
     elif isinstance(value, list):
@@ -124,7 +124,7 @@ def placed(value: Any, source: str, folder: Path | None = None, path: str = "") 
 
 
 def loaded(setting: Setting) -> Setting:
-    """Return the settings of the YAML file that stands in the place of keys, or a setting that is none as it is."""
+    """Return the settings of a YAML file that is named instead of keys; other settings are returned unchanged."""
     if not isinstance(setting.value, str) or not setting.value.endswith((".yaml", ".yml")):
         return setting
     file = (setting.folder or Path()) / setting.value
@@ -132,7 +132,7 @@ def loaded(setting: Setting) -> Setting:
 
 
 def merged(old: Setting | None, new: Setting) -> Setting:
-    """Put a setting over an earlier one: keys over keys, and keys of options over the last object of a list."""
+    """Override an earlier setting: key by key, and with keys of options the last object of a list."""
     old = loaded(old or Setting("", None))
     before, after = old.value, new.value
     if isinstance(after, str) and isinstance(before, dict) and "class_path" in before:
@@ -145,7 +145,7 @@ def merged(old: Setting | None, new: Setting) -> Setting:
     both: dict[str, Setting]
     both = dict(before) if isinstance(before, dict) else {"class_path": old} if isinstance(before, str) else {}
     if "class_path" in both and "class_path" in after and both["class_path"].value != after["class_path"].value:
-        with suppress(*UNKNOWN):  # the other class keeps what it takes too
+        with suppress(*UNKNOWN):  # the other class keeps the arguments that it also accepts
             parser, former = parser_of(imported(after["class_path"].value)), object_arguments(both)
             kept = {name: part for name, part in former.items() if fits(part, name, parser)}
             both = {"init_args": Setting(new.where, kept)}
@@ -159,7 +159,7 @@ def merged(old: Setting | None, new: Setting) -> Setting:
 
 
 def object_arguments(settings: dict[str, Setting]) -> dict[str, Setting]:
-    """Return an object's arguments, also those that options gave without ``init_args``."""
+    """Return the arguments of an object, including those that options give without ``init_args``."""
     inner = settings.get("init_args", Setting("", {}))
     rest = {key: s for key, s in settings.items() if key not in ("class_path", "init_args", "dict_kwargs")}
     return merged(inner, Setting(inner.where, rest)).value
@@ -173,7 +173,7 @@ def plain(setting: Setting) -> Any:
 
 
 def below(setting: Setting, path: str = "") -> Iterator[tuple[str, Setting]]:
-    """Yield the dotted path of every key and position below a setting, with what stands there."""
+    """Yield the dotted path of every key and position below a setting, with its setting."""
     value = setting.value
     parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, part in parts:
@@ -182,7 +182,7 @@ def below(setting: Setting, path: str = "") -> Iterator[tuple[str, Setting]]:
 
 
 def parser_of(kind: Any, skip: int = 0) -> ArgumentParser:
-    """Return a parser of the arguments of a class, or of a function that makes an object, but the first ``skip``."""
+    """Return a parser of the arguments of a class or a factory function, without the first ``skip``."""
     parser = ArgumentParser(exit_on_error=False)
     add = parser.add_class_arguments if inspect.isclass(kind) else parser.add_function_arguments
     add(kind, skip={skip} if skip else None, fail_untyped=False)
@@ -190,10 +190,10 @@ def parser_of(kind: Any, skip: int = 0) -> ArgumentParser:
 
 
 def build(kind: type[T], settings: Setting) -> T:
-    """Build an object, such as a dataclass, whose arguments are the keys of a YAML file; null is a key left out.
+    """Build an object, such as a dataclass, whose arguments are the keys of a YAML file; a key with null is omitted.
 
     Raises:
-        OwlError: A key or the type of a value is wrong, a key is missing, or the object refuses the values.
+        OwlError: A key or the type of a value is wrong, a key is missing, or the object rejects the values.
     """
     given = {key: setting for key, setting in settings.value.items() if setting.value is not None}
     parser = parser_of(kind)
@@ -208,13 +208,13 @@ def build(kind: type[T], settings: Setting) -> T:
 
 
 def names_below(parser: ArgumentParser, prefix: str = "") -> list[str]:
-    """Return the names that a parser takes below ``prefix``, which is empty or ends in a dot."""
+    """Return the names that a parser accepts below ``prefix``, which is empty or ends in a dot."""
     names = (action.dest.removeprefix(prefix) for action in parser._actions if action.dest.startswith(prefix))
     return list(dict.fromkeys(name.partition(".")[0] for name in names if not name.endswith("help")))
 
 
 def fits(setting: Setting, key: str, parser: ArgumentParser) -> bool:
-    """Whether a parser takes a value under this key."""
+    """Return whether a parser accepts a value for a key."""
     try:
         parser.validate(Namespace({key: plain(setting)}), skip_required=True)
     except (TypeError, ValueError, KeyError, argparse.ArgumentError):
@@ -225,7 +225,7 @@ def fits(setting: Setting, key: str, parser: ArgumentParser) -> bool:
 def mistake_in(
     settings: dict[str, Setting], parser: ArgumentParser, prefix: str = "", owner: str = ""
 ) -> OwlError | None:
-    """Find the first setting that a parser does not take; ``owner`` is the class whose arguments it has, if any."""
+    """Return the error for the first setting that a parser rejects; ``owner`` is the class of the arguments, if any."""
     valid = names_below(parser, prefix)
     for name, setting in settings.items():
         key, found = prefix + name, None
@@ -247,7 +247,7 @@ def mistake_in(
 
 
 def misfit(setting: Setting, hint: Any, default: Any = None) -> OwlError | None:
-    """Say why a value does not fit a type; None where all of it does, or where a reference hides what it is."""
+    """Return the error for a value that does not match a type; None if it matches or contains a reference."""
     value, members = setting.value, [hint]
     for member in members:  # which grows by those of Unions
         members += get_args(member) if get_origin(member) in (Union, UnionType) else ()
@@ -269,7 +269,7 @@ def misfit(setting: Setting, hint: Any, default: Any = None) -> OwlError | None:
 
 
 def bases_in(hint: Any) -> dict[type, int]:
-    """Return the classes whose objects a type takes, with how many of their arguments a Callable gives later."""
+    """Return the classes whose objects a type accepts, with the number of arguments that a Callable passes later."""
     members = get_args(hint)
     if get_origin(hint) is collections.abc.Callable:
         return dict.fromkeys(bases_in(members[-1]), len(members[0]) if isinstance(members[0], list) else 0)
@@ -279,7 +279,7 @@ def bases_in(hint: Any) -> dict[type, int]:
 
 
 def object_mistake(setting: Setting, bases: dict[type, int], default: Any) -> OwlError | None:
-    """Find what is wrong with keys that describe an object, or with the path of its class alone."""
+    """Return the error for keys that describe an object, or for the path of its class alone."""
     setting = loaded(setting)
     settings = setting.value if isinstance(setting.value, dict) else {"class_path": setting}
     base, skip = next(iter(bases.items()))
@@ -301,10 +301,10 @@ def object_mistake(setting: Setting, bases: dict[type, int], default: Any) -> Ow
 
 
 def imported(class_path: str, bases: list[type] | None = None) -> Any:
-    """Import a class; of a subclass of ``bases`` the name is enough.
+    """Import a class by its path; for a subclass of ``bases`` the name is sufficient.
 
     Raises:
-        Exception: One of UNKNOWN; there is none.
+        Exception: One of UNKNOWN, if it does not exist.
     """
     module, _, name = class_path.rpartition(".")
     known = [] if module else list(bases or ())
@@ -320,7 +320,7 @@ def imported(class_path: str, bases: list[type] | None = None) -> Any:
 def missing_argument(
     settings: dict[str, Setting], parser: ArgumentParser, named: Setting | None = None
 ) -> OwlError | None:
-    """Say which arguments without a default were not given: to the class that is named, or else to the command."""
+    """Return the error for missing arguments without a default, of the named class or of the command."""
     required = {action.dest for action in parser._actions if action.required} | parser._extra_required_keys
     missing = " and ".join(sorted({key.partition(".")[0] for key in required} - settings.keys()))
     if not missing:
@@ -332,7 +332,7 @@ def missing_argument(
 
 
 def unknown_key(setting: Setting, name: str, valid: list[str], prefix: str, owner: str) -> OwlError:
-    """Say that nothing accepts a key, with those that are accepted beside it."""
+    """Return the error for an unknown key, with the accepted ones."""
     by = f" by {owner}" if owner else ""
     near = suggestion(name, valid, f"--{prefix}" if setting.where.startswith("option") and not owner else "", NEAR)
     listed = sorted(name for name in valid if not name.startswith("print_"))
@@ -341,7 +341,7 @@ def unknown_key(setting: Setting, name: str, valid: list[str], prefix: str, owne
 
 
 def unknown_class(named: Setting, reason: str) -> OwlError:
-    """Say that a class cannot be imported or is of another kind, with the nearest one."""
+    """Return the error for a class that cannot be imported or is of another kind, with the nearest one."""
     near, module = "", None
     for part in str(named.value).split("."):
         modules = [info.name for info in pkgutil.iter_modules(getattr(module, "__path__", []))]
@@ -357,16 +357,16 @@ def unknown_class(named: Setting, reason: str) -> OwlError:
 
 
 def no_keys(setting: Setting) -> OwlError:
-    """Say that a value stands where keys belong; words name a file that has them."""
+    """Return the error for a value in the place of keys; words name a file."""
     found = str(plain(setting))
     if isinstance(setting.value, str) and not re.fullmatch(r"-?[\d.]+|true|false|null", setting.value):
-        advice = "which is not there; paths are relative to the naming file"
+        advice = "which does not exist; paths are relative to the naming file"
         return OwlError("arguments.missing-file", f"{setting.where} names the file {found!r}, {advice}")
     return OwlError("arguments.no-mapping", f"{setting.where} holds {found!r}, expected keys with values below it")
 
 
 def wrong_value(setting: Setting, accepted: list[Any]) -> OwlError:
-    """Say that a value is of none of the types that are accepted, or none of those that can be chosen."""
+    """Return the error for a value that has none of the accepted types, or is none of the choices."""
     choices = [str(choice) for hint in accepted if get_origin(hint) is Literal for choice in get_args(hint)]
     types = [hint for hint in accepted if get_origin(hint) is not Literal]
     expected = [f"one of {', '.join(choices)}"] if choices else []
@@ -379,9 +379,9 @@ def wrong_value(setting: Setting, accepted: list[Any]) -> OwlError:
 
 
 def bad_reference(error: OmegaConfBaseException, settings: Setting, parser: ArgumentParser) -> OwlError:
-    """Say of a ``${}`` that cannot be resolved where it stands, and why."""
+    """Return the error for a ``${}`` that cannot be resolved, with its place and the reason."""
     key = (error.full_key or "").partition(".")[2].replace("[", ".").replace("]", "")  # without the command
-    known, short = dict(below(settings)), key.replace(".init_args", "")  # as options say it
+    known, short = dict(below(settings)), key.replace(".init_args", "")  # as in options
     where, value, _ = known.get(key) or known.get(short) or Setting(f"option --{short}", "")
     references = re.findall(r"\$\{\.*([^{}]+)\}", str(value))
     for name in (reference.removeprefix("oc.env:") for reference in references if reference.startswith("oc.env:")):
