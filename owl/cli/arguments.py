@@ -1,4 +1,4 @@
-"""A command line taken apart, before a parser sees it, and values that several commands parse."""
+"""Splitting of a command line before it is parsed, and parsing of values that several commands share."""
 
 import inspect
 import json

@@ -111,7 +111,7 @@ def main(
     at_least(1, context=context, stride=stride)
     played: World
     if game:
-        played = GameWorld(worlds[0], parse_size(size or "270x480"), sound and hears())
+        played = GameWorld(worlds[0], parse_size(size or "270x480"), sound and has_sound())
     else:
         made = [
             LearnedWorld(
@@ -161,7 +161,7 @@ async def serve(server: Server, browser: bool) -> None:
             serving.result()
 
 
-def hears() -> bool:
+def has_sound() -> bool:
     """Return whether the real game can be heard on this machine; print the reason if not."""
     try:
         check_audio()

@@ -30,7 +30,7 @@ TIMING = (
 ON_TIME = 1e-3
 """Frames by which an event may come after a frame and still count as simultaneous: unix times round to 0.2 us."""
 CLOCK_JUMP = 0.5
-"""Seconds by which times may run backwards, as those of different threads do, before the clock is said to jump."""
+"""Seconds by which times may run backwards, as those of different threads do, without a jump of the clock."""
 
 KEYS = {
     0x08: "BACKSPACE", 0x09: "TAB", 0x0C: "CLEAR", 0x0D: "ENTER", 0x10: "SHIFT", 0x11: "CTRL",

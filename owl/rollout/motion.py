@@ -1,4 +1,4 @@
-"""Motion of rollouts: how well generated frames move as the generated motion says, and whether they tear."""
+"""Motion of rollouts: how well generated frames follow the generated motion, and whether they tear."""
 
 import numpy as np
 import torch

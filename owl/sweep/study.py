@@ -35,7 +35,7 @@ NETWORKS = ("nfs", "cifs", "smb", "lustre", "beegfs", "gpfs", "ceph", "fuse.")
 IDENTITY, PRUNER = "identity", "pruner"
 """Attributes of the study: its identity, and the values read by the trials' processes."""
 STOPPED, KILLS, REASON = "stopped", "kills", "reason"
-"""Attributes of a trial: its worker was asked to stop it; number of earlier kills; reason of the final failure."""
+"""Attributes of a trial: its worker had to stop it; number of earlier kills; reason of the final failure."""
 PRUNED, METRICS = "pruned", "metrics"
 """Attributes set by its process: the validation after which it was pruned; its metrics if the objective is missing."""
 

@@ -51,7 +51,7 @@ class Child:
     seen: float = field(default_factory=time.monotonic)
     """Time of its last heartbeat."""
 
-    def say(self, message: str) -> None:
+    def print(self, message: str) -> None:
         """Print a message about the trial."""
         print(f"trial {self.chain} {message}", flush=True)
 
@@ -126,7 +126,7 @@ class Workers:
             self._stop()
         try:
             for child in list(self.children):
-                self._look_after(child)
+                self._supervise(child)
             if self.signal is not None or len(self.children) == self.count:
                 return bool(self.children)
             self.study.revive()
@@ -171,7 +171,7 @@ class Workers:
             )
         self.children.append(Child(number, chain, process, folder))
         drawn = ", ".join(f"{key.rpartition('.')[2]} {short(value)}" for key, value in setting.items())
-        self.children[-1].say(f"{'begins' if chain == number else 'continues'}: {drawn}")
+        self.children[-1].print(f"{'begins' if chain == number else 'continues'}: {drawn}")
         return True
 
     def command(self, number: int, chain: int, setting: Setting) -> list[str]:
@@ -191,7 +191,7 @@ class Workers:
             variables |= {"OMP_NUM_THREADS": str(self.threads), "MKL_NUM_THREADS": str(self.threads)}
         return variables
 
-    def _look_after(self, child: Child) -> None:
+    def _supervise(self, child: Child) -> None:
         """Record the result of a trial that has ended, or a heartbeat for a running one."""
         if child.process.poll() is not None:
             self._finish(child)
@@ -202,7 +202,7 @@ class Workers:
             if not self.study.beat(child.number):
                 child.kill()  # this process recorded no heartbeat for so long that the trial counts as killed
                 self.children.remove(child)
-                child.say("was taken over by another worker")
+                child.print("was taken over by another worker")
             child.seen = time.monotonic()
 
     def _finish(self, child: Child) -> None:
@@ -211,7 +211,7 @@ class Workers:
         attributes = self.study.trial(child.number).user_attrs
         metrics = read_metrics(child.folder) if status == 0 else {}
         known = attributes.get(METRICS, sorted(metrics))
-        reason = last_words(child.folder / LOG) or f"it ended with status {status}"
+        reason = last_line(child.folder / LOG) or f"it ended with status {status}"
         value = float(metrics.get(self.plan.objective, math.nan))
         if known and self.plan.objective not in known:
             tell(child.number, TrialState.FAIL, stopped=True)
@@ -221,21 +221,21 @@ class Workers:
             is_stop = self.signal is not None or status not in FROM_OUTSIDE
             tell(child.number, TrialState.FAIL, **{"stopped": True} if is_stop else {})
             reason = "the sweep was stopped" if self.signal else f"its process was killed (status {status})"
-            child.say(f"is interrupted, {reason}")
+            child.print(f"is interrupted, {reason}")
         elif status == 0 and PRUNED in attributes:
             tell(child.number, TrialState.PRUNED)
-            child.say(f"pruned after validation {attributes[PRUNED]} and {seconds:.0f} s")
+            child.print(f"pruned after validation {attributes[PRUNED]} and {seconds:.0f} s")
         elif math.isfinite(value):
             tell(child.number, TrialState.COMPLETE, value)
             best = self.study.best()
             is_best = best is not None and best.number == child.number
-            child.say(
+            child.print(
                 f"done in {seconds:.0f} s: {self.plan.objective} {short(value)}{', the best so far' if is_best else ''}"
             )
         else:
             reason = reason if status else f"{self.plan.objective} is {value}"
             tell(child.number, TrialState.FAIL, reason=reason)
-            child.say(f"failed after {seconds:.0f} s: {reason} (see {child.folder / LOG})")
+            child.print(f"failed after {seconds:.0f} s: {reason} (see {child.folder / LOG})")
 
 
 def trial_name(plan: Plan, chain: int) -> str:
@@ -262,7 +262,7 @@ def read_metrics(folder: Path) -> dict[str, float]:
         return {}
 
 
-def last_words(log: Path) -> str:
+def last_line(log: Path) -> str:
     """Return the last line of a process's output, its error message."""
     lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
     return lines[-1].removeprefix("owl: error: ") if lines else ""

@@ -147,7 +147,7 @@ def test_a_worker_that_was_silent_leaves_its_trial_to_the_one_that_took_it_over(
     other.study.revive()
     (child,) = crew.children
     child.seen = -math.inf
-    crew._look_after(child)
+    crew._supervise(child)
     assert not crew.children
     assert child.process.returncode == -signal.SIGKILL
     other.run()
