@@ -96,7 +96,7 @@ def write_page(out: Path, evaluations: dict[str, Evaluation], results: dict[str,
         heading=f"{len(shown)} rollouts",
         clips=shown,
         fps=first.episodes.fps,
-        command=command(out, [evaluation.settings.command(out) for evaluation in evaluations.values()]),
+        command=command([evaluation.settings.command(out) for evaluation in evaluations.values()]),
         kind="world model",
     )
     footers = {name: f"LPIPS {values['lpips_1']:.3f} in frame 1" for name, values in metrics.items()}
@@ -105,7 +105,7 @@ def write_page(out: Path, evaluations: dict[str, Evaluation], results: dict[str,
     atomic_write(out / "index.html", text)
 
 
-def command(out: Path, single: list[str]) -> str:
+def command(single: list[str]) -> str:
     """Join the commands of single evaluations, whose settings differ in a few options, to one."""
     parsed = [shlex.split(each)[4:] for each in single]
     words = ["python", "-m", "owl", "rollout", *(words[0] for words in parsed)]

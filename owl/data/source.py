@@ -39,9 +39,7 @@ class Source:
     size: tuple[int, int] | None = None
 
     @classmethod
-    def open(
-        cls, url: str, taken: Iterable[str], kept: Iterable[str] | None = None, size: tuple[int, int] | None = None
-    ) -> "Source":
+    def open(cls, url: str, taken: Iterable[str], kept: Iterable[str] | None = None) -> "Source":
         """Open a dataset; without ``kept``, controls are copied if there are any.
 
         Raises:
@@ -63,7 +61,7 @@ class Source:
                     f"{url} has no {name} to encode or to keep, it holds {', '.join(info.modalities)}; choose "
                     "from these",
                 )
-        return cls(str(url), info, index, taken, tuple(name for name in info.modalities if name in kept), size)
+        return cls(str(url), info, index, taken, tuple(name for name in info.modalities if name in kept))
 
     def modality(self, name: str, length: int, stride: int = 1) -> Modality:
         """Return a modality for decoding windows of ``length`` frames."""

@@ -120,7 +120,6 @@ def generate_frame(
     *,
     pending: Context | None = None,
     grad_steps: Collection[int] = (),
-    apply: Apply | None = None,
 ) -> Streams:
     """Generate the frame after the committed ones.
 
@@ -139,12 +138,11 @@ def generate_frame(
             carries gradients, it is committed by a separate pass without gradients.
         grad_steps: Denoising steps, from 0, whose evaluation of the network carries gradients; the velocities of other
             steps are constants.
-        apply: Function that applies a block in steps without gradients; None: the block itself.
 
     Returns:
         The clean frame, standardised, float32, shaped like the noise.
     """
-    *_, clean = denoise(network, cache, controls, schedule, noise, pending=pending, grad_steps=grad_steps, apply=apply)
+    *_, clean = denoise(network, cache, controls, schedule, noise, pending=pending, grad_steps=grad_steps)
     return clean
 
 
@@ -159,7 +157,10 @@ def denoise(
     grad_steps: Collection[int] = (),
     apply: Apply | None = None,
 ) -> Iterator[Streams]:
-    """Yield the frame after each step; see `generate_frame`."""
+    """Yield the frame after each step; arguments as of `generate_frame`.
+
+    ``apply`` applies a block in steps without gradients; None: the block itself.
+    """
     if pending is not None and 0 in grad_steps:
         commit_frame(network, cache, pending, schedule.context_noise, apply)
         pending = None
