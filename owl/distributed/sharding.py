@@ -63,7 +63,8 @@ def gathered(network: nn.Module) -> nn.Module:
 
 def unsharded_class(network: nn.Module) -> type[nn.Module]:
     """Return the class of a network before sharding, which replaces it by a subclass."""
-    return next(kind for kind in type(network).__mro__ if not issubclass(kind, FSDPModule))
+    kinds = type(network).__mro__
+    return next(kind for kind in kinds if issubclass(kind, nn.Module) and not issubclass(kind, FSDPModule))
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
