@@ -64,8 +64,7 @@ def main(
     which checkpoint was measured. With several world models, each gets a folder of its own, and a page shows them side
     by side, with the same controls and seeds. A GPU is used if available.
 
-    The folder of a shared world, which `export --decoder` writes, has its own scenes and decoders, and defines how it
-    is played; given options take precedence.
+    The folder of a shared world, which `export --decoder` writes, has its own scenes and decoders.
 
     Args:
         checkpoints: Run folders of world models, .ckpt files, or folders written by export. Several checkpoints are
