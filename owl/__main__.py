@@ -1,5 +1,6 @@
 """``python -m owl``: help and dispatch, without importing heavy packages."""
 
+import gc
 import importlib
 import inspect
 import json
@@ -7,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from itertools import takewhile
+from types import ModuleType
 from typing import Any, get_origin
 
 from owl.errors import OwlError, suggestion
@@ -177,11 +179,18 @@ def run(arguments: list[str]) -> int:
         return 0
     command, rest = find_command(arguments)
     if command in TRAINER_COMMANDS:
-        from owl.cli.lightning import main as trainer_main
+        status: int = imported("owl.cli.lightning").main([command, *rest])
+        return status
+    return run_function(imported(f"owl.commands.{command.replace(' ', '_')}").main, rest, command)
 
-        return trainer_main([command, *rest])
-    module = importlib.import_module(f"owl.commands.{command.replace(' ', '_')}")
-    return run_function(module.main, rest, command)
+
+def imported(name: str) -> ModuleType:
+    """Import a module. Nearly all objects that imports create stay, so garbage is not collected meanwhile."""
+    gc.disable()
+    try:
+        return importlib.import_module(name)
+    finally:
+        gc.enable()
 
 
 def take_trust(arguments: list[str]) -> None:

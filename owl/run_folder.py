@@ -49,7 +49,7 @@ class SaveConfig(SaveConfigCallback):
         """Remove the earlier run, write the configuration."""
         if trainer.is_global_zero:
             remove(self.earlier)
-            content = self.parser.dump(self.config, skip_none=False)
+            content = self.parser.dump(self.config, skip_none=False, skip_validation=True)  # checked when parsed
             atomic_write(Path(trainer.default_root_dir) / CONFIG, content)
 
 

