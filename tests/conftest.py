@@ -1,12 +1,16 @@
 """Settings of the whole suite: seeded, quiet, without deadlines (timings are never asserted)."""
 
+import gc
 import multiprocessing
 import os
 import signal
+from collections.abc import Generator
 
 # One thread for each test process and for every process it starts: sums then come out bit for bit the same whatever
 # ran before, and two test processes do not fight for two cores. Before torch is imported, which reads it then.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+gc.disable()  # until all tests are imported: nearly all objects that imports create stay
 
 import pytest
 import torch
@@ -33,13 +37,27 @@ settings.register_profile("owl", deadline=None, derandomize=True, max_examples=3
 settings.load_profile("owl")
 
 
-LONG = ("test_strategies.py", "test_trust.py", "test_sweep.py", "test_fp8.py", "test_docs.py")
+LONG = (
+    *("test_strategies.py", "test_trust.py", "test_sweep.py", "test_fp8.py", "test_docs.py"),
+    *("test_experiments.py", "test_recorder.py"),
+)
 """Files that take half a minute or more. They come first: one that began last would keep one core waiting."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the long files."""
     items.sort(key=lambda item: item.path.name not in LONG)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect garbage again after all tests were imported, but not among what was."""
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.set_threshold(*gc.get_threshold()[:2], 30)  # full collections three times as rarely
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)

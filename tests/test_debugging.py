@@ -22,7 +22,7 @@ REFUSED = {
     ("--trainer.limit_train_batches", "0.01"): "trainer.refused",
     ("--trainer.max_steps", "-2"): "trainer.refused",
     ("--trainer.overfit_batches", "0.01"): "trainer.refused",
-    ("--trainer.overfit_batches", "0.4"): "trainer.refused",  # less than one of two batches of validation
+    ("--trainer.overfit_batches", "0.4"): "trainer.refused",  # less than the one batch of validation
 }
 
 

@@ -14,6 +14,8 @@ from tests.helpers.lab import checkpoint, fit, make_lab, told
 from tests.helpers.players import tiny_players
 from tests.helpers.tiny import owl_here, write_config
 
+TWO_BATCHES = ("--data.validation_windows", "5")
+
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -45,7 +47,7 @@ def test_nan_stops_and_names_the_samples(
 @pytest.fixture(scope="module")
 def finished(lab: Path) -> str:
     """A run with a best checkpoint."""
-    assert fit(lab, "finished", "--checkpoint.monitor", "val/psnr", "--checkpoint.mode", "max") == 0
+    assert fit(lab, "finished", "--checkpoint.monitor", "val/psnr", "--checkpoint.mode", "max", *TWO_BATCHES) == 0
     return "finished"
 
 
@@ -117,7 +119,8 @@ def test_measuring_uses_the_averaged_weights(
 ) -> None:
     folder = lab / "runs" / finished
     config = (folder / "config.yaml").read_bytes()
-    assert owl_here(command, "--config", "tiny.yaml", "--name", finished, "--ckpt_path", "last", cwd=lab) == 0
+    options = ("--config", "tiny.yaml", "--name", finished, "--ckpt_path", "last", *TWO_BATCHES)
+    assert owl_here(command, *options, cwd=lab) == 0
     assert (folder / "config.yaml").read_bytes() == config
     fitted = json.loads((folder / "metrics.json").read_text())
     validated = {key.removeprefix("val/"): value for key, value in fitted.items() if key.startswith("val/")}

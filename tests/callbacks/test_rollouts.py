@@ -42,7 +42,6 @@ def callback(**settings: Any) -> dict[str, Any]:
 
 def fit(lab: Path, name: str, trainer: dict[str, Any], *options: str, **settings: Any) -> dict[str, float]:
     configuration = tiny_world_model(LATENTS, **{"max_steps": 4, "callbacks": [callback(**settings)], **trainer})
-    configuration["data"]["init_args"]["validation_windows"] = 2
     configuration["model"]["init_args"]["network"]["init_args"]["sampling"] = {"steps": 2}
     configuration["ema"] = {"decay": 0.9}
     write_config(lab / f"{name}.yaml", configuration)

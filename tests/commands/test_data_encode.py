@@ -25,7 +25,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("encode")
     make_dataset(folder / "data/doom-mix-96x160", episodes=4, frames=9, size=(32, 48), modalities=("rgb", "controls"))
     experiment = tiny_experiment(Path("data/doom-mix-96x160"), max_steps=2)
-    experiment["data"]["init_args"] |= {"validation_windows": 2}
     write_config(folder / "quickstart.yaml", experiment)
     assert owl_here("fit", "--config", "quickstart.yaml", "--name", "quickstart", cwd=folder) == 0
     return folder

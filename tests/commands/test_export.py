@@ -25,7 +25,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export")
     data = make_dataset(folder / "data", episodes=4, frames=6, size=(32, 48), modalities=("rgb",))
     experiment = tiny_experiment(data, max_steps=3)
-    experiment["data"]["init_args"] |= {"validation_windows": 2}
     write_config(folder / "tiny.yaml", experiment)
     options = ("--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "0.05")
     assert owl_here("fit", "--config", "tiny.yaml", *options, cwd=folder) == 0

@@ -26,7 +26,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("rerun")
     make_dataset(folder / "data", episodes=4, frames=12, size=(32, 48), modalities=("rgb",))
     experiment = tiny_experiment(Path("data"), deterministic=True, val_check_interval=2, check_val_every_n_epoch=None)
-    experiment["data"]["init_args"] |= {"validation_windows": 2}
     write_config(folder / "first.yaml", experiment)
     interrupted = ("--trainer.callbacks+", "owl.callbacks.stop_at.StopAt", "--trainer.callbacks.step", "3")
     assert owl_here("fit", "--config", "first.yaml", *interrupted, cwd=folder) == 0

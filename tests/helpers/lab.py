@@ -24,7 +24,6 @@ def make_lab(folder: Path) -> Path:
     info.splits["test"] = info.splits["validation"]  # so that every command must find the same numbers
     info.save(data)
     experiment = tiny_experiment(data)
-    experiment["data"]["init_args"] |= {"validation_windows": 6}
     write_config(folder / "tiny.yaml", experiment)
     experiment["data"]["init_args"] |= {"flip": 0.5}
     write_config(folder / "full.yaml", demanding(experiment))
@@ -39,7 +38,7 @@ def demanding(experiment: VALUE) -> VALUE:
         experiment["model"]["init_args"] |= {"accumulate": 2, "clip": 0.5}
     else:
         experiment["trainer"] |= {"accumulate_grad_batches": 2, "gradient_clip_val": 0.5}
-    experiment["data"]["init_args"] |= {"validation_windows": 6}
+    experiment["data"]["init_args"] |= {"validation_windows": 5}  # in two batches
     experiment["checkpoint"] = {"every_n_steps": 3}
     return experiment
 

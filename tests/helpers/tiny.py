@@ -44,7 +44,13 @@ def tiny_experiment(dataset: Path, **trainer: Any) -> dict[str, Any]:
         },
         "data": {
             "class_path": "owl.data.datamodule.ShardDataModule",
-            "init_args": {"path": str(dataset), "size": [32, 48], "batch_size": 4, "num_workers": 0},
+            "init_args": {
+                "path": str(dataset),
+                "size": [32, 48],
+                "batch_size": 4,
+                "num_workers": 0,
+                "validation_windows": 2,  # each costs more than a training step: its metrics are large networks
+            },
         },
         "trainer": {
             "accelerator": "cpu",

@@ -64,7 +64,6 @@ def tiny_world_model(dataset: str | Path, **trainer: Any) -> dict[str, Any]:
 
 def train(folder: Path, name: str, configuration: dict[str, Any]) -> None:
     """Fit a configuration as the run ``name`` in ``folder``."""
-    configuration["data"]["init_args"]["validation_windows"] = 2
     write_config(folder / f"{name}.yaml", configuration)
     assert owl_here("fit", "--config", f"{name}.yaml", "--name", name, cwd=folder) == 0
 

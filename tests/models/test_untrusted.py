@@ -70,7 +70,6 @@ def test_your_own_network_is_exported_once_you_trust_it(lab: Path, monkeypatch: 
     make_dataset(lab / "data", episodes=3, frames=6, size=(32, 48), modalities=("rgb",))
     experiment = tiny_experiment(lab / "data", max_steps=1)
     experiment["model"]["init_args"]["network"]["class_path"] = "mine.Mine"
-    experiment["data"]["init_args"]["validation_windows"] = 2
     write_config(lab / "mine.yaml", experiment)
     assert owl_here("fit", "--config", "mine.yaml", cwd=lab) == 0
     export = ("export", "runs/mine/checkpoints/last.ckpt", "exported")

@@ -298,7 +298,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("image_vae")
     data = make_dataset(folder / "data", episodes=4, frames=6, size=(32, 48), modalities=("rgb",))
     experiment = tiny_experiment(data, max_steps=2)
-    experiment["data"]["init_args"] |= {"validation_windows": 2}
     write_config(folder / "tiny.yaml", experiment)
     return folder
 

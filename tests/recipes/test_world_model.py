@@ -324,7 +324,7 @@ def test_a_scene_that_is_given_is_trained_on(tmp_path: Path) -> None:
     modalities = ["latent", "conditioning_latent", "controls"]
     make_latents(tmp_path / "data", modalities=modalities)
     experiment = dot_experiment(tmp_path / "data", max_steps=3)
-    experiment["data"]["init_args"] |= {"modalities": modalities, "validation_windows": 2}
+    experiment["data"]["init_args"] |= {"modalities": modalities}
     experiment["model"]["init_args"]["network"]["init_args"] |= streams("conditioning")
     write_config(tmp_path / "scene.yaml", experiment)
     assert owl_here("fit", "--config", "scene.yaml", cwd=tmp_path) == 0
