@@ -1,12 +1,12 @@
 """Importing: every frame once, in order, with its sound; the same bytes however it was interrupted; plain refusals."""
 
+import os
+import resource
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,11 +17,12 @@ from owl.data.codecs import decode_array, decode_flow, decode_rgb
 from owl.data.footage import Recording
 from owl.data.importer import cut_episodes, import_footage
 from owl.data.overview import DatasetReader
-from owl.data.shards import INDEX_NAME, INFO_NAME, shard_name, writing
+from owl.data.shards import INDEX_NAME, INFO_NAME, ShardWriter, shard_name, writing
 from owl.data.verification import missing_episodes, verify_members
 from owl.data.video import SAMPLE_RATE, VideoFacts
 from owl.data.windows import WindowDataset
 from tests.helpers.errors import refused
+from tests.helpers.tiny import in_child
 from tests.helpers.videos import RATE, SIZE, frame_number, make_recording, make_video
 
 
@@ -162,55 +163,54 @@ def test_a_video_whose_end_cannot_be_decoded_is_kept_up_to_there(tmp_path: Path)
     assert not missing_episodes(DatasetReader(str(tmp_path / "data")))
 
 
-IMPORT = """
-import sys
-from owl.data import importer, jobs
-importer.SHARD_FRAMES = 30
-importer.import_footage(sys.argv[1], sys.argv[2], flow=True)
-"""
+def import_clip(videos: Path, root: Path) -> None:
+    """Import a clip in several shards."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importer, "SHARD_FRAMES", 30)
+        import_footage(videos / "a.mp4", root, flow=True)
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What IMPORT makes of the clip when nothing disturbs it: several shards."""
+    """What becomes of the clip when nothing disturbs its import."""
     root = tmp_path_factory.mktemp("imported") / "data"
-    subprocess.run([sys.executable, "-c", IMPORT, videos / "a.mp4", root], check=True, capture_output=True)
+    import_clip(videos, root)
     assert len(list(root.glob("shard-*.tar"))) == 3
     return root
 
 
 def test_killed_and_run_again_it_ends_with_the_same_bytes(videos: Path, uninterrupted: Path, tmp_path: Path) -> None:
     root = tmp_path / "data"
-    slowly = IMPORT.replace(
-        "importer.SHARD_FRAMES",
-        "import time\ntrue = importer.Rgb.encode\n"
-        "importer.Rgb.encode = lambda *a: (time.sleep(0.05), true(*a))[1]\nimporter.SHARD_FRAMES",
-    )
-    process = subprocess.Popen([sys.executable, "-c", slowly, videos / "a.mp4", root], stderr=subprocess.DEVNULL)
-    partial = root / (shard_name(1) + ".partial")
-    while not (partial.exists() and partial.stat().st_size):
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+
+    def killed() -> int:
+        write, count = ShardWriter.write, iter(range(60))
+
+        def deadly(self: ShardWriter, *arguments: Any) -> None:
+            if next(count) == 25:
+                os.kill(os.getpid(), signal.SIGKILL)
+            write(self, *arguments)
+
+        ShardWriter.write = deadly  # type: ignore[method-assign]
+        import_clip(videos, root)
+        return 0
+
+    assert in_child(killed) == -signal.SIGKILL
+    assert (root / (shard_name(1) + ".partial")).exists()
     assert (root / INFO_NAME).exists()
     assert not (root / INDEX_NAME).exists()
     kept = (root / shard_name(0)).stat()
-    subprocess.run([sys.executable, "-c", IMPORT, videos / "a.mp4", root], check=True, capture_output=True)
+    import_clip(videos, root)
     assert contents(root) == contents(uninterrupted)
     assert (root / shard_name(0)).stat().st_mtime_ns == kept.st_mtime_ns  # the complete shard was not made again
 
 
-def test_any_missing_shard_is_made_again_with_the_same_bytes(
-    videos: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(importer, "SHARD_FRAMES", 30)
+def test_any_missing_shard_is_made_again_with_the_same_bytes(videos: Path, uninterrupted: Path, tmp_path: Path) -> None:
     root = tmp_path / "data"
     shutil.copytree(uninterrupted, root)
     for number in (0, 2):
         (root / shard_name(number)).unlink()
     (root / INDEX_NAME).unlink()
-    import_footage(videos / "a.mp4", root, flow=True)
+    import_clip(videos, root)
     assert contents(root) == contents(uninterrupted)
 
 
@@ -235,12 +235,16 @@ def test_a_full_disk_is_one_sentence_and_the_import_goes_on_afterwards(
 ) -> None:
     root = tmp_path / "data"
     limit = (uninterrupted / shard_name(0)).stat().st_size // 2  # a limit on files stands for that of the disk
-    code = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n{IMPORT}"
-    result = subprocess.run([sys.executable, "-c", code, videos / "a.mp4", root], capture_output=True, text=True)
-    assert "OwlError" in result.stderr.splitlines()[-1]
-    assert f"{root} cannot be written (File too large)" in result.stderr.splitlines()[-1]
+
+    def full() -> int:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        with refused("dataset.unwritable", f"{root} cannot be written (File too large)"):
+            import_clip(videos, root)
+        return 0
+
+    assert in_child(full) == 0
     assert [file.name for file in root.iterdir()] == [INFO_NAME]
-    subprocess.run([sys.executable, "-c", IMPORT, videos / "a.mp4", root], check=True, capture_output=True)
+    import_clip(videos, root)
     assert contents(root) == contents(uninterrupted)
 
 
