@@ -47,7 +47,7 @@ export class Sound {
   get told() {
     if (this.report === null) return this.refused ? "none in this browser" : "begins with the next click";
     const { lag, underruns, speed } = this.report, late = 1000 * (lag + (this.context.outputLatency || 0));
-    const slow = speed < 1 ? ` at ${Math.round(100 * speed)}% speed` : "";
-    return `${late.toFixed(0)} ms after the frame${slow} · ${underruns} underrun${underruns === 1 ? "" : "s"}`;
+    const slow = speed < 1 ? ` · ${Math.round(100 * speed)}% speed` : "";
+    return `${late.toFixed(0)} ms late${slow} · ${underruns} underrun${underruns === 1 ? "" : "s"}`;
   }
 }
