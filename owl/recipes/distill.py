@@ -20,7 +20,7 @@ from owl.models.image_autoencoder import ImageAutoencoder
 from owl.models.image_decoder import ImageDecoder
 from owl.nn.frozen import freeze
 from owl.optim.stepping import manual_step
-from owl.recipes.adversarial import TrainsAgainstDiscriminator, fooled, ramped
+from owl.recipes.adversarial import TrainsAgainstDiscriminator, fooled, ramped, refuse_penalties
 from owl.recipes.arguments import fractions
 from owl.recipes.decoders import (
     DecoderFactory,
@@ -137,7 +137,13 @@ class Distill(ChecksEncoder, MeasuresBatches, TrainsAgainstDiscriminator):
         self.warmup_steps, self.final_lr = warmup_steps, final_lr
 
     def configure_model(self) -> None:
-        """Set the memory format of convolutions; spread the weights under FSDP2."""
+        """Set the memory format of convolutions; spread the weights under FSDP2.
+
+        Raises:
+            OwlError: FSDP2 is used with penalties of the discriminator.
+        """
+        if self.device_mesh is not None and self.discriminator is not None:
+            refuse_penalties(self.gamma, "model.init_args.gamma")
         networks = [n for n in (self.network, self.teacher, self.discriminator) if n is not None]
         for network in networks:
             network.to(memory_format=torch.channels_last)

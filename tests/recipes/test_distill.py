@@ -131,6 +131,10 @@ def test_latents_of_another_encoder_are_refused(lab: Path) -> None:
         owl_here("fit", "--config", "plain.yaml", "--trainer.callbacks.path=other", "--name", "other", cwd=lab)
 
 
-def test_a_share_of_the_truth_is_between_0_and_1(lab: Path) -> None:
+def test_what_does_not_fit_is_told(lab: Path) -> None:
     with refused("recipe.arguments", "truth", "1.5"):
         recipe(lab, truth=1.5)
+    made = recipe(lab, discriminator=PatchDiscriminator(width=8, layers=2), gamma=2.0)
+    made._device_mesh = {"data_parallel": None}  # type: ignore[assignment]
+    with refused("trainer.strategy", "gamma is 2.0", "ddp"):
+        made.configure_model()
