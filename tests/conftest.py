@@ -17,6 +17,8 @@ import torch
 import torch._dynamo
 from hypothesis import settings
 
+from owl.data import jobs
+
 torch.set_num_threads(1)
 # As in a terminal: where the suite runs in the background, it and every process that it starts would ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -66,3 +68,10 @@ def fresh() -> None:
     torch.manual_seed(0)
     os.environ.pop("PL_GLOBAL_SEED", None)  # Lightning leaves that of the last run behind
     torch._dynamo.reset()  # it compiles a function only so many times, also for networks that are gone
+
+
+@pytest.fixture
+def recorded_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Record games in this process, which saves the imports of others; tests/data/test_recorder.py has real ones."""
+    for module in ("recorder", "played"):
+        monkeypatch.setattr(f"owl.data.{module}.run", lambda job, root, workers: jobs.run(job, root))

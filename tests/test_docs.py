@@ -16,7 +16,6 @@ import torch
 import yaml
 
 from owl.__main__ import COMMANDS, find_command
-from owl.data import jobs
 from tests.data.test_game import can_sound
 from tests.helpers.tiny import REPOSITORY, owl_here
 
@@ -159,15 +158,12 @@ def check(command: str) -> None:
 
 
 @pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Record and rerun here: a new process imports all anew for each command. tests/data/test_recorder.py and
-    tests/commands/test_rerun.py have such.
-    """
+def in_this_process(recorded_here: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Record and rerun here: a new process imports all anew for each command. tests/commands/test_rerun.py has one."""
 
     def run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
         return subprocess.CompletedProcess(command, owl_here(*command[3:], cwd=Path.cwd()))
 
-    monkeypatch.setattr("owl.data.recorder.run", lambda job, root, workers: jobs.run(job, root))
     monkeypatch.setattr("owl.commands.rerun.subprocess", SimpleNamespace(run=run))
 
 

@@ -29,6 +29,7 @@ def test_a_recording_ends_with_what_it_made_and_what_comes_next(
     assert f"{path} holds 30 frames\n" in capsys.readouterr().out  # nothing was recorded, so there is no rate
 
 
+@pytest.mark.usefixtures("recorded_here")
 def test_camera_and_labels_are_recorded_on_demand(tmp_path: Path) -> None:
     path = tmp_path / "seen"
     assert run(["data", "record", str(path), "--frames=9", "--size=48x80", "--pose", "--labels", "--workers=1"]) == 0
@@ -53,6 +54,7 @@ def test_mistakes_are_told_before_anything_is_written(
     assert not (tmp_path / "game").exists()
 
 
+@pytest.mark.usefixtures("recorded_here")
 def test_several_scenarios_are_recorded_and_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

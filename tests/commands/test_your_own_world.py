@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from owl.data import jobs
 from owl.data.game import AXES, BUTTONS
 from owl.data.windows import WindowDataset
 from owl.play.game import GameWorld
@@ -69,10 +68,9 @@ def film(dataset: Path, folder: Path) -> None:
         write_film(folder / f"{split}.mp4", np.concatenate([pictures, pictures]), 35)
 
 
+@pytest.mark.usefixtures("recorded_here")
 def test_every_command_leads_to_a_world_that_plays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("owl.data.recorder.run", "owl.data.played.run"):
-        monkeypatch.setattr(name, lambda job, root, workers: jobs.run(job, root))
     for folder in ("experiments", "configs"):
         (tmp_path / folder).symlink_to(REPOSITORY / folder)
     for number in range(3):

@@ -182,6 +182,7 @@ def test_a_yaml_configuration_is_understood(dataset: Path) -> None:
     assert data.record.size == (48, 64)
 
 
+@pytest.mark.usefixtures("recorded_here")
 def test_what_is_missing_is_recorded_once(tmp_path: Path) -> None:
     path = tmp_path / "game"
     recording = GameRecording(frames=90, size=(48, 80), episode_frames=30, workers=1)

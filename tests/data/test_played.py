@@ -6,21 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from owl.data import game, jobs
+from owl.data import game
 from owl.data.played import PlayedGame, record_played
 from owl.data.recorder import GameRecording
 from owl.data.shards import INDEX_NAME, DatasetInfo, ShardIndex, shard_name
 from owl.data.windows import WindowDataset
 from tests.helpers.errors import refused
 
+pytestmark = pytest.mark.usefixtures("recorded_here")
 SIZE = (48, 64)
 RECORDING = GameRecording(size=SIZE, episode_frames=20, pose=True)
-
-
-@pytest.fixture(autouse=True)
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Record here; tests/data/test_recorder.py has worker processes."""
-    monkeypatch.setattr("owl.data.played.run", lambda job, root, workers: jobs.run(job, root))
 
 
 @pytest.fixture(scope="module")

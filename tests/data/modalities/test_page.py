@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from owl.data import jobs
 from tests.helpers.tiny import REPOSITORY, owl_here
 from tests.test_docs import blocks, lines, shortened
 
@@ -50,8 +49,8 @@ def follow(steps: list[tuple[str, str | list[str]]], folder: Path) -> str:
     return done.stdout
 
 
-def test_a_new_modality_is_three_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("owl.data.recorder.run", lambda job, root, workers: jobs.run(job, root))
+@pytest.mark.usefixtures("recorded_here")
+def test_a_new_modality_is_three_files(tmp_path: Path) -> None:
     recorded, *page = blocks(PAGE)
     (command,) = lines(recorded.content)
     assert owl_here(*shortened(command), cwd=tmp_path) == 0
