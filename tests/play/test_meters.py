@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from owl.metrics.frechet import EfficientNetLite0Features
+from owl.models.inverse_dynamics import AFTER, BEFORE
 from owl.play import meters
 from owl.play.beside import SideBySide
-from owl.play.meters import Drift, Reading, agreement
+from owl.play.meters import Drift, Reading, Shown, agreement, read
 from owl.rollout.evaluation import InverseDynamicsReader
 from tests.helpers.play import Canvas, connected, playing, serving
 from tests.helpers.rollouts import Painted
@@ -40,6 +41,11 @@ def test_worlds_side_by_side_are_measured_each_for_who_asks(tmp_path: Path) -> N
             assert (heeding["agreement"], heeding["controls"]) == (1.0, {"fire": 1.0})
             assert (deaf["agreement"], deaf["controls"]) == (0.0, {"fire": 0.0})
             assert heeding["drift"] > 0
+            for command, fields in (("rewind", {"moment": player.state["moments"][0]["number"]}), ("reset", {})):
+                before = served.session.meters._stretch
+                await player.command(command, **fields)
+                await player.until(lambda c, b=before: served.session.meters._stretch is not b)  # the frames jump
+            await player.command("resume")
             await viewer.command("meters", on=False)
             await player.until(lambda c: not served.session.meters._watched)
             await player.command("reset", start=1)
@@ -53,6 +59,18 @@ def test_worlds_side_by_side_are_measured_each_for_who_asks(tmp_path: Path) -> N
             assert not served.session.meters._watched
 
     run(test)
+
+
+def test_each_frame_is_compared_with_the_controls_that_led_to_it() -> None:
+    shown = []
+    for fire in np.random.default_rng(0).random(12) < 0.5:
+        rgb = np.zeros((4, 4, 3), np.uint8)
+        rgb[0, 0, 0] = 255 * fire
+        shown.append(Shown(rgb, np.array([False, fire]), np.zeros(2, np.float32)))
+    clip = torch.from_numpy(np.stack([frame.rgb for frame in shown])).movedim(-1, 1)
+    readings = read(InverseDynamicsReader(Painted(), 1.0), clip, shown)  # type: ignore[arg-type]
+    assert len(readings) == len(shown) - BEFORE - AFTER
+    assert all(torch.equal(each.buttons, each.read_buttons) for each in readings)
 
 
 def reading(buttons: list[list[int]], axes: list[list[float]]) -> tuple[Tensor, Tensor]:
