@@ -86,7 +86,9 @@ def test_nothing_to_train_or_save(metric):
     assert not any(part.training for part in metric.features.modules())
 
 
-def test_building_leaves_the_random_state_alone():
+def test_building_leaves_the_random_state_alone_and_does_not_depend_on_inference_mode():
     before = torch.get_rng_state()
-    assert FrechetDistance().features is not None
+    with torch.inference_mode():
+        features = FrechetDistance().features
     assert torch.equal(torch.get_rng_state(), before)
+    assert not any(tensor.is_inference() for tensor in (*features.parameters(), *features.buffers()))
