@@ -35,9 +35,10 @@ class AtomicCheckpointIO(CheckpointIO):
         try:
             atomic_write(path, lambda file: torch.save(checkpoint, file))
         except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError on a full disk
+            reason = error.__context__ if isinstance(error.__context__, OSError) else error
             raise OwlError(
                 "checkpoint.unwritable",
-                f"could not write the checkpoint {path} ({error}); free space or choose another folder with --runs, "
+                f"could not write the checkpoint {path} ({reason}); free space or choose another folder with --runs, "
                 "then resume with --ckpt_path last (the previous checkpoint is intact)",
             ) from error
 
