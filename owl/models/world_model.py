@@ -206,6 +206,14 @@ class WorldTransformer(nn.Module):
         self.config["sampling"] = asdict(sampling)
 
     @property
+    def outer(self) -> list[nn.Module]:
+        """Inputs, outputs and modulations, see `owl.optim.configuration.parameter_groups`."""
+        ends = [getattr(self, f"{name}_in") for name in self.streams] + [
+            getattr(self, f"{name}_out") for name in self.generated
+        ]
+        return [self.level, self.controls, *ends, *(block.modulation for block in self.blocks)]
+
+    @property
     def grid_tokens(self) -> int:
         """Tokens of a frame shared by the streams on the grid."""
         return self.grid[0] * self.grid[1]

@@ -1,14 +1,31 @@
 """Configuration of optimisers with a learning rate schedule, shared by recipes."""
 
 import math
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import nn
 from torch.optim import Optimizer
 
 from owl.errors import OwlError
+from owl.nn.frozen import trained
 from owl.optim.schedule import WarmupCosine
+
+
+def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
+    """Return the trained parameters of a network, those of the layers in its attribute ``outer`` as their own group.
+
+    `owl.optim.MuonAdamW` updates that group by AdamW; for other optimisers the groups are equal.
+    """
+    outer = {id(parameter) for layer in getattr(network, "outer", ()) for parameter in layer.parameters()}
+    parameters = trained(network).values()
+    groups = [
+        {"params": [parameter for parameter in parameters if id(parameter) not in outer], "hidden": True},
+        {"params": [parameter for parameter in parameters if id(parameter) in outer], "hidden": False},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def with_schedule(

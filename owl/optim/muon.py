@@ -26,7 +26,8 @@ class MuonAdamW(Optimizer):
     """Muon for every matrix, with convolution kernels reshaped to [out, in * kh * kw], and AdamW for other parameters.
 
     A matrix has more than one row and more than one column: biases, gains of norms and of weight normalisation
-    (float[out, 1, 1, 1]) are updated by AdamW without weight decay.
+    (float[out, 1, 1, 1]) are updated by AdamW without weight decay. So are all parameters of a group whose option
+    ``hidden`` is false, see `owl.optim.configuration.parameter_groups`.
 
     Args:
         params: Parameters, or parameter groups with their own ``lr``, ``weight_decay``, ...; each group is split into a
@@ -63,8 +64,9 @@ class MuonAdamW(Optimizer):
         for group in groups:
             members = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
             options = defaults | group
-            matrices = [p for p in members if is_matrix(p)]
-            others = [p for p in members if not is_matrix(p)]
+            by_muon = [options.get("hidden", True) and is_matrix(p) for p in members]
+            matrices = [p for p, muon in zip(members, by_muon, strict=True) if muon]
+            others = [p for p, muon in zip(members, by_muon, strict=True) if not muon]
             if matrices:
                 rate = options["lr"] * options["muon_ratio"]
                 split.append(options | {"params": matrices, "algorithm": "muon", "lr": rate})

@@ -10,8 +10,8 @@ from torchmetrics import MeanMetric
 from owl.distributed.sharding import shard
 from owl.losses.reconstruction import weighted_sum
 from owl.models.world_model import WorldTransformer
-from owl.nn.frozen import freeze, trained
-from owl.optim.configuration import with_schedule
+from owl.nn.frozen import freeze
+from owl.optim.configuration import parameter_groups, with_schedule
 from owl.recipes.compilation import compile_for_training
 from owl.recipes.hooks import ChecksEncoder, MeasuresEpochs, SeedsByWindow
 from owl.recipes.logging import log_losses, log_means
@@ -96,4 +96,4 @@ class Distillation(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer, with warm-up and a cosine schedule over the trainer's steps."""
-        return with_schedule(self, self.optimizer(trained(self.network).values()), self.warmup_steps, self.final_lr)
+        return with_schedule(self, self.optimizer(parameter_groups(self.network)), self.warmup_steps, self.final_lr)

@@ -19,7 +19,7 @@ from owl.losses.score_identity import sid_loss
 from owl.models.sampling import Sampling
 from owl.models.world_model import Controls, Streams
 from owl.nn.frozen import freeze, trained
-from owl.optim.configuration import with_schedule
+from owl.optim.configuration import parameter_groups, with_schedule
 from owl.optim.stepping import ManualStep, manual_step, with_gradient
 from owl.recipes.adversarial import refuse_penalties
 from owl.recipes.clips import Forcing, unpacked_inputs
@@ -377,8 +377,8 @@ class SelfForcing(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimisers of student, critic and discriminator, each with warm-up and cosine."""
         optimizers = [
-            self.optimizer(trained(self.network).values()),
-            self.critic_optimizer(trained(self.critic).values()),
+            self.optimizer(parameter_groups(self.network)),
+            self.critic_optimizer(parameter_groups(self.critic)),
         ]
         if self.adversary is not None:
             optimizers.append(self.adversary.optimizer(trained(self.adversary.discriminator).values()))

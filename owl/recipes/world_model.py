@@ -17,8 +17,7 @@ from owl.losses.reconstruction import weighted_sum
 from owl.models.streams import hide
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.attention import NEVER, Frames, clip_frames
-from owl.nn.frozen import trained
-from owl.optim.configuration import with_schedule
+from owl.optim.configuration import parameter_groups, with_schedule
 from owl.recipes.arguments import fractions
 from owl.recipes.clips import Forcing, clip_inputs, draw
 from owl.recipes.compilation import compile_for_training
@@ -207,7 +206,7 @@ class WorldModel(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimizer, with warm-up and a cosine schedule over the trainer's steps."""
-        optimizer = self.optimizer(trained(self.network).values())
+        optimizer = self.optimizer(parameter_groups(self.network))
         return with_schedule(self, optimizer, self.warmup_steps, self.final_lr)
 
 

@@ -1,5 +1,7 @@
 import io
 import math
+import re
+from copy import deepcopy
 
 import pytest
 import torch
@@ -7,8 +9,10 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from owl.optim import muon
+from owl.optim.configuration import parameter_groups
 from owl.optim.muon import NEWTON_SCHULZ, MuonAdamW, by_matrix_shape, is_matrix, orthogonalise
 from owl.optim.schedule import WarmupCosine
+from tests.helpers.latents import lively
 
 
 def network() -> nn.Sequential:
@@ -119,6 +123,26 @@ def test_adamw_part_equals_torch():
         a.step()
         b.step()
     torch.testing.assert_close(ours, theirs)
+
+
+def test_outer_layers_are_updated_as_by_torch():
+    """Inputs, outputs and modulations of a network, as one group; hidden matrices and their biases are another."""
+    network = lively()
+    inner, outer = parameter_groups(network)
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    kinds = {re.sub(r"blocks\.\d+\.", "", names[id(p)]) for p in inner["params"] if p.ndim == 2}
+    assert kinds == {"qkv.weight", "out.weight", "up.weight", "down.weight"}
+    assert len(inner["params"]) + len(outer["params"]) == len(names)
+    twin = deepcopy(outer["params"])
+    optimizer = MuonAdamW([inner, outer], lr=0.01, weight_decay=0.5)
+    reference = torch.optim.AdamW(twin, lr=0.01, betas=(0.9, 0.95), weight_decay=0.0)
+    for step in range(3):
+        for ours, theirs in zip(outer["params"], twin, strict=True):
+            ours.grad = theirs.grad = torch.randn(ours.shape, generator=torch.Generator().manual_seed(step))
+        optimizer.step()
+        reference.step()
+    torch.testing.assert_close(outer["params"], twin)
+    assert [group["algorithm"] for group in optimizer.param_groups] == ["muon", "adamw", "adamw"]
 
 
 def test_resumed_run_is_the_uninterrupted_run_bit_for_bit():
