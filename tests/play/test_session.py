@@ -313,7 +313,7 @@ def test_closing_finishes_a_recording(tmp_path: Path) -> None:
         (Command("reset", seed=-1), "seed is -1"),
         (Command("rewind", moment=99), "there is no moment 99"),
         (Command("rewind"), "there is no moment None"),
-        (Command("settings", steps=0), "steps is 0, expected 1 to 64"),
+        (Command("settings", steps=0), "steps is 0, expected 1 to 128"),
         (Command("settings", context_noise=1.0), "context_noise is 1.0"),
         (Command("settings", guidance=-2), "guidance is -2"),
         (Command("settings", shift=0.0), "shift is 0.0, expected 0.01 to 100"),
