@@ -141,6 +141,9 @@ class LearnedWorld(World):
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         }
+        for decoder in (*self.decoders.values(), *heard.values()):  # the same output, faster; after the fingerprints
+            if hasattr(decoder, "fold_weight_norm"):
+                decoder.fold_weight_norm()  # type: ignore[operator]
         self.description = Description(
             kind="world model",
             name=run_folder(path).resolve().name,
