@@ -1,11 +1,6 @@
 """``python -m owl data trajectories``: follow a world model's flow to each frame, for the regression of a student."""
 
-import shlex
-import sys
-import warnings
-
-from tqdm import tqdm
-
+from owl.cli.datasets import print_inspect, printed_warnings
 from owl.data.shards import ShardIndex
 from owl.recipes.trajectories import write_trajectories
 
@@ -43,9 +38,7 @@ def main(
         seed: Seed of the noise.
         batch_size: Clips that are denoised together.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = lambda message, *_: tqdm.write(f"warning: {message}", file=sys.stderr)
+    with printed_warnings():
         info = write_trajectories(
             teacher,
             source,
@@ -64,4 +57,4 @@ def main(
         f"{directory} holds {len(index.episodes):,} clips of {clip['length']} frames with stride {clip['stride']}, "
         f"trajectories at noise levels {levels} and 0"
     )
-    print(f"look at it: python -m owl data inspect {shlex.quote(directory)}")
+    print_inspect(directory)

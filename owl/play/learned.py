@@ -12,7 +12,7 @@ from owl import models
 from owl.comparison.decoders import load_decoders, run_folder
 from owl.data.shards import DatasetInfo
 from owl.errors import OwlError
-from owl.hardware import DTYPES, device_name, multiplies_bfloat16
+from owl.hardware import DTYPES, default_device, device_name, multiplies_bfloat16
 from owl.latents import check_decoder
 from owl.nn.placement import placement
 from owl.pixels import to_float
@@ -84,7 +84,7 @@ class LearnedWorld(World):
     """
 
     def __init__(self, sources: Sources, **given: Any) -> None:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = default_device()
         path = models.find_checkpoint(sources.checkpoint)
         network, content = load_world_model(path)
         parts = parts_of(path, content)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from torch import nn
 
@@ -36,6 +35,7 @@ from owl.rollout.loading import (
 from owl.rollout.onnx_export import DECODER, STEP
 from owl.rollout.report import MEASURED
 from owl.rollout.shared import FILE, PARTS, SharedWorld
+from owl.spacing import evenly_spaced
 
 EVALUATION = "evaluation"
 """Folder of the results of `python -m owl rollout` before the export; `rollout` itself writes to another one."""
@@ -163,8 +163,7 @@ def write_scenes(world: SharedWorld, network: WorldTransformer, data: str, conte
     modalities = [*network.latent_modalities.values(), "controls"]
     hop = max(1, (contents.frames - 1) * stride)
     windows = WindowDataset(data, contents.split, modalities, length=contents.frames, stride=stride, hop=hop)
-    last = len(windows) - 1
-    chosen = torch.linspace(0, last, min(contents.scenes, last + 1), dtype=torch.float64).round().long().tolist()
+    chosen = evenly_spaced(len(windows), contents.scenes)
     source = Source.open(data, (), modalities)
     position = {str(name): number for number, name in enumerate(source.index.episodes)}
     described = source.derive("scenes", {name: source.info.modalities[name] for name in source.kept})

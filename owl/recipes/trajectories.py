@@ -21,6 +21,7 @@ from owl.data.reader import ShardReader, read_members
 from owl.data.shards import DatasetInfo
 from owl.data.source import Source
 from owl.errors import OwlError, at_least
+from owl.hardware import default_device
 from owl.latents import check_encoder, check_latents, in_windows
 from owl.models.sampling import Sampling
 from owl.models.world_model import Controls, Streams, WorldTransformer
@@ -265,7 +266,7 @@ class _TrajectoryJob(ShardJob):
 
     def _follow(self, clips: list[_Clip]) -> list[np.ndarray]:
         """Return the points of each stored frame of clips, float16[stored frames, points, features] each."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = default_device()
         network = self._network.to(device)
         windows = [(clip.name, first, sample) for clip in clips for first, sample in enumerate(clip.windows)]
         keys = windows[0][2]
