@@ -12,6 +12,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from owl.errors import OwlError
 from owl.nn.frozen import freeze
+from owl.nn.placement import placement
 
 FEATURES = 1280
 CONVOLUTIONS_WITH_NORM = (
@@ -99,6 +100,19 @@ class EfficientNetLite0Features(nn.Module):
             image = F.interpolate(image.float(), size=(224, 224), mode="bilinear", antialias=True)
             image = ((image * 255 - 127) / 128).contiguous(memory_format=torch.channels_last)
             return self.network.extract_features(image).mean(dim=(2, 3))
+
+    def of_pictures(self, pictures: Tensor, together: int = 64) -> Tensor:
+        """Compute the features of stored pictures, a part after the other.
+
+        Args:
+            pictures: uint8[N, 3, H, W], on any device.
+            together: Pictures in one pass.
+
+        Returns:
+            float[N, features] on the CPU.
+        """
+        device = placement(self).device
+        return torch.cat([self(part.to(device).float() / 255).cpu() for part in pictures.split(together)])
 
 
 @cache

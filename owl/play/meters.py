@@ -17,7 +17,6 @@ from owl.errors import OwlError
 from owl.metrics.controls import ButtonAccuracy
 from owl.metrics.frechet import EfficientNetLite0Features
 from owl.models.inverse_dynamics import AFTER, BEFORE
-from owl.nn.placement import placement
 from owl.rollout.evaluation import InverseDynamicsReader
 from owl.viz.film import apart
 
@@ -106,19 +105,17 @@ class Drift:
     """
 
     def __init__(self, features: EfficientNetLite0Features, frames: Tensor, episodes: Tensor) -> None:
-        self._features, self._device = features, placement(features).device
-        self._true = self._look(frames)
+        self._features = features
+        self._true = features.of_pictures(frames, TOGETHER)
         distances = torch.cdist(self._true, self._true)
         distances[episodes[:, None] == episodes] = torch.inf
         self.typical = float(distances.amin(1).mean())
 
     def of(self, pictures: Tensor) -> list[float]:
         """Return the drift of each of uint8[N, 3, H, W]."""
-        values: list[float] = (torch.cdist(self._look(pictures), self._true).amin(1) / self.typical).tolist()
+        found = self._features.of_pictures(pictures, TOGETHER)
+        values: list[float] = (torch.cdist(found, self._true).amin(1) / self.typical).tolist()
         return values
-
-    def _look(self, pictures: Tensor) -> Tensor:
-        return torch.cat([self._features(part.to(self._device) / 255).cpu() for part in pictures.split(TOGETHER)])
 
 
 class Shown(NamedTuple):

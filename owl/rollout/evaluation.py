@@ -366,16 +366,16 @@ class DriftMeter:
     def __init__(self, episodes: Episodes, frames: int, device: torch.device | str = "cpu") -> None:
         self.segment = max(1, min(SEGMENT, frames // 2))
         self._features = EfficientNetLite0Features().to(device)
-        self._episodes, self._device = episodes, device
+        self._episodes = episodes
         self._generated: list[Tensor] = []
         self._true: list[Tensor] = []
 
     def update(self, generated: Tensor, given: Batch) -> None:
         """Add a pair from `long_rollout`."""
-        self._generated.append(self._extract_features(generated))
+        self._generated.append(self._features.of_pictures(generated))
         if len(self._true) < self.segment:
             batch = {name: values[:, None] for name, values in given.items()}
-            self._true.append(self._extract_features(self._episodes.pictures(batch)[:, 0]))
+            self._true.append(self._features.of_pictures(self._episodes.pictures(batch)[:, 0]))
 
     def compute(self) -> Drift | None:
         """Compute the distances; None if a segment has fewer than two frames."""
@@ -396,13 +396,8 @@ class DriftMeter:
         for window in np.unique(chosen // dataset.length).tolist():
             frames = chosen[chosen // dataset.length == window] % dataset.length
             batch = {name: x[:, frames] for name, x in self._episodes.batch([window]).items() if name != "window"}
-            found.append(self._extract_features(self._episodes.pictures(batch)[0]))
+            found.append(self._features.of_pictures(self._episodes.pictures(batch)[0]))
         return torch.cat(found)
-
-    def _extract_features(self, pictures: Tensor) -> Tensor:
-        """Compute the features of uint8[N, 3, h, w] on the CPU."""
-        parts = [self._features(part.to(self._device).float() / 255).cpu() for part in pictures.split(64)]
-        return torch.cat(parts)
 
 
 def latency(engine: Engine, episodes: Episodes, frames: int, context: int, warmup: int = 10) -> dict[str, float]:
