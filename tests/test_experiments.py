@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from owl.commands.sweep import check, load_plan
 from owl.data.game import find_scenario
@@ -186,26 +187,23 @@ def test_there_is_something_to_test() -> None:
     assert shipped == {*EXPERIMENTS, *SWEEPS, *NETWORKS, *TRAINERS, *CLUSTERS}
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
-def test_an_experiment_trains_two_steps(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled: list[torch.nn.Module] = []
-    # compiling takes minutes; that it keeps results is tests/recipes/test_image_vae.py's to show
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
+def make_tiny(path: Path, folder: Path) -> list[str]:
+    """Make the data and checkpoints that an experiment needs at a tiny size; returns the options of two steps on them."""
     shipped = yaml.safe_load(path.read_text())
-    size, changes = small_model(path, shipped, tmp_path)
+    size, changes = small_model(path, shipped, folder)
     wanted = shipped["data"]["init_args"]
     length = max(wanted.get("length", 1), wanted.get("validation_length", 1))
     frames = length * wanted.get("stride", 1) + 3  # some windows in each episode
     modalities = wanted.get("modalities", ["rgb"])
     if "trajectory" in modalities:
-        make_latents(tmp_path / "latents", [frames] * 4)
+        make_latents(folder / "latents", [frames] * 4)
         follow = ("data", "trajectories", "world_model", "latents", "data", "--points", "2", "--steps", "2")
-        assert owl_here(*follow, cwd=tmp_path) == 0
-        data = tmp_path / "data"
+        assert owl_here(*follow, cwd=folder) == 0
+        data = folder / "data"
     elif "latent" in modalities:
-        data = make_latents(tmp_path / "data", [frames] * 4, modalities, stride=wanted.get("stride", 1))
+        data = make_latents(folder / "data", [frames] * 4, modalities, stride=wanted.get("stride", 1))
     else:
-        data = make_dataset(tmp_path / "data", 3, frames, size or (24, 40), modalities)
+        data = make_dataset(folder / "data", 3, frames, size or (24, 40), modalities)
     trainer = TRAINER
     if (
         "autoencoder" in shipped["model"]["init_args"] and "callbacks" in shipped["trainer"]
@@ -214,12 +212,31 @@ def test_an_experiment_trains_two_steps(path: Path, tmp_path: Path, monkeypatch:
         assert callback["class_path"] == ENCODER
         assert callback["init_args"]["path"] == "${model.init_args.autoencoder}"
         trainer = {name: value for name, value in TRAINER.items() if name != "callbacks"}
-    changes += [*options("data", {"path": str(data), **DATA}), *options("trainer", trainer)]
-    assert owl_here("fit", "--config", path, *changes, cwd=tmp_path) == 0
-    run = tmp_path / "runs" / path.stem
+    return changes + [*options("data", {"path": str(data), **DATA}), *options("trainer", trainer)]
+
+
+def train_tiny(path: Path, folder: Path, *changes: str) -> Path:
+    """Train an experiment two steps at a tiny size; returns the run's folder."""
+    assert owl_here("fit", "--config", path, *make_tiny(path, folder), *changes, cwd=folder) == 0
+    run = folder / "runs" / path.stem
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["steps"] == 2
     assert all(math.isfinite(value) for value in metrics.values())
+    return run
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    """The modules that were to be compiled, and are not: it takes minutes, and others test that it keeps results."""
+    found: list[nn.Module] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module: found.append(module))
+    return found
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_an_experiment_trains_two_steps(path: Path, tmp_path: Path, compiled: list[nn.Module]) -> None:
+    run = train_tiny(path, tmp_path)
+    shipped = yaml.safe_load(path.read_text())
     assert bool(compiled) == shipped["model"]["init_args"].get("compile", False)
     monitor = shipped.get("checkpoint", {}).get("monitor")
     assert monitor is None or (run / "checkpoints" / "best.ckpt").exists()

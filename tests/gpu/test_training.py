@@ -14,6 +14,8 @@ from owl import models
 from tests.gpu.conftest import Record
 from tests.helpers.shards import AXES, BUTTONS, make_dataset
 from tests.helpers.tiny import REPOSITORY, owl, owl_here
+from tests.test_experiments import EXPERIMENTS as SHIPPED
+from tests.test_experiments import compiled, train_tiny  # noqa: F401  (compiled is a fixture)
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 
@@ -88,6 +90,13 @@ def test_precisions_learn_alike(lab: Path, record: Record, recipe: str) -> None:
         assert abs(value / found["32-true"] - 1) < 0.1, found
     shown = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
     record(f"{recipe}, {STEPS} steps: {MEASURED[recipe]}", shown)
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_an_experiment_trains_two_steps(path: Path, record: Record, tmp_path: Path) -> None:
+    train_tiny(path, tmp_path, "--trainer.accelerator=gpu", "--trainer.precision=bf16-mixed")
+    record(f"{path.name}, two steps at a tiny size, bfloat16", "finite")
 
 
 def test_auto_precision_is_bfloat16(lab: Path, record: Record) -> None:
