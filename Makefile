@@ -25,7 +25,7 @@ GAME := data/doom-96x160-world
 WORLD := runs/world_model_quickstart
 INVERSE_DYNAMICS := runs/inverse_dynamics_quickstart
 
-world: $(VENV)/.installed-game ## the whole chain (80 to 100 minutes): game, image VAE, latents, world model, a page of what it dreams
+world: $(VENV)/.installed-game ## the whole chain (80 to 100 minutes): game, image VAE, latents, world model, a report with generated frames
 	@echo "80 to 100 minutes: image VAE 6 and its game 1, footage 4, latents 3, world model 60, inverse dynamics 5, rollouts 8"
 	$(MAKE) quickstart
 	$(RUN) owl data record $(GAME) --frames 60000 --size 96x160 --scenario deathmatch --seed 1
@@ -38,7 +38,7 @@ world: $(VENV)/.installed-game ## the whole chain (80 to 100 minutes): game, ima
 
 STUDENTS := few_step self_forcing
 
-play-model: $(VENV)/.installed-game ## a student of `make world`'s model in two steps per frame (about 110 minutes), and a page of both and of what self forcing adds
+play-model: $(VENV)/.installed-game ## a student of `make world`'s model in two steps per frame (about 110 minutes), and a page that compares teacher and students
 	@test -f $(WORLD)/checkpoints/last.ckpt || { echo "make play-model: there is no $(WORLD); run make world" >&2; exit 1; }
 	@echo "about 110 minutes: consistency distillation 30, self forcing 60, rollouts of three world models 20"
 	for name in $(STUDENTS); do $(RUN) owl fit --config experiments/$${name}_quickstart.yaml --ckpt_path last || exit 1; done
@@ -57,7 +57,7 @@ decoders: $(VENV)/.installed-game ## four decoders on the quickstart's frozen en
 END_TO_END := $(GAME)-end-to-end
 ADVERSARIAL := --config experiments/gan_decoder_quickstart.yaml --ckpt_path last
 SHORT := --config experiments/world_model_quickstart.yaml --ckpt_path last --trainer.max_steps 500 --trainer.callbacks null
-DREAM := --clips 64 --horizon 16 --frames 1000
+ROLLOUTS := --clips 64 --horizon 16 --frames 1000
 
 encoders: $(VENV)/.installed-game ## adversarial training with a frozen and with a trained encoder (about an hour and a half), and a world model of each one's latents
 	$(MAKE) quickstart
@@ -68,11 +68,11 @@ encoders: $(VENV)/.installed-game ## adversarial training with a frozen and with
 	$(RUN) owl data encode runs/gan_end_to_end/$(LAST) $(GAME) $(END_TO_END) --keep controls,rgb
 	$(RUN) owl fit $(SHORT) --name world_model_frozen
 	$(RUN) owl fit $(SHORT) --name world_model_end_to_end --data.init_args.path $(END_TO_END)
-	$(RUN) owl rollout runs/world_model_frozen/$(LAST) --data $(GAME)-latents --decoder runs/gan_decoder_quickstart $(DREAM)
-	$(RUN) owl rollout runs/world_model_end_to_end/$(LAST) --data $(END_TO_END) --decoder runs/gan_end_to_end $(DREAM)
+	$(RUN) owl rollout runs/world_model_frozen/$(LAST) --data $(GAME)-latents --decoder runs/gan_decoder_quickstart $(ROLLOUTS)
+	$(RUN) owl rollout runs/world_model_end_to_end/$(LAST) --data $(END_TO_END) --decoder runs/gan_end_to_end $(ROLLOUTS)
 
 FOOTAGE := data/doom-96x160-senses
-HEARING := runs/world_model_av_quickstart
+WITH_SOUND := runs/world_model_av_quickstart
 LAST := checkpoints/last.ckpt
 
 senses: $(VENV)/.installed-game,audio ## sound, depth and motion (about two and a half hours): audio VAE and decoder, seven channels, a world model with sound
@@ -85,7 +85,7 @@ senses: $(VENV)/.installed-game,audio ## sound, depth and motion (about two and 
 	$(RUN) owl data encode runs/quickstart/$(LAST) runs/quickstart/$(LAST) runs/audio_vae_quickstart/$(LAST) \
 	  $(FOOTAGE) $(FOOTAGE)-latents --name latent,motion_latent,audio_latent --motion_stride 2 --keep controls,rgb,flow,audio
 	$(RUN) owl fit --config experiments/world_model_av_quickstart.yaml --ckpt_path last
-	$(RUN) owl rollout $(HEARING)/$(LAST) --data $(FOOTAGE)-latents --out $(HEARING)/rollout --frames 1000 --clips 64
+	$(RUN) owl rollout $(WITH_SOUND)/$(LAST) --data $(FOOTAGE)-latents --out $(WITH_SOUND)/rollout --frames 1000 --clips 64
 
 test: $(VENV)/.installed-dev ## the whole test suite
 	$(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -93,10 +93,10 @@ test: $(VENV)/.installed-dev ## the whole test suite
 test-slow: $(VENV)/.installed-dev ## longer checks of what training reaches
 	$(RUN) pytest -m slow
 
-test-gpu: $(VENV)/.installed-dev ## what only a GPU can show, with a table of what it showed
+test-gpu: $(VENV)/.installed-dev ## checks that need a GPU, with a table of results
 	$(RUN) pytest -m gpu tests/gpu -s --show-capture=no
 
-test-slurm: $(VENV)/.installed-dev ## a real SLURM of two nodes on this machine (root on Debian): preempted jobs go on exactly, sweeps lose no trial
+test-slurm: $(VENV)/.installed-dev ## a real SLURM of two nodes on this machine (root on Debian): preempted jobs resume exactly, sweeps lose no trial
 	$(RUN) tests.cluster.preempted /tmp/owl-slurm
 
 build/stable-audio-tools: | $(VENV)/bin/python
