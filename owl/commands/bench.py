@@ -57,7 +57,7 @@ def main(
             it in their YAML.
         compile: For networks: use torch.compile. Experiments set it in their YAML.
         decoder: For world models: checkpoint or export of the autoencoder that decodes its latents.
-        denoising_steps: For world models: evaluations of the network per frame; where left out as it tells.
+        denoising_steps: For world models: evaluations of the network per frame; by default those that it stores.
         predict: Devices to predict the speed of from counted operations and bytes: rtx5090, h100, h200, cpu (here).
         kernels: Rows of a table of the most expensive kernels.
         trace: File for a trace of a few steps, to be opened in chrome://tracing or ui.perfetto.dev.

@@ -63,7 +63,7 @@ def main(
         scenes: Number of start scenes.
         frames: Frames of the world model in a start scene; `rollout` needs those of its context and horizon.
         steps: How the world is played unless options of `play` say otherwise: evaluations of the network per frame.
-            This and the next four options where left out as the checkpoint tells.
+            This and the next four options are by default those that the checkpoint stores.
         shift: Shift of their noise levels.
         sampler: adams_bashforth, euler or consistency.
         context_noise: Noise level at which generated frames become context.

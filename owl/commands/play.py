@@ -68,8 +68,8 @@ def main(
         sound: Whether the page is given the sound of a world model that generates it, or of the real game.
         split: Split of the start scenes.
         context: Frames of a start scene.
-        steps: Evaluations of the network per frame; this and the next four options where left out as the world model
-            tells.
+        steps: Evaluations of the network per frame; this and the next four options are by default those that the
+            checkpoint stores.
         shift: Shift of their noise levels towards noise; 1: even levels.
         sampler: adams_bashforth, euler, or consistency for few-step students.
         context_noise: Noise level at which generated frames become context.

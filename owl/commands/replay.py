@@ -22,7 +22,7 @@ def main(
 ) -> int:
     """Play an action log again and compare every frame with the recorded one; exit with status 1 if one differs.
 
-    The log tells the seed and where the world model, its dataset and its decoders are. On the CPU all frames are the
+    The log has the seed, and the paths of the world model, its dataset and its decoders. On the CPU all frames are the
     same, bit for bit, with the same version of PyTorch and without --compile.
 
     Args:

@@ -60,9 +60,9 @@ def main(
 
     Short rollouts are compared with the true frames, long rollouts with the distribution of true frames. Scripted
     controls, such as a turn by 90 degrees, show whether and how soon each control is followed, and whether the world is
-    the same after a loop. The folder gets report.md, metrics.json, pictures, videos, and measured.yaml, which tells
-    which checkpoint was measured. With several world models, each gets a folder of its own, and a page shows them side
-    by side, with the same controls and seeds. A GPU is used if available.
+    the same after a loop. The folder gets report.md, metrics.json, pictures, videos, and measured.yaml, which names
+    the checkpoint that was measured. With several world models, each gets a folder of its own, and a page shows them
+    side by side, with the same controls and seeds. A GPU is used if available.
 
     The folder of a shared world, which `export --decoder` writes, has its own scenes and decoders.
 
@@ -87,7 +87,7 @@ def main(
         context: Number of given frames before a rollout.
         side_by_side: Number of long rollouts.
         steps: Evaluations of the network per frame. For several world models one number, or one for each. This and the
-            next four options where left out as each world model tells.
+            next four options are by default those that each checkpoint stores.
         shift: Shift of their noise levels towards noise; 1: even levels. One for all, or one for each.
         sampler: adams_bashforth, euler, or consistency for few-step students. One for all, or one for each.
         context_noise: Noise level at which generated frames become context.

@@ -66,7 +66,7 @@ class Engine:
             `owl.models.image_decoder.ImageDecoder`. One with ``stream`` decodes sound, see
             `owl.rollout.sound.SoundDecoder`.
         noise_levels: Noise levels of the steps of a frame, from 1 down; the last step ends at 0. This and the next
-            three arguments where left out as the world model's ``sampling`` tells.
+            three arguments are by default the world model's ``sampling``.
         sampler: "adams_bashforth" (of second order; a single step is Euler's), "euler", or "consistency" for few-step
             students.
         context_noise: Noise level at which frames are committed; the training's context noise covers it.
