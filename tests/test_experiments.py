@@ -188,7 +188,7 @@ def test_there_is_something_to_test() -> None:
 
 
 def make_tiny(path: Path, folder: Path) -> list[str]:
-    """Make the data and checkpoints that an experiment needs at a tiny size; returns the options of two steps on them."""
+    """Make the data and checkpoints that an experiment needs at a tiny size; returns the options for two steps."""
     shipped = yaml.safe_load(path.read_text())
     size, changes = small_model(path, shipped, folder)
     wanted = shipped["data"]["init_args"]
@@ -212,7 +212,7 @@ def make_tiny(path: Path, folder: Path) -> list[str]:
         assert callback["class_path"] == ENCODER
         assert callback["init_args"]["path"] == "${model.init_args.autoencoder}"
         trainer = {name: value for name, value in TRAINER.items() if name != "callbacks"}
-    return changes + [*options("data", {"path": str(data), **DATA}), *options("trainer", trainer)]
+    return [*changes, *options("data", {"path": str(data), **DATA}), *options("trainer", trainer)]
 
 
 def train_tiny(path: Path, folder: Path, *changes: str) -> Path:

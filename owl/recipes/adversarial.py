@@ -12,7 +12,7 @@ from owl.errors import OwlError
 from owl.losses.adversarial import discriminator_loss, generator_loss, logits_and_penalty
 from owl.models.discriminators import Discriminator
 from owl.nn.frozen import trained
-from owl.optim.configuration import with_schedule
+from owl.optim.configuration import parameter_groups, with_schedule
 from owl.optim.stepping import ManualStep, only_towards
 
 
@@ -39,7 +39,7 @@ class TrainsAgainstDiscriminator(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimisers of the network and of the discriminator, each with warm-up and cosine."""
-        optimizers = [self.optimizer(trained(self.network).values())]
+        optimizers = [self.optimizer(parameter_groups(self.network))]
         if self.discriminator is not None:
             optimizers.append(self.discriminator_optimizer(trained(self.discriminator).values()))
         return [with_schedule(self, each, self.warmup_steps, self.final_lr, self.accumulate) for each in optimizers]

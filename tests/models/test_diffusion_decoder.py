@@ -13,6 +13,7 @@ from owl.flow_matching import SMALLEST_STEP
 from owl.models.diffusion_decoder import DiTDecoder
 from owl.models.image_decoder import ImageDecoder
 from owl.nn.frozen import trained
+from owl.optim.configuration import parameter_groups
 from tests.helpers.errors import refused
 from tests.helpers.proxies import save_proxy
 
@@ -117,6 +118,17 @@ def test_everything_is_trained_but_the_base_and_the_null_embedding_without_dropo
     unused = {name for name, gradient in gradients.items() if not gradient.any()}
     last = {f"blocks.1.second.{layer}.weight" for layer in ("out", "up", "down", "query_norm")}
     assert unused - {"null"} == (last if latent_tokens == "separate" else set())
+
+
+@pytest.mark.parametrize("with_base", [False, True])
+@pytest.mark.parametrize("latent_tokens", LATENT_TOKENS)
+def test_hidden_matrices_are_those_of_attention_and_mlp(latent_tokens: Any, with_base: bool) -> None:
+    network = lively(latent_tokens=latent_tokens, shortcut=True, with_base=with_base)
+    inner, outer = parameter_groups(network)
+    names = {id(parameter): name for name, parameter in trained(network).items()}
+    layers = {names[id(p)].split(".")[-2] for p in inner["params"] if p.ndim > 1}
+    assert layers == {"qkv", "out", "up", "down"}
+    assert len(inner["params"]) + len(outer["params"]) == len(names)
 
 
 @pytest.mark.parametrize("with_base", [False, True])
