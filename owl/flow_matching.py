@@ -88,6 +88,11 @@ def shifted(level: LevelT, shift: float) -> LevelT:
     return shift * level / (1 + (shift - 1) * level)
 
 
+def each(function: Callable[..., Tensor], generators: list[torch.Generator], *shape: int) -> Tensor:
+    """Draw random numbers for each sample from its generator: float[B, *shape] on the generators' device."""
+    return torch.stack([function(shape, generator=own, device=own.device) for own in generators])
+
+
 def random_levels(steps: int, generator: torch.Generator) -> list[float]:
     """Draw noise levels with random spacing, so that a loss on samples improves those by any number of steps.
 

@@ -3,16 +3,22 @@
 import math
 import signal
 import threading
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
+import fsspec
+import torch
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from owl.atomic import atomic_write
+from owl.checkpoint import load_checkpoint
 from owl.distributed.agreement import Agreement
 from owl.errors import OwlError, at_least
 
@@ -214,3 +220,46 @@ class Checkpoint(LightningCheckpoint):
         """Restore them."""
         self.best = state_dict["best"]
         self._validation_due = state_dict["validation_due"]
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Write a checkpoint next to its destination and rename it, so that an interruption never leaves a truncated file.
+
+    Lightning's writer uses the system's temporary folder, from which a move to another file system is a copy that can
+    be interrupted.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write ``checkpoint`` to a local path or an fsspec URL.
+
+        Raises:
+            OwlError: The disk is full or the folder is not writable; the previous checkpoint is intact.
+        """
+        if "://" in str(path):  # object stores replace objects atomically
+            with fsspec.open(str(path), "wb") as file:
+                torch.save(checkpoint, file)
+            return
+        try:
+            atomic_write(path, lambda file: torch.save(checkpoint, file))
+        except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError on a full disk
+            reason = error.__context__ if isinstance(error.__context__, OSError) else error
+            raise OwlError(
+                "checkpoint.unwritable",
+                f"could not write the checkpoint {path} ({reason}); free space or choose another folder with --runs, "
+                "then resume with --ckpt_path last (the previous checkpoint is intact)",
+            ) from error
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Callable[..., Any] | None = lambda storage, location: storage,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Load with ``weights_only=True``, so that an untrusted checkpoint cannot run code."""
+        return load_checkpoint(path, map_location)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete a checkpoint file."""
+        filesystem, name = fsspec.core.url_to_fs(str(path))
+        if filesystem.exists(name):
+            filesystem.rm(name)

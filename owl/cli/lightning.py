@@ -27,7 +27,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from omegaconf.errors import OmegaConfBaseException
 
 from owl.callbacks.budget import Budget
-from owl.callbacks.checkpoint import Checkpoint
+from owl.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
 from owl.callbacks.ema import EMA
 from owl.callbacks.homogeneity import HomogeneousDevices
 from owl.callbacks.media import Media
@@ -36,7 +36,7 @@ from owl.callbacks.progress import Progress
 from owl.callbacks.report import Report
 from owl.callbacks.step_seed import StepSeed
 from owl.callbacks.throughput import Throughput
-from owl.checkpoint import AtomicCheckpointIO, load_checkpoint
+from owl.checkpoint import load_checkpoint
 from owl.cli.arguments import config_files
 from owl.cli.mistakes import explain
 from owl.configuration import check_file, dump

@@ -2,7 +2,7 @@
 
 from owl.cli.datasets import print_inspect, printed_warnings
 from owl.data.shards import ShardIndex
-from owl.recipes.trajectories import write_trajectories
+from owl.rollout.trajectories import write_trajectories
 
 
 def main(

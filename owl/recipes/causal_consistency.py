@@ -10,11 +10,12 @@ from owl.errors import at_least
 from owl.flow_matching import consistency_target, to_interval
 from owl.models.sampling import Sampling
 from owl.models.world_model import Streams, WorldTransformer
-from owl.recipes.clips import flat, unflat, unpacked_inputs
 from owl.recipes.distillation import Distillation
 from owl.recipes.presentation import Presentation, present
 from owl.recipes.randomness import step_generator, windows
-from owl.recipes.teachers import check_causal, check_same, copied, load_source
+from owl.recipes.teachers import check_same, copied
+from owl.rollout.clips import flat, unflat, unpacked_inputs
+from owl.rollout.loading import check_causal, load_source
 
 
 class CausalConsistency(Distillation):

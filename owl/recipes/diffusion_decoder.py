@@ -12,7 +12,7 @@ from torch.optim import AdamW, Optimizer
 from owl.distributed.reduction import mean_over_processes
 from owl.distributed.sharding import shard
 from owl.errors import OwlError, at_least
-from owl.flow_matching import SMALLEST_STEP, add_noise, logit_normal, shortcut_grid, shortcut_target, to_interval
+from owl.flow_matching import SMALLEST_STEP, add_noise, each, logit_normal, shortcut_grid, shortcut_target, to_interval
 from owl.latents import check_encoder, described, load_latent_stats
 from owl.losses.lpips import LPIPS
 from owl.losses.reconstruction import ReconstructionLoss, ReconstructionWeights, weighted_sum
@@ -31,7 +31,7 @@ from owl.recipes.hooks import ChecksEncoder, SeedsByWindow
 from owl.recipes.images import images
 from owl.recipes.logging import log_losses
 from owl.recipes.post_training import consistency_loss, copy_weights, sampled, teacher_of
-from owl.recipes.randomness import each, step_generator, windows
+from owl.recipes.randomness import step_generator, windows
 from owl.viz.pictures import comparison_grid
 
 SHORTCUT_LEVELS = 7

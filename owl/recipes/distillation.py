@@ -16,7 +16,8 @@ from owl.recipes.compilation import compile_for_training
 from owl.recipes.hooks import ChecksEncoder, MeasuresEpochs, SeedsByWindow
 from owl.recipes.logging import log_losses, log_means
 from owl.recipes.randomness import MEASURED
-from owl.recipes.teachers import Source, check_data
+from owl.recipes.teachers import check_data
+from owl.rollout.loading import Source
 
 
 class Distillation(ChecksEncoder, SeedsByWindow, MeasuresEpochs):

@@ -9,11 +9,12 @@ from torch.optim import AdamW, Optimizer
 from owl.errors import OwlError
 from owl.flow_matching import logit_normal
 from owl.models.world_model import WorldTransformer
-from owl.recipes.clips import Forcing, unpacked_inputs
 from owl.recipes.distillation import Distillation
 from owl.recipes.presentation import present
 from owl.recipes.randomness import step_generator, windows
-from owl.recipes.teachers import forcing_of, load_source
+from owl.recipes.teachers import forcing_of
+from owl.rollout.clips import unpacked_inputs
+from owl.rollout.loading import Forcing, load_source
 
 
 def kept_layers(deep: Sequence[int], shallow: Sequence[int]) -> list[int]:

@@ -9,12 +9,12 @@ from torch.optim import AdamW, Optimizer
 
 from owl.errors import OwlError
 from owl.models.sampling import Sampling
-from owl.recipes.clips import unflat, unpacked_inputs
 from owl.recipes.distillation import Distillation
 from owl.recipes.presentation import present
 from owl.recipes.randomness import step_generator, windows
-from owl.recipes.teachers import check_causal, load_source
-from owl.recipes.trajectories import MODALITY, standardization
+from owl.rollout.clips import unflat, unpacked_inputs
+from owl.rollout.loading import check_causal, load_source
+from owl.rollout.trajectories import MODALITY, standardization
 
 
 class ODERegression(Distillation):

@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from owl.flow_matching import add_noise, velocity_loss
+from owl.flow_matching import add_noise, each, velocity_loss
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.attention import clip_frames
-from owl.recipes.clips import draw
-from owl.recipes.randomness import each
+from owl.rollout.clips import draw
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """Random numbers that belong to a window of the dataset, so that they do not depend on the number of processes."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -37,8 +35,3 @@ def step_generator(step: int, window: int, device: torch.device, *parts: int) ->
     It is on the device, so that sampling does not use the CPU; the numbers are equal on all devices of one kind.
     """
     return torch.Generator(device).manual_seed(derived_seed(step, window, run_seed(), *parts))
-
-
-def each(function: Callable[..., Tensor], generators: list[torch.Generator], *shape: int) -> Tensor:
-    """Draw random numbers for each sample from its generator: float[B, *shape] on the generators' device."""
-    return torch.stack([function(shape, generator=own, device=own.device) for own in generators])

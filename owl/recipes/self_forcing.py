@@ -22,7 +22,6 @@ from owl.nn.frozen import freeze, trained
 from owl.optim.configuration import parameter_groups, with_schedule
 from owl.optim.stepping import ManualStep, manual_step, with_gradient
 from owl.recipes.adversarial import refuse_penalties
-from owl.recipes.clips import Forcing, unpacked_inputs
 from owl.recipes.compilation import compile_for_training
 from owl.recipes.critic_lag import CriticLag
 from owl.recipes.hooks import ChecksEncoder, MeasuresEpochs, SeedsByWindow
@@ -32,8 +31,10 @@ from owl.recipes.presentation import Presentation, present
 from owl.recipes.randomness import MEASURED, step_generator, windows
 from owl.recipes.student_adversary import Adversary
 from owl.recipes.student_rollouts import Generated, Plan, StudentRollouts
-from owl.recipes.teachers import check_causal, check_data, check_same, copied, forcing_of, load_source
+from owl.recipes.teachers import check_data, check_same, copied, forcing_of
+from owl.rollout.clips import unpacked_inputs
 from owl.rollout.generate import Schedule
+from owl.rollout.loading import Forcing, check_causal, load_source
 
 LOWEST, HIGHEST = 0.02, 0.98
 """Noise levels of distribution matching are clamped to this range."""

@@ -8,10 +8,10 @@ import torch
 
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.placement import placement
-from owl.recipes.clips import draw
 from owl.recipes.memory import saved_bytes
 from owl.recipes.presentation import present
 from owl.recipes.randomness import step_generator
+from owl.rollout.clips import draw
 from owl.rollout.generate import Context, Rollout, Schedule, as_context, commit_frame, generate_frames
 
 SHARED = 2**40

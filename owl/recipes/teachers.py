@@ -1,59 +1,15 @@
-"""World models that a recipe starts from, loaded from checkpoints and checked against each other."""
+"""World models that a recipe starts from, checked against each other."""
 
 from copy import deepcopy
-from dataclasses import dataclass, replace
-from typing import Any, get_args
+from dataclasses import replace
+from typing import Any
 
 import torch
 
 from owl.errors import OwlError
 from owl.latents import check_encoder, check_latents, described, encoder_of
 from owl.models.world_model import WorldTransformer
-from owl.recipes.clips import Forcing
-from owl.rollout.loading import load_world_model, origin_of
-
-
-@dataclass(frozen=True)
-class Source:
-    """A trained world model.
-
-    Attributes:
-        path: Its checkpoint or export.
-        network: The world model, on the CPU, in training mode.
-        forcing: How it was trained; None if the file does not tell, as that of a few-step student.
-        stride: Stored frames from one of its frames to the next; None likewise.
-        length: Frames of the clips that it was trained on; None likewise.
-    """
-
-    path: str
-    network: WorldTransformer
-    forcing: Forcing | None
-    stride: int | None
-    length: int | None
-
-
-def load_source(path: str, checkpoint: bool = False) -> Source:
-    """Load a world model with averaged weights.
-
-    Args:
-        path: A .ckpt file written by fit, or a folder written by export.
-        checkpoint: Whether it recomputes activations in the backward pass.
-
-    Raises:
-        OwlError: The file is missing or damaged, or contains another kind of network.
-    """
-    network, content = load_world_model(path, "network")
-    network.train()
-    network.checkpoint = checkpoint
-    origin = origin_of(path, content)
-    forcing = origin.get("forcing")
-    return Source(
-        path,
-        network,
-        forcing if forcing in get_args(Forcing) else None,
-        origin.get("stride"),
-        origin.get("length"),
-    )
+from owl.rollout.loading import Forcing, Source
 
 
 def copied(source: Source, checkpoint: bool) -> Source:
@@ -66,20 +22,6 @@ def copied(source: Source, checkpoint: bool) -> Source:
     network = deepcopy(source.network)
     network.checkpoint = checkpoint
     return replace(source, network=network)
-
-
-def check_causal(source: Source, role: str) -> None:
-    """Check that a world model was not trained with bidirectional attention.
-
-    Raises:
-        OwlError: It was.
-    """
-    if source.forcing == "full":
-        raise OwlError(
-            "recipe.teacher",
-            f"the {role} {source.path} was trained with forcing full, in which frames attend to later ones, expected "
-            "teacher or diffusion; give a causal world model",
-        )
 
 
 def check_same(student: Source, other: Source, role: str) -> None:

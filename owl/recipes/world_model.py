@@ -11,7 +11,7 @@ from torchmetrics import MeanMetric
 
 from owl.distributed.reduction import mean_over_processes
 from owl.distributed.sharding import shard
-from owl.flow_matching import add_noise, logit_normal, velocity_loss
+from owl.flow_matching import add_noise, each, logit_normal, velocity_loss
 from owl.latents import described, load_latent_stats
 from owl.losses.reconstruction import weighted_sum
 from owl.models.streams import hide
@@ -19,11 +19,12 @@ from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.attention import NEVER, Frames, clip_frames
 from owl.optim.configuration import parameter_groups, with_schedule
 from owl.recipes.arguments import fractions
-from owl.recipes.clips import Forcing, clip_inputs, draw
 from owl.recipes.compilation import compile_for_training
 from owl.recipes.hooks import ChecksEncoder, MeasuresEpochs, SeedsByWindow
 from owl.recipes.logging import log_losses
-from owl.recipes.randomness import each, step_generator, windows
+from owl.recipes.randomness import step_generator, windows
+from owl.rollout.clips import clip_inputs, draw
+from owl.rollout.loading import Forcing
 
 NOISE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Noise levels at which validation measures the loss."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import yaml
 from torch import nn
@@ -15,6 +15,9 @@ from owl.rollout.checks import check_decoder
 from owl.rollout.shared import PARTS, SharedWorld
 
 PROVENANCE = "provenance.yaml"
+
+Forcing = Literal["teacher", "diffusion", "full"]
+"""How the recipe `owl.recipes.world_model.WorldModel` presents clips."""
 
 
 def load_world_model(path: str | Path, name: str | None = None) -> tuple[WorldTransformer, dict[str, Any] | None]:
@@ -79,6 +82,63 @@ def origin_of(path: str | Path, content: dict[str, Any] | None) -> dict[str, Any
 def _arguments(content: dict[str, Any], part: str) -> dict[str, Any]:
     """Return the arguments of "model" or "data" in the configuration of a checkpoint."""
     return ((content["owl"].get("config") or {}).get(part) or {}).get("init_args") or {}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A trained world model.
+
+    Attributes:
+        path: Its checkpoint or export.
+        network: The world model, on the CPU, in training mode.
+        forcing: How it was trained; None if the file does not tell, as that of a few-step student.
+        stride: Stored frames from one of its frames to the next; None likewise.
+        length: Frames of the clips that it was trained on; None likewise.
+    """
+
+    path: str
+    network: WorldTransformer
+    forcing: Forcing | None
+    stride: int | None
+    length: int | None
+
+
+def load_source(path: str, checkpoint: bool = False) -> Source:
+    """Load a world model with averaged weights.
+
+    Args:
+        path: A .ckpt file written by fit, or a folder written by export.
+        checkpoint: Whether it recomputes activations in the backward pass.
+
+    Raises:
+        OwlError: The file is missing or damaged, or contains another kind of network.
+    """
+    network, content = load_world_model(path, "network")
+    network.train()
+    network.checkpoint = checkpoint
+    origin = origin_of(path, content)
+    forcing = origin.get("forcing")
+    return Source(
+        path,
+        network,
+        forcing if forcing in get_args(Forcing) else None,
+        origin.get("stride"),
+        origin.get("length"),
+    )
+
+
+def check_causal(source: Source, role: str) -> None:
+    """Check that a world model was not trained with bidirectional attention.
+
+    Raises:
+        OwlError: It was.
+    """
+    if source.forcing == "full":
+        raise OwlError(
+            "recipe.teacher",
+            f"the {role} {source.path} was trained with forcing full, in which frames attend to later ones, expected "
+            "teacher or diffusion; give a causal world model",
+        )
 
 
 @dataclass(frozen=True)

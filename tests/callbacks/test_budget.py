@@ -12,9 +12,8 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Timer
 
 from owl.callbacks.budget import Budget, duration, multiples
-from owl.callbacks.checkpoint import Checkpoint
+from owl.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
 from owl.callbacks.report import Report
-from owl.checkpoint import AtomicCheckpointIO
 from owl.optim.configuration import with_schedule
 from tests.helpers.line import Line, loader, trainer
 from tests.helpers.saboteurs import Stopwatch

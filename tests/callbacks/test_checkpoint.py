@@ -10,10 +10,10 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
-from owl.callbacks.checkpoint import Checkpoint
+from owl.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
 from owl.callbacks.media import Media
 from owl.callbacks.report import Report
-from owl.checkpoint import AtomicCheckpointIO, load_checkpoint
+from owl.checkpoint import load_checkpoint
 from owl.errors import OwlError
 from tests.helpers.errors import refused
 from tests.helpers.line import Line, loader, trainer

@@ -14,7 +14,7 @@ from owl.data.shards import DatasetInfo
 from owl.latents import load_latent_stats
 from owl.models.world_model import WorldTransformer
 from owl.recipes.layer_pruning import LayerPruning, kept_layers
-from owl.recipes.teachers import load_source
+from owl.rollout.loading import load_source
 from tests.helpers.errors import refused
 from tests.helpers.latents import draw, lively, make_latents, streams, tiny_consistency
 from tests.helpers.tiny import owl_here, write_config

@@ -15,11 +15,11 @@ from owl.data.windows import WindowDataset
 from owl.flow_matching import noise_levels
 from owl.latents import in_windows, load_latent_stats
 from owl.models.world_model import Controls, Streams, WorldTransformer
-from owl.recipes.clips import clip_inputs, flat, unflat
 from owl.recipes.ode_regression import ODERegression
-from owl.recipes.trajectories import follow
+from owl.rollout.clips import clip_inputs, flat, unflat
 from owl.rollout.engine import Engine
 from owl.rollout.generate import Schedule
+from owl.rollout.trajectories import follow
 from tests.helpers.errors import refused
 from tests.helpers.latents import LATENT, TINY, dot_experiment, draw, lively, make_latents, streams
 from tests.helpers.shards import overwrite

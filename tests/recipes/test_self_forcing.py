@@ -16,7 +16,7 @@ from owl import models
 from owl.models.world_model import WorldTransformer
 from owl.recipes import memory
 from owl.recipes.self_forcing import CRITIC, FRAMES, STUDENT
-from owl.recipes.teachers import load_source
+from owl.rollout.loading import load_source
 from tests.helpers.errors import refused
 from tests.helpers.latents import LATENT, make_latents
 from tests.helpers.students import batches, make_lab, moved, recipe, trained, weights

@@ -7,7 +7,8 @@ import pytest
 from owl import models
 from owl.models.world_model import WorldTransformer
 from owl.recipes.self_forcing import SelfForcing
-from owl.recipes.teachers import check_causal, check_same, check_stride, forcing_of, load_source
+from owl.recipes.teachers import check_same, check_stride, forcing_of
+from owl.rollout.loading import check_causal, load_source
 from tests.helpers.autoencoders import save_autoencoder
 from tests.helpers.errors import refused
 from tests.helpers.latents import TINY, dot_experiment, lively, make_latents, streams

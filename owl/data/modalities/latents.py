@@ -110,7 +110,7 @@ class Trajectory(Latent):
     """Points float16 of ``shape`` [points, features] per frame, on the flow of a world model from noise to the frame.
 
     The points are x_t at each of ``noise_levels`` and then x0, of all generated streams, standardised, flattened and
-    joined (`owl.recipes.clips.flat`). Windows contain float32[T, points, features]. An episode is a clip of ``length``
+    joined (`owl.rollout.clips.flat`). Windows contain float32[T, points, features]. An episode is a clip of ``length``
     frames, ``stride`` stored frames apart: the flow of a frame depends on the frames before it in its clip.
 
     Raises:

@@ -25,9 +25,9 @@ from owl.hardware import default_device
 from owl.latents import check_encoder, check_latents, in_windows
 from owl.models.sampling import Sampling
 from owl.models.world_model import Controls, Streams, WorldTransformer
-from owl.recipes.clips import clip_inputs, draw, flat
-from owl.recipes.teachers import check_causal, load_source
+from owl.rollout.clips import clip_inputs, draw, flat
 from owl.rollout.generate import Context, Schedule, denoise
+from owl.rollout.loading import check_causal, load_source
 from owl.seeds import derived_seed
 
 MODALITY = "trajectory"

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from owl.recipes.clips import clip_inputs, unpacked_inputs
+from owl.rollout.clips import clip_inputs, unpacked_inputs
 from tests.helpers.errors import refused
 from tests.helpers.latents import draw, lively, streams
 

@@ -1,17 +1,13 @@
-"""Clips of latents and controls, shared by recipes of world models."""
+"""Clips of latents and controls as inputs of a world model, and the noise for them."""
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from owl.errors import OwlError
+from owl.flow_matching import each
 from owl.models.world_model import Controls, Streams, WorldTransformer
-from owl.recipes.randomness import each
-
-Forcing = Literal["teacher", "diffusion", "full"]
-"""How the recipe `owl.recipes.world_model.WorldModel` presents clips."""
 
 
 def clip_inputs(network: WorldTransformer, batch: dict[str, Tensor]) -> tuple[Streams, Controls, Tensor | None]:
