@@ -3,6 +3,7 @@
 import pickle
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +49,23 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
             "checkpoint.foreign", f"{path} was not written by python -m owl fit; give a .ckpt file of a run folder"
         )
     return content
+
+
+def other_network(path: str | Path, content: dict[str, Any], recipe: object, differences: Sequence[str]) -> OwlError:
+    """Return the error for a checkpoint whose weights are not those of the configured network.
+
+    Args:
+        path: The checkpoint.
+        content: Its content.
+        recipe: The configured recipe.
+        differences: At least one weight that differs, and how, such as "missing network.bias".
+    """
+    found, expected = content["owl"]["recipe"], f"{type(recipe).__module__}.{type(recipe).__name__}"
+    if found != expected:
+        message = f"{path} was trained by {found}, this configuration is of {expected}; give the checkpoint of one"
+    else:
+        message = (
+            f"the network in {path} differs from the configured one in {len(differences)} weights, such as: "
+            f"{differences[0]}; use the model.network of the checkpoint, or train from scratch with another --name"
+        )
+    return OwlError("checkpoint.other-network", message)

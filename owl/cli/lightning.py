@@ -4,13 +4,13 @@ import argparse
 import gc
 import logging
 import os
-import re
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import CodeType
 from typing import Any, Literal
 
 import torch
@@ -25,6 +25,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.trainer import _PRECISION_INPUT
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
+from torch import nn
 
 from owl.callbacks.budget import Budget
 from owl.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
@@ -36,7 +37,7 @@ from owl.callbacks.progress import Progress
 from owl.callbacks.report import Report
 from owl.callbacks.step_seed import StepSeed
 from owl.callbacks.throughput import Throughput
-from owl.checkpoint import load_checkpoint
+from owl.checkpoint import load_checkpoint, other_network
 from owl.cli.arguments import config_files
 from owl.cli.mistakes import explain
 from owl.configuration import check_file, dump
@@ -44,6 +45,7 @@ from owl.data.failures import worker_failure
 from owl.distributed.fsdp2 import FullySharded  # noqa: F401 (registers its name with the trainer)
 from owl.errors import OwlError
 from owl.hardware import cost_of_bfloat16, trainer_precision
+from owl.nn.frozen import completed, whole_state_dicts
 from owl.run_folder import SaveConfig, run_files, training_in
 
 CHATTER = (
@@ -325,27 +327,32 @@ def raised_by_lightning(error: BaseException) -> bool:
 
 def refused_by_trainer(error: Exception, trainer: Trainer | None = None) -> OwlError:
     """Wrap Lightning's error about a configuration."""
-    reason = " ".join(str(error).split())
-    if trainer is not None and trainer.overfit_batches > 0:  # sets the other limits
-        reason = re.sub("limit_(train|val)_batches", "overfit_batches", reason)
-    return OwlError("trainer.refused", f"the trainer rejects this configuration ({reason}); correct its settings")
+    reason, advice = " ".join(str(error).split()), "correct its settings"
+    if trainer is not None and trainer.overfit_batches > 0:
+        advice += ", of which overfit_batches sets limit_train_batches and limit_val_batches"
+    return OwlError("trainer.refused", f"the trainer rejects this configuration ({reason}); {advice}")
 
 
-def other_network(checkpoint: str, recipe: LightningModule, message: str) -> str:
-    """Describe why a checkpoint's weights do not match the configured network; ``message`` is PyTorch's."""
-    found, expected = load_checkpoint(checkpoint)["owl"]["recipe"], f"{type(recipe).__module__}.{type(recipe).__name__}"
-    if found != expected:
-        return f"{checkpoint} was trained by {found}, this configuration is of {expected}; give the checkpoint of one"
-    differences = []
-    for line in map(str.strip, message.splitlines()[1:]):
-        if line.startswith("size mismatch"):
-            differences.append(line.removesuffix("."))
-        else:  # a list of missing or unexpected weights
-            differences += [f"{line.split()[0].lower()} {name}" for name in re.findall(r'"([^"]+)"', line)]
-    return (
-        f"the network in {checkpoint} differs from the configured one in {len(differences)} weights, such as: "
-        f"{differences[0]}; use the model.network of the checkpoint, or train from scratch with another --name"
-    )
+def raised_in(error: BaseException, code: CodeType) -> bool:
+    """Return whether an error was raised while the code of a function ran."""
+    return any(frame.f_code is code for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def differing_weights(stored: dict[str, Any], network: nn.Module) -> list[str]:
+    """Describe the weights that a strict load of a state dict into a network refuses: absent ones and other shapes."""
+    found = completed(network, stored)
+    with whole_state_dicts():
+        expected = network.state_dict()
+    shapes = [{name: list(getattr(value, "shape", ())) for name, value in side.items()} for side in (found, expected)]
+    return [
+        *(f"missing {name}" for name in expected if name not in found),
+        *(f"unexpected {name}" for name in found if name not in expected),
+        *(
+            f"size mismatch for {name}: {shapes[0][name]} in the checkpoint, {shape} in the configured network"
+            for name, shape in shapes[1].items()
+            if shapes[0].get(name, shape) != shape
+        ),
+    ]
 
 
 def is_main_process() -> bool:
@@ -414,9 +421,10 @@ def main(arguments: list[str]) -> int:
     except RuntimeError as error:
         if failure := worker_failure(error):
             raise failure from error
-        if "Error(s) in loading state_dict" not in str(error):
-            raise
-        raise OwlError(
-            "checkpoint.other-network", other_network(cli.config_init[cli.subcommand].ckpt_path, cli.model, str(error))
-        ) from error
+        path = cli.config_init[cli.subcommand].ckpt_path if hasattr(cli, "model") else None
+        if path is not None and raised_in(error, nn.Module.load_state_dict.__code__):
+            content = load_checkpoint(path)
+            if differences := differing_weights(content["state_dict"], cli.model):
+                raise other_network(path, content, cli.model, differences) from error
+        raise
     return 0

@@ -9,7 +9,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
 from torch.optim import Optimizer
 
-from owl.checkpoint import load_checkpoint
+from owl.checkpoint import load_checkpoint, other_network
 
 
 class FullySharded(ModelParallelStrategy):
@@ -47,15 +47,18 @@ class FullySharded(ModelParallelStrategy):
 
         Lightning's implementation assumes contiguous tensors and optimisers with a single parameter group. Every rank
         reads only its shards: the tensors that `owl.checkpoint.load_checkpoint` returns are memory-mapped.
+
+        Raises:
+            OwlError: See `owl.checkpoint.load_checkpoint`; or weights of the network are missing.
         """
         content = load_checkpoint(self.broadcast(checkpoint_path))
         assert self.model is not None
         strict = self.lightning_module.strict_loading  # type: ignore[union-attr]
         if strict and (missing := self.model.state_dict().keys() - content["state_dict"].keys()):
             # missing entries are completed from the model below, before PyTorch checks for them
-            quoted = ", ".join(f'"{name}"' for name in sorted(missing))
-            kind = type(self.model).__name__
-            raise RuntimeError(f"Error(s) in loading state_dict for {kind}:\n\tMissing key(s) in state_dict: {quoted}.")
+            raise other_network(
+                checkpoint_path, content, self.lightning_module, [f"missing {n}" for n in sorted(missing)]
+            )
         options = StateDictOptions(full_state_dict=True, strict=strict)
         set_model_state_dict(self.model, dict(content["state_dict"]), options=options)
         names = {parameter: name for name, parameter in self.model.named_parameters()}

@@ -53,6 +53,15 @@ def whole_state_dicts() -> Iterator[None]:
         _WHOLE.reset(token)
 
 
+def completed(module: nn.Module, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Return a state dict with the weights of the frozen parts that it lacks, as a strict load completes it."""
+    whole = dict(state_dict)
+    for name, part in module.named_modules(remove_duplicate=False):
+        if getattr(vars(part).get("train"), "func", None) is _stay_in_eval:
+            _keep(part, whole, f"{name}." if name else "")
+    return whole
+
+
 def _leave_out(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
     """Remove a frozen module from a state dict."""
     if not _WHOLE.get():

@@ -1,13 +1,18 @@
 """Configuration files that merge and refer to each other, and what is refused only once a run begins."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from torch import Tensor, nn
 
 from owl.__main__ import main
+from owl.cli.lightning import differing_weights
+from owl.nn.frozen import freeze, whole_state_dicts
 from tests.helpers.errors import check_line, refused
 from tests.helpers.shards import make_dataset
 from tests.helpers.tiny import owl_here, tiny_experiment, write_config
@@ -111,3 +116,28 @@ def test_what_the_trainer_refuses_once_it_knows_the_data_is_told(
     assert exit_.value.code == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     check_line(line, "trainer.refused", "`val_check_interval` (100)")
+
+
+def test_the_weights_that_differ_are_those_that_a_strict_load_refuses() -> None:
+    frozen = freeze(nn.Linear(2, 2))
+    network = nn.ModuleDict({"frozen": frozen, "again": nn.Sequential(frozen), "trained": nn.Linear(2, 3)})
+    own = network.state_dict()
+    with whole_state_dicts():
+        whole = network.state_dict()
+    changes: list[tuple[dict[str, Tensor], list[str]]] = [
+        (own, []),
+        (whole, []),
+        ({**own, "frozen.bias": torch.zeros(2)}, ["missing frozen.weight"]),
+        ({**own, "other": torch.zeros(2)}, ["unexpected other"]),
+        (
+            {"trained.weight": torch.zeros(4, 2)},
+            [
+                "missing trained.bias",
+                "size mismatch for trained.weight: [4, 2] in the checkpoint, [3, 2] in the configured network",
+            ],
+        ),
+    ]
+    for stored, differences in changes:
+        assert differing_weights(stored, network) == differences
+        with pytest.raises(RuntimeError) if differences else nullcontext():
+            network.load_state_dict(stored)
