@@ -190,7 +190,7 @@ class AttendInChunks(torch.autograd.Function):
             scores = q[:, chunk.queries] @ gather(k, chunk.keys).mT
             if mask is not None:
                 scores.unflatten(0, (batch, heads)).add_(mask)
-            weights.append(scores.softmax(-1))
+            weights.append(scores.softmax(-1).to(scores.dtype))  # autocast on GPUs gives float32
             attended[:, chunk.queries] = weights[-1] @ gather(v, chunk.keys)
         context.save_for_backward(q, k, v, *weights)
         context.chunks = chunks
