@@ -23,6 +23,22 @@ def fractions(**values: float) -> None:
             )
 
 
+def not_negative(**values: float) -> None:
+    """Check strengths.
+
+    Args:
+        values: By name of the recipe's argument.
+
+    Raises:
+        OwlError: A number is negative.
+    """
+    for name, value in values.items():
+        if not value >= 0:  # nor NaN
+            raise OwlError(
+                "recipe.arguments", f"{name} is {value}, expected at least 0; correct model.init_args.{name}"
+            )
+
+
 def any_weight(weights: Any) -> None:
     """Check that a loss has a term.
 

@@ -24,7 +24,7 @@ from owl.models.image_decoder import ImageDecoder
 from owl.nn.frozen import freeze
 from owl.optim.stepping import manual_step
 from owl.recipes.adversarial import TrainsAgainstDiscriminator, fooled, ramped, refuse_penalties
-from owl.recipes.arguments import any_weight, fractions
+from owl.recipes.arguments import any_weight, fractions, not_negative
 from owl.recipes.compilation import compile_for_training
 from owl.recipes.decoders import DecoderMetrics, clips, few, latents, load_autoencoder, with_noise
 from owl.recipes.hooks import ChecksEncoder, SeedsByWindow
@@ -220,7 +220,8 @@ class DiffusionDecoder(ChecksEncoder, SeedsByWindow, TrainsAgainstDiscriminator)
         fractions(bootstrap=bootstrap, latent_dropout=latent_dropout, noise_sync=noise_sync)
         any_weight(weights)
         at_least(1, sample_steps=sample_steps, intervals=intervals, penalty_every=penalty_every)
-        at_least(0, adversarial_ramp=adversarial_ramp, gamma=gamma)
+        at_least(0, adversarial_ramp=adversarial_ramp)
+        not_negative(gamma=gamma, noise=noise)
         if (discriminator is None) != (weights.adversarial == 0):
             raise OwlError(
                 "recipe.arguments",

@@ -21,7 +21,7 @@ from owl.models.image_decoder import ImageDecoder
 from owl.nn.frozen import freeze
 from owl.optim.stepping import manual_step
 from owl.recipes.adversarial import TrainsAgainstDiscriminator, fooled, ramped, refuse_penalties
-from owl.recipes.arguments import fractions
+from owl.recipes.arguments import fractions, not_negative
 from owl.recipes.decoders import (
     DecoderFactory,
     DecoderMetrics,
@@ -119,6 +119,7 @@ class Distill(ChecksEncoder, MeasuresBatches, TrainsAgainstDiscriminator):
         super().__init__()
         at_least(1, penalty_every=penalty_every, accumulate=accumulate)
         fractions(truth=truth)
+        not_negative(gamma=gamma, noise=noise)
         self.save_hyperparameters()
         self.automatic_optimization = False
         source = load_autoencoder(autoencoder)

@@ -24,6 +24,7 @@ from owl.nn.bottleneck import Encoding
 from owl.nn.frozen import freeze
 from owl.optim.stepping import manual_step
 from owl.recipes.adversarial import TrainsAgainstDiscriminator, fooled, ramped, refuse_penalties
+from owl.recipes.arguments import not_negative
 from owl.recipes.decoders import (
     DecoderFactory,
     DecoderMetrics,
@@ -137,11 +138,7 @@ class GANDecoder(ChecksEncoder, MeasuresBatches, TrainsAgainstDiscriminator):
         super().__init__()
         at_least(1, penalty_every=penalty_every, accumulate=accumulate)
         at_least(0, adversarial_start=adversarial_start, adversarial_ramp=adversarial_ramp)
-        for name, value in (("gamma", gamma), ("noise", noise)):
-            if value < 0:
-                raise OwlError(
-                    "recipe.arguments", f"{name} is {value}, expected at least 0; correct model.init_args.{name}"
-                )
+        not_negative(gamma=gamma, noise=noise)
         if sum((train_encoder, previous, network is not None)) > 1:
             raise OwlError(
                 "recipe.arguments",

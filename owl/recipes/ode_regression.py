@@ -91,7 +91,7 @@ class ODERegression(Distillation):
         if MODALITY not in batch:
             raise OwlError(
                 "recipe.dataset",
-                f"samples hold no {MODALITY}, expected those of the dataset; add it to data.modalities",
+                f"samples hold no {MODALITY}, expected those of the dataset; add it to data.init_args.modalities",
             )
         # noise depends on the window and the step: the distribution over processes does not change the training
         generators = [step_generator(step, window, self.device) for window in windows(batch)]

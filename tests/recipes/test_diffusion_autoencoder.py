@@ -205,6 +205,9 @@ def test_what_does_not_fit_is_told(lab: Path) -> None:
         recipe(lab, weights)
     with refused("recipe.arguments", "weights.adversarial is 0.0"):
         recipe(lab, discriminator=small)
+    for name in ("gamma", "noise"):
+        with refused("recipe.arguments", f"{name} is -1.0", f"model.init_args.{name}"):
+            recipe(lab, **{name: -1.0})
     made = recipe(lab, weights, discriminator=small, gamma=2.0)
     made._device_mesh = {"data_parallel": None}  # type: ignore[assignment]
     with refused("trainer.strategy", "gamma is 2.0", "ddp"):

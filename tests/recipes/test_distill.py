@@ -134,6 +134,9 @@ def test_latents_of_another_encoder_are_refused(lab: Path) -> None:
 def test_what_does_not_fit_is_told(lab: Path) -> None:
     with refused("recipe.arguments", "truth", "1.5"):
         recipe(lab, truth=1.5)
+    for name in ("gamma", "noise"):
+        with refused("recipe.arguments", f"{name} is -1.0", f"model.init_args.{name}"):
+            recipe(lab, **{name: -1.0})
     made = recipe(lab, discriminator=PatchDiscriminator(width=8, layers=2), gamma=2.0)
     made._device_mesh = {"data_parallel": None}  # type: ignore[assignment]
     with refused("trainer.strategy", "gamma is 2.0", "ddp"):

@@ -223,7 +223,11 @@ def test_clips_longer_than_every_episode_are_refused(tmp_path: Path) -> None:
             "dataset.modalities",
             ["data"],
         ),
-        (["--data.modalities", "[latent,audio_latent,controls]"], "recipe.dataset", ["no trajectory"]),
+        (
+            ["--data.modalities", "[latent,audio_latent,controls]"],
+            "recipe.dataset",
+            ["no trajectory", "data.init_args.modalities"],
+        ),
         (["--model.student", "shifted"], "recipe.teacher", ["statistics of the teacher teacher", "student shifted"]),
     ],
 )
