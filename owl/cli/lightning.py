@@ -74,6 +74,8 @@ REFUSED = {
     ),
 }
 """Values that Lightning's trainer accepts but OWL does not support, with the reason."""
+OF_THE_RECIPE = {"gradient_clip_val": ("clip", (None, 0)), "accumulate_grad_batches": ("accumulate", (None, 1))}
+"""Settings of the trainer that recipes with several optimisers have as arguments, and the values that set nothing."""
 CKPT_PATH_HELP = {
     "fit": "last: resume this run, or start it if there is none; best; or a file to start from.",
     "others": "The checkpoint: last, best or a file.",
@@ -229,6 +231,14 @@ class OwlCLI(LightningCLI):
         for key, (value, advice) in REFUSED.items():
             if chosen.get(key) is value:
                 raise OwlError("trainer.refused", f"trainer.{key} is {str(value).lower()}, but {advice}")
+        if self.subcommand == "fit" and not self.model.automatic_optimization:
+            for key, (argument, unset) in OF_THE_RECIPE.items():
+                if argument in self.model.hparams and chosen.get(key) not in unset:
+                    raise OwlError(
+                        "trainer.refused",
+                        f"trainer.{key} is {chosen.get(key)}, but {type(self.model).__name__} steps several optimisers "
+                        f"itself; leave it out and set model.init_args.{argument}",
+                    )
         plugins, callbacks = (as_list(chosen.get(key)) for key in ("plugins", "callbacks"))
         if chosen.get("max_time") is not None and any(isinstance(callback, Timer) for callback in callbacks):
             raise OwlError(

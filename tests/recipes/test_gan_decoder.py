@@ -285,6 +285,9 @@ def test_what_does_not_fit_is_told(lab: Path) -> None:
         fit(lab, "refused", "--model.discriminator.frames", "2", "--data.length", "1")
     with refused("dataset.modalities", "latent", ENCODER):
         fit(lab, "refused", "--trainer.callbacks", "null")
+    for option, own in (("gradient_clip_val", "clip"), ("accumulate_grad_batches", "accumulate")):
+        with refused("trainer.refused", f"trainer.{option} is 2", "GANDecoder", f"model.init_args.{own}"):
+            fit(lab, "refused", f"--trainer.{option}", "2")
     with refused("arguments.too-small", "penalty_every"):
         recipe(lab, penalty_every=0)
     for name in ("gamma", "noise"):
