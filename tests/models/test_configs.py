@@ -27,8 +27,10 @@ def test_shipped_networks_have_the_size_their_comments_state(
     name: str, shape: tuple[int, int, int], million_parameters: float
 ) -> None:
     text = (CONFIGS / f"{name}.yaml").read_text()
+    init_args = yaml.safe_load(text)["init_args"]
+    assert "group_size" in init_args  # an experiment to whose command line the file is given would keep its own value
     with torch.device("meta"):
-        network = ImageAutoencoder(**yaml.safe_load(text)["init_args"])
+        network = ImageAutoencoder(**init_args)
         mean, logvar = network.encoder(torch.empty(1, 3, *network.size))
         image = network.decoder(mean)
     assert mean.shape[1:] == shape
