@@ -14,6 +14,8 @@ from owl.version import code_version
 from owl.viz.comparison import Column, figure, page
 from owl.viz.rollouts import HORIZONS
 
+EACH = ("--steps", "--shift", "--sampler", "--guidance")
+"""Options of `python -m owl rollout` that take a value for each world model."""
 SHOWN = 6
 """Number of rollouts on the page."""
 
@@ -106,7 +108,11 @@ def write_page(out: Path, evaluations: dict[str, Evaluation], results: dict[str,
 
 
 def command(single: list[str]) -> str:
-    """Join the commands of single evaluations, whose settings differ in a few options, to one."""
+    """Join the commands of single evaluations to one.
+
+    The options that can have a value for each world model (``EACH``) get all of theirs; other options that differ are
+    left out: they name the parts of shared worlds, which each world finds by itself.
+    """
     parsed = [shlex.split(each)[4:] for each in single]
     words = ["python", "-m", "owl", "rollout", *(words[0] for words in parsed)]
     options: dict[str, list[list[str]]] = {}
@@ -119,6 +125,8 @@ def command(single: list[str]) -> str:
             else:
                 options[name][-1].append(word)
     for name, values in options.items():
-        same = all(value == values[0] for value in values)
-        words += [name, *(values[0] if same else [word for value in values for word in value])]
+        if len(values) == len(single) and all(value == values[0] for value in values):
+            words += [name, *values[0]]
+        elif name in EACH:
+            words += [name, *(word for value in values for word in value)]
     return shlex.join(words)

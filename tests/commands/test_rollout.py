@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 
 from owl import models
+from owl.comparison import world_models
 from owl.data.shards import DatasetInfo
 from owl.latents import encoder_of, load_latent_stats
 from owl.models.image_autoencoder import ImageAutoencoder
@@ -211,6 +212,13 @@ def test_several_world_models_are_shown_on_one_page(lab: Path) -> None:
     assert "--sampler euler consistency" in page
     for name in metrics:
         assert (lab / "both" / name / "report.md").exists()
+
+
+def test_the_command_of_a_page_leaves_shared_worlds_their_own_parts() -> None:
+    common = "--data data --out both --frames 10"
+    one = f"python -m owl rollout one {common} --decoder one/decoders/a --inverse_dynamics one/reader --steps 2"
+    two = f"python -m owl rollout two {common} --decoder two/decoders/b --steps 4"
+    assert world_models.command([one, two]) == f"python -m owl rollout one two {common} --steps 2 4"
 
 
 @pytest.mark.parametrize("page", ["rollout.md", "fp8.md"])
