@@ -120,7 +120,8 @@ class ScriptedEvaluation:
         rows = [
             "Accuracy is the mean of the shares of frames that are read correctly while the control is used and while "
             "it is not (0.5: chance for a button); latency is the mean number of frames from its first use to its "
-            "first reading; missed is the share of rollouts in which it was not read at all.",
+            "first reading; missed is the share of rollouts in which it was not read at all. An axis slower than the "
+            "reader's dead zone is not compared.",
             "",
             "| script | control | accuracy | game | latency | game | missed | game | moved | game |",
             "| --- | --- |" + " ---: |" * 8,

@@ -142,6 +142,8 @@ class GameTruth:
 def control_metrics(scripted: Scripted, reader: InverseDynamicsReader) -> dict[str, float]:
     """Measure how the controls of a script are followed, as an inverse dynamics model reads them from the frames.
 
+    An axis that never moves by the reader's dead zone in a frame has ``_moved`` only: such a movement is read as none.
+
     Returns:
         For each control of the script, with the prefix ``script_<script>_<control>`` and for the game's frames with the
         suffix ``_true``: ``_accuracy``, the mean of the shares of frames that are read correctly while the control
@@ -161,8 +163,10 @@ def control_metrics(scripted: Scripted, reader: InverseDynamicsReader) -> dict[s
                 given, found = scripted.buttons[:, column], buttons[..., column]
             else:
                 column = network.axes.index(name)
-                given, found = scripted.axes[:, column].sign(), reader.direction(axes[..., column])
+                given, found = (reader.direction(side[..., column]) for side in (scripted.axes, axes))
                 values[f"script_{script.name}_{name}_moved{suffix}"] = float(axes[..., column].sum(1).mean())
+                if not given.any():
+                    continue
             values |= {
                 f"script_{script.name}_{name}_{metric}{suffix}": value
                 for metric, value in followed(given, found).items()
@@ -174,7 +178,7 @@ def followed(given: Tensor, read: Tensor) -> dict[str, float]:
     """Compare a control with its reading.
 
     Args:
-        given: float[T], 0 where the control is not used.
+        given: float[T], 0 where the control is not used; it is used in some frame.
         read: float[S, T], the same values.
 
     Returns:

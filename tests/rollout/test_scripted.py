@@ -70,6 +70,9 @@ def test_each_control_of_a_script_is_read_from_the_generated_frames_and_from_tho
             "script_both_y_moved_true": 12,
         }
     )
+    slow = InverseDynamicsReader(Painted(), 7.0)  # type: ignore[arg-type]  # the axis moves by 6, which is read as none
+    left = control_metrics(Scripted(script, 1, buttons, axes, before, late, game_frames), slow)
+    assert left == {n: v for n, v in found.items() if "_y_" not in n or "_moved" in n}
 
 
 def loop(generated: Tensor, true: Tensor | None = None) -> Scripted:
