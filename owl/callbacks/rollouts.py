@@ -19,13 +19,13 @@ from owl.rollout.engine import Engine
 from owl.rollout.episodes import Batch, Episodes, load_decoder
 from owl.rollout.evaluation import (
     DriftMeter,
-    InverseDynamicsReader,
     action_following,
     horizon_curves,
     long_rollout,
     roll_out,
 )
 from owl.rollout.generate import Schedule
+from owl.rollout.inverse_dynamics import InverseDynamicsReader
 from owl.rollout.report import at_horizons
 from owl.viz.rollouts import strip
 

@@ -20,8 +20,8 @@ from owl.models.world_model import WorldTransformer
 from owl.rollout.checks import check_decoder
 from owl.rollout.engine import Engine
 from owl.rollout.episodes import Episodes, check_dataset
-from owl.rollout.evaluation import InverseDynamicsReader
 from owl.rollout.generate import Schedule
+from owl.rollout.inverse_dynamics import InverseDynamicsReader
 from owl.rollout.loading import Parts, load_world_model, named_decoder, need_data, other_decoder, parts_of
 from owl.rollout.report import headline
 from owl.rollout.scripts import load_scripts

@@ -27,7 +27,6 @@ from owl.rollout.evaluation import (
     Clips,
     Drift,
     DriftMeter,
-    InverseDynamicsReader,
     action_following,
     audio_latent_mse,
     flicker,
@@ -36,6 +35,7 @@ from owl.rollout.evaluation import (
     long_rollout,
     roll_out,
 )
+from owl.rollout.inverse_dynamics import InverseDynamicsReader
 from owl.rollout.motion import decode_motion, end_point_curves, warp_curves
 from owl.rollout.report import MEASURED, at_horizons, following_table, horizon_table, sound_section, value_table
 from owl.rollout.sound import mel_curves, onset_agreement

@@ -13,7 +13,7 @@ from owl.errors import OwlError
 from owl.losses.lpips import LPIPS
 from owl.rollout.engine import Engine
 from owl.rollout.episodes import Episodes
-from owl.rollout.evaluation import InverseDynamicsReader
+from owl.rollout.inverse_dynamics import InverseDynamicsReader
 from owl.rollout.scripted import GameTruth, control_metrics, play_script, revisit_metrics
 from owl.rollout.scripts import Script
 from owl.viz import scripts as pictures

@@ -20,8 +20,8 @@ from owl.play.meters import TRUE_FRAMES, Reference
 from owl.play.world import Description, Picture, Settings, SoundFormat, World
 from owl.rollout.engine import Engine, Snapshot
 from owl.rollout.episodes import Episodes, as_bytes, check_dataset
-from owl.rollout.evaluation import InverseDynamicsReader
 from owl.rollout.generate import Schedule
+from owl.rollout.inverse_dynamics import InverseDynamicsReader
 from owl.rollout.loading import load_world_model, named_decoder, need_data, other_decoder, parts_of
 
 Precision = Literal["bf16", "fp32"]

@@ -17,7 +17,7 @@ from owl.errors import OwlError
 from owl.metrics.controls import ButtonAccuracy
 from owl.metrics.frechet import EfficientNetLite0Features
 from owl.models.inverse_dynamics import AFTER, BEFORE
-from owl.rollout.evaluation import InverseDynamicsReader
+from owl.rollout.inverse_dynamics import InverseDynamicsReader
 from owl.viz.film import apart
 
 SECONDS = 5.0

@@ -22,7 +22,7 @@ from owl.latents import modality_of
 from owl.models.world_model import WorldTransformer
 from owl.play.card import Facts, card, licence, sheet
 from owl.play.learned import LearnedWorld, Sources
-from owl.rollout.evaluation import InverseDynamicsReader
+from owl.rollout.inverse_dynamics import InverseDynamicsReader
 from owl.rollout.loading import (
     PROVENANCE,
     load_world_model,

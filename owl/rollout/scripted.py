@@ -15,7 +15,7 @@ from owl.models.inverse_dynamics import BEFORE
 from owl.pixels import to_float
 from owl.rollout.engine import Engine
 from owl.rollout.episodes import Batch, Episodes, as_bytes
-from owl.rollout.evaluation import InverseDynamicsReader
+from owl.rollout.inverse_dynamics import InverseDynamicsReader
 from owl.rollout.scripts import Script
 
 

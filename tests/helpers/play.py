@@ -19,7 +19,7 @@ from owl.play.meters import Reference
 from owl.play.protocol import Command, Input, Kind
 from owl.play.server import Server
 from owl.play.world import Description, Picture, Settings, SoundFormat, World
-from owl.rollout.evaluation import InverseDynamicsReader
+from owl.rollout.inverse_dynamics import InverseDynamicsReader
 from tests.helpers.rollouts import Painted
 
 RATE, PITCH = 44_100, 441.0

@@ -12,7 +12,7 @@ from owl.models.inverse_dynamics import AFTER, BEFORE
 from owl.play import meters
 from owl.play.beside import SideBySide
 from owl.play.meters import Drift, Reading, Shown, agreement, read
-from owl.rollout.evaluation import InverseDynamicsReader
+from owl.rollout.inverse_dynamics import InverseDynamicsReader
 from tests.helpers.play import Canvas, connected, playing, serving
 from tests.helpers.rollouts import Painted
 from tests.play.test_server import run

@@ -20,7 +20,6 @@ from owl.rollout.episodes import Episodes, load_decoder
 from owl.rollout.evaluation import (
     Clips,
     DriftMeter,
-    InverseDynamicsReader,
     action_following,
     audio_latent_mse,
     flicker,
@@ -29,6 +28,7 @@ from owl.rollout.evaluation import (
     long_rollout,
     roll_out,
 )
+from owl.rollout.inverse_dynamics import InverseDynamicsReader
 from owl.viz.rollouts import strip
 from tests.helpers.errors import refused
 from tests.helpers.latents import lively, make_latents, streams

@@ -14,7 +14,7 @@ from owl.data.recorder import GameRecording, record_game
 from owl.data.shards import DatasetInfo
 from owl.data.windows import WindowDataset
 from owl.losses.lpips import LPIPS
-from owl.rollout.evaluation import InverseDynamicsReader
+from owl.rollout.inverse_dynamics import InverseDynamicsReader
 from owl.rollout.scripted import GameTruth, Scripted, control_metrics, followed, revisit_metrics
 from owl.rollout.scripts import Move, Script
 from tests.helpers.errors import refused
