@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch.optim import AdamW, Optimizer
 from owl.distributed.reduction import mean_over_processes
 from owl.distributed.sharding import shard
 from owl.errors import OwlError, at_least
-from owl.flow_matching import SMALLEST_STEP, add_noise, each, logit_normal, shortcut_grid, shortcut_target, to_interval
+from owl.flow_matching import add_noise, shortcut_target, to_interval
 from owl.latents import check_encoder, described, load_latent_stats
 from owl.losses.lpips import LPIPS
 from owl.losses.reconstruction import ReconstructionLoss, ReconstructionWeights, weighted_sum
@@ -27,22 +26,18 @@ from owl.recipes.adversarial import TrainsAgainstDiscriminator, fooled, ramped, 
 from owl.recipes.arguments import any_weight, fractions, not_negative
 from owl.recipes.compilation import compile_for_training
 from owl.recipes.decoders import DecoderMetrics, clips, few, latents, load_autoencoder, with_noise
+from owl.recipes.denoising import Chances, Denoised, Draws, trajectory
 from owl.recipes.hooks import ChecksEncoder, SeedsByWindow
 from owl.recipes.images import images
 from owl.recipes.logging import log_losses
 from owl.recipes.post_training import consistency_loss, copy_weights, sampled, teacher_of
-from owl.recipes.randomness import step_generator, windows
 from owl.viz.pictures import comparison_grid
 
-SHORTCUT_LEVELS = 7
-"""Step sizes 2^-level of shortcuts, level 0 to 6, each learned from two steps of half the size."""
 CLAMPED_LEVEL = 0.05
 """Below this noise level the loss of a "clean" prediction grows no further (Li and He 2025)."""
 MEASURED_STEPS = (1, 4, 32)
 """Steps at which validation also measures the LPIPS of shortcut models, on its first batch."""
 SMALLEST_STD = 1e-3
-SYNCHRONISED = 1 << 62
-"""Added to a window's number where the noise of its latent is drawn, which differs from that of its target."""
 
 
 @dataclass
@@ -67,65 +62,6 @@ class Weights(ReconstructionWeights):
     sample_lpips: float = 0.0
     consistency: float = 0.0
     adversarial: float = 0.0
-
-
-@dataclass(frozen=True)
-class Draws:
-    """Random choices of a step, for each frame.
-
-    Attributes:
-        noise_level: float[N], t.
-        step_size: float[N], d.
-        known: bool[N], False where the latent is dropped.
-        flow: int64[n], numbers of the frames that learn the flow.
-        bootstrapped: int64[m], numbers of the frames that learn a shortcut.
-        noise: float[N, *target], eps.
-    """
-
-    noise_level: Tensor
-    step_size: Tensor
-    known: Tensor
-    flow: Tensor
-    bootstrapped: Tensor
-    noise: Tensor
-
-    @property
-    def estimated(self) -> Tensor:
-        """int64[n], numbers of the frames whose estimate of x0 is compared: ``flow``, or one other if that is empty."""
-        return self.flow if len(self.flow) else self.bootstrapped[:1]
-
-
-class Denoised(NamedTuple):
-    """A prediction of the flow.
-
-    Attributes:
-        clean: float[N, *target], x0, standardised.
-        estimate: float[N, *target], x_t - t v, the estimate of x0.
-        noisy: float[N, *target], x_t.
-        noise_level: float[N], t.
-    """
-
-    clean: Tensor
-    estimate: Tensor
-    noisy: Tensor
-    noise_level: Tensor
-
-
-def trajectory(clean: Tensor, noisy: Tensor, noise_level: Tensor) -> Tensor:
-    """Return the end, the beginning and the noise level of a step to x0 as channels, for a discriminator.
-
-    Zhao et al. 2025, "Epsilon-VAE: Denoising as Visual Decoding": D(x0, x_t, t), as in denoising diffusion GANs (Xiao
-    et al. 2022).
-
-    Args:
-        clean: float[N, C, h, w], x0 or its estimate.
-        noisy: The same shape, x_t.
-        noise_level: float[N], t.
-
-    Returns:
-        float[N, 2 C + 1, h, w].
-    """
-    return torch.cat([clean, noisy, noise_level[:, None, None, None].expand_as(noisy[:, :1])], 1)
 
 
 class DiffusionDecoder(ChecksEncoder, SeedsByWindow, TrainsAgainstDiscriminator):
@@ -159,7 +95,8 @@ class DiffusionDecoder(ChecksEncoder, SeedsByWindow, TrainsAgainstDiscriminator)
             whole frames.
         lpips_samples: With ``lpips_crop``: number of frames of a batch that are cropped. None: all.
         discriminator: Distinguishes x0 from the network's one-step estimate, given x_t and t, and gets its number of
-            channels from the recipe; see `trajectory`. Needs ``weights.adversarial``. None: no adversarial term.
+            channels from the recipe; see `owl.recipes.denoising.trajectory`. Needs ``weights.adversarial``. None: no
+            adversarial term.
         adversarial_ramp: Steps in which the adversarial term grows linearly to its weight.
         gamma: Weight of the discriminator's gradient penalties R1 and R2 (`owl.losses.adversarial`); 0 disables them,
             as FSDP2 requires.
@@ -243,7 +180,7 @@ class DiffusionDecoder(ChecksEncoder, SeedsByWindow, TrainsAgainstDiscriminator)
         self.discriminator = None if discriminator is None else discriminator(2 * self.network.target[0] + 1)
         self.automatic_optimization = discriminator is None
         self.adversarial_ramp, self.gamma, self.penalty_every, self.clip = adversarial_ramp, gamma, penalty_every, clip
-        self.train_encoder, self.noise_sync = train_encoder, noise_sync
+        self.train_encoder = train_encoder
         self.original = freeze(ImageDecoder.of(source))
         if residual:
             self.network.add_base(ImageDecoder.of(source))
@@ -256,9 +193,8 @@ class DiffusionDecoder(ChecksEncoder, SeedsByWindow, TrainsAgainstDiscriminator)
         self.reconstruction_loss = ReconstructionLoss(weights, lpips, lpips_crop, lpips_samples)
         self.reconstructs = any(getattr(weights, field.name) for field in fields(ReconstructionWeights))
         self.sample_steps, self.intervals = sample_steps, intervals
-        self.logit_mean, self.logit_std = logit_mean, logit_std
-        self.bootstrap = bootstrap if self.network.shortcut else 0.0
-        self.latent_dropout = latent_dropout
+        bootstrap = bootstrap if self.network.shortcut else 0.0
+        self.chances = Chances(logit_mean, logit_std, bootstrap, latent_dropout, noise_sync)
         self.noise = noise
         self.optimizer, self.discriminator_optimizer = optimizer, discriminator_optimizer
         self.warmup_steps = warmup_steps
@@ -308,19 +244,6 @@ class DiffusionDecoder(ChecksEncoder, SeedsByWindow, TrainsAgainstDiscriminator)
             return self.network.encode(images(batch)).mean
         return latents(batch)
 
-    def synchronise(self, batch: dict[str, Tensor], latent: Tensor, draws: Draws) -> tuple[Tensor, Draws]:
-        """Add noise to some latents, and raise the noise level of their targets (``noise_sync``)."""
-        if not self.noise_sync:
-            return latent, draws
-        frames = batch["rgb"].shape[1]
-        generators = [step_generator(self.global_step, SYNCHRONISED + number, self.device) for number in windows(batch)]
-        chosen, level = each(torch.rand, generators, 2, frames).transpose(0, 1).flatten(1)
-        # shortcuts keep to their grid of noise levels
-        level = torch.where(chosen < self.noise_sync, level, 0.0).index_fill(0, draws.bootstrapped, 0.0)
-        noise = each(torch.randn, generators, frames, *latent.shape[1:]).flatten(0, 1)
-        t = draws.noise_level
-        return add_noise(latent, noise, level), replace(draws, noise_level=level + (1 - level) * t)
-
     @torch.no_grad()
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Measure mean and standard deviation of the target on the first batch of a run; checkpoints store them."""
@@ -331,28 +254,6 @@ class DiffusionDecoder(ChecksEncoder, SeedsByWindow, TrainsAgainstDiscriminator)
         mean, square = mean_over_processes(moments)
         self.network.target_mean.copy_(mean)
         self.network.target_std.copy_((square - mean.square()).clamp(min=SMALLEST_STD**2).sqrt())
-
-    def draw(self, batch: dict[str, Tensor]) -> Draws:
-        """Draw the noise levels, step sizes and noise of a step.
-
-        They depend on the window and the step: the distribution over processes does not change the training.
-        """
-        frames, numbers = batch["rgb"].shape[1], windows(batch)
-        # choices are drawn on the CPU, so that the number of shortcuts is known without synchronising a GPU
-        chances = [step_generator(self.global_step, number, torch.device("cpu")) for number in numbers]
-        noise_level = logit_normal(each(torch.randn, chances, frames), self.logit_mean, self.logit_std).flatten()
-        dropped, chosen, level, place = each(torch.rand, chances, 4, frames).transpose(0, 1).flatten(1)
-        bootstrapped = chosen < self.bootstrap
-        d, t = shortcut_grid((level * SHORTCUT_LEVELS).long(), place)
-        generators = [step_generator(self.global_step, number, self.device) for number in numbers]
-        return Draws(
-            torch.where(bootstrapped, t, noise_level).to(self.device),
-            torch.where(bootstrapped, d, SMALLEST_STEP).to(self.device),
-            (dropped >= self.latent_dropout).to(self.device),
-            (~bootstrapped).nonzero().flatten().to(self.device),
-            bootstrapped.nonzero().flatten().to(self.device),
-            each(torch.randn, generators, frames, *self.network.target).flatten(0, 1),
-        )
 
     def losses(self, image: Tensor, latent: Tensor, draws: Draws) -> tuple[dict[str, Tensor], Tensor, Denoised]:
         """Compute the terms of the loss apart from the adversarial one.
@@ -373,7 +274,7 @@ class DiffusionDecoder(ChecksEncoder, SeedsByWindow, TrainsAgainstDiscriminator)
         x = add_noise(clean, draws.noise, t)
         target = draws.noise - clean
         rows = len(draws.bootstrapped)
-        if self.bootstrap:  # also in a process without such frames: all processes must gather FSDP2's weights
+        if self.chances.bootstrap:  # also in a process without such frames: all processes must gather FSDP2's weights
             target = target.index_copy(0, draws.bootstrapped, self.bootstrap_target(x, latent, base, draws)[:rows])
         velocity = network(x, t, latent, base, draws.step_size, draws.known)
         error = (velocity - target).square().flatten(1).mean(1)
@@ -414,7 +315,8 @@ class DiffusionDecoder(ChecksEncoder, SeedsByWindow, TrainsAgainstDiscriminator)
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Compute the loss of a step, and log each term unweighted; with a discriminator, step both networks."""
         image, latent = images(batch), with_noise(self.latents(batch), self.network.latent_std, self.noise)
-        latent, draws = self.synchronise(batch, latent, self.draw(batch))
+        draws = self.chances.draw(batch, self.global_step, self.network.target, self.device)
+        latent, draws = self.chances.synchronise(batch, latent, draws, self.global_step)
         terms, error, denoised = self.losses(image, latent, draws)
         logged = {"shortcut": error[draws.bootstrapped].mean()} if len(draws.bootstrapped) else {}
         if self.discriminator is None:

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from owl import models
 from owl.models.audio_autoencoder import AudioAutoencoder
 from owl.models.image_autoencoder import ImageAutoencoder
+from owl.recipes.denoising import Draws
 from tests.helpers.tiny import tiny_experiment
 
 ENCODER = "owl.callbacks.frozen_encoder.FrozenEncoder"
@@ -88,3 +90,9 @@ def tiny_gan_decoder(dataset: str | Path, autoencoder: str | Path, **options: An
         }
         | options,
     )
+
+
+def drawn(recipe: Any, batch: dict[str, Tensor]) -> Draws:
+    """Return what a DiffusionDecoder draws for a batch in its first step."""
+    draws: Draws = recipe.chances.draw(batch, 0, recipe.network.target, recipe.device)
+    return draws

@@ -22,7 +22,7 @@ from owl.models.discriminators import PatchDiscriminator
 from owl.nn.frozen import trained
 from owl.recipes.diffusion_decoder import DiffusionDecoder, Weights
 from owl.recipes.images import images
-from tests.helpers.autoencoders import save_autoencoder, tiny_decoder
+from tests.helpers.autoencoders import drawn, save_autoencoder, tiny_decoder
 from tests.helpers.errors import refused
 from tests.helpers.shards import make_dataset
 from tests.helpers.tiny import owl_here, quiet_trainer, write_config
@@ -103,7 +103,7 @@ def test_the_loss_teaches_the_encoder_and_the_decoder_uses_its_latent(lab: Path)
         optimizer.step()
     assert all(p.grad.norm() > 0 for p in trained(made.network.encoder).values())
     with torch.no_grad():
-        latent, draws = made.latents(data), made.draw(data)
+        latent, draws = made.latents(data), drawn(made, data)
         right, wrong = (
             made.losses(images(data), z, replace(draws, known=torch.ones(4, dtype=torch.bool)))[0]["flow"]
             for z in (latent, latent.roll(1, 0))
@@ -117,7 +117,7 @@ def test_encoder_decoder_and_discriminator_learn_what_plain_autograd_says(lab: P
     before, after = step(lab, weights=weights, **adversarial)
     network, judge = before.network, before.discriminator
     mean, std = (moment[:, None, None] for moment in (after.network.target_mean, after.network.target_std))
-    draws, image = before.draw(batch()), images(batch())
+    draws, image = drawn(before, batch()), images(batch())
     t, clean = draws.noise_level[:, None, None, None], (image - mean) / std
     noisy = (1 - t) * clean + t * draws.noise
     velocity = network(noisy, draws.noise_level, network.encode(image).mean)
@@ -159,8 +159,8 @@ def test_every_latent_is_normalised(lab: Path) -> None:
 
 def test_noise_of_the_latent_and_of_the_target_are_synchronised(lab: Path) -> None:
     made, data = recipe(lab, noise_sync=0.3), batch(300, 2)
-    draws, latent = made.draw(data), torch.zeros(600, 4, 4, 6)
-    noisy, synchronised = made.synchronise(data, latent, draws)
+    draws, latent = drawn(made, data), torch.zeros(600, 4, 4, 6)
+    noisy, synchronised = made.chances.synchronise(data, latent, draws, 0)
     level = noisy.flatten(1).std(1)  # of noise of level s that was added to zeros
     chosen = level > 0
     assert chosen.float().mean().item() == pytest.approx(0.3, abs=0.06)
@@ -169,9 +169,9 @@ def test_noise_of_the_latent_and_of_the_target_are_synchronised(lab: Path) -> No
     torch.testing.assert_close(least[chosen], level[chosen], atol=0.3, rtol=0)
     assert torch.corrcoef(torch.stack([least, level]))[0, 1] > 0.98
     assert least[chosen].mean().item() == pytest.approx(0.5, abs=0.07)
-    assert recipe(lab).synchronise(data, latent, draws) == (latent, draws)
+    assert recipe(lab).chances.synchronise(data, latent, draws, 0) == (latent, draws)
     shortcuts = replace(draws, bootstrapped=torch.arange(600))
-    assert torch.equal(made.synchronise(data, latent, shortcuts)[1].noise_level, draws.noise_level)
+    assert torch.equal(made.chances.synchronise(data, latent, shortcuts, 0)[1].noise_level, draws.noise_level)
 
 
 def test_one_checkpoint_encodes_and_decodes_and_a_resumed_run_equals_the_uninterrupted_one(lab: Path) -> None:

@@ -15,7 +15,7 @@ from owl.losses.lpips import LPIPS
 from owl.models.diffusion_decoder import DiTDecoder
 from owl.nn.frozen import trained
 from owl.recipes.diffusion_decoder import DiffusionDecoder, Weights
-from tests.helpers.autoencoders import save_autoencoder, tiny_decoder
+from tests.helpers.autoencoders import drawn, save_autoencoder, tiny_decoder
 from tests.helpers.errors import refused
 from tests.helpers.shards import make_dataset
 from tests.helpers.tiny import owl_here, write_config
@@ -117,7 +117,7 @@ def test_a_batch_without_pictures_latents_or_windows_is_told(lab: Path, lpips: L
 
 def test_a_frame_learns_the_flow_or_a_shortcut(lab: Path, lpips: LPIPS) -> None:
     made, data = recipe(lab, lpips, {"shortcut": True}, bootstrap=0.25, latent_dropout=0.3), batch(400, 2)
-    draws = made.draw(data)
+    draws = drawn(made, data)
     counts = [len(draws.flow), len(draws.bootstrapped)]
     assert sum(counts) == 800
     assert counts[1] / 800 == pytest.approx(0.25, abs=0.05)
@@ -130,10 +130,10 @@ def test_a_frame_learns_the_flow_or_a_shortcut(lab: Path, lpips: LPIPS) -> None:
     assert torch.equal((t / d).round() * d, t)
     assert (t >= d).all()
     torch.testing.assert_close(draws.noise.std(), torch.tensor(1.0), atol=0.01, rtol=0)
-    alone = made.draw({name: x[7:8] for name, x in data.items()})
+    alone = drawn(made, {name: x[7:8] for name, x in data.items()})
     assert torch.equal(alone.noise, draws.noise[14:16])
     assert torch.equal(alone.noise_level, draws.noise_level[14:16])
-    assert not len(recipe(lab, lpips, bootstrap=1.0).draw(data).bootstrapped)  # only shortcut models bootstrap
+    assert not len(drawn(recipe(lab, lpips, bootstrap=1.0), data).bootstrapped)  # only shortcut models bootstrap
 
 
 def test_a_shortcut_learns_the_mean_of_two_halves_without_their_gradient(lab: Path, lpips: LPIPS) -> None:

@@ -1,5 +1,6 @@
 """Post-training: it starts from a trained decoder, a student follows a frozen teacher, and samples carry gradients."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from owl.models.diffusion_decoder import DiTDecoder
 from owl.nn.frozen import trained
 from owl.recipes.diffusion_decoder import DiffusionDecoder, Weights
 from owl.recipes.post_training import consistency_loss
-from tests.helpers.autoencoders import save_autoencoder, tiny_decoder
+from tests.helpers.autoencoders import drawn, save_autoencoder, tiny_decoder
 from tests.helpers.errors import refused
 from tests.helpers.shards import make_dataset
 from tests.helpers.tiny import owl_here, write_config
@@ -82,7 +83,7 @@ def batch() -> dict[str, Tensor]:
 def losses(made: DiffusionDecoder) -> dict[str, Tensor]:
     data = batch()
     image, latent = data["rgb"].flatten(0, 1) / 127.5 - 1, data["latent"].flatten(0, 1)
-    return made.losses(image, latent, made.draw(data))[0]
+    return made.losses(image, latent, drawn(made, data))[0]
 
 
 def gradients(made: DiffusionDecoder, term: str) -> dict[str, Tensor]:
@@ -94,7 +95,7 @@ def gradients(made: DiffusionDecoder, term: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize("shortcut", [False, True])
 def test_gradients_through_all_steps_are_those_without_recomputation(lab: Path, shortcut: bool) -> None:
     made = recipe(lab, {"sample_lpips": 1.0}, shortcut=shortcut, steps=2)
-    made.bootstrap = 0.0
+    made.chances = replace(made.chances, bootstrap=0.0)
     calls = []
     made.network.blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
     plain = gradients(made, "sample_lpips")
