@@ -173,14 +173,7 @@ class RecordJob(ShardJob):
         for position, frame in enumerate(self.play(number)):
             if position and self.begins_episode(position, frame):
                 beginnings += 1
-            taken: dict[str, Any] = {
-                "rgb": frame.rgb,
-                "depth": frame.depth,
-                "audio": frame.audio,
-                "pose": frame.pose,
-                "labels": frame.labels,
-                "controls": np.concatenate([frame.buttons, frame.axes]),
-            }
+            taken = {**vars(frame), "controls": np.concatenate([frame.buttons, frame.axes])}
             if recording.flow:
                 origin = frame.rgb if previous is None or frame.cut else previous
                 taken["flow"] = estimate_flow(origin, frame.rgb, downscale)
@@ -252,14 +245,11 @@ def describe_source(recording: GameRecording) -> dict[str, Any]:
         "episode_frames": recording.episode_frames,
         "size": list(recording.size),
         "seed": recording.seed,
-        "depth": recording.depth,
-        "flow": recording.flow,
-        "audio": recording.audio,
-        "vizdoom": game.installed_version(),
-        # older datasets have no such keys
+        # older datasets have these keys where they are false, and no others
+        **dict.fromkeys(("depth", "flow", "audio"), False),
+        **{name: True for name in describe_modalities(recording) if name not in ("rgb", "controls")},
         **({"held_out": recording.held_out} if recording.held_out != HELD_OUT else {}),
-        **({"pose": True} if recording.pose else {}),
-        **({"labels": True} if recording.labels else {}),
+        "vizdoom": game.installed_version(),
     }
 
 
