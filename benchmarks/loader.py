@@ -135,7 +135,7 @@ def cpu_seconds(processes: set[int]) -> float:
 
 
 def unshared_mebibytes(processes: set[int]) -> float:
-    """Memory that these processes share with nobody."""
+    """Memory that these processes do not share."""
     return sum(psutil.Process(pid).memory_full_info().uss for pid in processes) / 2**20
 
 

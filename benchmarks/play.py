@@ -72,14 +72,14 @@ def main() -> None:
     started = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server, sync_playwright() as driver:
         assert server.stdout is not None
-        told = next((line for line in server.stdout if line.startswith("Play ")), None)
-        if told is None:
+        address = next((line for line in server.stdout if line.startswith("Play ")), None)
+        if address is None:
             raise SystemExit(server.wait())
         print(f"{' '.join(command[2:])}\n  page served after                {time.monotonic() - started:6.1f} s")
         sandbox = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
         browser = driver.chromium.launch(executable_path=chromium, args=sandbox)
         page = browser.new_page(viewport={"width": 1280, "height": 800})
-        page.goto(told.split()[-4])
+        page.goto(address.split()[-4])
         page.wait_for_selector("#picture[data-frame='0']")
         print(f"  first picture after              {time.monotonic() - started:6.1f} s")
         page.click("#toggle-stats")

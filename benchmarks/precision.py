@@ -1,7 +1,7 @@
 """What bfloat16 gains or costs: training steps and an engine's frame, on this CPU as it is and without bfloat16 units.
 
 The baseline is float32. Units are taken away from a second process by oneDNN's ``ONEDNN_MAX_CPU_ISA=AVX2``, which
-leaves it the instructions of most laptops. Networks are those of the quickstarts, uncompiled, on made-up data; Muon
+leaves it the instructions of most laptops. Networks are those of the quickstarts, uncompiled, on synthetic data; Muon
 iterates in what is fast in either case. Run with ``python -m benchmarks.precision [--seconds 5]``.
 """
 

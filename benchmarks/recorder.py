@@ -5,7 +5,7 @@
 The baseline is one process that plays the same game at the same size with depth and sound on, and drops every frame:
 what drawing costs, with nothing computed, compressed or written. Both take turns, so that a busy moment of the machine
 hits them alike; rates are the best round's. The last line divides by the processor time of all processes together:
-what the recorder reaches on two cores that nobody else uses.
+what the recorder reaches on two otherwise idle cores.
 """
 
 import argparse

@@ -4,7 +4,7 @@
 
 Trials are short, single-threaded runs of a small autoencoder on a small dataset, each a process of its own as always;
 most of such a trial is starting Python and importing torch. The baseline works on one trial at a time. To reach: 1.8
-times as many with two workers on two cores that nobody else uses.
+times as many with two workers on two otherwise idle cores.
 """
 
 import argparse
