@@ -66,7 +66,7 @@ def remove(paths: list[Path]) -> None:
 
 @contextmanager
 def training_in(folder: Path) -> Iterator[None]:
-    """Lock a run's folder during training, and remove the logs of training that never began.
+    """Lock a run's folder during training, and remove the logs of training that never started.
 
     The lock is a file that identifies the process and is renewed regularly. It expires when the process ends, or, as
     seen from another machine, after `LEASE` seconds without renewal. It does not need file locks.

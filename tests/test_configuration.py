@@ -1,4 +1,4 @@
-"""Every string survives config.yaml, whichever loader reads it, and a file that is no configuration is told."""
+"""Every string survives config.yaml, whichever loader reads it, and a file that is no configuration is refused."""
 
 from pathlib import Path
 
@@ -85,7 +85,7 @@ def test_a_parser_reads_back_its_own_dump(text: str) -> None:
         (b"\xff\xfea\x00", "arguments.not-yaml"),
     ],
 )
-def test_a_file_that_is_no_configuration_is_told(tmp_path: Path, content: bytes, code: str) -> None:
+def test_a_file_that_is_no_configuration_is_reported(tmp_path: Path, content: bytes, code: str) -> None:
     file = tmp_path / "wrong.yaml"
     file.write_bytes(content)
     with refused(code, str(file)):
@@ -95,7 +95,7 @@ def test_a_file_that_is_no_configuration_is_told(tmp_path: Path, content: bytes,
 @pytest.mark.parametrize(
     ("content", "found"), [("3", "'3'"), ("3.5", "'3.5'"), ("true", "'true'"), ("[1, 2]", "a list"), ("", "no value")]
 )
-def test_a_section_without_keys_is_told(tmp_path: Path, content: str, found: str) -> None:
+def test_a_section_without_keys_is_reported(tmp_path: Path, content: str, found: str) -> None:
     file = tmp_path / "wrong.yaml"
     file.write_text(f"name: first\ntrainer: {content}\n")
     with refused("arguments.no-mapping", str(file), "'trainer'", found):

@@ -15,7 +15,7 @@ WORKING = {
     "profile": ("--trainer.profiler", "simple"),
     "sanity": ("--trainer.num_sanity_val_steps", "2"),
     "summary": ("--trainer.enable_model_summary", "true"),
-    "loaders anew": ("--trainer.reload_dataloaders_every_n_epochs", "1", "--trainer.limit_train_batches", "1"),
+    "new loaders": ("--trainer.reload_dataloaders_every_n_epochs", "1", "--trainer.limit_train_batches", "1"),
 }
 REFUSED = {
     ("--trainer.profiler", "simpel"): "trainer.refused",
@@ -47,11 +47,11 @@ def test_overfitting_sees_the_same_batches_in_every_epoch(
     lab: Path, tmp_path: Path, batches: str, workers: str
 ) -> None:
     """Of 6 in an epoch; full.yaml also flips them at random."""
-    diary = ("--trainer.callbacks+", "tests.helpers.saboteurs.Diary", "--trainer.callbacks.folder", str(tmp_path))
-    options = ("--trainer.overfit_batches", batches, "--data.num_workers", workers, *diary)
+    log = ("--trainer.callbacks+", "tests.helpers.faults.WindowLog", "--trainer.callbacks.folder", str(tmp_path))
+    options = ("--trainer.overfit_batches", batches, "--data.num_workers", workers, *log)
     plain = ("--trainer.accumulate_grad_batches", "1", "--trainer.val_check_interval", "null", "--overwrite", "true")
     assert fit(lab, "overfit", *options, *plain, "--trainer.max_steps", "6", config="full.yaml") == 0
-    seen = [line.split() for line in (tmp_path / "diary-0.txt").read_text().splitlines()]
+    seen = [line.split() for line in (tmp_path / "windows-0.txt").read_text().splitlines()]
     count = {"1": 1, "0.5": 3}[batches]
     assert [int(epoch) for epoch, *_ in seen] == [step // count for step in range(6)]
     assert len({tuple(windows) for _, *windows in seen}) == count

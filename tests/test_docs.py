@@ -121,7 +121,7 @@ def execute(command: str) -> None:
     if not command.startswith("python -m owl "):
         return check(command)
     arguments = shortened(command)
-    if "--audio" in arguments and not can_sound():  # then the command says what to install, as the page tells
+    if "--audio" in arguments and not can_sound():  # then the command says what to install, as the page does
         arguments.remove("--audio")
     status = leave(arguments) if "--print_config" in arguments else owl_here(*arguments, cwd=Path.cwd())
     assert status == 0, command
@@ -159,7 +159,7 @@ def check(command: str) -> None:
 
 @pytest.fixture
 def in_this_process(recorded_here: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Record and rerun here: a new process imports all anew for each command. tests/commands/test_rerun.py has one."""
+    """Record and rerun here: a new process for each command takes long. tests/commands/test_rerun.py has one."""
 
     def run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
         return subprocess.CompletedProcess(command, owl_here(*command[3:], cwd=Path.cwd()))
@@ -210,7 +210,7 @@ def test_commands_within_sentences_exist(page: str) -> None:
 
 @pytest.fixture(scope="module")
 def options() -> set[str]:
-    """Every option of every command, as --help tells them."""
+    """Every option of every command, as --help lists them."""
     text = StringIO()
     with redirect_stdout(text):
         for name in COMMANDS:

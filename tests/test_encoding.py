@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers.tiny import REPOSITORY
 
-TEMPORARY = {"TemporaryFile", "NamedTemporaryFile", "SpooledTemporaryFile"}  # binary unless told otherwise
+TEMPORARY = {"TemporaryFile", "NamedTemporaryFile", "SpooledTemporaryFile"}  # binary by default
 TEXT_MODE = re.compile(r"[rwax+t]+")
 
 

@@ -120,10 +120,10 @@ def test_bfloat16_that_was_asked_for_runs_anywhere_and_says_what_it_costs(
 ) -> None:
     pretend(monkeypatch, SLOW)
     assert fit(lab, "asked", "--trainer.precision", "bf16-mixed", "--trainer.max_steps", "1") == 0
-    told = [line for line in capsys.readouterr().out.splitlines() if "GFLOP/s" in line]
-    assert len(told) == 1
-    assert "bfloat16 products run at 1 GFLOP/s" in told[0]
-    assert "float32 at 165" in told[0]
+    found = [line for line in capsys.readouterr().out.splitlines() if "GFLOP/s" in line]
+    assert len(found) == 1
+    assert "bfloat16 products run at 1 GFLOP/s" in found[0]
+    assert "float32 at 165" in found[0]
     assert precision(lab, "asked") == "bf16-mixed"
 
 

@@ -33,5 +33,5 @@ for package in (models, nn):
         importlib.import_module(module.name)
 print(type(models.load({str(tmp_path / "network.ckpt")!r})).__name__, "lightning" in sys.modules)
 """
-    told = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert told.stdout == "ImageAutoencoder False\n"
+    ran = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert ran.stdout == "ImageAutoencoder False\n"

@@ -23,7 +23,7 @@ def described(fingerprint: str = FINGERPRINT, **changes: Any) -> dict[str, dict[
     return {"latent": latent | changes}
 
 
-def told(fingerprint: str = FINGERPRINT) -> LatentDecoder:
+def decoder_of(fingerprint: str = FINGERPRINT) -> LatentDecoder:
     decoder = LatentDecoder((2, 4, 6))
     load_latent_stats(decoder, described(fingerprint), "data")
     return decoder
@@ -36,7 +36,7 @@ def world(fingerprint: str = FINGERPRINT) -> nn.Module:
 
 
 def test_an_exported_decoder_proves_by_itself_which_latents_it_decodes(tmp_path: Path) -> None:
-    models.save(told(), tmp_path)
+    models.save(decoder_of(), tmp_path)
     decoder = models.load(tmp_path)
     assert encoder_of(decoder) == FINGERPRINT
     assert decoder.latent_mean.tolist() == [1.0, 2.0]
@@ -49,7 +49,7 @@ def test_an_exported_decoder_proves_by_itself_which_latents_it_decodes(tmp_path:
         check_decoder(world(OTHER), "video", decoder)
 
 
-def test_a_decoder_that_was_told_nothing_fits_no_network() -> None:
+def test_a_decoder_without_statistics_fits_no_network() -> None:
     with refused("latents.encoder", "video decoder", UNKNOWN):
         check_decoder(world(UNKNOWN), "video", LatentDecoder((2, 4, 6)))
 
@@ -71,7 +71,7 @@ def test_a_world_model_is_refused_on_latents_of_another_delay(tmp_path: Path) ->
     check_encoder(exported, earlier, "data")
     with refused("latents.delay", "conditioning_latent of other", "0 s earlier", "2 s earlier", "--depth_delay 2"):
         check_encoder(exported, described() | {"conditioning_latent": given}, "other")
-    check_encoder(told(), described(delay=2.0), "data")  # only world models have a delay
+    check_encoder(decoder_of(), described(delay=2.0), "data")  # only world models have a delay
 
 
 @pytest.mark.parametrize("decoder", [nn.Linear(1, 1), LatentDecoder()])

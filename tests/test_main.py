@@ -37,7 +37,7 @@ def test_help_and_mistakes_are_answered_before_anything_heavy_is_imported(argume
 @pytest.mark.parametrize(
     ("typed", "meant"), [(["fti"], "fit"), (["exprot"], "export"), (["data", "recrod"], "data record")]
 )
-def test_a_mistyped_command_is_told_the_nearest_one(typed: list[str], meant: str) -> None:
+def test_a_mistyped_command_names_the_nearest_one(typed: list[str], meant: str) -> None:
     with refused("command.unknown", f"'{' '.join(typed)}'", f"did you mean '{meant}'"):
         find_command(typed)
 

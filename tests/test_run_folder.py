@@ -1,4 +1,4 @@
-"""What a run leaves behind, what it refuses, and how mistakes and bad numbers are told."""
+"""What a run leaves behind, what it refuses, and how mistakes and bad numbers are reported."""
 
 import json
 import re
@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from tests.helpers.errors import check_line
-from tests.helpers.lab import checkpoint, fit, make_lab, told
+from tests.helpers.lab import checkpoint, error_line, fit, make_lab
 from tests.helpers.players import tiny_players
 from tests.helpers.tiny import owl_here, write_config
 
@@ -27,9 +27,9 @@ def test_nan_stops_and_names_the_samples(
     lab: Path, gradient: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = f"nan-{gradient}"
-    poison = ["--trainer.callbacks+=tests.helpers.saboteurs.Poison", "--trainer.callbacks.step=2"]
-    options = [*poison, f"--trainer.callbacks.gradient={gradient}", "--checkpoint.every_n_steps", "1"]
-    line = told(["fit", "--config", "tiny.yaml", "--name", name, *options], lab, monkeypatch, capsys)
+    callback = ["--trainer.callbacks+=tests.helpers.faults.SetNaN", "--trainer.callbacks.step=2"]
+    options = [*callback, f"--trainer.callbacks.gradient={gradient}", "--checkpoint.every_n_steps", "1"]
+    line = error_line(["fit", "--config", "tiny.yaml", "--name", name, *options], lab, monkeypatch, capsys)
     path = Path("runs") / name / "nonfinite-rank0.json"
     what = "a weight" if gradient else "the loss"
     check_line(line, "loss.non-finite", f"{what} became nan at step 3", str(path), "--ckpt_path last")
@@ -80,14 +80,14 @@ def test_a_checkpoint_names_what_made_it(lab: Path, finished: str) -> None:
     assert content["owl"]["metrics"]["val/psnr"] > 0
 
 
-def test_an_existing_run_is_kept_unless_told_otherwise(
+def test_an_existing_run_is_kept_unless_overwritten(
     lab: Path, finished: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(lab / "runs" / finished, lab / "runs" / "kept")
     folder = lab / "runs" / "kept"
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     arguments = ["fit", "--config", "tiny.yaml", "--name", "kept"]
-    line = told(arguments, lab, monkeypatch, capsys)
+    line = error_line(arguments, lab, monkeypatch, capsys)
     check_line(line, "run.exists", "runs/kept", "--ckpt_path last", "--name", "--overwrite true")
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert fit(lab, "kept", "--overwrite", "true", "--trainer.max_steps", "2") == 0
@@ -100,15 +100,15 @@ def test_an_existing_run_is_kept_unless_told_otherwise(
 def test_a_run_is_neither_lost_to_its_own_start_nor_to_another_run_s(
     lab: Path, finished: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(lab / "runs" / finished, lab / "runs" / "dear")
-    before = {path: path.read_bytes() for path in (lab / "runs" / "dear").rglob("*") if path.is_file()}
-    arguments = ["fit", "--config", "tiny.yaml", "--name", "dear", "--ckpt_path"]
-    for start in ("last", "best", "runs/dear/checkpoints/best.ckpt"):
-        line = told([*arguments, start, "--overwrite", "true"], lab, monkeypatch, capsys)
-        check_line(line, "run.overwrites-its-start", "--overwrite true", "runs/dear/checkpoints/", "--name")
+    shutil.copytree(lab / "runs" / finished, lab / "runs" / "own")
+    before = {path: path.read_bytes() for path in (lab / "runs" / "own").rglob("*") if path.is_file()}
+    arguments = ["fit", "--config", "tiny.yaml", "--name", "own", "--ckpt_path"]
+    for start in ("last", "best", "runs/own/checkpoints/best.ckpt"):
+        line = error_line([*arguments, start, "--overwrite", "true"], lab, monkeypatch, capsys)
+        check_line(line, "run.overwrites-its-start", "--overwrite true", "runs/own/checkpoints/", "--name")
     other = f"runs/{finished}/checkpoints/last.ckpt"
-    check_line(told([*arguments, other], lab, monkeypatch, capsys), "run.exists", "runs/dear")
-    assert {path: path.read_bytes() for path in (lab / "runs" / "dear").rglob("*") if path.is_file()} == before
+    check_line(error_line([*arguments, other], lab, monkeypatch, capsys), "run.exists", "runs/own")
+    assert {path: path.read_bytes() for path in (lab / "runs" / "own").rglob("*") if path.is_file()} == before
     assert fit(lab, "fresh", "--ckpt_path", other, "--trainer.max_steps", "5") == 0
     assert checkpoint(lab, "fresh")["global_step"] == 5
 
@@ -139,51 +139,51 @@ def test_measuring_uses_the_averaged_weights(
 
 
 @pytest.mark.parametrize("command", ["validate", "fit"])
-def test_a_wrong_checkpoint_is_told(
+def test_a_wrong_checkpoint_is_reported(
     lab: Path, finished: str, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def tell(path: str | Path) -> str:
+    def line_of(path: str | Path) -> str:
         arguments = [command, "--config", "tiny.yaml", "--name", f"wrong-{command}", "--ckpt_path", str(path)]
-        return told(arguments, lab, monkeypatch, capsys)
+        return error_line(arguments, lab, monkeypatch, capsys)
 
-    check_line(tell("nothing.ckpt"), "checkpoint.missing", "--ckpt_path nothing.ckpt")
+    check_line(line_of("nothing.ckpt"), "checkpoint.missing", "--ckpt_path nothing.ckpt")
     (lab / "garbage.ckpt").write_bytes(b"no checkpoint at all")
-    check_line(tell("garbage.ckpt"), "checkpoint.unreadable", "garbage.ckpt")
+    check_line(line_of("garbage.ckpt"), "checkpoint.unreadable", "garbage.ckpt")
     whole = (lab / "runs" / finished / "checkpoints" / "last.ckpt").read_bytes()
     (lab / "torn.ckpt").write_bytes(whole[: len(whole) // 2])
-    check_line(tell("torn.ckpt"), "checkpoint.unreadable", "torn.ckpt")
+    check_line(line_of("torn.ckpt"), "checkpoint.unreadable", "torn.ckpt")
     torch.save({"weights": torch.zeros(1)}, lab / "foreign.ckpt")
-    check_line(tell("foreign.ckpt"), "checkpoint.foreign", "foreign.ckpt")
+    check_line(line_of("foreign.ckpt"), "checkpoint.foreign", "foreign.ckpt")
     if command != "fit":
         check_line(
-            tell("last"), "checkpoint.missing", f"runs/wrong-{command}/checkpoints/last.ckpt", "python -m owl fit"
+            line_of("last"), "checkpoint.missing", f"runs/wrong-{command}/checkpoints/last.ckpt", "python -m owl fit"
         )
         arguments = [command, "--config", "tiny.yaml", "--name", finished]
-        check_line(told(arguments, lab, monkeypatch, capsys), "checkpoint.required", command, "--ckpt_path")
+        check_line(error_line(arguments, lab, monkeypatch, capsys), "checkpoint.required", command, "--ckpt_path")
         (lab / "runs" / f"wrong-{command}" / "checkpoints").mkdir(parents=True)
         (lab / "runs" / f"wrong-{command}" / "checkpoints" / "last.ckpt").write_bytes(whole)
         check_line(
-            tell("best"), "checkpoint.missing", f"runs/wrong-{command}/checkpoints/best.ckpt", "checkpoint.monitor"
+            line_of("best"), "checkpoint.missing", f"runs/wrong-{command}/checkpoints/best.ckpt", "checkpoint.monitor"
         )
 
 
-def test_a_checkpoint_of_another_network_is_told(
+def test_a_checkpoint_of_another_network_is_reported(
     lab: Path, finished: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--name", finished, "--ckpt_path", "last", "--model.network.widths", "[8, 16, 32]"]
-    line = told(["fit", "--config", "tiny.yaml", *options], lab, monkeypatch, capsys)
+    line = error_line(["fit", "--config", "tiny.yaml", *options], lab, monkeypatch, capsys)
     check_line(line, "checkpoint.other-network", f"runs/{finished}/checkpoints/last.ckpt", "size mismatch for network.")
     other = ["--name", finished, "--ckpt_path", "last", "--model.network.middle_block", "true"]
-    line = told(["fit", "--config", "tiny.yaml", *other], lab, monkeypatch, capsys)
+    line = error_line(["fit", "--config", "tiny.yaml", *other], lab, monkeypatch, capsys)
     check_line(line, "checkpoint.other-network", f"runs/{finished}/checkpoints/last.ckpt", "missing network.")
 
 
-def test_a_checkpoint_of_another_recipe_is_told(
+def test_a_checkpoint_of_another_recipe_is_reported(
     lab: Path, finished: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_config(lab / "players.yaml", tiny_players(Path("data")))
     arguments = ["validate", "--config", "players.yaml", "--ckpt_path", f"runs/{finished}/checkpoints/last.ckpt"]
-    line = told(arguments, lab, monkeypatch, capsys)
+    line = error_line(arguments, lab, monkeypatch, capsys)
     recipes = ("owl.recipes.image_vae.ImageVAE", "tests.helpers.players.Players")
     check_line(line, "checkpoint.other-network", f"runs/{finished}/checkpoints/last.ckpt", *recipes)
 
@@ -200,10 +200,10 @@ def test_flags_win_over_what_a_checkpoint_remembers(lab: Path, finished: str) ->
     assert "train/l2" in content["owl"]["metrics"]
 
 
-def test_a_run_that_time_ends_is_planned_told_annealed_and_validated(
+def test_a_run_that_time_ends_is_planned_reported_annealed_and_validated(
     lab: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    clock = ("--trainer.callbacks+=tests.helpers.saboteurs.Stopwatch", "--trainer.callbacks.seconds=[1.0]")
+    clock = ("--trainer.callbacks+=tests.helpers.faults.Stopwatch", "--trainer.callbacks.seconds=[1.0]")
     assert fit(lab, "clocked", "--trainer.max_steps", "40", "--trainer.max_time", "00:00:00:20", *clock) == 0
     printed = capsys.readouterr().out
     assert re.search(r"budget: about \d+ of 40 steps in 20 seconds on this machine", printed)

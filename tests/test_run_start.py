@@ -197,7 +197,7 @@ def test_two_runs_do_not_share_a_folder(lab: Path, run: str, hold: Callable[[Pat
             fit(lab, run, *options)
     assert files(folder) == before
     assert owl_here("validate", "--config", "tiny.yaml", "--name", run, "--ckpt_path", "last", cwd=lab) == 0
-    kill(child)  # nothing is left that would keep others from going on
+    kill(child)  # nothing is left that would block others
     assert fit(lab, run, "--ckpt_path", "last", "--trainer.max_steps", "5") == 0
     assert not (folder / run_folder.LOCK).exists()
 

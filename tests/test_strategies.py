@@ -343,7 +343,7 @@ def reference(lab: Path, recipe: str, steps: int) -> str:
 
 
 @pytest.mark.parametrize("recipe", NAMES)
-def test_two_processes_equal_one_and_go_on_as_one(lab: Path, two: Two, recipe: str) -> None:
+def test_two_processes_equal_one_and_continue_as_one(lab: Path, two: Two, recipe: str) -> None:
     first, last = reference(lab, recipe, FIRST), reference(lab, recipe, LAST)
     untouched = (lab / "runs" / first / "checkpoints" / "last.ckpt").read_bytes()
     for strategy in possible(recipe):
@@ -378,8 +378,8 @@ def test_a_checkpoint_that_lacks_what_is_trained_is_refused(lab: Path) -> None:
 
 
 def test_a_signal_to_one_process_stops_all_at_the_same_step(lab: Path, two: Two) -> None:
-    """One that got none has begun another step by then, after which both stop."""
-    send = ["--trainer.callbacks+=tests.helpers.saboteurs.SendSignal", "--trainer.callbacks.rank=1"]
+    """One that got none has started another step by then, after which both stop."""
+    send = ["--trainer.callbacks+=tests.helpers.faults.SendSignal", "--trainer.callbacks.rank=1"]
     for key, value in {"signal": "SIGUSR1", "hook": "on_train_batch_start", "call": FIRST - 1}.items():
         send += [f"--trainer.callbacks.{key}={value}"]
     two_new(lab, "world_model", "stopped", LAST, "ddp", *send, status=138)
@@ -417,7 +417,7 @@ def test_devices_that_would_choose_different_dtypes_do_not_train_together(lab: P
 
 def test_processes_follow_one_plan_where_time_ends_training(lab: Path, two: Two) -> None:
     """By the clock of the first, while that of the other stands still; and the run that has ended stays so."""
-    clock = ("--trainer.callbacks+=tests.helpers.saboteurs.Stopwatch", "--trainer.callbacks.seconds=[1.0]")
+    clock = ("--trainer.callbacks+=tests.helpers.faults.Stopwatch", "--trainer.callbacks.seconds=[1.0]")
     limited = ("--trainer.max_time", "00:00:00:12", "--model.init_args.final_lr", "0.1", *clock)
     two("image_vae", "timed", 100, "fsdp2", *limited)
     ended = content(lab, "timed")

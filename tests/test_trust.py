@@ -106,17 +106,17 @@ def uninterrupted(lab: Path) -> VALUE:
 
 def interrupt(lab: Path, name: str, signal_name: str, hook: str, call: int, *options: str) -> int:
     """Start or continue a run that gets a signal at the n-th call of a hook; return its status."""
-    sabotage = ["--trainer.callbacks+=tests.helpers.saboteurs.SendSignal"]
+    faults = ["--trainer.callbacks+=tests.helpers.faults.SendSignal"]
     for key, value in {"signal": signal_name, "hook": hook, "call": call}.items():
-        sabotage += [f"--trainer.callbacks.{key}", str(value)]
+        faults += [f"--trainer.callbacks.{key}", str(value)]
 
     def run() -> int:
-        return fit(lab, name, "--ckpt_path", "last", *sabotage, *options, config="full.yaml")
+        return fit(lab, name, "--ckpt_path", "last", *faults, *options, config="full.yaml")
 
     return in_child(run) if signal_name == "SIGKILL" else run()
 
 
-# Where in the run's 16 batches it is interrupted, counted anew after each resume.
+# Where in the run's 16 batches it is interrupted, counted again after each resume.
 INTERRUPTIONS = {
     "between the two halves of a step": [("SIGTERM", "on_train_batch_end", 1)],
     "when a validation is due": [("SIGTERM", "on_train_batch_end", 4)],
@@ -135,7 +135,7 @@ INTERRUPTIONS = {
         ("SIGKILL", "on_before_optimizer_step", 3),
     ],
     "terminated during the last validation": [("SIGTERM", "on_validation_batch_end", 7)],
-    "told by a cluster that time runs out": [
+    "warned by a cluster that time runs out": [
         ("SIGUSR1", "on_train_batch_end", 3),
         ("SIGUSR1", "on_validation_batch_end", 1),
     ],
@@ -168,7 +168,7 @@ RECIPES: dict[str, Callable[[Path], VALUE]] = {
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_recipe_goes_on_where_it_was_interrupted(tmp_path: Path, recipe: str) -> None:
+def test_every_recipe_continues_where_it_was_interrupted(tmp_path: Path, recipe: str) -> None:
     write_config(tmp_path / "full.yaml", demanding(RECIPES[recipe](tmp_path / "data")))
     assert fit(tmp_path, "whole", config="full.yaml") == 0
     for call in (1, 7):  # between the two halves of a step, and in the second epoch
@@ -187,7 +187,7 @@ def test_loader_workers_change_nothing_and_lose_nothing(lab: Path, uninterrupted
 
 def test_sigterm_to_a_real_process_saves_and_exits_with_143(lab: Path, uninterrupted: VALUE) -> None:
     options = [
-        "--trainer.callbacks+=tests.helpers.saboteurs.SendSignal",
+        "--trainer.callbacks+=tests.helpers.faults.SendSignal",
         "--trainer.callbacks.signal=SIGTERM",
         "--trainer.callbacks.hook=on_train_batch_start",
         "--trainer.callbacks.call=3",
@@ -202,10 +202,10 @@ def test_sigterm_to_a_real_process_saves_and_exits_with_143(lab: Path, uninterru
 
 def test_a_sigterm_to_all_processes_leaves_training_its_loader(lab: Path) -> None:
     """As job schedulers send it; to this very process only a whole epoch later."""
-    sabotage = ["--trainer.callbacks+=tests.helpers.saboteurs.SignalWorkers", "--trainer.callbacks.signal=SIGTERM"]
-    sabotage += ["--trainer.callbacks.step=2", "--trainer.callbacks+=tests.helpers.saboteurs.SendSignal"]
-    sabotage += [f"--trainer.callbacks.{key}" for key in ("signal=SIGTERM", "hook=on_train_batch_start", "call=9")]
-    options = ["--data.num_workers", "2", "--checkpoint.every_n_steps", "100", *sabotage]
+    faults = ["--trainer.callbacks+=tests.helpers.faults.SignalWorkers", "--trainer.callbacks.signal=SIGTERM"]
+    faults += ["--trainer.callbacks.step=2", "--trainer.callbacks+=tests.helpers.faults.SendSignal"]
+    faults += [f"--trainer.callbacks.{key}" for key in ("signal=SIGTERM", "hook=on_train_batch_start", "call=9")]
+    options = ["--data.num_workers", "2", "--checkpoint.every_n_steps", "100", *faults]
     assert fit(lab, "scheduler", *options, "--trainer.max_steps", "12") == 143
     assert checkpoint(lab, "scheduler")["global_step"] == 9
 
@@ -278,7 +278,7 @@ def test_kill_during_a_save_leaves_the_previous_checkpoint(lab: Path) -> None:
     assert checkpoint(lab, "torn")["global_step"] == 4
 
 
-def test_a_full_disk_is_told_and_leaves_the_previous_checkpoint(lab: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_leaves_the_previous_checkpoint(lab: Path, tmp_path: Path) -> None:
     assert fit(lab, "full", "--trainer.max_steps", "1") == 0
     path = lab / "runs" / "full" / "checkpoints" / "last.ckpt"
     before = path.read_bytes()
@@ -296,9 +296,9 @@ def test_a_full_disk_is_told_and_leaves_the_previous_checkpoint(lab: Path, tmp_p
 
 def test_two_processes_of_batch_4_equal_one_of_batch_8(lab: Path) -> None:
     options = ["--trainer.max_steps", "4", "--model.sample", "false", "--data.validation_windows", "7"]
-    options += ["--trainer.callbacks+=tests.helpers.saboteurs.Diary"]
+    options += ["--trainer.callbacks+=tests.helpers.faults.WindowLog"]
     runs = {"one": ["--data.batch_size", "8"], "two": ["--trainer.devices", "2", "--trainer.strategy", "ddp"]}
-    diaries = {}
+    logs = {}
     for name, more in runs.items():
         folder = lab / name
         folder.mkdir()
@@ -307,13 +307,13 @@ def test_two_processes_of_batch_4_equal_one_of_batch_8(lab: Path) -> None:
             assert fit(lab, name, *arguments) == 0
         else:
             owl("fit", "--config", "tiny.yaml", "--name", name, *arguments, cwd=lab)
-        diaries[name] = [
+        logs[name] = [
             [list(map(int, line.split())) for line in file.read_text().splitlines()]
             for file in sorted(folder.iterdir())
         ]
-    assert len(diaries["two"]) == 2
-    together = [first + second[1:] for first, second in zip(*diaries["two"], strict=True)]
-    assert together == diaries["one"][0]
+    assert len(logs["two"]) == 2
+    together = [first + second[1:] for first, second in zip(*logs["two"], strict=True)]
+    assert together == logs["one"][0]
     epoch = [window for entry in together if entry[0] == 0 for window in entry[1:]]
     assert sorted(epoch) == list(range(24))  # each sample once
     one, two = (checkpoint(lab, name) for name in runs)
@@ -330,16 +330,16 @@ def test_two_processes_of_batch_4_equal_one_of_batch_8(lab: Path) -> None:
 
 
 def test_the_seed_decides_what_is_seen_and_drawn(lab: Path) -> None:
-    diaries = {}
+    logs = {}
     for name, seed in {"one": 1, "again": 1, "two": 2}.items():
         folder = lab / f"seeded-{name}"
         folder.mkdir()
-        options = ["--trainer.callbacks+=tests.helpers.saboteurs.Diary", f"--trainer.callbacks.folder={folder}"]
+        options = ["--trainer.callbacks+=tests.helpers.faults.WindowLog", f"--trainer.callbacks.folder={folder}"]
         assert fit(lab, folder.name, "--seed_everything", str(seed), *options) == 0
-        (diary,) = folder.iterdir()
-        diaries[name] = diary.read_text()
+        (log,) = folder.iterdir()
+        logs[name] = log.read_text()
         assert json.loads((lab / "runs" / folder.name / "metrics.json").read_text())["seed"] == seed
-    assert diaries["one"] == diaries["again"] != diaries["two"]
+    assert logs["one"] == logs["again"] != logs["two"]
     assert_equal(state(lab, "seeded-again"), state(lab, "seeded-one"))
 
 
@@ -354,7 +354,7 @@ def test_accumulating_4_batches_equals_a_batch_of_4_times_the_size(lab: Path) ->
 
 
 def test_a_user_who_insists_is_answered_at_once_without_a_traceback(lab: Path, tmp_path: Path) -> None:
-    options = ["--trainer.callbacks+=tests.helpers.saboteurs.SendSignal", "--trainer.callbacks.signal=SIGINT"]
+    options = ["--trainer.callbacks+=tests.helpers.faults.SendSignal", "--trainer.callbacks.signal=SIGINT"]
     options += ["--trainer.callbacks.hook=on_train_batch_start", "--trainer.callbacks.call=1"]
     options += ["--trainer.callbacks.times=2"]
     arguments = ["fit", "--config", "tiny.yaml", "--name", "interrupted", *options]

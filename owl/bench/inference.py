@@ -63,7 +63,7 @@ def measure_network(
         precision: "fp32" or "bf16"; decoders of world models keep their precision, as in rollouts.
         compile: Whether to use ``torch.compile``: for the whole graph, or for each block of a world model.
         decoder: For world models: checkpoint or export of the autoencoder that decodes; None: do not decode.
-        denoising_steps: For world models: evaluations of the network per frame; None: as it tells.
+        denoising_steps: For world models: evaluations of the network per frame; None: those of its checkpoint.
         steps: Number of timed runs.
         warm_up: Number of runs before, at least 1.
         kernels: Rows of the kernel table; 0 for none.

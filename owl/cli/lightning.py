@@ -174,9 +174,9 @@ class OwlCLI(LightningCLI):
     def _precision(self, accelerator: Any, checkpoint: str | None) -> str | int:
         """Resolve ``auto``: the precision of a resumed run, otherwise the one that is fast on the device."""
         if self.subcommand == "fit" and checkpoint is not None:
-            begun = load_checkpoint(checkpoint)["owl"]["config"].get("trainer", {}).get("precision")
-            if begun is not None:
-                return begun
+            stored = load_checkpoint(checkpoint)["owl"]["config"].get("trainer", {}).get("precision")
+            if stored is not None:
+                return stored
         device = None if accelerator == "cpu" else torch.accelerator.current_accelerator(check_available=True)
         return trainer_precision(device or "cpu")
 
@@ -422,12 +422,12 @@ def main(arguments: list[str]) -> int:
     except MisconfigurationException as error:
         raise refused_by_trainer(error, getattr(cli, "trainer", None)) from error
     except ValueError as error:
-        told = next(
+        found = next(
             (e for e in causes(error) if isinstance(e, OwlError)), None
         )  # jsonargparse wraps constructors' errors
-        if told is None and raised_by_lightning(error):
-            told = refused_by_trainer(error)
-        raise told or error from error
+        if found is None and raised_by_lightning(error):
+            found = refused_by_trainer(error)
+        raise found or error from error
     except RuntimeError as error:
         if failure := worker_failure(error):
             raise failure from error

@@ -374,8 +374,10 @@ def wrong_value(setting: Setting, accepted: list[Any]) -> OwlError:
         name = hint.__name__ if inspect.isclass(hint) and not get_args(hint) else str(hint)
         expected.insert(0, "null" if hint is NoneType else f"an {name}" if name[0] in "aeiou" else f"a {name}")
     value = str(plain(setting))
-    told = f"{setting.where} is {value!r}, but expects {' or '.join(expected)}{suggestion(value, choices, cutoff=NEAR)}"
-    return OwlError("arguments.wrong-value", told)
+    message = (
+        f"{setting.where} is {value!r}, but expects {' or '.join(expected)}{suggestion(value, choices, cutoff=NEAR)}"
+    )
+    return OwlError("arguments.wrong-value", message)
 
 
 def bad_reference(error: OmegaConfBaseException, settings: Setting, parser: ArgumentParser) -> OwlError:
@@ -386,14 +388,14 @@ def bad_reference(error: OmegaConfBaseException, settings: Setting, parser: Argu
     references = re.findall(r"\$\{\.*([^{}]+)\}", str(value))
     for name in (reference.removeprefix("oc.env:") for reference in references if reference.startswith("oc.env:")):
         if "," not in name and name not in os.environ:
-            told = f"refers to the variable {name}, which is not set; set it, or write ${{oc.env:{name},VALUE}}"
-            return OwlError("arguments.unset-variable", f"{where} {told}")
+            message = f"refers to the variable {name}, which is not set; set it, or write ${{oc.env:{name},VALUE}}"
+            return OwlError("arguments.unset-variable", f"{where} {message}")
     names = [*known, *(action.dest for action in parser._actions)]
     unknown = [reference for reference in references if reference not in names]
     if unknown and isinstance(error, InterpolationKeyError):
         advice = suggestion(unknown[0], names, cutoff=NEAR) or "; set it"
-        told = f"refers to ${{{unknown[0]}}}, which is not set anywhere{advice}"
-        return OwlError("arguments.unknown-reference", f"{where} {told}")
+        message = f"refers to ${{{unknown[0]}}}, which is not set anywhere{advice}"
+        return OwlError("arguments.unknown-reference", f"{where} {message}")
     reason = str(error.msg).partition("\n")[0]
-    told = f"holds a reference that cannot be resolved ({reason}); write ${{KEY}} or ${{oc.env:VARIABLE}}"
-    return OwlError("arguments.bad-reference", f"{where} {told}")
+    message = f"holds a reference that cannot be resolved ({reason}); write ${{KEY}} or ${{oc.env:VARIABLE}}"
+    return OwlError("arguments.bad-reference", f"{where} {message}")

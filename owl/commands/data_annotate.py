@@ -99,16 +99,16 @@ def find_annotators(
     original = Source.open(source, (), ())
     wanted = {"controls": controls, "flow": flow, "depth": depth or scene, "camera": scene}
     check_lacks(original, [name for name, value in wanted.items() if value])
-    begun = DatasetInfo.load(directory).modalities if (Path(directory) / INFO_NAME).exists() else {}
+    existing = DatasetInfo.load(directory).modalities if (Path(directory) / INFO_NAME).exists() else {}
     annotators: list[Annotator] = []
     if controls is not None:
         annotators.append(Labeller.load(controls))
     if flow is not None:
         annotators.append(FlowAnnotator(original.info.size, flow_weights))
     if depth is not None:
-        annotators.append(DepthAnnotator.of(depth, original, begun.get("depth")))
+        annotators.append(DepthAnnotator.of(depth, original, existing.get("depth")))
     if scene is not None:
-        annotators.append(SceneAnnotator.of(scene, original, begun.get("depth")))
+        annotators.append(SceneAnnotator.of(scene, original, existing.get("depth")))
     return annotators
 
 

@@ -75,15 +75,15 @@ def main(
         if given := changed(main, random):
             raise OwlError(
                 "arguments.actions",
-                f"--{given[0]} is {random[given[0]]}, but --actions tell what was played; leave one out",
+                f"--{given[0]} is {random[given[0]]}, but --actions determine what is played; leave one out",
             )
     is_new = not (Path(directory) / INFO_NAME).exists()
-    began = time.monotonic()
+    start = time.monotonic()
     if actions:
         record_played(directory, recording, [played_game(path) for path in actions])
     else:
         record_game(directory, recording)
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - start
     # the duration is not meaningful for a continued or complete recording
     rate = f" ({ShardIndex.load(directory).frames / seconds:.0f} frames/s)" if is_new else ""
     print_dataset(directory, rate)

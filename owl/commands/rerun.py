@@ -195,10 +195,10 @@ def compare_environments(folder: Path, again: Path) -> Iterator[Row]:
     after = flat(json.loads((again / ENVIRONMENT).read_bytes()))
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key) and key not in ("command", "folder"):
-            yield key, told(key, before.get(key, "-")), told(key, after.get(key, "-"))
+            yield key, format_entry(key, before.get(key, "-")), format_entry(key, after.get(key, "-"))
 
 
-def told(key: str, value: Any) -> str:
+def format_entry(key: str, value: Any) -> str:
     """Format an entry of an environment; for changes of tracked files, only their length."""
     return f"{len(str(value))} characters" if key.endswith(".diff") else str(value)
 

@@ -116,9 +116,9 @@ def main(
     networks, parts = zip(*map(load_network, checkpoints), strict=True)
     strides = {path: stride or own.stride for path, own in zip(checkpoints, parts, strict=True)}
     if len(set(strides.values())) > 1:
-        told = ", ".join(f"{path} {own}" for path, own in strides.items())
+        listed = ", ".join(f"{path} {own}" for path, own in strides.items())
         raise OwlError(
-            "network.stride", f"the world models were trained with different strides ({told}); compare those of one"
+            "network.stride", f"the world models were trained with different strides ({listed}); compare those of one"
         )
     data = need_data(data or parts[0].data, checkpoints[0])
     info = DatasetInfo.load(data)

@@ -189,7 +189,7 @@ def check(plan: Plan, path: str, arguments: list[str]) -> None:
                 raise
         except OwlError as error:
             key = next((key for key in setting if str(error).startswith(f"option --{key} ")), None)
-            told = str(error).replace(f"option --{key}", f"{path}: key 'space.{key}'", 1)
-            raise OwlError("sweep.setting", told) from error
+            message = str(error).replace(f"option --{key}", f"{path}: key 'space.{key}'", 1)
+            raise OwlError("sweep.setting", message) from error
         finally:
             sys.argv = before

@@ -48,7 +48,7 @@ def notes(metrics: dict[str, dict[str, float]], lpips_name: str) -> list[str]:
     """Return what the columns mean."""
     first = next(iter(metrics.values()))
     baseline = f" Repeating the last frame of the context has {first['repeat_lpips_1']:.3f} in frame 1."
-    told = [
+    paragraphs = [
         f"LPIPS ({lpips_name}) is the distance to the true frame; a game has many possible futures, so far from the "
         f"context it depends on chance.{baseline} The Fréchet distance ({FrechetDistance.name}) compares the "
         f"distributions of frames; that of true frames is {first[f'{FrechetDistance.name}_true']:.1f}."
@@ -58,13 +58,15 @@ def notes(metrics: dict[str, dict[str, float]], lpips_name: str) -> list[str]:
         "negative.",
     ]
     if "scripts_accuracy_true" in first:
-        told.append(f"Scripts are scripted controls; in the game's own frames {first['scripts_accuracy_true']:.3f}.")
+        paragraphs.append(
+            f"Scripts are scripted controls; in the game's own frames {first['scripts_accuracy_true']:.3f}."
+        )
     if "revisit_lpips_true" in first:
-        told.append(
+        paragraphs.append(
             "Revisit compares the end of loops with their start: "
             f"{first['revisit_lpips_true']:.3f} in the game itself. A world that does not move has 0."
         )
-    return told
+    return paragraphs
 
 
 def write_page(out: Path, evaluations: dict[str, Evaluation], results: dict[str, dict[str, float]]) -> None:

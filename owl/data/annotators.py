@@ -32,9 +32,9 @@ SCALE = ("step", "offset", "inverse")
 """Keys of a description of depth that map its levels to distances."""
 
 
-def begun_scale(begun: dict[str, Any] | None) -> dict[str, Any] | None:
+def stored_scale(existing: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return the range of depth of an interrupted copy from its description; None for a new copy."""
-    return {name: begun[name] for name in SCALE} if begun is not None and set(SCALE) <= begun.keys() else None
+    return {name: existing[name] for name in SCALE} if existing is not None and set(SCALE) <= existing.keys() else None
 
 
 class Annotator(ABC):

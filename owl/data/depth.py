@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from owl.data.annotators import Annotator, begun_scale, depth_levels, depth_scale, hash_file, pictures
+from owl.data.annotators import Annotator, depth_levels, depth_scale, hash_file, pictures, stored_scale
 from owl.data.modalities.depth import Depth
 from owl.data.source import Source
 from owl.errors import OwlError
@@ -53,15 +53,15 @@ class DepthAnnotator(Annotator):
         }
 
     @classmethod
-    def of(cls, folder: str, source: Source, begun: dict[str, Any] | None) -> "DepthAnnotator":
+    def of(cls, folder: str, source: Source, existing: dict[str, Any] | None) -> "DepthAnnotator":
         """Choose the range from the first frames of episodes that are evenly spaced over the dataset.
 
         Args:
             folder: The network.
             source: The dataset.
-            begun: Description of depth in an interrupted copy, whose range is kept; None for a new copy.
+            existing: Description of depth in an interrupted copy, whose range is kept; None for a new copy.
         """
-        if (scale := begun_scale(begun)) is not None:
+        if (scale := stored_scale(existing)) is not None:
             return cls(folder, scale)
         annotator = cls(folder, {})
         samples = [np.empty(0, np.float32)]

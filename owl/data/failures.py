@@ -26,7 +26,9 @@ def report_failures() -> None:
 def _hand_over(queue: Any, error: Exception, item: Any) -> None:
     """Send an error in place of the batch that a queue could not send; called by its thread."""
     if isinstance(item, tuple):  # (batch index, ...); otherwise the pipe itself is broken
-        queue.put((item[0], OwlError("loader.worker", f"a loader's worker could not send a batch{told(str(error))}")))
+        queue.put(
+            (item[0], OwlError("loader.worker", f"a loader's worker could not send a batch{with_advice(str(error))}"))
+        )
     else:
         os._exit(1)
 
@@ -39,13 +41,13 @@ def worker_failure(error: BaseException) -> OwlError | None:
     """
     message = str(error).partition("\n")[0].partition(". ")[0]  # without PyTorch's list of possible causes
     if isinstance(error, RuntimeError) and message.startswith(SAYINGS):
-        return OwlError("loader.worker", f"a loader's worker ended unexpectedly{told(message)}")
+        return OwlError("loader.worker", f"a loader's worker ended unexpectedly{with_advice(message)}")
     if isinstance(error, ConnectionError | EOFError | FileNotFoundError) and "in DataLoader worker" not in message:
-        return OwlError("loader.worker", f"a loader's worker ended unexpectedly{told('Killed or crashed')}")
+        return OwlError("loader.worker", f"a loader's worker ended unexpectedly{with_advice('Killed or crashed')}")
     return None
 
 
-def told(reason: str) -> str:
+def with_advice(reason: str) -> str:
     """Return the reason in parentheses, followed by advice."""
     advice = next((advice for part, advice in ADVICE.items() if part in reason), "set num_workers to 0 to see more")
     return f" ({reason.strip().removesuffix('.')}); {advice}, then resume with --ckpt_path last"

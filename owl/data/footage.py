@@ -198,14 +198,14 @@ def _list_files(root: Path, leave_out: Path) -> tuple[list[Path], dict[str, str]
         seen.add(identity)
         return True
 
-    def tell(error: OSError) -> None:
+    def note(error: OSError) -> None:
         unreadable[_name(Path(error.filename), root)] = f"it cannot be read ({error.strerror})"
 
     files: list[Path] = []
     if leave_out.exists():
         is_new(leave_out)
     is_new(root)
-    for folder, subfolders, names in os.walk(root, onerror=tell, followlinks=True):
+    for folder, subfolders, names in os.walk(root, onerror=note, followlinks=True):
         for found in (subfolders, names):  # links last, so that they do not replace real files
             found[:] = sorted(name for name in found if name[0] != ".")
             found.sort(key=lambda name: os.path.islink(os.path.join(folder, name)))

@@ -210,14 +210,14 @@ def _begin(root: Path, job: ShardJob) -> DatasetInfo:
             f"{root} holds a dataset of kind {info.source.get('kind')}, expected an empty folder or one of "
             f"kind {' or '.join(job.kinds)}; give another folder",
         )
-    begun, wanted = job.settings(info), job.settings(job.info)
-    for name in wanted | begun:
-        before, now = begun.get(name, "missing"), wanted.get(name, "missing")
+    stored, wanted = job.settings(info), job.settings(job.info)
+    for name in wanted | stored:
+        before, now = stored.get(name, "missing"), wanted.get(name, "missing")
         if before != now:
             raise OwlError(
                 "dataset.other-settings",
-                f"{root} was begun with {name} {before}, now it is {now}; use the same as before to finish it, or give "
-                "another folder",
+                f"{root} was started with {name} {before}, now it is {now}; use the same as before to finish it, or "
+                "give another folder",
             )
     return info
 

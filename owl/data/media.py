@@ -60,7 +60,7 @@ def audio_track(container: InputContainer) -> av.AudioStream | None:
 
 def packets(container: InputContainer, *streams: Stream) -> Iterator[av.Packet]:
     """Demultiplex up to the end or to the first damage; truncated packets are skipped."""
-    # in these formats every packet that ends at a joint is marked, whole or not; the decoder will tell
+    # in these formats every packet that ends at a joint is marked, whole or not; the decoder finds out which
     keep_all = bool(container.format.flags & CLOCK_MAY_JUMP)
     try:
         for packet in container.demux(*streams):

@@ -54,7 +54,7 @@ class Pictured:
             delay: Seconds by which depth is earlier.
 
         Raises:
-            OwlError: The frames have another size, the delay is less than half a frame, or the dataset does not tell
+            OwlError: The frames have another size, the delay is less than half a frame, or the dataset does not state
                 the scale of the modality.
         """
         modality = PICTURED[name]

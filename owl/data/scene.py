@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from owl.data.annotators import Annotator, begun_scale, depth_levels, depth_scale
+from owl.data.annotators import Annotator, depth_levels, depth_scale, stored_scale
 from owl.data.modalities.camera import Camera
 from owl.data.modalities.depth import Depth
 from owl.data.source import Source
@@ -43,13 +43,13 @@ class SceneAnnotator(Annotator):
         }
 
     @classmethod
-    def of(cls, folder: str, source: Source, begun: dict[str, Any] | None) -> "SceneAnnotator":
+    def of(cls, folder: str, source: Source, existing: dict[str, Any] | None) -> "SceneAnnotator":
         """Check that there is a file for every episode, and choose the range from evenly spaced frames.
 
         Args:
             folder: The folder.
             source: The dataset.
-            begun: Description of depth in an interrupted copy, whose range is kept; None for a new copy.
+            existing: Description of depth in an interrupted copy, whose range is kept; None for a new copy.
 
         Raises:
             OwlError: A file is missing or damaged, lacks a key, or has another number of frames than its episode.
@@ -59,7 +59,7 @@ class SceneAnnotator(Annotator):
         for name in episodes:
             digest.update(repr((name, _checksums(folder, name))).encode())
         identity = digest.hexdigest()[:16]
-        if (scale := begun_scale(begun)) is not None:
+        if (scale := stored_scale(existing)) is not None:
             return cls(folder, scale, identity)
         samples = []
         for episode in evenly_spaced(len(episodes), SAMPLED):

@@ -110,7 +110,7 @@ def measure(container: InputContainer, video: av.VideoStream, sound: av.AudioStr
     start -= lead
     end = next((span[1] for span in spans if span), Fraction(0)) - lead + 1 / rate
     shifts = [-lead]
-    for span in spans[1:]:  # each part goes on where the one before it ends
+    for span in spans[1:]:  # each part continues where the one before it ends
         shifts.append(end - span[0] if span else shifts[-1])
         end = span[1] + shifts[-1] + 1 / rate if span else end
     if (end - start - 1 / rate) / max(count - 1, 1) > LONGEST_PAUSE:

@@ -131,9 +131,9 @@ class WindowDataset(Dataset):
         long = index.episode_frames[episodes] >= self._span
         packs = self._make_packs(episodes[~long])
         # a pack takes the position of its first episode, as an episode with a single window
-        begun = np.array([*episodes[long], *(pack[0].episode for pack in packs)], np.int64)
-        order = np.argsort(begun, kind="stable")
-        self._episodes, ordinary = begun[order], int(long.sum())
+        firsts = np.array([*episodes[long], *(pack[0].episode for pack in packs)], np.int64)
+        order = np.argsort(firsts, kind="stable")
+        self._episodes, ordinary = firsts[order], int(long.sum())
         self._packs = {n: packs[i - ordinary] for n, i in enumerate(order.tolist()) if i >= ordinary}
         extra = np.maximum(index.episode_frames[self._episodes] - self._span, 0)
         self._ends = np.cumsum(-(-extra // hop) + 1)  # window indices of episode e end before _ends[e]

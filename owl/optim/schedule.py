@@ -28,7 +28,7 @@ class Progress:
     def move_end(self, step: int, end: int) -> None:
         """Continue from the fraction completed after ``step`` such that the decay is complete at ``end``.
 
-        The fraction never decreases. A decay that has not begun keeps its start, unless fewer than half of all steps
+        The fraction never decreases. A decay that has not started keeps its start, unless fewer than half of all steps
         would remain for it.
         """
         done = self(step)

@@ -25,15 +25,15 @@ class SideBySide(World):
 
     def __init__(self, worlds: Sequence[World]) -> None:
         self.worlds = list(worlds)
-        told = [world.description for world in self.worlds]
-        names = [one.name for one in told]
+        descriptions = [world.description for world in self.worlds]
+        first, names = descriptions[0], [one.name for one in descriptions]
         if len(set(names)) < len(names):  # checkpoints of one run
-            names = [one.origin["checkpoint"] for one in told]
-        for one, name in zip(told[1:], names[1:], strict=True):
+            names = [one.origin["checkpoint"] for one in descriptions]
+        for one, name in zip(descriptions[1:], names[1:], strict=True):
             for what, found, expected in zip(
                 ("buttons", "axes", "frames per second", "picture (height, width)", "start scenes"),
                 _shared(one),
-                _shared(told[0]),
+                _shared(first),
                 strict=True,
             ):
                 if found != expected:
@@ -43,24 +43,24 @@ class SideBySide(World):
                         "side; play world models that were trained on the same footage",
                     )
         self.references = [reference for world in self.worlds for reference in world.references]
-        decoders = [name for name in told[0].decoders if all(name in one.decoders for one in told)]
-        height, width = beside([np.zeros((*told[0].size, 3), np.uint8)] * len(told), len(told)).shape[:2]
+        decoders = [name for name in first.decoders if all(name in one.decoders for one in descriptions)]
+        height, width = beside([np.zeros((*first.size, 3), np.uint8)] * len(descriptions), len(descriptions)).shape[:2]
         self.settings = replace(self.worlds[0].settings, decoder=decoders[0] if decoders else "")
         self.description = Description(
             kind="world models",
             name=" · ".join(names),
-            device=told[0].device,
-            buttons=told[0].buttons,
-            axes=told[0].axes,
-            fps=told[0].fps,
+            device=first.device,
+            buttons=first.buttons,
+            axes=first.axes,
+            fps=first.fps,
             size=(height, width),
-            starts=told[0].starts,
+            starts=first.starts,
             decoders=decoders,
-            origin={"kind": "world models", "worlds": [one.origin for one in told]},
-            sound=told[0].sound,
+            origin={"kind": "world models", "worlds": [one.origin for one in descriptions]},
+            sound=first.sound,
             names=names,
         )
-        self.change(self.settings)  # each may have begun with others
+        self.change(self.settings)  # each may have started with others
 
     def reset(self, start: int, seed: int) -> Picture:
         """Begin all."""

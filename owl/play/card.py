@@ -1,4 +1,4 @@
-"""What the folder of a shared world tells a reader: its model card, the picture of its start scenes, its licence."""
+"""Files of a shared world for its readers: the model card, the picture of the start scenes, the licence."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +25,7 @@ ROW = 4
 
 @dataclass(frozen=True)
 class Facts:
-    """What a model card tells.
+    """The content of a model card.
 
     Attributes:
         name: Name of the folder.

@@ -57,7 +57,7 @@ class WorldEnv(gymnasium.Env[np.ndarray, Any]):
         """Begin at a start scene.
 
         Args:
-            seed: Seed of the choice of the scene and of all noise; None: go on with the generator of the last one.
+            seed: Seed of the choice of the scene and of all noise; None: continue with the generator of the last one.
             options: "start", the number of the start scene; without it one is drawn.
 
         Returns:

@@ -76,6 +76,6 @@ class Inputs:
             self._forget()
 
     def _forget(self) -> None:
-        """Begin anew with what is held now."""
+        """Start again with what is held now."""
         self._pressed, self._deflected = self._held.copy(), self._sticks.copy()
         self._moved, self._time = np.zeros_like(self._moved), math.nan

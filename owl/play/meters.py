@@ -156,7 +156,7 @@ class Meters:
     Args:
         references: One for each world that a frame shows from left to right; none: nothing is measured.
         fps: Frames per second.
-        tell: Called with the values of each world, after each measurement: "agreement", the mean of the values of
+        report: Called with the values of each world, after each measurement: "agreement", the mean of the values of
             `agreement`, "controls", these values by name, and "drift", the mean of `Drift`; None is not known.
         notice: Called with the sentence of an error that ends the measurements.
         failed: Called with any other error.
@@ -169,7 +169,7 @@ class Meters:
         self,
         references: Sequence[Reference],
         fps: float,
-        tell: Callable[[list[dict[str, Any]]], None],
+        report: Callable[[list[dict[str, Any]]], None],
         notice: Callable[[str], None],
         failed: Callable[[BaseException], None],
     ) -> None:
@@ -177,7 +177,7 @@ class Meters:
         if any(reference.reader for reference in references):
             self.names = ["agreement", *self.names]
         self._references, self._fps = references, fps
-        self._tell, self._notice, self._failed = tell, notice, failed
+        self._report, self._notice, self._failed = report, notice, failed
         self._lock, self._over = threading.Lock(), threading.Event()
         self._watched = False
         self._drifts: list[Drift] = []
@@ -190,7 +190,7 @@ class Meters:
             self._thread.start()
 
     def watch(self, watched: bool) -> None:
-        """Measure from now on, or no longer: while nobody looks, nothing is computed."""
+        """Measure from now on, or no longer: without viewers nothing is computed."""
         if watched != self._watched:
             self.cut()
             self._watched = watched
@@ -246,7 +246,7 @@ class Meters:
         with self._lock:
             current = stretch is self._stretch
         if current:  # no jump meanwhile
-            self._tell([self._values(stretch, number) for number in range(worlds)])
+            self._report([self._values(stretch, number) for number in range(worlds)])
 
     def _values(self, stretch: Stretch, world: int) -> dict[str, Any]:
         reader, readings, drift = self._references[world].reader, stretch.read[world], stretch.drift[world]

@@ -54,7 +54,7 @@ class Recording:
             pictures = self._taken()
             if (first := next(pictures, None)) is not None:
                 write_pictures(self.path, chain([first], pictures), description)
-        except BaseException as error:  # told by `finish`, in the thread of the player
+        except BaseException as error:  # reported by `finish`, in the thread of the player
             self._failure = error
             for _ in self._taken():
                 pass

@@ -102,7 +102,7 @@ def _learned(
 
 
 def _unknown(error: Exception) -> OwlError:
-    return OwlError("actions.origin", f"the log does not tell how its world was made ({error!r}); record it again")
+    return OwlError("actions.origin", f"the log does not state how its world was made ({error!r}); record it again")
 
 
 def replay(log: ActionLog, world: World) -> Iterator[Replayed]:

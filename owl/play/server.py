@@ -1,4 +1,4 @@
-"""The web server: one page, its pictures, and one WebSocket for each viewer, of whom one plays."""
+"""The web server: one page, its pictures, and one WebSocket for each viewer, one of which plays."""
 
 import asyncio
 import hmac
@@ -145,7 +145,7 @@ class Server:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Tell every client, and end the session."""
+        """Notify every client, and end the session."""
         for viewer in list(self.viewers):
             await viewer.connection.close(code=WSCloseCode.GOING_AWAY, message=b"the server has been stopped")
         await asyncio.to_thread(self.session.close)
@@ -181,7 +181,7 @@ class Server:
 
     def notice(self, text: str) -> None:
         """Send a sentence to the player."""
-        self._call(self._tell_player, text)
+        self._call(self._notify_player, text)
 
     def meters(self, values: list[dict[str, Any]]) -> None:
         """Send what was measured to every viewer who asked for it."""
@@ -240,7 +240,7 @@ class Server:
             "folder": str(self.folder),
         }
 
-    def _tell_player(self, text: str) -> None:
+    def _notify_player(self, text: str) -> None:
         if self.player is not None:
             self._notify(self.player, text)
 

@@ -1,4 +1,4 @@
-"""The thread that plays a world: samples the controls, makes frames in real time, and obeys commands between them."""
+"""The thread that plays a world: samples the controls, makes frames in real time, executes commands between them."""
 
 import math
 import queue
@@ -33,7 +33,7 @@ LOG_SUFFIX = ".jsonl"
 
 
 class Listener(Protocol):
-    """Receives what the session tells; called from its threads, must not wait."""
+    """Receives the messages of the session; called from its threads, must not wait."""
 
     def frame(self, message: bytes) -> None:
         """Receive a frame, see `owl.play.protocol.frame_message`."""
@@ -121,7 +121,7 @@ class Session:
 
     def _play(self) -> None:
         self._reset(0, self.seed)
-        self._tell()
+        self._report()
         deadline = time.perf_counter()
         while True:
             wait = None if self._paused else max(0.0, deadline - time.perf_counter())
@@ -138,7 +138,7 @@ class Session:
                 self._obey(command)
             except (OwlError, OSError) as error:
                 self.listener.notice(str(error))
-            self._tell()
+            self._report()
 
     def _obey(self, command: Command | Start) -> None:
         if isinstance(command, Start):
@@ -243,7 +243,7 @@ class Session:
         self._encoding = self._encoder.submit(self._encode, self._frame, picture, sample)
         if self._frame % max(1, round(self.world.description.fps)) == 0:
             self._remember(self._encoding.result())
-            self._tell()
+            self._report()
 
     def _encode(self, frame: int, picture: Picture, sample: Sample) -> bytes:
         """Encode a frame and hand it out."""
@@ -270,7 +270,7 @@ class Session:
         self.thumbnails = {number: kept.jpeg for number, kept in self._timeline.moments.items()}
         return moment
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         """Hand out what the page shows beside the picture."""
         self.listener.state(
             {

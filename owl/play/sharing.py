@@ -101,18 +101,18 @@ def share(contents: Contents, directory: str | Path) -> None:
     origin = origin_of(contents.checkpoint, content)
     networks: dict[str, tuple[nn.Module, dict[str, Any]]] = {"": (network, origin)}
     for name, path in {**{f"decoders/{name}": path for name, path in decoders.items()}, **others}.items():
-        part, told = models.load_with_content(file := models.find_checkpoint(path))
+        part, stored = models.load_with_content(file := models.find_checkpoint(path))
         if contents.fold and hasattr(part, "fold_weight_norm"):
             part.fold_weight_norm()  # type: ignore[operator]
-        networks[name] = part, origin_of(file, told)
+        networks[name] = part, origin_of(file, stored)
 
     if (folder / FILE).is_file():  # of an earlier export
         (folder / FILE).unlink()
         for name in (*PARTS, "decoders", "scenes", EVALUATION):
             shutil.rmtree(folder / name, ignore_errors=True)
     world = SharedWorld(folder, tuple(decoders))
-    for name, (part, told) in networks.items():
-        write_network(part, told, folder / name)
+    for name, (part, provenance) in networks.items():
+        write_network(part, provenance, folder / name)
     write_scenes(world, network, data, contents, parts.stride)
     atomic_write(folder / "LICENSE", text)
 

@@ -240,7 +240,7 @@ def why(recipe: Recipe, emulate: bool, device: torch.device) -> str:
     if emulate:
         return f"{recipe}, emulated on {here}: right numbers, slowly"
     faults = {name: probe(name, device) for name in get_args(Recipe)}
-    running = [name for name, told in faults.items() if told is None]
+    running = [name for name, fault in faults.items() if fault is None]
     if faults[recipe] is not None:
         advice = (
             f"set the plugin's recipe to {' or '.join(running)}, which is supported"
@@ -250,7 +250,7 @@ def why(recipe: Recipe, emulate: bool, device: torch.device) -> str:
         raise OwlError(
             "fp8.device", f"float8 ({recipe}) was expected to run on {here}, found: {faults[recipe]}; {advice}"
         )
-    others = [f"{name} does not ({told})" for name, told in faults.items() if told is not None]
+    others = [f"{name} does not ({fault})" for name, fault in faults.items() if fault is not None]
     return (
         f"{recipe}, as configured; tried on {here}: {', '.join(running)} run{''.join(f', {text}' for text in others)}"
     )

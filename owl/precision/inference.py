@@ -40,10 +40,10 @@ def quantize(network: nn.Module, quantization: Quantization) -> int:
     if not names:
         return 0
     device = placement(network).device
-    if (told := probe(quantization, device)) is not None:
+    if (fault := probe(quantization, device)) is not None:
         raise OwlError(
             "fp8.device",
-            f"{quantization} was expected to run on {describe(device)}, found: {told}; use bf16"
+            f"{quantization} was expected to run on {describe(device)}, found: {fault}; use bf16"
             + (" or fp8_weight_only, which runs" if probe("fp8_weight_only", device) is None else ""),
         )
     library = backend.load("torchao.quantization")

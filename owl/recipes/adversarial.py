@@ -130,7 +130,7 @@ def refuse_penalties(gamma: float, option: str) -> None:
         )
 
 
-def fooled(discriminator: Discriminator, true: Tensor, decoded: Tensor, real_logits: Tensor) -> Tensor:
+def adversarial_loss(discriminator: Discriminator, true: Tensor, decoded: Tensor, real_logits: Tensor) -> Tensor:
     """Compute the adversarial loss of a decoder, whose gradient reaches ``decoded`` only.
 
     Args:

@@ -226,7 +226,7 @@ class AudioGANDecoder(ChecksEncoder, MeasuresBatches, TrainsAgainstDiscriminator
             def loss_of(decoded: Tensor) -> Tensor:
                 terms.update(self.audio_loss(decoded, audio))
                 if adversarial or features:
-                    terms.update(self.fool(decoded, real))
+                    terms.update(self.adversarial_terms(decoded, real))
                 return weighted_sum(terms, weights)
 
             if self.balancer is None:
@@ -245,7 +245,7 @@ class AudioGANDecoder(ChecksEncoder, MeasuresBatches, TrainsAgainstDiscriminator
         log_losses(self, loss, terms | {"discriminator": judged} | balance | settings)
         return loss
 
-    def fool(self, decoded: Tensor, real: list[Judgement]) -> dict[str, Tensor]:
+    def adversarial_terms(self, decoded: Tensor, real: list[Judgement]) -> dict[str, Tensor]:
         """Compute the adversarial terms of the decoder.
 
         Args:

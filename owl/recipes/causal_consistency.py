@@ -39,7 +39,7 @@ class CausalConsistency(Distillation):
         guidance: Weight w of the teacher's guidance on controls, null + w (conditional - null); 1: none. The student
             learns the guided flow.
         context_noise: Noise level of the context.
-        steps: Steps in which the student generates a frame unless it is told; training does not depend on them.
+        steps: Default steps in which the student generates a frame; training does not depend on them.
         shift: Shift of their noise levels towards noise (`owl.flow_matching.shifted`).
         checkpoint: Whether activations are recomputed in the backward pass.
         optimizer: Called with the student's parameters.

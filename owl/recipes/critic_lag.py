@@ -50,17 +50,17 @@ class CriticLag(nn.Module):
         if not teacher and not critic:
             return
         ratio = critic / teacher if teacher else math.inf
-        told = f"the critic's error on generated frames is {ratio:.2f} times the teacher's, expected at most 1"
+        message = f"the critic's error on generated frames is {ratio:.2f} times the teacher's, expected at most 1"
         if not ratio < DIVERGED:
             raise OwlError(
                 "critic.diverged",
-                f"{told}: it has diverged; lower the learning rate of critic_optimizer, or raise critic_steps, and "
+                f"{message}: it has diverged; lower the learning rate of critic_optimizer, or raise critic_steps, and "
                 "start again from an earlier checkpoint",
             )
         if ratio > LAGGING and not self._warned:
             warnings.warn(
-                f"{told}: it does not keep up with the student, whose gradient becomes wrong; raise critic_steps, or "
-                "lower the learning rate of the student's optimizer",
+                f"{message}: it does not keep up with the student, whose gradient becomes wrong; raise critic_steps, "
+                "or lower the learning rate of the student's optimizer",
                 stacklevel=2,
             )
         self._warned = ratio > LAGGING

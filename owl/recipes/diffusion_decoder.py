@@ -22,7 +22,7 @@ from owl.models.discriminators import Discriminator
 from owl.models.image_decoder import ImageDecoder
 from owl.nn.frozen import freeze
 from owl.optim.stepping import manual_step
-from owl.recipes.adversarial import TrainsAgainstDiscriminator, fooled, ramped, refuse_penalties
+from owl.recipes.adversarial import TrainsAgainstDiscriminator, adversarial_loss, ramped, refuse_penalties
 from owl.recipes.arguments import any_weight, fractions, not_negative
 from owl.recipes.compilation import compile_for_training
 from owl.recipes.decoders import DecoderMetrics, clips, few, latents, load_autoencoder, with_noise
@@ -342,7 +342,7 @@ class DiffusionDecoder(ChecksEncoder, SeedsByWindow, TrainsAgainstDiscriminator)
         true, estimated = (trajectory(x0, noisy, t) for x0 in (clean, estimate))
         with manual_step(self) as step:
             real, _, judged = self.step_discriminator(step, true, estimated, self.gamma, self.penalty_every)
-            adversarial = fooled(self.discriminator, true, estimated, real) * (len(draws.flow) > 0)
+            adversarial = adversarial_loss(self.discriminator, true, estimated, real) * (len(draws.flow) > 0)
             weight = self.weights.adversarial * ramped(step.number, 0, self.adversarial_ramp)
             loss = weighted_sum(terms | {"adversarial": adversarial}, replace(self.weights, adversarial=weight))
             step(self.trainer.optimizers[0], loss, self.clip)

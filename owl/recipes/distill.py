@@ -20,7 +20,7 @@ from owl.models.image_autoencoder import ImageAutoencoder
 from owl.models.image_decoder import ImageDecoder
 from owl.nn.frozen import freeze
 from owl.optim.stepping import manual_step
-from owl.recipes.adversarial import TrainsAgainstDiscriminator, fooled, ramped, refuse_penalties
+from owl.recipes.adversarial import TrainsAgainstDiscriminator, adversarial_loss, ramped, refuse_penalties
 from owl.recipes.arguments import fractions, not_negative
 from owl.recipes.decoders import (
     DecoderFactory,
@@ -188,7 +188,7 @@ class Distill(ChecksEncoder, MeasuresBatches, TrainsAgainstDiscriminator):
             if self.discriminator is not None:
                 true, generated = (frames.unflatten(0, batch["rgb"].shape[:2]) for frames in (image, decoded))
                 real, _, judged = self.step_discriminator(step, true, generated, self.gamma, self.penalty_every)
-                terms["adversarial"] = fooled(self.discriminator, true, generated, real)
+                terms["adversarial"] = adversarial_loss(self.discriminator, true, generated, real)
                 weight = self.weights.adversarial * ramped(step.number, 0, self.adversarial_ramp)
             loss = weighted_sum(terms, replace(self.weights, adversarial=weight))
             step(self.trainer.optimizers[0], loss, self.clip)

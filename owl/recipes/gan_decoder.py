@@ -23,7 +23,7 @@ from owl.models.image_decoder import ImageDecoder, decode_clips
 from owl.nn.bottleneck import Encoding
 from owl.nn.frozen import freeze
 from owl.optim.stepping import manual_step
-from owl.recipes.adversarial import TrainsAgainstDiscriminator, fooled, ramped, refuse_penalties
+from owl.recipes.adversarial import TrainsAgainstDiscriminator, adversarial_loss, ramped, refuse_penalties
 from owl.recipes.arguments import not_negative
 from owl.recipes.decoders import (
     DecoderFactory,
@@ -229,7 +229,9 @@ class GANDecoder(ChecksEncoder, MeasuresBatches, TrainsAgainstDiscriminator):
             if encoding is not None:
                 terms["kl"] = encoding.kl()  # type: ignore[attr-defined]
             weight: Any = self.adversarial_weight(step.number)
-            adversarial = fooled(self.discriminator, true, decoded, real) if weight else generator_loss(fake, real)
+            adversarial = (
+                adversarial_loss(self.discriminator, true, decoded, real) if weight else generator_loss(fake, real)
+            )
             if self.adaptive and weight:
                 rest = weighted_sum(terms, self.weights)
                 weight = weight * adaptive_weight(rest, adversarial, [reconstruction])

@@ -68,7 +68,7 @@ class LayerPruning(Distillation):
     Args:
         teacher: Checkpoint or export of the deep world model.
         depth: Layers of the student.
-        forcing: How the teacher was trained. None: as its checkpoint or export tells.
+        forcing: How the teacher was trained. None: as stored in its checkpoint or export.
         logit_mean: Mean of the logits of noise levels, which are sigmoid(N(logit_mean, logit_std)).
         logit_std: Standard deviation of the logits.
         context_noise: Noise level of the past.
@@ -99,7 +99,7 @@ class LayerPruning(Distillation):
         super().__init__()
         self.save_hyperparameters(logger=False)
         source = load_source(teacher)
-        self.hparams["forcing"] = forcing_of(source, forcing)  # that of the student, which its checkpoint tells
+        self.hparams["forcing"] = forcing_of(source, forcing)  # that of the student, which its checkpoint stores
         self.causal = self.hparams["forcing"] != "full"
         network = pruned(source.network, depth)
         network.checkpoint = checkpoint

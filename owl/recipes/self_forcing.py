@@ -73,7 +73,7 @@ class SelfForcing(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
             steps, as `owl.recipes.causal_consistency.CausalConsistency` trains it.
         teacher: Checkpoint or export of the frozen teacher.
         critic: Checkpoint or export from which the critic starts. None: the teacher's.
-        forcing: How the teacher was trained. None: as its checkpoint or export tells.
+        forcing: How the teacher was trained. None: as stored in its checkpoint or export.
         steps: Denoising steps of the student per frame.
         shift: Shift of noise levels towards noise (`owl.flow_matching.shifted`), of the student's steps and of the
             uniform noise levels at which its frames are scored.
@@ -145,7 +145,7 @@ class SelfForcing(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
         super().__init__()
         at_least(1, steps=steps, gradient_frames=gradient_frames, critic_steps=critic_steps, accumulate=accumulate)
         at_least(0, context=context)
-        # forcing is the teacher's: the checkpoint of a student, which is causal, must not tell it as its own
+        # forcing is the teacher's: the checkpoint of a student, which is causal, must not store it as its own
         self.save_hyperparameters(logger=False, ignore=["adversary", "forcing"])
         self.automatic_optimization = False
         sources = {

@@ -13,7 +13,7 @@ from owl.models.discriminators import Discriminator
 from owl.models.image_decoder import decode_clips
 from owl.models.world_model import WorldTransformer
 from owl.nn.frozen import freeze
-from owl.recipes.adversarial import fooled, judge, penalised, ramped
+from owl.recipes.adversarial import adversarial_loss, judge, penalised, ramped
 from owl.rollout.checks import check_decoder
 from owl.rollout.episodes import load_decoder
 
@@ -126,6 +126,6 @@ class Adversary(nn.Module):
         with torch.no_grad():
             seen = self.discriminator_input(network, true)
             real = self.discriminator(self.discriminator.sides(seen, seen)[0])
-        loss = fooled(self.discriminator, seen, self.discriminator_input(network, leaf.view_as(leaf)), real)
+        loss = adversarial_loss(self.discriminator, seen, self.discriminator_input(network, leaf.view_as(leaf)), real)
         (gradient,) = torch.autograd.grad(loss, leaf)
         return loss.detach(), self.weight * ramped(step, 0, self.ramp) * gradient

@@ -62,13 +62,13 @@ def forcing_of(teacher: Source, given: Forcing | None) -> Forcing:
     """Return how a teacher was trained, from its checkpoint or from the recipe's argument ``forcing``.
 
     Raises:
-        OwlError: Neither tells, or they disagree.
+        OwlError: Neither states it, or they disagree.
     """
     stored, path = teacher.forcing, teacher.path
     if stored is None and given is None:
         raise OwlError(
             "recipe.teacher",
-            f"the teacher {path} does not tell how it was trained, expected model.init_args.forcing to do so; set it "
+            f"the teacher {path} does not state how it was trained, expected model.init_args.forcing to do so; set it "
             "to teacher, diffusion or full",
         )
     if stored is not None and given not in (None, stored):

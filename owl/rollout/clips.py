@@ -48,10 +48,10 @@ def unpacked_inputs(network: WorldTransformer, batch: dict[str, Tensor], length:
     latents, controls, document = clip_inputs(network, batch)
     found = controls.buttons.shape[1]
     if document is not None or found < length:
-        told = f"{found} frames long" if document is None else "packed from several episodes"
+        actual = f"{found} frames long" if document is None else "packed from several episodes"
         raise OwlError(
             "recipe.dataset",
-            f"clips are {told}, expected {length} frames of one episode; set data.init_args.length to at least "
+            f"clips are {actual}, expected {length} frames of one episode; set data.init_args.length to at least "
             f"{length} and data.init_args.pack to false",
         )
     return latents, controls

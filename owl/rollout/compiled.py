@@ -158,8 +158,8 @@ class CompiledBlocks:
     def warn_of_failure(self) -> None:
         """Warn, once, if compilation has failed."""
         if self._failure is not None:
-            told, self._failure = self._failure, None
-            warnings.warn(f"frames stay uncompiled and take longer: {told}", stacklevel=4)
+            reason, self._failure = self._failure, None
+            warnings.warn(f"frames stay uncompiled and take longer: {reason}", stacklevel=4)
 
     def __call__(self, block: Block, x: Tensor, condition: Tensor, turns: Tensor, attend: Attend) -> Tensor:
         """Apply a block; see `Block.forward`."""
@@ -250,12 +250,12 @@ class Work:
         variables = {"PYTHONPATH": path, "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
         if shapes[0].device == "cpu":  # a block has few kernels: more processes are slower
             variables["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
-        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as told:
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=told,
+                stderr=log,
                 text=True,
                 env=os.environ | variables,
             )
@@ -274,8 +274,8 @@ class Work:
                 status = process.wait()
                 self._processes.remove(process)
             if done < len(shapes):
-                told.seek(0)
-                lines = [line for line in told.read().splitlines() if line and not line.startswith(" ")]
+                log.seek(0)
+                lines = [line for line in log.read().splitlines() if line and not line.startswith(" ")]
                 raise RuntimeError(lines[-1] if lines else f"the compiling process ended with status {status}")
 
 
@@ -336,13 +336,15 @@ def _vanishing() -> tempfile.TemporaryDirectory:
 @cache
 def machine() -> str:
     """Return twelve digits that identify the machine's properties on which compiled code depends."""
-    told = [platform.platform(), platform.python_version(), torch.__version__, sys.prefix]
+    properties = [platform.platform(), platform.python_version(), torch.__version__, sys.prefix]
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
-        told += sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))})
+        properties += sorted(
+            {line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}
+        )
     if torch.cuda.is_available():
-        told.append(torch.cuda.get_device_name())
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:12]
+        properties.append(torch.cuda.get_device_name())
+    return hashlib.sha256("\n".join(properties).encode()).hexdigest()[:12]
 
 
 @cache

@@ -106,8 +106,8 @@ class Engine:
         compile: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
-        told = network.sampling.override(sampler=sampler, context_noise=context_noise, guidance=guidance)
-        self.schedule = Schedule.of(told, inner_guidance)
+        sampling = network.sampling.override(sampler=sampler, context_noise=context_noise, guidance=guidance)
+        self.schedule = Schedule.of(sampling, inner_guidance)
         if noise_levels is not None:
             self.schedule = replace(self.schedule, noise_levels=tuple(map(float, noise_levels)))
         check_guidance(network, self.schedule)

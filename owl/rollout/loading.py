@@ -91,7 +91,7 @@ class Source:
     Attributes:
         path: Its checkpoint or export.
         network: The world model, on the CPU, in training mode.
-        forcing: How it was trained; None if the file does not tell, as that of a few-step student.
+        forcing: How it was trained; None if the file does not state it, as that of a few-step student.
         stride: Stored frames from one of its frames to the next; None likewise.
         length: Frames of the clips that it was trained on; None likewise.
     """

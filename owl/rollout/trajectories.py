@@ -59,7 +59,7 @@ def follow(
 
 
 def standardization(network: WorldTransformer) -> dict[str, Any]:
-    """Return shape, mean and std of each generated stream, which tell what standardised latents are."""
+    """Return shape, mean and std of each generated stream, which define standardised latents."""
     return {
         name: {
             "shape": list(stream.shape),
@@ -103,7 +103,7 @@ def write_trajectories(
         The description of the finished dataset.
 
     Raises:
-        OwlError: As `run`; or an argument is out of range, the teacher is not causal or does not tell its clips, the
+        OwlError: As `run`; or an argument is out of range, the teacher is not causal or does not state its clips, the
             dataset does not fit the teacher or has no clip of this length for training, or the teacher generates NaN.
     """
     root = local_folder(directory)
@@ -116,26 +116,28 @@ def write_trajectories(
             "arguments.wrong-value",
             f"steps is {steps}, expected a multiple of {points}, so that the teacher passes the points; change steps",
         )
-    told = load_source(teacher)
-    check_causal(told, "teacher")
-    if told.length is None or told.stride is None:
+    loaded = load_source(teacher)
+    check_causal(loaded, "teacher")
+    if loaded.length is None or loaded.stride is None:
         raise OwlError(
             "recipe.teacher",
-            f"the teacher {teacher} does not tell length and stride of the clips that it was trained on; give its "
+            f"the teacher {teacher} does not state length and stride of the clips that it was trained on; give its "
             "checkpoint, or export that again",
         )
-    network = told.network.eval()
+    network = loaded.network.eval()
     original = Source.open(source, (), [*network.latent_modalities.values(), "controls"])
-    described = in_windows(original.info.modalities, told.stride)
+    described = in_windows(original.info.modalities, loaded.stride)
     check_latents(network, described, source)
     check_encoder(network, described, source)
     sampling = Sampling(steps, shift, guidance=guidance)
-    job = _TrajectoryJob(network, teacher, original, sampling, points, told.length, told.stride, hop, seed, batch_size)
+    job = _TrajectoryJob(
+        network, teacher, original, sampling, points, loaded.length, loaded.stride, hop, seed, batch_size
+    )
     if not job.info.splits["train"]:
         raise OwlError(
             "dataset.empty-split",
-            f"no training episode of {source} has the {job.span} frames of a clip ({told.length} frames with stride "
-            f"{told.stride}), expected at least one; give longer episodes",
+            f"no training episode of {source} has the {job.span} frames of a clip ({loaded.length} frames with stride "
+            f"{loaded.stride}), expected at least one; give longer episodes",
         )
     return run(job, root)
 

@@ -15,8 +15,8 @@ from owl.callbacks.budget import Budget, duration, multiples
 from owl.callbacks.checkpoint import AtomicCheckpointIO, Checkpoint
 from owl.callbacks.report import Report
 from owl.optim.configuration import with_schedule
+from tests.helpers.faults import Stopwatch
 from tests.helpers.line import Line, loader, trainer
-from tests.helpers.saboteurs import Stopwatch
 
 WARMUP = 5
 PEAK, FINAL = 1e-4, 1e-6
@@ -41,7 +41,7 @@ class SaveAt(Callback):
 
 
 class Fitted:
-    """A run by a made-up clock."""
+    """A run with a simulated clock."""
 
     def __init__(
         self, folder: Path, watch: Stopwatch, *more: Callback, resume: Path | None = None, **options: Any
@@ -173,7 +173,7 @@ def test_a_run_that_has_ended_by_time_trains_no_further(fit: Fit, tmp_path: Path
     assert again.steps == 0 or again.steps == whole.steps
 
 
-def test_another_limit_makes_the_plan_anew(fit: Fit, tmp_path: Path) -> None:
+def test_another_limit_makes_a_new_plan(fit: Fit, tmp_path: Path) -> None:
     whole = fit([1.0])
     longer = fit([1.0], resume=tmp_path / "checkpoints" / "last.ckpt", max_time={"seconds": 200})
     assert whole.steps + 80 < longer.steps < 200

@@ -84,7 +84,7 @@ def test_the_best_value_survives_a_resume(tmp_path: Path) -> None:
     assert resumed.best == 1
 
 
-def test_an_unknown_metric_is_told(tmp_path: Path) -> None:
+def test_an_unknown_metric_is_reported(tmp_path: Path) -> None:
     with refused("checkpoint.monitor", "'val/psmr'", "train/loss, val/score"):
         fit(tmp_path, Checkpoint(monitor="val/psmr"))
 
@@ -154,7 +154,7 @@ def test_only_what_is_used_of_a_checkpoint_is_read(tmp_path: Path) -> None:
         assert not resident(size)
 
 
-def test_a_file_that_is_torn_or_none_of_ours_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_torn_or_none_of_ours_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
     AtomicCheckpointIO().save_checkpoint({"owl": {}, "state_dict": {"weight": torch.ones(1000)}}, path)
     whole = path.read_bytes()

@@ -106,6 +106,6 @@ def test_without_a_decay_nothing_is_averaged_and_a_resumed_run_trains_its_raw_we
     assert resumed.weight.item() == line.weight.item()
 
 
-def test_a_decay_out_of_range_is_told() -> None:
+def test_a_decay_out_of_range_is_reported() -> None:
     with refused("ema.decay", "ema.decay is 1.0", "[0, 1)"):
         EMA(1.0)

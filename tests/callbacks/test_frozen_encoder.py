@@ -51,7 +51,7 @@ def fit(lab: Path, config: str, name: str, steps: int, *options: str) -> tuple[d
     return json.loads((run / "metrics.json").read_text()), torch.load(run / "checkpoints/last.ckpt", weights_only=True)
 
 
-def test_pictures_train_what_latents_do_and_a_resumed_run_goes_on_exactly(lab: Path) -> None:
+def test_pictures_train_what_latents_do_and_a_resumed_run_resumes_exactly(lab: Path) -> None:
     expected, stored = fit(lab, "latents", "latents", 4)
     found, whole = fit(lab, "pictures", "whole", 4)
     assert found.keys() == expected.keys()
@@ -134,7 +134,7 @@ def test_latents_are_those_of_data_encode_in_the_precision_that_is_chosen(
     assert torch.equal(continued.encode(rgb), half.encode(rgb))
 
 
-def test_what_does_not_fit_is_told(lab: Path) -> None:
+def test_what_does_not_fit_is_reported(lab: Path) -> None:
     def refuse(config: str, code: str, *words: str, options: tuple[str, ...] = ()) -> None:
         with refused(code, *words):
             fit(lab, config, "refused", 1, *options)
@@ -146,8 +146,8 @@ def test_what_does_not_fit_is_told(lab: Path) -> None:
     models.save(other, lab / "other")
     path = ("--trainer.callbacks", CALLBACK, "--trainer.callbacks.path")
     refuse("latents", "latents.encoder", LATENTS, "other", models.fingerprint(other.encoder), options=(*path, "other"))
-    fit(lab, "pictures", "begun", 1)
-    again = ("--name", "begun", "--trainer.max_steps", "2", "--ckpt_path", "last")
+    fit(lab, "pictures", "started", 1)
+    again = ("--name", "started", "--trainer.max_steps", "2", "--ckpt_path", "last")
     refuse("pictures", "latents.encoder", models.fingerprint(other.encoder), options=(*path, "other", *again))
     small = ("--data.size", "[16, 24]")
     refuse("pictures", "dataset.size", FOOTAGE, "16x24", "32x48", options=small)
@@ -198,7 +198,7 @@ def test_sound_is_encoded_as_data_encode_does(tmp_path: Path, strides: list[int]
         torch.testing.assert_close(described[name], expected[name], atol=1e-3, rtol=1e-3)
 
 
-def test_sound_that_does_not_fit_is_told(tmp_path: Path) -> None:
+def test_sound_that_does_not_fit_is_reported(tmp_path: Path) -> None:
     make_dataset(tmp_path / "sound", episodes=3, frames=5, modalities=("rgb", "audio"))
     save_audio_autoencoder(tmp_path / "mono", channels=1)
     save_audio_autoencoder(tmp_path / "telephone", sample_rate=8_000)

@@ -85,7 +85,7 @@ def test_steps_without_a_loss_are_left_out(tmp_path: Path, recipe: type[Breaks])
     assert json.loads((tmp_path / "nonfinite-rank0.json").read_text())["windows"] == [4, 5]
 
 
-def test_samples_that_nobody_describes_are_named_by_their_numbers(tmp_path: Path) -> None:
+def test_samples_without_a_description_are_named_by_their_numbers(tmp_path: Path) -> None:
     data = Data()
     data.train_dataset = Numbers(8)
     with refused("loss.non-finite", "the loss became nan at step 2"):

@@ -151,7 +151,7 @@ def test_two_processes_log_what_one_does(lab: Path) -> None:
         ({"horizon": 60}, "windows.too-short", ["125 frames"]),
     ],
 )
-def test_what_does_not_fit_is_told_before_training(
+def test_what_does_not_fit_is_reported_before_training(
     lab: Path, settings: dict[str, Any], code: str, tokens: list[str]
 ) -> None:
     with refused(code, *tokens):

@@ -16,7 +16,7 @@ from tests.helpers.line import Line, loader, trainer
 
 
 class Clock:
-    """Time that passes only when told."""
+    """Time that passes only on request."""
 
     def __init__(self) -> None:
         self.now = 100.0

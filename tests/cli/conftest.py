@@ -9,7 +9,7 @@ import pytest
 from owl.__main__ import main
 from tests.helpers.tiny import tiny_experiment, write_config
 
-Tell = Callable[..., str]
+ErrorLine = Callable[..., str]
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def tell(lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tell:
+def error_line(lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> ErrorLine:
     """Run a mistaken ``fit`` as users do; it must end with status 2 and one line, which is returned."""
 
     def run(*arguments: str) -> str:

@@ -79,7 +79,7 @@ def test_callbacks_are_appended(lab: Path, capsys: pytest.CaptureFixture[str]) -
     assert config["trainer"]["callbacks"][1]["init_args"]["max_depth"] == 3
 
 
-def test_training_without_an_end_is_told(lab: Path) -> None:
+def test_training_without_an_end_is_reported(lab: Path) -> None:
     make_dataset(lab / "data", episodes=3, frames=6, size=(32, 48), modalities=("rgb",))
     endless = ("--trainer.max_steps", "-1", "--trainer.max_epochs", "-1")
     with refused("schedule.no-end", "trainer.max_steps"):
@@ -98,7 +98,7 @@ def test_a_timer_among_the_callbacks_is_taken_as_it_is(lab: Path) -> None:
         owl_here("fit", "--config", "base.yaml", timer, "--trainer.max_time", "00:00:01:00", "--name", "two", cwd=lab)
 
 
-def test_what_the_trainer_refuses_once_it_knows_the_data_is_told(
+def test_what_the_trainer_refuses_once_it_knows_the_data_is_reported(
     lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_dataset(lab / "data", episodes=3, frames=6, size=(32, 48), modalities=("rgb",))

@@ -8,7 +8,7 @@ import pytest
 
 from owl.__main__ import main
 from owl.recipes.image_vae import ImageVAE
-from tests.cli.conftest import Tell
+from tests.cli.conftest import ErrorLine
 from tests.helpers.errors import check_line, refused
 from tests.helpers.tiny import owl_here, tiny_experiment, write_config
 
@@ -224,13 +224,13 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, list[str]]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_wrong_configuration_is_told_in_one_line(lab: Path, tell: Tell, mistake: str) -> None:
+def test_a_wrong_configuration_is_reported_in_one_line(lab: Path, error_line: ErrorLine, mistake: str) -> None:
     content, code, named = MISTAKES[mistake]
     network = {"class_path": "owl.models.image_autoencoder.ImageAutoencoder", "init_args": {"widhts": [8, 16, 16]}}
     write_config(lab / "network.yaml", network)
     write_config(lab / "trainer.yaml", {"max_step": 3})
     write_config(lab / "wrong.yaml", content)
-    line = tell("--config", "base.yaml", "--config", "wrong.yaml")
+    line = error_line("--config", "base.yaml", "--config", "wrong.yaml")
     check_line(line, code, *named)
 
 
@@ -268,14 +268,14 @@ MISTAKEN_OPTIONS = {
 
 
 @pytest.mark.parametrize("words", MISTAKEN_OPTIONS)
-def test_a_wrong_option_is_told_the_nearest_one(lab: Path, tell: Tell, words: tuple[str, ...]) -> None:
+def test_a_wrong_option_names_the_nearest_one(lab: Path, error_line: ErrorLine, words: tuple[str, ...]) -> None:
     code, named = MISTAKEN_OPTIONS[words]
     write_config(lab / "network.yaml", tiny_experiment(Path("data"))["model"]["init_args"]["network"])
-    line = tell("--config", "base.yaml", *words)
+    line = error_line("--config", "base.yaml", *words)
     check_line(line, code, *named)
 
 
-def test_the_streams_of_a_world_model_are_told_one_by_one(lab: Path, tell: Tell) -> None:
+def test_the_streams_of_a_world_model_are_reported_one_by_one(lab: Path, error_line: ErrorLine) -> None:
     """A dict of dataclass objects: what is wrong is in one of them, or there is no dict at all."""
     experiment = tiny_experiment(Path("data"))
     network = {"class_path": "owl.models.world_model.WorldTransformer", "init_args": {"buttons": [], "axes": []}}
@@ -289,57 +289,57 @@ def test_the_streams_of_a_world_model_are_told_one_by_one(lab: Path, tell: Tell)
         ({"video": {**video, "patch": "x"}}, "arguments.wrong-value", ["streams.video.patch'", "'x'", "int"]),
     ):
         write_config(lab / "wrong.yaml", at(f"{NETWORK}.init_args.streams", streams))
-        check_line(tell("--config", "base.yaml", "--config", "wrong.yaml"), code, "wrong.yaml: key", *named)
+        check_line(error_line("--config", "base.yaml", "--config", "wrong.yaml"), code, "wrong.yaml: key", *named)
 
 
-def test_a_file_that_is_missing_or_broken_is_named(lab: Path, tell: Tell) -> None:
-    line = tell("--config", "nothing.yaml")
+def test_a_file_that_is_missing_or_broken_is_named(lab: Path, error_line: ErrorLine) -> None:
+    line = error_line("--config", "nothing.yaml")
     check_line(line, "arguments.missing-file", repr(str(lab / "nothing.yaml")))
     (lab / "broken.yaml").write_text("trainer:\n  max_steps: [1, 2\nmodel: {")
-    line = tell("--config", "base.yaml", "--config", "broken.yaml")
+    line = error_line("--config", "base.yaml", "--config", "broken.yaml")
     check_line(line, "arguments.not-yaml", "broken.yaml", "line 3")
     write_config(lab / "absent.yaml", at(NETWORK, "networks/none.yaml"))
-    line = tell("--config", "base.yaml", "--config", "absent.yaml")
+    line = error_line("--config", "base.yaml", "--config", "absent.yaml")
     check_line(line, "arguments.missing-file", f"absent.yaml: key '{NETWORK}'", "'networks/none.yaml'")
     write_config(lab / "absent.yaml", at(NETWORK, "broken.yaml"))
-    line = tell("--config", "base.yaml", "--config", "absent.yaml")
+    line = error_line("--config", "base.yaml", "--config", "absent.yaml")
     check_line(line, "arguments.not-yaml", "broken.yaml", "line 3")
 
 
-def test_files_in_the_wrong_place_are_told(lab: Path, tell: Tell) -> None:
+def test_files_in_the_wrong_place_are_reported(lab: Path, error_line: ErrorLine) -> None:
     with refused("arguments.unknown-key", "base.yaml: key 'seed_everything'"):
         owl_here("export", "--config", "base.yaml", cwd=lab)
-    line = tell("base.yaml")
+    line = error_line("base.yaml")
     check_line(line, "arguments.no-option", "'base.yaml'")
-    line = tell("--config", str(lab))
+    line = error_line("--config", str(lab))
     check_line(line, "arguments.folder", str(lab))
     with refused("arguments.no-config", "base.yaml"):
         owl_here("bench", "--config", "base.yaml", cwd=lab)
 
 
-def test_a_missing_part_is_named(lab: Path, tell: Tell) -> None:
+def test_a_missing_part_is_named(lab: Path, error_line: ErrorLine) -> None:
     write_config(lab / "part.yaml", {"trainer": {"max_steps": 3}})
-    for line in (tell("--config", "part.yaml"), tell()):
+    for line in (error_line("--config", "part.yaml"), error_line()):
         check_line(line, "arguments.missing-key", "data and model")
     experiment = tiny_experiment(Path("data"))
     del experiment["model"]["init_args"]["network"]
     write_config(lab / "part.yaml", experiment)
-    line = tell("--config", "part.yaml")
+    line = error_line("--config", "part.yaml")
     check_line(line, "arguments.missing-key", "part.yaml: key 'model.init_args'", "network")
-    check_line(tell("--config"), "arguments.missing-value", "--config")
+    check_line(error_line("--config"), "arguments.missing-value", "--config")
     with refused("arguments.missing-key", "directory"):
         owl_here("export", "a.ckpt", cwd=lab)
 
 
-def test_a_missing_dataset_is_told(tell: Tell, lab: Path) -> None:
+def test_a_missing_dataset_is_reported(error_line: ErrorLine, lab: Path) -> None:
     # the run folder exists by then
     write_config(lab / "wrong.yaml", {"runs": "elsewhere"})
-    line = tell("--config", "base.yaml", "--config", "wrong.yaml")
+    line = error_line("--config", "base.yaml", "--config", "wrong.yaml")
     check_line(line, "dataset.missing", "data")
 
 
-def test_a_folder_that_cannot_be_written_is_told(tell: Tell) -> None:
-    assert "/proc/runs" in tell("--config", "base.yaml", "--runs", "/proc/runs")
+def test_a_folder_that_cannot_be_written_is_reported(error_line: ErrorLine) -> None:
+    assert "/proc/runs" in error_line("--config", "base.yaml", "--runs", "/proc/runs")
 
 
 def test_debug_shows_where_it_happened(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,7 +350,7 @@ def test_debug_shows_where_it_happened(lab: Path, monkeypatch: pytest.MonkeyPatc
         main()
 
 
-def test_a_refusal_without_a_reason_is_told_in_the_parsers_words(lab: Path) -> None:
+def test_a_refusal_without_a_reason_is_reported_in_the_parsers_words(lab: Path) -> None:
     """References are compared as they stand, not by what they give; an optimizer gets its weights later."""
     learning_rate = at("init_args.optimizer.init_args.lr", "${name}")
     write_config(lab / "wrong.yaml", {"model": learning_rate, "name": "many"})

@@ -1,8 +1,8 @@
 """A training on a real SLURM of two nodes, stopped three times at random, against one that was left alone; and a sweep.
 
 ``make test-slurm`` runs it, as root on Debian: it installs SLURM and starts it on this machine. The experiment of the
-quickstart runs for some steps with two processes; twice SLURM preempts it (SIGTERM), once it is told that its time runs
-out (SIGUSR1). In the end both trainings must have the same weights and optimiser state, bit for bit. Then two jobs
+quickstart runs for some steps with two processes; twice SLURM preempts it (SIGTERM), once it warns of the time limit
+(SIGUSR1). In the end both trainings must have the same weights and optimiser state, bit for bit. Then two jobs
 share a sweep of short trials, and one of them is preempted: every trial must come to its end all the same.
 """
 

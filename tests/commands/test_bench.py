@@ -97,7 +97,7 @@ def test_the_how_to_page_from_top_to_bottom(
     assert after["results"][EXPERIMENT]["precision"] == "fp32"
 
 
-def test_what_would_be_ignored_is_told(lab: Path) -> None:
+def test_what_would_be_ignored_is_reported(lab: Path) -> None:
     with refused("bench.network-option", "--precision", EXPERIMENT, "--trainer.precision"):
         owl_here("bench", EXPERIMENT, "--precision", "bf16", cwd=lab)
     with refused("bench.experiment-option", "--trainer.precision=bf16-mixed", WORLD_MODEL):
@@ -137,9 +137,9 @@ def test_networks_are_timed_stage_by_stage(lab: Path) -> None:
         named = {f"latency_{stage}_{p}" for stage in (*stages, "total") for p in ("p50", "p95")}
         assert {name for name in metrics if name.startswith("latency")} == named
         assert all(metrics[name] > 0 for name in named)
-    blind = measure(lab, WORLD_MODEL, "--denoising_steps", "1")[WORLD_MODEL]["metrics"]
-    assert "latency_decode_p50" not in blind
-    assert blind["gflop_per_frame"] < world_model["gflop_per_frame"]
+    undecoded = measure(lab, WORLD_MODEL, "--denoising_steps", "1")[WORLD_MODEL]["metrics"]
+    assert "latency_decode_p50" not in undecoded
+    assert undecoded["gflop_per_frame"] < world_model["gflop_per_frame"]
 
 
 def test_a_decoder_is_timed_without_its_encoder(lab: Path) -> None:
@@ -221,14 +221,14 @@ def test_two_results_are_compared_by_their_ratios(
         (["--compare", EXPERIMENT, EXPERIMENT], "bench.results", [EXPERIMENT, "--out"]),
     ],
 )
-def test_what_does_not_fit_is_told_in_one_sentence(
+def test_what_does_not_fit_is_reported_in_one_sentence(
     lab: Path, arguments: list[str], code: str, tokens: list[str]
 ) -> None:
     with refused(code, *tokens):
         owl_here("bench", *arguments, cwd=lab)
 
 
-def test_two_optimizers_are_told_from_what_they_optimize(lab: Path) -> None:
+def test_two_optimizers_are_distinguished_by_what_they_optimize(lab: Path) -> None:
     write_config(lab / "players.yaml", tiny_players(lab / "data"))
     metrics = measure(lab, "players.yaml")["players.yaml"]["metrics"]
     assert metrics["gflop_per_step"] > 10 * metrics["gflop_per_step_of_optimizer"] > 0

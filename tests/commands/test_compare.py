@@ -178,7 +178,7 @@ def test_runs_are_found_and_named(lab: Path) -> None:
         assert list(load_decoders(alike)) == alike
 
 
-def test_what_does_not_fit_is_told_in_one_sentence(lab: Path) -> None:
+def test_what_does_not_fit_is_reported_in_one_sentence(lab: Path) -> None:
     other = encoder_of(models.load(save_autoencoder(lab / "runs/other", seed=1)))
     mark = encoder_of(models.load(lab / AUTOENCODER))
     large = ImageDecoder(3, (64, 96), (4, 6), 4, widths=[8], blocks=[1], patch=16)

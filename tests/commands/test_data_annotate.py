@@ -105,7 +105,7 @@ def test_the_description_says_who_labelled(lab: Path) -> None:
     assert after.source["kind"] == "annotated"
 
 
-def test_a_killed_annotation_goes_on_to_the_same_bytes(lab: Path, tmp_path: Path) -> None:
+def test_a_killed_annotation_continues_to_the_same_bytes(lab: Path, tmp_path: Path) -> None:
     def killed() -> int:
         label, count = Labeller.label, iter(range(9))
 

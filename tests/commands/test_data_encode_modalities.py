@@ -82,8 +82,10 @@ def test_sound_is_encoded_an_episode_at_a_time_at_any_rate(
     network = export(lab, f"sound-{hop}", SoundEncoder(hop))
     command = ["data", "encode", f"sound-{hop}", "footage", str(tmp_path / "heard"), "--batch_size", "2"]
     assert owl_here(*command, "--keep", "rgb,controls", cwd=lab) == 0
-    assert ("2 or 3 tokens" in (told := capsys.readouterr().err)) == ("at 29.4 or 44.1 frames" in told) == bool(rate)
-    assert told.count("2 or 3 tokens") == bool(rate)  # not for every episode
+    assert (
+        ("2 or 3 tokens" in (printed := capsys.readouterr().err)) == ("at 29.4 or 44.1 frames" in printed) == bool(rate)
+    )
+    assert printed.count("2 or 3 tokens") == bool(rate)  # not for every episode
     latent = DatasetInfo.load(tmp_path / "heard").modalities["audio_latent"]
     assert (latent["shape"], latent.get("rate")) == (shape, rate)
     found = windows(tmp_path, "heard", "audio_latent", "rgb")

@@ -46,7 +46,7 @@ def test_camera_and_labels_are_recorded_on_demand(tmp_path: Path) -> None:
         ("--farmes=30", "arguments.unknown-key", ["--farmes", "did you mean '--frames'?"]),
     ],
 )
-def test_mistakes_are_told_before_anything_is_written(
+def test_mistakes_are_reported_before_anything_is_written(
     tmp_path: Path, option: str, code: str, tokens: list[str]
 ) -> None:
     with refused(code, *tokens):
@@ -92,7 +92,7 @@ def test_several_scenarios_are_recorded_and_shown(
         ({}, ("--seed", "3"), "arguments.actions", ["--seed is 3"]),
     ],
 )
-def test_logs_that_cannot_be_recorded_are_told(
+def test_logs_that_cannot_be_recorded_are_reported(
     tmp_path: Path, origin: dict[str, str], arguments: tuple[str, ...], code: str, tokens: list[str]
 ) -> None:
     ActionLog(origin, list(game.BUTTONS), list(game.AXES), 0, 0).save(tmp_path / "log.jsonl")

@@ -41,7 +41,7 @@ def test_repair_rebuilds_a_missing_index(dataset: Path, capsys: pytest.CaptureFi
     assert "fits its shards and was kept" in capsys.readouterr().out
 
 
-def test_shards_that_were_changed_since_are_told(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_shards_that_were_changed_since_are_reported(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pack_again(dataset, "--sort=name")
     assert main(str(dataset)) == 1
     assert "--repair rebuilds it" in capsys.readouterr().out

@@ -113,7 +113,7 @@ def test_provenance_names_what_made_it(checkpoint: Path, tmp_path: Path) -> None
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_a_wrong_checkpoint_is_told_and_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_wrong_checkpoint_is_reported_and_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
 
     (tmp_path / "garbage.ckpt").write_bytes(b"garbage")

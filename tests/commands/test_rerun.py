@@ -1,4 +1,4 @@
-"""``rerun`` tells runs that come out the same from those that do not, and what may explain it."""
+"""``rerun`` distinguishes runs with the same result from others, and what may explain it."""
 
 import json
 import math
@@ -110,7 +110,7 @@ def test_what_differs_is_named_with_what_may_explain_it(here: Path, capsys: pyte
 
 
 def test_a_trial_is_repeated_without_its_sweep(here: Path) -> None:
-    """Its study may have moved, and would be told of another trial's progress."""
+    """Its study may have moved, and would get the progress of another trial."""
     shutil.copytree(here / "runs" / "first", here / "runs" / "trial")
     config = here / "runs" / "trial" / "config.yaml"
     content = yaml.safe_load(config.read_text())
@@ -124,7 +124,7 @@ def test_a_trial_is_repeated_without_its_sweep(here: Path) -> None:
 
 def test_a_run_that_time_ended_is_repeated_by_its_plan(here: Path) -> None:
     """On a machine of another speed; here it had no last step, and turned out slower on the way."""
-    clock = ("--trainer.callbacks+=tests.helpers.saboteurs.Stopwatch", "--trainer.callbacks.seconds=[1.0]")
+    clock = ("--trainer.callbacks+=tests.helpers.faults.Stopwatch", "--trainer.callbacks.seconds=[1.0]")
     slower = ("--trainer.callbacks.later", "2", "--trainer.callbacks.at", "8")
     limits = ("--trainer.max_steps", "-1", "--trainer.max_time", "00:00:00:25", "--trainer.limit_val_batches", "0")
     assert owl_here("fit", "--config", "first.yaml", "--name", "timed", *limits, *clock, *slower, cwd=here) == 0
@@ -170,7 +170,7 @@ def test_weights_are_compared_to_the_last_bit(lab: Path, tmp_path: Path) -> None
         ("", ("--name", "broken"), "run.exists", ["runs/broken", "--name"]),
     ],
 )
-def test_what_cannot_be_repeated_is_told_in_one_sentence(
+def test_what_cannot_be_repeated_is_reported_in_one_sentence(
     here: Path, missing: str, arguments: tuple[str, ...], code: str, tokens: list[str]
 ) -> None:
     broken = here / "runs" / "broken"
@@ -182,7 +182,7 @@ def test_what_cannot_be_repeated_is_told_in_one_sentence(
         owl_here("rerun", "runs/broken", *arguments, cwd=here)
 
 
-def test_a_failed_repetition_and_damaged_metrics_are_told(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_repetition_and_damaged_metrics_are_reported(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failing = SimpleNamespace(run=lambda command: subprocess.CompletedProcess(command, 3))
     monkeypatch.setattr(rerun, "subprocess", failing)
     with refused("rerun.failed", "runs/first", "status 3"):

@@ -269,7 +269,7 @@ def test_the_page_on_training_plays_from_python(lab: Path, monkeypatch: pytest.M
         (WORLD_MODEL, ("--horizon", "60"), "windows.too-short", [LATENTS, "123 frames"]),
     ],
 )
-def test_what_does_not_fit_is_told_in_one_sentence(
+def test_what_does_not_fit_is_reported_in_one_sentence(
     lab: Path, checkpoint: str, arguments: tuple[str, ...], code: str, tokens: list[str]
 ) -> None:
     if "other.ckpt" in arguments and not (lab / "other.ckpt").exists():

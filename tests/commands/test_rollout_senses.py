@@ -184,7 +184,7 @@ def test_the_page_plays_sound_from_python(lab: Path, monkeypatch: pytest.MonkeyP
         (MOVING, ("--stride", "3"), "windows.stride", ["motion_latent", "over 2 stored frames", "stride is 3"]),
     ],
 )
-def test_what_does_not_fit_is_told_in_one_sentence(
+def test_what_does_not_fit_is_reported_in_one_sentence(
     lab: Path, checkpoint: str, arguments: tuple[str, ...], code: str, tokens: list[str]
 ) -> None:
     if "runs/other_sound" in arguments:
@@ -194,7 +194,7 @@ def test_what_does_not_fit_is_told_in_one_sentence(
     assert not (lab / "refused").exists()
 
 
-def test_a_stream_without_latents_is_told_before_training(lab: Path) -> None:
+def test_a_stream_without_latents_is_reported_before_training(lab: Path) -> None:
     experiment = tiny_senses("av")
     experiment["model"]["init_args"]["network"]["init_args"]["streams"]["scene"] = {"shape": [2, 4, 6], "patch": 2}
     with refused("dataset.modalities", LATENTS, "no scene_latent", "scene input", "latent, motion_latent"):

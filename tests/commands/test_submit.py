@@ -94,13 +94,13 @@ def test_a_dry_run_writes_nothing(cluster: Path, capsys: pytest.CaptureFixture[s
         (("--config", "nothing.yaml"), "submit.config", ["nothing.yaml", "--config"]),
     ],
 )
-def test_bad_input_is_told(cluster: Path, arguments: tuple[str, ...], code: str, tokens: list[str]) -> None:
+def test_bad_input_is_reported(cluster: Path, arguments: tuple[str, ...], code: str, tokens: list[str]) -> None:
     with refused(code, *tokens):
         owl_here("submit", "--config", EXPERIMENT, *arguments, cwd=cluster)
     assert not (cluster / "calls").exists()
 
 
-def test_what_sbatch_refuses_is_told(cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_sbatch_refuses_is_reported(cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place(cluster / "bin", "sbatch", "echo invalid partition >&2; exit 1")
     with refused("slurm.refused", "runs/quickstart/submit.sh", "invalid partition", "--sbatch"):
         owl_here("submit", "--config", EXPERIMENT, cwd=cluster)

@@ -139,15 +139,15 @@ def test_a_killed_trial_is_continued_from_its_checkpoint(
 ) -> None:
     """In a real process: fit is killed after its second step, and its trial comes to the same end all the same."""
     write_config(lab / "killed.yaml", {**SWEEP, "trials": 1, "sampler": "random", "space": {LR: SPACE[LR]}})
-    saboteur = {"class_path": "tests.helpers.saboteurs.KillOnce", "init_args": {"step": 2}}
-    trainer = {"max_steps": 4, "val_check_interval": 2, "check_val_every_n_epoch": None, "callbacks": [saboteur]}
-    write_config(lab / "sabotage.yaml", {"trainer": trainer})
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # where the trials find the saboteur
-    files = ("--config", "tiny.yaml", "--config", "sabotage.yaml", "--sweep", "killed.yaml")
+    fault = {"class_path": "tests.helpers.faults.KillOnce", "init_args": {"step": 2}}
+    trainer = {"max_steps": 4, "val_check_interval": 2, "check_val_every_n_epoch": None, "callbacks": [fault]}
+    write_config(lab / "fault.yaml", {"trainer": trainer})
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # where the trials find the fault
+    files = ("--config", "tiny.yaml", "--config", "fault.yaml", "--sweep", "killed.yaml")
     assert owl_here("sweep", *files, cwd=lab) == 0
-    told = capfd.readouterr().out
-    assert "trial 0 is interrupted, its process was killed (status -9)" in told
-    assert "trial 0 continues" in told
+    printed = capfd.readouterr().out
+    assert "trial 0 is interrupted, its process was killed (status -9)" in printed
+    assert "trial 0 continues" in printed
     assert "1 of 1 trials: 1 complete" in (lab / "runs" / "killed" / "report.md").read_text()
     content = torch.load(lab / "runs/killed/trial-0000/checkpoints/last.ckpt", weights_only=True)
     assert content["global_step"] == 4

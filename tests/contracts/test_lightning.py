@@ -117,7 +117,7 @@ def test_a_checkpoint_holds_the_state_of_the_loops(tmp_path: Path) -> None:
 
 
 @contract("_signal_connector", needed_by="owl/callbacks/checkpoint.py: a signal stops training between two steps")
-def test_training_stops_when_it_is_told_of_a_signal() -> None:
+def test_training_stops_when_a_signal_is_reported() -> None:
     steps = []
 
     def look(trainer: Trainer, model: LightningModule) -> None:

@@ -61,7 +61,7 @@ class Calls(FlopCounterMode):
 
 
 @contract("_count_flops", needed_by="owl/bench/roofline.py: each operator of a step is counted with its operands")
-def test_a_counter_of_operators_is_told_each() -> None:
+def test_a_counter_of_operators_gets_each() -> None:
     with Calls() as calls:
         torch.ones(2, 3) @ torch.ones(3, 4)
     assert "mm" in calls.names

@@ -22,7 +22,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_dataset(tmp_path_factory.mktemp("datamodule") / "data", episodes=4, frames=12)
 
 
-class Diary(LightningModule):
+class EpochLog(LightningModule):
     """Writes down every training batch that it gets."""
 
     def __init__(self) -> None:
@@ -76,9 +76,9 @@ def fit(
         use_distributed_sampler=False,
         **options,
     )
-    diary = Diary()
-    trainer.fit(diary, data, ckpt_path=checkpoint, weights_only=True)
-    return diary.entries
+    log = EpochLog()
+    trainer.fit(log, data, ckpt_path=checkpoint, weights_only=True)
+    return log.entries
 
 
 @pytest.mark.parametrize("options", [{}, {"limit_train_batches": 3}, {"val_check_interval": 2}])

@@ -56,9 +56,9 @@ def test_a_network_of_distances_is_inverted(source: Source, folder: str) -> None
     np.testing.assert_allclose(annotator.predict(frames) * relative, 1, rtol=1e-4)
 
 
-def test_a_begun_copy_keeps_its_range_also_in_another_process(source: Source, folder: str) -> None:
-    begun = {"step": 0.5, "offset": 2.0, "inverse": True, "extension": "depth.png"}
-    annotator = pickle.loads(pickle.dumps(DepthAnnotator.of(folder, source, begun)))
+def test_a_started_copy_keeps_its_range_also_in_another_process(source: Source, folder: str) -> None:
+    existing = {"step": 0.5, "offset": 2.0, "inverse": True, "extension": "depth.png"}
+    annotator = pickle.loads(pickle.dumps(DepthAnnotator.of(folder, source, existing)))
     assert annotator.scale == {"step": 0.5, "offset": 2.0, "inverse": True}
 
 

@@ -71,10 +71,10 @@ def test_every_latent_is_the_mean_of_its_frame(source: Path, encoded: Path) -> N
 
 
 def test_it_is_described_like_its_source(source: Path, encoded: Path) -> None:
-    begun, info, encoder = DatasetInfo.load(source), DatasetInfo.load(encoded), make_encoder()
-    assert (info.fps, info.size, info.splits) == (begun.fps, begun.size, begun.splits)
+    original, info, encoder = DatasetInfo.load(source), DatasetInfo.load(encoded), make_encoder()
+    assert (info.fps, info.size, info.splits) == (original.fps, original.size, original.splits)
     assert list(info.modalities) == ["latent", "rgb", "controls"]
-    assert info.modalities["controls"] == begun.modalities["controls"]
+    assert info.modalities["controls"] == original.modalities["controls"]
     latent = info.modalities["latent"]
     assert {key: value for key, value in latent.items() if key not in ("mean", "std")} == {
         "extension": "latent.npy",
@@ -90,7 +90,7 @@ def test_it_is_described_like_its_source(source: Path, encoded: Path) -> None:
     assert info.source == {
         "kind": "encoded",
         "path": str(source),
-        "identity": begun.identity(ShardIndex.load(source)),
+        "identity": original.identity(ShardIndex.load(source)),
         "checkpoint": "runs/0/last.ckpt",
     }
 
@@ -208,16 +208,16 @@ def untouched(folder: Path) -> Iterator[None]:
 def test_another_encoder_or_source_is_refused_by_name(source: Path, encoded: Path, tmp_path: Path) -> None:
     keep = ["rgb", "controls"]
     other = make_dataset(tmp_path / "other", 4, FRAMES, SIZE, ("rgb", "controls"), seed=1)
-    code, begun = "dataset.other-settings", str(encoded)
+    code, folder = "dataset.other-settings", str(encoded)
     encoders = ("runs/0/last.ckpt", make_encoder(0).fingerprint, "runs/1/last.ckpt", make_encoder(1).fingerprint)
     with untouched(encoded):
-        with refused(code, begun, *encoders):
+        with refused(code, folder, *encoders):
             encode_dataset([make_encoder(1)], str(source), encoded, keep=keep)
-        with refused(code, begun, str(source), str(other)):
+        with refused(code, folder, str(source), str(other)):
             encode_dataset([make_encoder()], str(other), encoded, keep=keep)
-        with refused(code, begun, "posterior mean, now it is sample"):
+        with refused(code, folder, "posterior mean, now it is sample"):
             encode_dataset([make_encoder()], str(source), encoded, keep=keep, sample=True)
-        with refused(code, begun, "modalities latent, rgb, controls, now it is latent, controls"):
+        with refused(code, folder, "modalities latent, rgb, controls, now it is latent, controls"):
             encode_dataset([make_encoder()], str(source), encoded)
 
 
@@ -266,7 +266,7 @@ def test_two_processes_do_not_write_into_one_folder(
             encode_dataset([make_encoder()], str(source), root, keep=["rgb", "controls"])
 
 
-def test_an_encoder_that_diverged_is_told(source: Path, tmp_path: Path) -> None:
+def test_an_encoder_that_diverged_is_reported(source: Path, tmp_path: Path) -> None:
     encoder = make_encoder()
     next(encoder.network.parameters()).data.fill_(torch.nan)
     with refused("latents.non-finite", "episode-000", "float16"):

@@ -1,4 +1,4 @@
-"""A loader whose worker fails raises an error that says why; nobody waits for a batch that never comes."""
+"""A loader whose worker fails raises an error that says why; and no process waits for its batch."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def train(windows: WindowDataset) -> ResumableLoader:
 
 
 @pytest.mark.parametrize("kind", ["train", "evaluation"])
-def test_a_batch_that_cannot_be_sent_is_told(
+def test_a_batch_that_cannot_be_sent_is_reported(
     windows: WindowDataset, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(self: SentBatch) -> None:
@@ -55,14 +55,14 @@ def test_an_error_for_the_user_comes_through_as_it_is(
 
 
 @pytest.mark.parametrize("when", [0, 2])
-def test_a_worker_that_was_killed_is_told(tmp_path: Path, when: int) -> None:
+def test_a_worker_that_was_killed_is_reported(tmp_path: Path, when: int) -> None:
     lab = make_lab(tmp_path)
     before = set(psutil.Process().children())  # such as the resource tracker that another test has started
-    sabotage = ["--trainer.callbacks+=tests.helpers.saboteurs.SignalWorkers", "--trainer.callbacks.signal=SIGKILL"]
-    sabotage += [f"--trainer.callbacks.step={when}"]
+    fault = ["--trainer.callbacks+=tests.helpers.faults.SignalWorkers", "--trainer.callbacks.signal=SIGKILL"]
+    fault += [f"--trainer.callbacks.step={when}"]
     options = ["--data.num_workers", "1", "--trainer.max_steps", "30", "--trainer.limit_val_batches", "0"]
     with refused("loader.worker", "num_workers"):
-        fit(lab, "killed", *options, *sabotage)
+        fit(lab, "killed", *options, *fault)
     assert not living(set(psutil.Process().children()) - before)
 
 
@@ -73,9 +73,9 @@ def test_the_cause_is_named() -> None:
         "DataLoader worker (pid(s) 7) exited unexpectedly": "num_workers",
         "Too many open files. Communication with the workers is no longer possible": "ulimit",
     }.items():
-        told = worker_failure(RuntimeError(said))
-        assert told is not None
-        assert advice in str(told).partition(";")[2]
+        found = worker_failure(RuntimeError(said))
+        assert found is not None
+        assert advice in str(found).partition(";")[2]
     assert worker_failure(ConnectionResetError(104, "Connection reset by peer")) is not None
     assert worker_failure(FileNotFoundError("Caught FileNotFoundError in DataLoader worker process 0.")) is None
     assert worker_failure(RuntimeError("CUDA error")) is None

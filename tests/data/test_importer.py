@@ -230,7 +230,7 @@ def test_two_imports_do_not_write_into_one_folder(
     assert contents(root) == before
 
 
-def test_a_full_disk_is_one_sentence_and_the_import_goes_on_afterwards(
+def test_a_full_disk_is_one_sentence_and_the_import_continues_afterwards(
     videos: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     root = tmp_path / "data"

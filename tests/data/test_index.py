@@ -101,7 +101,7 @@ def test_one_flipped_bit_in_the_index_is_found(dataset: Path) -> None:
         ShardIndex.load(dataset)
 
 
-def test_files_that_numpy_wrote_otherwise_are_told(tmp_path: Path) -> None:
+def test_files_that_numpy_wrote_otherwise_are_reported(tmp_path: Path) -> None:
     arrays = {"a": np.arange(6).reshape(2, 3), "b": np.array(["x", "yz"]), "c": np.asfortranarray(np.eye(3)[:2])}
     np.savez(tmp_path / "plain.npz", **arrays)
     with open(tmp_path / "plain.npz", "rb") as file:
@@ -128,6 +128,6 @@ def test_the_index_of_a_remote_dataset_is_fetched_and_mapped(dataset: Path, tmp_
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(remote)).checksums, local.checksums)
     copies = list(cache.glob("index-*.npz")) if cache else []
     assert len(copies) == int(cached)
-    make_dataset(dataset, episodes=3, frames=4, seed=1)  # made anew: the old copy is not taken for it
+    make_dataset(dataset, episodes=3, frames=4, seed=1)  # made again: the old copy is not taken for it
     memory.pipe_file(f"/test-index-{cached}/data/index.npz", (dataset / "index.npz").read_bytes())
     assert not np.array_equal(ShardIndex.load(url, cache).checksums, local.checksums)

@@ -1,4 +1,4 @@
-"""Shard jobs: the same bytes from one process or several and however they were killed; what goes wrong is told."""
+"""Shard jobs: the same bytes from one process or several and however they were killed; failures are reported."""
 
 import fcntl
 import json
@@ -65,7 +65,7 @@ def test_killed_and_continued_it_ends_with_the_same_bytes(tmp_path: Path, whole:
     assert contents(tmp_path) == whole
 
 
-def test_a_killed_worker_is_told_and_the_others_end(tmp_path: Path, whole: dict[str, bytes]) -> None:
+def test_a_killed_worker_is_reported_and_the_others_end(tmp_path: Path, whole: dict[str, bytes]) -> None:
     before = set(psutil.Process().children())  # such as the resource tracker that another test has started
     with refused("worker.killed", str(tmp_path), "run the same command again"):
         run(Counting(at="e5"), tmp_path, workers=2)
@@ -163,6 +163,6 @@ def test_only_local_folders_are_written(tmp_path: Path) -> None:
         run(Counting(), local_folder(tmp_path / "file" / "data"))
 
 
-def test_what_was_made_is_told_apart_by_content_alone() -> None:
+def test_what_was_made_is_distinguished_by_content_alone() -> None:
     assert Made("12ab", "runs/a") == Made("12ab", "exports/a") != Made("34cd", "runs/a")
     assert str(Made("12ab", "runs/a")) == "runs/a (12ab)"

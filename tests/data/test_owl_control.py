@@ -147,7 +147,7 @@ def test_everything_is_released_when_the_window_loses_the_focus(tmp_path: Path) 
     assert on(columns["SPACE"]) == []
 
 
-def test_a_clock_that_jumps_back_is_told(tmp_path: Path) -> None:
+def test_a_clock_that_jumps_back_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "inputs.csv"
     times = (1000.0, 1010.0, 1009.9, 1003.0, 1004.0)  # threads write a little out of order, and the clock was set
     rows = [f'{time},MOUSE_MOVE,"[1, 0]"' for time in times]

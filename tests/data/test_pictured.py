@@ -118,9 +118,9 @@ def test_depth_is_drawn_grey_and_near_is_bright(footage: Path, tmp_path: Path) -
 
 
 def test_an_interrupted_pass_is_continued_with_the_same_stride_only(footage: Path, tmp_path: Path) -> None:
-    encoded(footage, tmp_path / "begun", ["motion_latent"], 2)
+    encoded(footage, tmp_path / "started", ["motion_latent"], 2)
     with refused("dataset.other-settings", "motion_stride 2", "now it is 3"):
-        encoded(footage, tmp_path / "begun", ["motion_latent"], 3)
+        encoded(footage, tmp_path / "started", ["motion_latent"], 3)
 
 
 def test_what_cannot_be_drawn_is_refused(footage: Path, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_an_interrupted_recording_continues_with_the_same_bytes(tmp_path: Path, 
     assert DatasetInfo.load(tmp_path).source["kind"] == "vizdoom-played"
 
 
-def test_what_cannot_be_recorded_is_told(tmp_path: Path, played: list[PlayedGame]) -> None:
+def test_what_cannot_be_recorded_is_reported(tmp_path: Path, played: list[PlayedGame]) -> None:
     short = PlayedGame("deathmatch", 0, played[0].controls[:1])
     with refused("arguments.too-small", "2 frames", "at least 3"):
         record_played(str(tmp_path / "d"), RECORDING, [short])

@@ -68,7 +68,7 @@ def test_a_shard_missing_on_s3_is_named(bucket: str) -> None:
         ShardReader(bucket, None, "x").read(99, 0, 10)
 
 
-def test_a_storage_that_does_not_answer_is_told_in_one_sentence(
+def test_a_storage_that_does_not_answer_is_reported_in_one_sentence(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cached = ShardReader(bucket, tmp_path, "x")
@@ -87,7 +87,7 @@ def test_a_storage_that_does_not_answer_is_told_in_one_sentence(
     fsspec.filesystem("s3").clear_instance_cache()
 
 
-def test_what_is_missing_is_told_when_it_is_to_be_downloaded(bucket: str, tmp_path: Path) -> None:
+def test_what_is_missing_is_reported_when_it_is_to_be_downloaded(bucket: str, tmp_path: Path) -> None:
     with refused("shard.member", bucket, "shard-000099.tar", "--repair"):
         ShardReader(bucket, tmp_path, "x").download([99])
 

@@ -1,4 +1,4 @@
-"""Recording: complete, the same bytes however it was interrupted, and one sentence where it cannot go on."""
+"""Recording: complete, the same bytes however it was interrupted, and one sentence where it cannot continue."""
 
 import fcntl
 import os
@@ -82,7 +82,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
 
 
 def are_recording(root: Path) -> bool:
-    """Whether the games of both workers have begun, some 30 frames ago."""
+    """Whether the games of both workers have started, some 30 frames ago."""
     return sum(partial.stat().st_size > 100_000 for partial in root.glob("shard-*.partial")) == 2
 
 
@@ -142,7 +142,7 @@ def test_a_recording_that_was_killed_at_its_end_gets_the_names_of_its_labels(tmp
     assert contents(tmp_path) == before
 
 
-def test_a_scenario_that_ends_and_begins_anew_begins_an_episode(tmp_path: Path) -> None:
+def test_a_scenario_that_ends_and_restarts_begins_an_episode(tmp_path: Path) -> None:
     # its player often reaches the goal or is pushed out of the map within a hundred tics
     recording = GameRecording(frames=600, size=(48, 80), scenario="deadly_corridor", workers=1)
     record_game(str(tmp_path), recording)
@@ -184,7 +184,7 @@ def test_several_scenarios_take_turns_in_every_split(mixed: Path) -> None:
         assert np.abs(reader.frame("rgb", number, 9) - played).mean() < 4
 
 
-def test_an_interrupted_recording_of_several_scenarios_goes_on_to_the_same_bytes(mixed: Path, tmp_path: Path) -> None:
+def test_an_interrupted_recording_of_several_scenarios_continues_to_the_same_bytes(mixed: Path, tmp_path: Path) -> None:
     root = tmp_path / "again"
     shutil.copytree(mixed, root)
     for name in (INDEX_NAME, "shard-000001.tar", "shard-000004.tar"):
@@ -240,7 +240,7 @@ def test_a_comma_in_a_path_separates_no_scenarios(tmp_path: Path) -> None:
     assert GameRecording(scenario=str(config)).scenarios() == [str(config)]
 
 
-def test_a_killed_recording_goes_on_to_the_same_bytes(uninterrupted: Path, tmp_path: Path) -> None:
+def test_a_killed_recording_continues_to_the_same_bytes(uninterrupted: Path, tmp_path: Path) -> None:
     process = start(tmp_path)
     wait_until(lambda: any(tmp_path.glob("shard-*.tar")))
     family = psutil.Process(process.pid).children(recursive=True)
@@ -249,7 +249,7 @@ def test_a_killed_recording_goes_on_to_the_same_bytes(uninterrupted: Path, tmp_p
     assert not (tmp_path / INDEX_NAME).exists()
     kept = {file.name: file.stat().st_mtime_ns for file in tmp_path.glob("shard-*.tar")}
     assert 0 < len(kept) < 3
-    wait_until_gone(family)  # neither workers nor games live on
+    wait_until_gone(family)  # neither workers nor games are left
     record_game(str(tmp_path), LONG)
     assert {name: (tmp_path / name).stat().st_mtime_ns for name in kept} == kept  # complete shards were not redone
     assert contents(tmp_path) == contents(uninterrupted)

@@ -80,7 +80,7 @@ def test_other_files_beside_the_shards_are_no_shards(dataset: Path) -> None:
         ),
     ],
 )
-def test_shards_that_tar_packed_again_are_indexed_anew(dataset: Path, options: list[str], before: str) -> None:
+def test_shards_that_tar_packed_again_are_indexed_again(dataset: Path, options: list[str], before: str) -> None:
     expected = samples(dataset)
     pack_again(dataset, *options, before=before)
     assert repair_index(str(dataset))
@@ -141,7 +141,7 @@ def test_a_repacked_shard_that_is_cut_short_is_indexed_up_to_there(dataset: Path
     assert ShardIndex.load(dataset).episode_frames.tolist() == [12, 5, 12]
 
 
-def test_a_file_system_without_locks_is_told_as_such(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_is_reported_as_such(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_locks(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
@@ -152,7 +152,7 @@ def test_a_file_system_without_locks_is_told_as_such(dataset: Path, monkeypatch:
         fetch_once(dataset / "copy", lambda path: None)
 
 
-def test_a_shard_packed_again_in_another_order_of_the_same_size_is_indexed_anew(dataset: Path) -> None:
+def test_a_shard_packed_again_in_another_order_of_the_same_size_is_indexed_again(dataset: Path) -> None:
     expected = samples(dataset)
     pack_again(dataset, "--sort=name")
     write_index(dataset)

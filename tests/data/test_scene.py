@@ -41,10 +41,10 @@ def test_depth_and_cameras_are_those_of_the_files(source: Source, tmp_path: Path
             np.testing.assert_allclose(camera[12:], [24, 22, 20, 12])  # twice those of depth maps of 12x20
 
 
-def test_a_begun_copy_keeps_its_range(source: Source, tmp_path: Path) -> None:
+def test_a_started_copy_keeps_its_range(source: Source, tmp_path: Path) -> None:
     save_scenes(tmp_path, source.url)
-    begun = {"step": 0.5, "offset": 2.0, "inverse": True, "extension": "depth.png"}
-    assert SceneAnnotator.of(str(tmp_path), source, begun).scale == {"step": 0.5, "offset": 2.0, "inverse": True}
+    existing = {"step": 0.5, "offset": 2.0, "inverse": True, "extension": "depth.png"}
+    assert SceneAnnotator.of(str(tmp_path), source, existing).scale == {"step": 0.5, "offset": 2.0, "inverse": True}
 
 
 def test_other_files_are_other_files(source: Source, tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def test_other_peoples_tars_are_refused(tmp_path: Path) -> None:
         write_index(tmp_path)
 
 
-def test_missing_folder_and_missing_description_are_told_apart(tmp_path: Path) -> None:
+def test_missing_folder_and_missing_description_are_distinguished(tmp_path: Path) -> None:
     with refused("dataset.missing", f"folder {tmp_path / 'nowhere'}"):
         DatasetInfo.load(tmp_path / "nowhere")
     with refused("dataset.missing", f"{tmp_path} holds no dataset.json"):

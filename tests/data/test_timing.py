@@ -103,7 +103,7 @@ def test_a_clock_that_jumps_more_than_once_is_put_right_each_time(tmp_path: Path
 
 
 @pytest.mark.parametrize("second", [{"begin": 2, "sound_begin": 0}, {"begin": 0, "sound_begin": 2}])
-def test_a_clock_of_picture_or_sound_alone_that_runs_backwards_goes_on(tmp_path: Path, second: dict) -> None:
+def test_a_clock_of_picture_or_sound_alone_that_runs_backwards_continues(tmp_path: Path, second: dict) -> None:
     parts = [
         make_video(tmp_path / f"{k}.ts", 60, sound=44_100, flashes=[9, 30], **begin).read_bytes()
         for k, begin in enumerate(({}, second))
@@ -113,7 +113,7 @@ def test_a_clock_of_picture_or_sound_alone_that_runs_backwards_goes_on(tmp_path:
     assert numbers(facts) == 2 * [255 if frame in (9, 30) else frame for frame in range(60)]
     first, second, third, *_, last = loud(facts)
     assert (first, second) == (9, 30)
-    # nothing tells whether sound is missing at the joint: it may be out of step by the packets that begin and end there
+    # nothing shows whether sound is missing at the joint: it may be out of step by the packets that begin and end there
     assert abs(third - 69) <= 2
     assert abs(last - 90) <= 2
     assert len(facts.problems) == 1
@@ -134,7 +134,7 @@ def test_a_pause_where_the_clock_is_steady_is_held(tmp_path: Path, name: str, sk
 
 @pytest.mark.parametrize("name", ["a.ts", "a.mp4"])
 @pytest.mark.parametrize("still", [20, 40])
-def test_a_picture_that_stands_still_while_the_sound_goes_on_is_held(tmp_path: Path, name: str, still: int) -> None:
+def test_a_picture_that_stands_still_while_the_sound_continues_is_held(tmp_path: Path, name: str, still: int) -> None:
     times = [Fraction(n, 30) if n < 30 else Fraction(n, 30) + still for n in range(60)]
     facts = probe(make_video(tmp_path / name, 60, times=times, sound=44_100))
     assert numbers(facts) == [*range(30), *(30 * still * [29]), *range(30, 60)]

@@ -16,7 +16,7 @@ BROUGHT = [(0, 0), (0, 2), (1, 0), (0, 0), (0, 0), (0, 3), (0, 0)]
 def process(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     agreement, group = Agreement(), host_group()
-    # each call tells what the one before it gathered, and a call that tells of something gathers nothing
+    # each call returns what the previous one gathered, and a call that returns something gathers nothing
     assert [agreement(numbers[rank]) for numbers in BROUGHT] == [0, 0, 2, 0, 0, 0, 3]
     assert [agreement(1 - rank), agreement.finish(), agreement.finish()] == [0, 1, 0]
     _set_pg_timeout(timedelta(milliseconds=1))  # of the group that everything else uses
@@ -35,7 +35,7 @@ def test_two_processes_agree_and_wait(tmp_path: Path) -> None:
     mp.start_processes(process, (str(tmp_path),), nprocs=2, start_method="forkserver")
 
 
-def test_a_single_process_asks_nobody() -> None:
+def test_a_single_process_communicates_with_no_other() -> None:
     agreement = Agreement()
     assert [agreement(number) for number in (0, 2, 0)] == [0, 2, 0]
     assert agreement.finish() == 0

@@ -62,7 +62,7 @@ class Dtypes(TorchDispatchMode):
         (self.products if name in PRODUCTS else self.others)[name].update(found)
         return result
 
-    def told(self) -> dict[str, dict[str, list[str]]]:
+    def summary(self) -> dict[str, dict[str, list[str]]]:
         """Both, as JSON has them."""
         both = {"products": self.products, "others": self.others}
         return {kind: {name: sorted(dtypes) for name, dtypes in sorted(ops.items())} for kind, ops in both.items()}
@@ -77,7 +77,7 @@ class RecordDtypes(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.dtypes.__exit__(None, None, None)
-        (Path(trainer.default_root_dir) / FILE).write_text(json.dumps(self.dtypes.told()))
+        (Path(trainer.default_root_dir) / FILE).write_text(json.dumps(self.dtypes.summary()))
 
 
 class UnequalRanks(Callback):
@@ -111,7 +111,7 @@ def main(folder: Path) -> None:
         assert owl_here("rollout", WORLD_MODEL, "--data", LATENTS, "--out", "rollout", *SMALL, cwd=folder) == 0
     report = (folder / "rollout" / "report.md").read_text()
     precision = next(name for name in ("bf16", "fp32") if f"--precision {name}" in report)
-    found["rollout"] = {"precision": precision, **dtypes.told()}
+    found["rollout"] = {"precision": precision, **dtypes.summary()}
     (folder / "found.json").write_text(json.dumps(found))
 
 

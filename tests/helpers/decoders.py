@@ -52,7 +52,7 @@ class PatchEncoder(nn.Module):
 
 
 class Pair(LightningModule):
-    """Trains an encoder, a decoder, and a critic that nobody needs afterwards."""
+    """Trains an encoder, a decoder, and a critic that is not needed afterwards."""
 
     exports = ("encoder", "decoder")
 

@@ -51,7 +51,9 @@ def checkpoint(lab: Path, name: str, which: str = "last") -> VALUE:
     return torch.load(lab / "runs" / name / "checkpoints" / f"{which}.ckpt", weights_only=True)
 
 
-def told(arguments: list[str], lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+def error_line(
+    arguments: list[str], lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> str:
     """Run a command that must fail as users see it, with one line and status 2; return that line."""
     monkeypatch.chdir(lab)
     monkeypatch.setattr(sys, "argv", ["owl", *arguments])

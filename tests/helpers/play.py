@@ -119,14 +119,14 @@ class Canvas(Strip):
     """A strip in whose first pixel the controls are painted, as `Painted` reads them.
 
     Args:
-        heeds: Whether what is painted are the controls that were given; otherwise none.
+        follows: Whether what is painted are the controls that were given; otherwise none.
     """
 
-    def __init__(self, heeds: bool) -> None:
+    def __init__(self, follows: bool) -> None:
         super().__init__(fps=50.0)
-        self.heeds = heeds
+        self.follows = follows
         changed = {"buttons": Painted.buttons, "axes": dict.fromkeys(Painted.axes, 4.0)}
-        self.description = replace(self.description, name="heeding" if heeds else "deaf", **changed)
+        self.description = replace(self.description, name="following" if follows else "ignoring", **changed)
         reader = InverseDynamicsReader(Painted(), 1.0)  # type: ignore[arg-type]
         self.references = [Reference(self.true_frames, reader, torch.device("cpu"))]
 
@@ -138,7 +138,7 @@ class Canvas(Strip):
     def step(self, buttons: np.ndarray, axes: np.ndarray) -> Picture:
         """Paint."""
         picture = super().step(buttons, axes)
-        picture.rgb[0, 0] = [255 * buttons[1], max(0, axes[1]), 0] if self.heeds else 0
+        picture.rgb[0, 0] = [255 * buttons[1], max(0, axes[1]), 0] if self.follows else 0
         return picture
 
 

@@ -1,4 +1,4 @@
-"""The smallest recipe with two optimisers: one network copies pictures, another one tells the copies apart."""
+"""The smallest recipe with two optimisers: one network copies pictures, another one distinguishes the copies."""
 
 from pathlib import Path
 from typing import Any
@@ -69,13 +69,13 @@ class Players(LightningModule):
                 shard(network, self.device_mesh["data_parallel"])
 
     def generator_loss(self, real: Tensor) -> Tensor:
-        """Copies shall look like the pictures, and not like copies."""
+        """Copies should look like the pictures, and not like copies."""
         fake, judged = self.generator(real), self.discriminator(real).detach()
         adversarial = only_towards(fake, lambda x: generator_loss(self.discriminator(x), judged))
         return F.l1_loss(fake, real) + 0.1 * adversarial
 
     def discriminator_loss(self, real: Tensor) -> Tensor:
-        """Pictures shall look truer than their copies."""
+        """Pictures should look truer than their copies."""
         with torch.no_grad():
             fake = self.generator(real)
         return discriminator_loss(self.discriminator(real), self.discriminator(fake))

@@ -72,7 +72,7 @@ class Reference:
                 for name, stream in self.network.generated.items()
             }
 
-        def spoiled(x: Streams) -> Streams:
+        def noisy(x: Streams) -> Streams:
             if not self.context_noise:
                 return x
             fresh = noise()
@@ -80,7 +80,7 @@ class Reference:
 
         known = 0 if context is None else context["video"].shape[1]
         given = {} if context is None else self.network.standardize(context)
-        past = [spoiled({name: x[:, t : t + 1] for name, x in given.items()}) for t in range(known)]
+        past = [noisy({name: x[:, t : t + 1] for name, x in given.items()}) for t in range(known)]
         generated = []
         for now in range(known, length):
             x, before = noise(), 1.0
@@ -95,7 +95,7 @@ class Reference:
                     for n in x
                 }
                 earlier, before = velocity, level
-            past.append(spoiled(x))
+            past.append(noisy(x))
             generated.append({name: latent[:, 0] for name, latent in self.network.restore(x).items()})
         return generated
 

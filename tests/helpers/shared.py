@@ -1,4 +1,4 @@
-"""A shared world that nobody has trained: a world model that is not blank, a decoder, and scenes."""
+"""An untrained shared world: a world model that is not blank, a decoder, and scenes."""
 
 from pathlib import Path
 

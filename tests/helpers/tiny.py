@@ -128,7 +128,7 @@ def owl_here(*arguments: str | Path, cwd: Path) -> int:
     """Run a command within this process, which saves the seconds that imports take; returns its exit status.
 
     Raises:
-        OwlError: What ``python -m owl`` would tell in one line with exit status 2.
+        OwlError: What ``python -m owl`` would print in one line with exit status 2.
     """
     words = [str(argument) for argument in arguments]
     path, argv = list(sys.path), sys.argv

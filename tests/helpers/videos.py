@@ -67,7 +67,7 @@ def make_video(
         sound: Sample rate of the sound track, None for none: silence, and a 1 kHz tone during flashes.
         layout: Channels of the sound; the first is twice as loud as the others.
         flashes: Frames that are white and beep.
-        rotation: Degrees counterclockwise by which a player is told to turn the picture.
+        rotation: Degrees counterclockwise by which a player should turn the picture.
         matrix: Display matrix, nine numbers as FFmpeg stores them, instead of a rotation.
         aspect: Width of a stored pixel over its height.
         b_frames: Consecutive frames that may be coded from both sides.

@@ -224,7 +224,7 @@ def modes_covered(gamma: float, steps: int = 750) -> tuple[int, float]:
     torch.manual_seed(0)
     generator = nn.Embedding(SAMPLES, 2)
     nn.init.normal_(generator.weight, std=0.1)
-    frequencies = 2.0 ** torch.arange(-2, 2) * math.pi  # periods of 8 to 1, so that modes can be told apart soon
+    frequencies = 2.0 ** torch.arange(-2, 2) * math.pi  # periods of 8 to 1, so that modes are soon distinguished
     network = nn.Sequential(
         nn.Linear(2 + 4 * len(frequencies), 64),
         nn.LeakyReLU(0.2),

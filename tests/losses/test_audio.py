@@ -114,6 +114,6 @@ def test_autocast_does_not_lower_its_precision() -> None:
         assert loss(reconstruction, target) == expected
 
 
-def test_sound_that_is_too_short_is_told() -> None:
+def test_sound_that_is_too_short_is_reported() -> None:
     with refused("losses.too-short", "1024", "1025", "length"):
         MultiResolutionSTFT()(*sounds(samples=1024))

@@ -122,7 +122,7 @@ def test_gradient_reaches_the_images_and_nothing_else(lpips):
 
 
 def test_gradient_is_finite_where_all_features_vanish(lpips):
-    # The derivative of the norm of a zero vector is 0/0: a flat image must not poison the network.
+    # The derivative of the norm of a zero vector is 0/0: a flat image must not make the network NaN.
     flat = torch.zeros(1, 64, 4, 4, requires_grad=True)
     F.normalize(flat, eps=1e-10).square().sum().backward()
     assert torch.isfinite(flat.grad).all()
@@ -173,6 +173,6 @@ def test_a_trunk_of_another_network_is_refused(tmp_path):
 
 def test_without_file_and_internet_there_is_an_error_not_a_random_network(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # no server listens there
     with refused("lpips.download", "vgg16", ".pth", "`weights`"):
         LPIPS("vgg")

@@ -108,7 +108,7 @@ def test_features_of_an_integer_number_of_windows() -> None:
         features(noise(1, RATE // 2))
 
 
-def test_missing_packages_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str, *others: Any) -> Any:
         if name == "onnxruntime":
             raise ImportError("No module named 'onnxruntime'")

@@ -183,12 +183,12 @@ def test_a_decoder_of_its_own_knows_its_encoder(tmp_path: Path) -> None:
         ({"norm": "group"}, ["group", "weight"]),
     ],
 )
-def test_impossible_arguments_are_told(changes: dict[str, Any], tokens: list[str]) -> None:
+def test_impossible_arguments_are_reported(changes: dict[str, Any], tokens: list[str]) -> None:
     with refused("network.arguments", *tokens):
         tiny(**changes)
 
 
-def test_other_inputs_are_told() -> None:
+def test_other_inputs_are_reported() -> None:
     network = tiny()
     for shape in ([1, 1, 50], [2, 50], [1, 2, 0]):
         with refused("network.input", str(shape), "2"):

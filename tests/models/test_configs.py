@@ -88,4 +88,4 @@ def test_shipped_world_models_have_the_size_their_comments_state(
     assert f"{tokens} tokens a frame" in text
     assert network.windows[-1] == max(network.windows) > network.windows[0]  # the last layer is a global one
     millions = float(name.split("_")[-1][:-1]) * (1000 if name.endswith("b") else 1)
-    assert measured == pytest.approx(millions, rel=0.07)  # what its name promises
+    assert measured == pytest.approx(millions, rel=0.07)  # as its name says

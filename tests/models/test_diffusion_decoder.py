@@ -76,12 +76,12 @@ def test_a_rectangular_patch_is_a_token(
         ({"steps": 256, "shortcut": True}, "steps is 256"),
     ],
 )
-def test_impossible_arguments_are_told(changes: dict[str, Any], value: str) -> None:
+def test_impossible_arguments_are_reported(changes: dict[str, Any], value: str) -> None:
     with refused("network.arguments", value):
         lively(**changes)
 
 
-def test_latents_of_another_shape_and_impossible_steps_are_told() -> None:
+def test_latents_of_another_shape_and_impossible_steps_are_reported() -> None:
     network = lively(shortcut=True)
     with refused("network.input"):
         network.decode(torch.zeros(1, 2, 4, 5))
@@ -187,7 +187,7 @@ def test_decoding_is_deterministic_and_frames_share_their_noise() -> None:
     torch.testing.assert_close(lively(steps=2).decode(latent), network.decode(latent, steps=2))
 
 
-def test_a_shortcut_model_is_told_the_size_of_its_step() -> None:
+def test_a_shortcut_model_is_given_the_size_of_its_step() -> None:
     network = lively(shortcut=True)
     seen: list[tuple[float, float]] = []
     hook = network.register_forward_pre_hook(lambda _, given: seen.append((given[1][0].item(), given[4][0].item())))

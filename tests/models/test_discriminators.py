@@ -195,7 +195,7 @@ def test_frame_pairs_are_consecutive_frames_as_channels() -> None:
                 assert torch.equal(pair[3:], clip[clip_number, frame + 1])
 
 
-def test_a_frame_pair_tells_flicker_from_stillness_where_single_frames_cannot() -> None:
+def test_a_frame_pair_distinguishes_flicker_from_stillness_where_single_frames_cannot() -> None:
     """The same frames in another order: the multiset of single frames does not change, that of pairs does."""
     torch.manual_seed(0)
     a, b = torch.randn(2, 1, 3, 16, 16)
@@ -219,7 +219,7 @@ def test_the_reconstruction_gan_sees_both_images_in_either_order_and_teaches_thr
         generator_loss(network(other_side), network(torch.cat([real, fake.detach()], 1))), fake
     )
     assert not torch.allclose(both, one)
-    with torch.no_grad():  # what is perfect cannot be told
+    with torch.no_grad():  # what is perfect cannot be distinguished
         left, right = (network(side) for side in network.sides(real, real))
     assert torch.equal(left, right)
 

@@ -154,11 +154,11 @@ def test_the_shipped_size_is_small_and_covers_any_number_of_controls() -> None:
         ({"reach": (-1, 3)}, ["reach is [-1, 3]"]),
     ],
 )
-def test_impossible_networks_are_told(wrong: dict[str, Any], tokens: list[str]) -> None:
+def test_impossible_networks_are_reported(wrong: dict[str, Any], tokens: list[str]) -> None:
     with refused("network.arguments", *tokens):
         InverseDynamicsModel(**TINY | wrong)
 
 
-def test_a_video_of_another_shape_is_told(network: InverseDynamicsModel) -> None:
+def test_a_video_of_another_shape_is_reported(network: InverseDynamicsModel) -> None:
     with refused("network.input", "[9, 3, 16, 32]", "[batch, time, 3, height, width]"):
         network(clip()[0])

@@ -97,7 +97,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         ("class_path: owl.models.image_autoencoder.ImageAutoencoder\ninit_args: {patch: 7}", "network.arguments", "7"),
     ],
 )
-def test_a_damaged_configuration_is_told_in_one_sentence(tmp_path: Path, text: str, code: str, token: str) -> None:
+def test_a_damaged_configuration_is_reported_in_one_sentence(tmp_path: Path, text: str, code: str, token: str) -> None:
     models.save(network(), tmp_path)
     (tmp_path / "config.yaml").write_text(text)
     with refused(code, token):

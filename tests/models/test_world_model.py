@@ -127,7 +127,7 @@ def test_a_clip_is_the_same_at_any_time() -> None:
     assert_close(late, call(network, *given))
 
 
-def test_a_motion_stream_is_begun_from_the_model_that_it_extends() -> None:
+def test_a_motion_stream_is_started_from_the_model_that_it_extends() -> None:
     base = lively()
     torch.manual_seed(1)
     extended = WorldTransformer(**TINY | streams("motion")).eval()
@@ -264,7 +264,7 @@ def test_recomputing_activations_changes_no_gradient() -> None:
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_compiled_blocks_compute_the_same_and_are_not_compiled_anew_for_every_packing() -> None:
+def test_compiled_blocks_compute_the_same_and_are_not_compiled_again_for_every_packing() -> None:
     expected = gradients(lively(depth=1, global_every=0))
     network = lively(depth=1, global_every=0)
     for block in network.blocks:
@@ -396,7 +396,7 @@ def test_hidden_states_come_out_and_residuals_go_in() -> None:
         ),
     ],
 )
-def test_impossible_networks_are_told_in_one_sentence(wrong: dict[str, Any], token: str) -> None:
+def test_impossible_networks_are_reported_in_one_sentence(wrong: dict[str, Any], token: str) -> None:
     with refused("network.arguments", token):
         WorldTransformer(**TINY | wrong)
 

@@ -139,7 +139,7 @@ def test_attention_over_nothing_is_finite() -> None:
     frames = Frames(torch.full((1, 4), NEVER), torch.zeros(4, dtype=torch.int64))
     x = torch.randn(1, 1, 8, 16)
     for way in (DenseAttention, ChunkedAttention, BlockAttention):
-        assert way(visible(frames, frames, 2), 2)(x, x, x).isfinite().all()  # padding: nobody reads it
+        assert way(visible(frames, frames, 2), 2)(x, x, x).isfinite().all()  # padding: it is not read
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -149,7 +149,7 @@ def test_what_is_masked_weighs_nothing_in_any_dtype(dtype: torch.dtype) -> None:
     query, key, value = (torch.randn(2, 3, 40, 16).to(dtype).requires_grad_() for _ in range(3))
     other = value.detach().clone()
     unseen = ~tokens_of(seen, 2)[:, 0].any(1)
-    other[unseen[:, None].expand(-1, 3, -1)] = 100  # of the padding, which nobody sees
+    other[unseen[:, None].expand(-1, 3, -1)] = 100  # of the padding, which is not seen
     real = (frames.time != NEVER).repeat_interleave(2, 1)[:, None, :, None]
     attend = ChunkedAttention(seen, 2)
     out = attend(query, key, value)
@@ -182,7 +182,7 @@ def test_runs_join_neighbours() -> None:
     assert runs([5], 2) == [slice(10, 12)]
 
 
-def test_other_packings_compile_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_packings_compile_nothing_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "CHUNK_TOKENS", 8)
     block = Block(32, 2, 64).eval()
     graphs: list[torch.fx.GraphModule] = []

@@ -1,4 +1,4 @@
-"""A machine without a C++ compiler is told so and works on."""
+"""A machine without a C++ compiler is reported, and the run continues."""
 
 import pytest
 

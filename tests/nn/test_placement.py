@@ -1,4 +1,4 @@
-"""A network's place is told whatever its weights are."""
+"""A network's place is found whatever its weights are."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""The causal prior of latents: it sees no future, and tells predictable sequences from others."""
+"""The causal prior of latents: it sees no future, and distinguishes predictable sequences from others."""
 
 import torch
 

@@ -35,7 +35,7 @@ def test_every_difference_counts() -> None:
 
 
 @pytest.mark.parametrize("start", [PERIOD - 3, 1000 * PERIOD - 2, 10**15])
-def test_the_turns_go_on_smoothly_where_the_period_begins_anew(start: int) -> None:
+def test_the_turns_continue_smoothly_where_the_period_starts_again(start: int) -> None:
     row = column = torch.zeros(1)
     near = rope(torch.arange(8)[None], row, column, 64)
     far = rope(start + torch.arange(8)[None], row, column, 64)
@@ -70,7 +70,7 @@ def test_each_item_of_a_batch_has_its_own_times() -> None:
         assert torch.equal(turns[item : item + 1], rope(time[item : item + 1], torch.arange(3.0), torch.zeros(3), 16))
 
 
-def test_a_head_that_cannot_be_divided_is_told() -> None:
+def test_a_head_that_cannot_be_divided_is_reported() -> None:
     with pytest.raises(ValueError, match="head_width is 24, expected a multiple of 16"):
         split_channels(24)
 

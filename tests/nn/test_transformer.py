@@ -90,7 +90,7 @@ def test_large_movements_are_compressed_and_keep_their_sign() -> None:
     assert -7 < seen[0][0] == -seen[0][1] < -6
 
 
-def test_noise_levels_are_told_apart_and_near_ones_are_alike() -> None:
+def test_noise_levels_are_distinguished_and_near_ones_are_alike() -> None:
     embedding = NoiseLevelEmbedding(32)
     levels = torch.linspace(0, 1, 21)
     embedded = embedding(levels)

@@ -22,7 +22,7 @@ def test_whole_pixels_are_moved_as_the_flow_says(dx: int, dy: int) -> None:
 def test_a_coarse_grid_stands_for_the_middle_of_its_cells() -> None:
     centres = torch.arange(6) * 4 + 1.5  # of cells of four pixels, in pixels
     flow = torch.stack([0.1 * centres.expand(3, 6), torch.zeros(3, 6)])[None]
-    previous = torch.arange(24.0).expand(1, 1, 12, 24)  # a ramp, so that a frame tells where it came from
+    previous = torch.arange(24.0).expand(1, 1, 12, 24)  # a ramp, so that a frame shows where it came from
     moved, _ = warp(previous, flow)
     expected = 1.1 * torch.arange(24.0)
     # torch's bicubic kernel follows a slope to a twentieth of a pixel; edges taken for middles would be 0.15 off

@@ -102,7 +102,7 @@ def test_each_keeps_its_own_decoder_where_they_share_none() -> None:
         ({"starts": []}, ["start scenes of right: 0"]),
     ],
 )
-def test_what_does_not_match_is_told(changes: dict[str, Any], tokens: list[str]) -> None:
+def test_what_does_not_match_is_reported(changes: dict[str, Any], tokens: list[str]) -> None:
     with refused("play.side-by-side", *tokens):
         SideBySide([strip("left"), strip("right", **changes)])
 

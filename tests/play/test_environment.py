@@ -51,11 +51,11 @@ def test_a_step_is_the_models(world: LearnedWorld) -> None:
     frames = [env.step(action) for _ in range(3)]
     assert np.array_equal(env.render(), frames[-1][0])
     assert np.array_equal(picture, world.reset(2, info["seed"]).rgb)
-    for made, reward, terminated, truncated, told in frames:
+    for made, reward, terminated, truncated, info in frames:
         expected = world.step(np.array([False, True, False]), np.array([0.5, -0.5], np.float32)).rgb
         assert np.array_equal(made, expected)
         assert reward == expected[0, 0, 0]
-        assert (terminated, truncated, told) == (False, False, {})
+        assert (terminated, truncated, info) == (False, False, {})
 
 
 def test_scene_and_noise_follow_the_seed(world: LearnedWorld) -> None:

@@ -1,4 +1,4 @@
-"""The real game as a world: it obeys, it comes back to any moment, and equal actions give equal pictures."""
+"""The real game as a world: it follows the controls, returns to any moment, and equal actions give equal pictures."""
 
 import numpy as np
 import pytest
@@ -54,7 +54,7 @@ def test_it_is_heard_and_a_shot_is_loud() -> None:
     assert np.array_equal(played["shot"], played["again"])
 
 
-def test_what_it_cannot_do_is_told() -> None:
+def test_what_it_cannot_do_is_reported() -> None:
     with refused("game.scenario", "deathmach", "deathmatch"):
         GameWorld("deathmach", (48, 64), sound=False)
     world = GameWorld("deathmatch", (48, 64), sound=False)

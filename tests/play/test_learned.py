@@ -92,7 +92,7 @@ def test_frames_depend_on_seed_start_controls_and_settings(world: LearnedWorld) 
 
 
 def test_a_moment_comes_back_under_any_later_settings(world: LearnedWorld) -> None:
-    """Also where guidance has begun since, for which the cache has one more slot."""
+    """Also where guidance has started since, for which the cache has one more slot."""
     world.reset(0, 0)
     world.step(IDLE, axes(1))
     moment = world.snapshot()
@@ -136,7 +136,7 @@ def test_a_log_gives_the_same_frames_in_another_world_and_folder(
         make_world(log)
 
 
-def test_another_frame_is_told(world: LearnedWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_frame_is_reported(world: LearnedWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     world.reset(0, 0)
     action = Action(IDLE, axes(1), world.settings, digest(world.step(IDLE, axes(1))))
     log = ActionLog(world.description.origin, BUTTONS, list(world.description.axes), 0, 0, [action, action])
@@ -149,7 +149,7 @@ def test_another_frame_is_told(world: LearnedWorld, tmp_path: Path, capsys: pyte
     assert not (tmp_path / "film.mp4").exists()
 
 
-def test_what_does_not_fit_is_told(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_is_reported(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(lab)
     with refused("play.decoder", "another", "quickstart"):
         LearnedWorld(Sources(RUN), decoder="another")
@@ -169,7 +169,7 @@ def test_the_command_serves_until_it_is_stopped(lab: Path, capfd: pytest.Capture
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    told: list[BaseException | str] = []
+    reported: list[BaseException | str] = []
 
     async def visit() -> None:
         async with aiohttp.ClientSession() as session:
@@ -195,14 +195,14 @@ def test_the_command_serves_until_it_is_stopped(lab: Path, capfd: pytest.Capture
             assert measured["drift"] is None  # of one episode
             await client.command("record", on=False)
             await client.until(lambda c: c.state.get("recordings"))
-            told.extend(client.state["recordings"])
+            reported.extend(client.state["recordings"])
             await connection.close()
 
     def person() -> None:
         try:
             asyncio.run(asyncio.wait_for(visit(), 60))
         except BaseException as error:
-            told.append(error)
+            reported.append(error)
         os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=person)
@@ -210,9 +210,9 @@ def test_the_command_serves_until_it_is_stopped(lab: Path, capfd: pytest.Capture
     reader = ("--inverse_dynamics", str(Path(INVERSE_DYNAMICS).parents[1]))
     assert owl_here("play", RUN, "--port", str(port), "--browser", "false", *reader, cwd=lab) == 0
     thread.join()
-    assert len(told) == 2, told
+    assert len(reported) == 2, reported
     assert f"Play world_model_quickstart at http://127.0.0.1:{port}/" in capfd.readouterr().out
-    log = next(str(name) for name in told if str(name).endswith(".jsonl"))
+    log = next(str(name) for name in reported if str(name).endswith(".jsonl"))
     assert owl_here("replay", f"played/{log}", cwd=lab) == 0
 
 
@@ -235,6 +235,6 @@ def test_the_command_serves_until_it_is_stopped(lab: Path, capfd: pytest.Capture
         (("--game", "deathmatch", "--inverse_dynamics", RUN), "play.game", ["--inverse_dynamics"]),
     ],
 )
-def test_what_cannot_be_played_is_told(lab: Path, arguments: tuple[str, ...], code: str, tokens: list[str]) -> None:
+def test_what_cannot_be_played_is_reported(lab: Path, arguments: tuple[str, ...], code: str, tokens: list[str]) -> None:
     with refused(code, *tokens):
         owl_here("play", *arguments, "--browser", "false", cwd=lab)

@@ -1,4 +1,4 @@
-"""Action logs say exactly what was done, and damaged ones are told."""
+"""Action logs contain exactly what was done, and damaged ones are reported."""
 
 import json
 from pathlib import Path
@@ -58,7 +58,7 @@ LINE = {"held": ["A"], "moved": [], "picture": "0"}
         ([HEAD, LINE | {"settings": {"steps": 0}}], "sampling.settings", "steps is 0"),
     ],
 )
-def test_what_is_no_log_is_told(tmp_path: Path, lines: list, code: str, token: str) -> None:
+def test_what_is_no_log_is_reported(tmp_path: Path, lines: list, code: str, token: str) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), "utf-8")
     with refused(code, token):
@@ -73,6 +73,6 @@ def test_a_log_that_does_not_tell_how_its_world_was_made(origin: Any) -> None:
         make_world(ActionLog(origin, [], [], 0, 0))
 
 
-def test_a_missing_log_is_told(tmp_path: Path) -> None:
+def test_a_missing_log_is_reported(tmp_path: Path) -> None:
     with refused("actions.missing", "none.jsonl"):
         ActionLog.load(tmp_path / "none.jsonl")

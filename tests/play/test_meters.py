@@ -28,19 +28,19 @@ def restless(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_worlds_side_by_side_are_measured_each_for_who_asks(tmp_path: Path) -> None:
     async def test() -> None:
-        world = SideBySide([Canvas(heeds=True), Canvas(heeds=False)])
+        world = SideBySide([Canvas(follows=True), Canvas(follows=False)])
         async with serving(world, tmp_path) as served, playing(served) as player, connected(served) as viewer:
             assert player.state["meters"] == ["agreement", "drift"]
             await player.hold(False, True, moved=[0.0, 0.0])
             await player.command("resume")
             await player.until(lambda c: c.frames and c.frames[-1][0] >= 20)
-            assert not served.session.meters._stretch.frames  # nobody looks
+            assert not served.session.meters._stretch.frames  # no viewer
             await viewer.command("meters", on=True)
             await viewer.until(lambda c: len(c.meters) >= 2)
-            heeding, deaf = viewer.meters[-1]
-            assert (heeding["agreement"], heeding["controls"]) == (1.0, {"fire": 1.0})
-            assert (deaf["agreement"], deaf["controls"]) == (0.0, {"fire": 0.0})
-            assert heeding["drift"] > 0
+            following, ignoring = viewer.meters[-1]
+            assert (following["agreement"], following["controls"]) == (1.0, {"fire": 1.0})
+            assert (ignoring["agreement"], ignoring["controls"]) == (0.0, {"fire": 0.0})
+            assert following["drift"] > 0
             for command, fields in (("rewind", {"moment": player.state["moments"][0]["number"]}), ("reset", {})):
                 before = served.session.meters._stretch
                 await player.command(command, **fields)
@@ -89,7 +89,7 @@ def test_agreement_by_hand() -> None:
 
 
 def test_drift_is_the_distance_to_the_data_in_units_of_its_own() -> None:
-    frames, episodes = Canvas(heeds=True).true_frames()
+    frames, episodes = Canvas(follows=True).true_frames()
     features = EfficientNetLite0Features()
     drift = Drift(features, frames, episodes)
     assert drift.of(frames) == pytest.approx([0.0] * len(frames), abs=1e-3)

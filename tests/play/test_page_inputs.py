@@ -92,7 +92,7 @@ def test_a_picture_of_the_player_begins_a_world(page: Page, tmp_path: Path) -> N
 
 
 def test_the_meters_of_worlds_side_by_side_are_shown(page: Page, tmp_path: Path) -> None:
-    with in_background(SideBySide([Canvas(heeds=True), Canvas(heeds=False)]), tmp_path) as server:
+    with in_background(SideBySide([Canvas(follows=True), Canvas(follows=False)]), tmp_path) as server:
         play(page, server)
         index = server.world.description.buttons.index("fire")
         page.locator("#keys button").nth(index).dispatch_event("pointerdown")

@@ -101,6 +101,6 @@ def test_fields_of_commands_have_their_types(fields: dict, name: str) -> None:
         (b'\x02{"name": "reset", "file": "/etc"}', "unknown field file"),
     ],
 )
-def test_what_is_wrong_is_told(message: bytes, reason: str) -> None:
+def test_what_is_wrong_is_reported(message: bytes, reason: str) -> None:
     with pytest.raises(MalformedError, match=reason):
         protocol.parse(message, 2, 1)

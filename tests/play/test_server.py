@@ -172,7 +172,7 @@ def test_a_thousand_malformed_messages(tmp_path: Path) -> None:
                             pass
                         assert found.data == Close.MALFORMED, message
                         assert found.extra, message
-                    if number % 20 == 0:  # the player goes on
+                    if number % 20 == 0:  # the player continues
                         await player.command("step")
                         await player.until(lambda c, n=number: c.state["frame"] == n // 20 + 1)
 
@@ -238,9 +238,9 @@ def test_a_client_that_never_reads_delays_no_one_and_is_disconnected(
 
     async def test() -> None:
         async with serving(Strip(size=(240, 320), sound=True), tmp_path) as served, playing(served) as player:
-            deaf = socket.create_connection(("127.0.0.1", served.port))
-            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            deaf.sendall(
+            stalled = socket.create_connection(("127.0.0.1", served.port))
+            stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            stalled.sendall(
                 b"GET /play HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                 b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
                 b"Sec-WebSocket-Protocol: owl-play.1\r\n\r\n"
@@ -257,8 +257,8 @@ def test_a_client_that_never_reads_delays_no_one_and_is_disconnected(
                 seen = len(player.frames) + len(player.states)
             assert 0 < most <= server.WAITING
             assert 0 < len(slow.sounds) <= server.WAITING_SOUND
-            assert player.frames[-1][0] > most  # frames went on
-            deaf.close()
+            assert player.frames[-1][0] > most  # frames continued
+            stalled.close()
 
     run(test)
 
@@ -326,7 +326,7 @@ def test_elsewhere_than_on_this_machine_the_token_is_needed(tmp_path: Path) -> N
     run(test)
 
 
-def test_stopping_tells_every_page(tmp_path: Path) -> None:
+def test_stopping_notifies_every_page(tmp_path: Path) -> None:
     async def test() -> None:
         world = Strip()
         served = Server(world, tmp_path, 0, "127.0.0.1", 0, None)

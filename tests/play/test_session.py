@@ -26,7 +26,7 @@ from tests.helpers.play import RATE, Strip
 Event = tuple[str, Any]
 
 
-class Told:
+class Events:
     """A listener that keeps everything in order."""
 
     def __init__(self) -> None:
@@ -61,8 +61,8 @@ class Played:
     """A session and its events."""
 
     def __init__(self, world: Strip, folder: Path) -> None:
-        self.world, self.told = world, Told()
-        self.session = Session(world, folder, 0, self.told)
+        self.world, self.listener = world, Events()
+        self.session = Session(world, folder, 0, self.listener)
         self.session.begin()
         self.state: dict[str, Any] = {}
         self.frames: list[tuple[int, bytes]] = []
@@ -72,7 +72,7 @@ class Played:
     def next(self, wanted: str) -> Any:
         """Return the next event of a kind, and keep frames and states on the way."""
         while True:
-            kind, value = self.told.events.get(timeout=60)
+            kind, value = self.listener.events.get(timeout=60)
             if kind == "frame":
                 self.frames.append((value[0], value[3]))
             elif kind == "sound":
@@ -84,7 +84,7 @@ class Played:
                 return value
 
     def do(self, name: str, **fields: Any) -> None:
-        """Obey a command; its state is the last event that it brings about."""
+        """Send a command; its state is the last event that it brings about."""
         self.session.send(Command(name, **fields))
         self.next("state")
 
@@ -95,7 +95,7 @@ class Played:
             self.session.inputs.put(Input(1.0, np.array([held, False]), axes, 0 * axes))
             self.do("step")
             if self.state["frame"] % self.world.description.fps == 0:
-                self.next("state")  # a moment was added: the state was told twice
+                self.next("state")  # a moment was added: the state was sent twice
 
     def moment(self, frame: int, branch: int = 0) -> int:
         """Return the number of a moment."""
@@ -161,7 +161,7 @@ def test_branches_keep_each_other(played: Played) -> None:
     assert parents[tip] == fork
     second = played.session.log()
     played.do("rewind", moment=played.moment(2 * SECOND))
-    played.step(1, moved=5.0)  # the end of a branch goes on
+    played.step(1, moved=5.0)  # the end of a branch continues
     assert played.state["branch"] == 0
     third = played.session.log()
     moved = [[float(action.axes[0]) for action in log.actions] for log in (first, second, third)]
@@ -280,7 +280,7 @@ def without_palette() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "notice"),
     [
         (b"no picture", "damaged, or neither JPEG nor PNG, expected 16x24"),
         (png(np.zeros((16, 24, 3), np.uint8))[:50], "damaged"),
@@ -290,10 +290,10 @@ def without_palette() -> bytes:
     ],
     ids=["text", "cut", "palette", "upright", "large"],
 )
-def test_what_is_no_picture_of_this_world_is_told(played: Played, content: bytes, told: str) -> None:
+def test_what_is_no_picture_of_this_world_is_reported(played: Played, content: bytes, notice: str) -> None:
     before = played.state
     played.session.send(Start(content))
-    assert told in played.next("notice")
+    assert notice in played.next("notice")
     played.next("state")
     assert played.state == before
 
@@ -307,7 +307,7 @@ def test_closing_finishes_a_recording(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "told"),
+    ("command", "notice"),
     [
         (Command("reset", start=2), "there is no start 2, expected 0 to 1"),
         (Command("reset", seed=-1), "seed is -1"),
@@ -320,16 +320,16 @@ def test_closing_finishes_a_recording(tmp_path: Path) -> None:
         (Command("settings", sampler="heun"), "sampler is heun, expected one of adams_bashforth"),
     ],
 )
-def test_impossible_wishes_are_told_and_change_nothing(played: Played, command: Command, told: str) -> None:
+def test_impossible_commands_are_reported_and_change_nothing(played: Played, command: Command, notice: str) -> None:
     before = played.state
     played.session.send(command)
-    assert told in played.next("notice")
+    assert notice in played.next("notice")
     played.next("state")
     assert played.state == before
     played.step(1)
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     played = Played(Strip(fps=SECOND), tmp_path / "file")
     played.do("record", on=True)
@@ -341,7 +341,7 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 
 def test_commands_that_wait_are_bounded(tmp_path: Path) -> None:
-    session = Session(Strip(), tmp_path, 0, Told())  # not begun: nothing is obeyed
+    session = Session(Strip(), tmp_path, 0, Events())  # not started: no command is executed
     assert [session.send(Command("step")) for _ in range(100)].count(True) == 64
     session.begin()
     session.close()

@@ -1,4 +1,4 @@
-"""A shared world plays on another machine as it does here, and tells what it is."""
+"""A shared world plays on another machine as it does here, and describes itself."""
 
 import json
 import shutil
@@ -93,7 +93,7 @@ def test_the_folder_has_all_that_another_machine_needs(elsewhere: Path) -> None:
 
 
 def test_its_frames_are_those_of_the_run(lab: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the same scenes, bit for bit, and with the settings that the folder tells."""
+    """From the same scenes, bit for bit, and with the settings of the folder."""
     monkeypatch.chdir(elsewhere.parent)
     there = LearnedWorld(Sources("doom"))
     assert there.settings == Settings(2, 2.0, "consistency", decoder="quickstart")
@@ -139,7 +139,7 @@ def test_the_scenes_are_those_of_the_dataset(lab: Path, elsewhere: Path, monkeyp
 
 
 def test_it_is_measured_without_options(elsewhere: Path) -> None:
-    """Also with its own inverse dynamics model, whose stride its export tells."""
+    """Also with its own inverse dynamics model, whose stride its export stores."""
     small = ("--frames", "3", "--clips", "2", "--horizon", "3", "--side_by_side", "1")
     assert owl_here("rollout", elsewhere, "--out", "out", *small, cwd=elsewhere.parent) == 0
     metrics = json.loads((elsewhere.parent / "out/metrics.json").read_text())
@@ -150,14 +150,14 @@ def test_it_is_measured_without_options(elsewhere: Path) -> None:
     assert f"--decoder {elsewhere / 'decoders/quickstart'} --" in report  # the first one
 
 
-def test_the_card_tells_what_was_measured(lab: Path, elsewhere: Path) -> None:
+def test_the_card_shows_what_was_measured(lab: Path, elsewhere: Path) -> None:
     card = (elsewhere / "README.md").read_text()
     header = yaml.safe_load(card.split("---")[1])
     assert header["license"] == "other"
     assert header["license_link"] == "LICENSE"
     fingerprints = [models.fingerprint(models.load(lab / path)) for path in (WORLD_MODEL, AUTOENCODER)]
-    for told in ("# doom\n", "21.5", "20.25", "steps 2", "32 x 48", "17.5", "mouse_x", LATENTS, *fingerprints):
-        assert told in card
+    for text in ("# doom\n", "21.5", "20.25", "steps 2", "32 x 48", "17.5", "mouse_x", LATENTS, *fingerprints):
+        assert text in card
     for target in ("starts.png", "evaluation/strip.png", "evaluation/report.md", "LICENSE"):
         assert f"]({target})" in card
         assert (elsewhere / target).is_file()
@@ -216,13 +216,13 @@ def test_a_world_is_not_exported_into_itself(lab: Path, elsewhere: Path) -> None
         ),
     ],
 )
-def test_what_cannot_be_shared_is_told(lab: Path, arguments: tuple[str, ...], code: str, tokens: list[str]) -> None:
+def test_what_cannot_be_shared_is_reported(lab: Path, arguments: tuple[str, ...], code: str, tokens: list[str]) -> None:
     with refused(code, *tokens):
         owl_here("export", *arguments, cwd=lab)
     assert not (lab / "out" / "world.yaml").exists()
 
 
-def test_a_folder_that_is_damaged_or_foreign_is_told(elsewhere: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_damaged_or_foreign_is_reported(elsewhere: Path, tmp_path: Path) -> None:
     assert SharedWorld.find(tmp_path) is None
     content = yaml.safe_load((elsewhere / "world.yaml").read_text())
     shutil.copytree(elsewhere, tmp_path / "doom")

@@ -120,10 +120,10 @@ def test_names_and_weights_stay() -> None:
 def test_layers_are_chosen_by_name_and_by_shape() -> None:
     network = lively()  # 24 -> 32 channels would need padding: 2 * 2 * 2 = 8 numbers in a patch
     freeze(network.level)
-    told = convert(network, "tensorwise", True, ["blocks.0.*", "*.modulation.*"], False)
+    report = convert(network, "tensorwise", True, ["blocks.0.*", "*.modulation.*"], False)
     found = {name for name, layer in network.named_modules() if layer in float8_layers(network)}
     assert found == {"controls.second", *(f"blocks.1.{name}" for name in ("qkv", "out", "up", "down"))}
-    assert told == (
+    assert report == (
         "5 of 15 linear layers: controls.second, blocks.*.qkv (1), blocks.*.out (1), blocks.*.up (1), blocks.*.down "
         "(1); not converted: video_out.modulation.linear, blocks.*.modulation.linear (2), blocks.*.qkv (1), "
         "blocks.*.out (1), blocks.*.up (1), blocks.*.down (1) by name; controls.first, video_in, video_out.linear by "
@@ -147,14 +147,14 @@ def test_layers_are_chosen_by_name_and_by_shape() -> None:
         ),
     ],
 )
-def test_what_cannot_be_converted_is_told(
+def test_what_cannot_be_converted_is_reported(
     build: Callable[[], nn.Module], skip: list[str], code: str, tokens: list[str]
 ) -> None:
     with refused(code, *tokens):
         convert(build(), "tensorwise", True, skip, False)
 
 
-def test_numbers_of_tokens_that_gpus_refuse_are_told() -> None:
+def test_numbers_of_tokens_that_gpus_refuse_are_reported() -> None:
     network = gentle()
     convert(network, "tensorwise", True, [], False)
     inputs = draw(network, 7, 2)
@@ -216,12 +216,12 @@ def test_a_recipe_that_gives_wrong_numbers_is_found() -> None:
         ({"recipe": "rowwise", "float8_all_gather": True}, "fp8.all-gather", ["tensorwise", "found rowwise"]),
     ],
 )
-def test_settings_that_make_no_sense_are_told(settings: dict[str, Any], code: str, tokens: list[str]) -> None:
+def test_settings_that_make_no_sense_are_reported(settings: dict[str, Any], code: str, tokens: list[str]) -> None:
     with refused(code, *tokens):
         Float8Precision(**settings)
 
 
-def test_a_missing_torchao_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_torchao_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchao", None)
     with refused("fp8.package", "pip install 'owl-platform[fp8]'"):
         Float8Precision()
@@ -322,7 +322,7 @@ def test_nothing_needs_torchao_but_the_plugin(lab: Path) -> None:
         (["--data.batch_size=1", "--data.length=5"], "fp8.multiple", ["network.level.first got 1 x 10 tokens"]),
     ],
 )
-def test_the_command_line_tells_what_is_wrong(lab: Path, options: list[str], code: str, tokens: list[str]) -> None:
+def test_the_command_line_reports_what_is_wrong(lab: Path, options: list[str], code: str, tokens: list[str]) -> None:
     with refused(code, *tokens):
         fit(lab, "wrong", *options)
 

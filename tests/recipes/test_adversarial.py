@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from owl.models.discriminators import Discriminator, PatchDiscriminator, ResNetDiscriminator
-from owl.recipes.adversarial import fooled, judge
+from owl.recipes.adversarial import adversarial_loss, judge
 
 DISCRIMINATORS = {
     "patch": lambda: PatchDiscriminator(width=4, layers=2),
@@ -43,7 +43,7 @@ def test_fooling_teaches_the_decoder_only(discriminator: Discriminator) -> None:
     true, decoded = clips()
     with torch.no_grad():
         real, fake, _ = judge(discriminator, true, decoded, False)
-    loss = fooled(discriminator, true, decoded, real)
+    loss = adversarial_loss(discriminator, true, decoded, real)
     torch.testing.assert_close(loss, torch.nn.functional.softplus(real - fake).mean())
     loss.backward()
     assert all(parameter.grad is None for parameter in discriminator.parameters())

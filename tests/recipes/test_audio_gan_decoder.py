@@ -182,7 +182,7 @@ def test_every_weight_reaches_the_gradient(lab: Path, tmp_path: Path, term: str,
 def test_reversed_polarity_raises_the_loss(lab: Path) -> None:
     made, audio = recipe(lab), batches(1)[0]["audio"]
     real = made.discriminator(audio)
-    same, reversed_ = ({**made.audio_loss(x, audio), **made.fool(x, real)} for x in (audio, -audio))
+    same, reversed_ = ({**made.audio_loss(x, audio), **made.adversarial_terms(x, real)} for x in (audio, -audio))
     assert float(same["features"]) == 0
     assert float(reversed_["features"]) > 0.3  # the discriminator sees the sign of a sample or of a phase
     assert float(reversed_["l1"]) > 0.1
@@ -296,7 +296,7 @@ def test_latents_of_a_dataset_train_like_those_of_the_callback(lab: Path) -> Non
         assert encoded[name] == pytest.approx(found[name], rel=3e-3, abs=1e-3)  # datasets hold float16
 
 
-def test_what_does_not_fit_is_told(lab: Path) -> None:
+def test_what_does_not_fit_is_reported(lab: Path) -> None:
     save_autoencoder(lab / "pictures")
     with refused("network.kind", "pictures", "ImageAutoencoder", "AudioAutoencoder"):
         fit(lab, "refused", "--model.autoencoder", "pictures", "--trainer.callbacks", "null")

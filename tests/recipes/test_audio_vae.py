@@ -66,7 +66,7 @@ def test_every_trained_weight_gets_a_gradient(sample: bool, kl: float) -> None:
     assert any("logvar" in name for name in trained(made)) == (sample or kl > 0)
 
 
-def test_all_weights_zero_is_told() -> None:
+def test_all_weights_zero_is_reported() -> None:
     with refused("recipe.weights", "model.init_args.weights"):
         recipe(NONE)
 
@@ -119,7 +119,7 @@ def test_segments_are_drawn_once_each_and_loud_ones_first() -> None:
         made.training_step(batch(2), 0)
 
 
-def test_other_batches_are_told() -> None:
+def test_other_batches_are_reported() -> None:
     for found in ({}, {"audio": torch.zeros(2, 9)}, {"audio": torch.zeros(1, 2, 9, dtype=torch.int16)}):
         with refused("recipe.dataset", "audio", "float32", "modalities"):
             sounds(found)
@@ -177,7 +177,7 @@ def test_a_run_is_heard_resumed_exactly_exported_and_encodes_a_dataset(dataset: 
     assert sample["audio_latent"].shape == (40, 1260 // network.hop, 3)
 
 
-def test_another_sample_rate_is_told(dataset: Path, tmp_path: Path) -> None:
+def test_another_sample_rate_is_reported(dataset: Path, tmp_path: Path) -> None:
     configuration = experiment(dataset)
     configuration["model"]["init_args"]["network"]["init_args"] = NETWORK | {"sample_rate": 48_000}
     with refused("recipe.dataset", "44100", "48000", "sample_rate"):

@@ -136,7 +136,7 @@ def fit(lab: Path, name: str, *options: str) -> dict[str, float]:
     return json.loads((lab / "runs" / name / "metrics.json").read_text())
 
 
-def test_a_run_goes_on_exactly_and_exports_the_student_alone(lab: Path) -> None:
+def test_a_run_resumes_exactly_and_exports_the_student_alone(lab: Path) -> None:
     metrics = fit(lab, "whole", "--model.final_lr", "1.0")
     fit(lab, "parts", "--trainer.max_steps", "2", "--model.final_lr", "1.0")
     fit(lab, "parts", "--ckpt_path", "last", "--model.final_lr", "1.0")
@@ -161,7 +161,7 @@ def test_a_run_goes_on_exactly_and_exports_the_student_alone(lab: Path) -> None:
         (["--data.pack", "true"], "recipe.dataset", ["packed"]),
     ],
 )
-def test_what_does_not_fit_is_told(lab: Path, options: list[str], code: str, tokens: list[str]) -> None:
+def test_what_does_not_fit_is_reported(lab: Path, options: list[str], code: str, tokens: list[str]) -> None:
     with refused(code, *tokens):
         fit(lab, "refused", *options)
 

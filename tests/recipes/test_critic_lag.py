@@ -26,7 +26,7 @@ def test_it_divides_running_means_which_are_stored() -> None:
     assert watch((0.7, 0.7)).ratio == 1  # no bias from the beginning
 
 
-def test_a_critic_that_follows_is_quiet_and_one_that_lags_is_told_once() -> None:
+def test_a_critic_that_lags_is_reported_once_and_one_that_follows_is_not() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         CriticLag().check()

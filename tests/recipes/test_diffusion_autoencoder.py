@@ -197,7 +197,7 @@ def test_one_checkpoint_encodes_and_decodes_and_a_resumed_run_equals_the_uninter
     assert network.decode(network.encode(image).mean).shape == image.shape
 
 
-def test_what_does_not_fit_is_told(lab: Path) -> None:
+def test_what_does_not_fit_is_reported(lab: Path) -> None:
     with refused("recipe.arguments", "residual"):
         recipe(lab, residual=True)
     weights = Weights(adversarial=0.5)

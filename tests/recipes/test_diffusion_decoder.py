@@ -1,4 +1,4 @@
-"""Every weight acts, shortcuts learn from two halves, the latent is used, and a run goes on as if never interrupted."""
+"""Every weight acts, shortcuts learn from two halves, the latent is used, and resuming is exact."""
 
 import json
 from dataclasses import fields
@@ -97,7 +97,7 @@ def test_every_weight_changes_the_gradient_in_proportion(lab: Path, lpips: LPIPS
     torch.testing.assert_close(twice - without, 2 * change, rtol=1e-3, atol=1e-4)
 
 
-def test_impossible_arguments_are_told(lab: Path, lpips: LPIPS) -> None:
+def test_impossible_arguments_are_reported(lab: Path, lpips: LPIPS) -> None:
     for option in ("bootstrap", "latent_dropout"):
         with refused("recipe.arguments", option):
             recipe(lab, lpips, **{option: 1.5})
@@ -108,7 +108,7 @@ def test_impossible_arguments_are_told(lab: Path, lpips: LPIPS) -> None:
         DiffusionDecoder(str(lab / "no-autoencoder"))
 
 
-def test_a_batch_without_pictures_latents_or_windows_is_told(lab: Path, lpips: LPIPS) -> None:
+def test_a_batch_without_pictures_latents_or_windows_is_reported(lab: Path, lpips: LPIPS) -> None:
     made = recipe(lab, lpips)
     for name in ("rgb", "latent", "window"):
         with refused("recipe.dataset"):

@@ -131,7 +131,7 @@ def test_latents_of_another_encoder_are_refused(lab: Path) -> None:
         owl_here("fit", "--config", "plain.yaml", "--trainer.callbacks.path=other", "--name", "other", cwd=lab)
 
 
-def test_what_does_not_fit_is_told(lab: Path) -> None:
+def test_what_does_not_fit_is_reported(lab: Path) -> None:
     with refused("recipe.arguments", "truth", "1.5"):
         recipe(lab, truth=1.5)
     for name in ("gamma", "noise"):

@@ -277,7 +277,7 @@ def test_latents_of_another_encoder_are_refused(lab: Path) -> None:
         fit(lab, "refused", *other)
 
 
-def test_what_does_not_fit_is_told(lab: Path) -> None:
+def test_what_does_not_fit_is_reported(lab: Path) -> None:
     models.save(ImageDecoder.of(models.load(lab / "autoencoder")), lab / "decoder")  # type: ignore[arg-type]
     with refused("network.kind", "decoder", "ImageDecoder", "ImageAutoencoder"):
         fit(lab, "refused", "--model.autoencoder", "decoder", "--trainer.callbacks", "null")

@@ -103,7 +103,7 @@ def test_a_weight_of_zero_costs_nothing(lpips: LPIPS, own: dict[str, set[CodeTyp
     assert min(counts[function] for function in own[term]) == 1
 
 
-def test_all_weights_zero_is_told(lpips: LPIPS) -> None:
+def test_all_weights_zero_is_reported(lpips: LPIPS) -> None:
     with refused("recipe.weights", "model.init_args.weights"):
         recipe(lpips, NONE)
 

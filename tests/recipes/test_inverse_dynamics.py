@@ -1,4 +1,4 @@
-"""The recipe: what the loss weighs, how clips are spoiled, what a run logs and refuses."""
+"""The recipe: what the loss weighs, how clips are augmented, what a run logs and refuses."""
 
 import json
 from pathlib import Path
@@ -74,7 +74,7 @@ def test_a_run_logs_every_control_and_draws_it(lab: Path) -> None:
         (["--data.length", "1"], "recipe.dataset", ["1 frames of rgb, controls", "at least 2"]),
     ],
 )
-def test_data_that_does_not_fit_is_told(lab: Path, options: list[str], code: str, tokens: list[str]) -> None:
+def test_data_that_does_not_fit_is_reported(lab: Path, options: list[str], code: str, tokens: list[str]) -> None:
     with refused(code, *tokens):
         fit(lab, "unfit", *options)
 

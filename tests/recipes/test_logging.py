@@ -10,7 +10,7 @@ from owl.recipes.logging import log_losses
 from tests.helpers.line import Line, loader, trainer
 
 
-class Told(Line):
+class Logging(Line):
     """Counts how often it was asked to log a loss."""
 
     def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
@@ -31,7 +31,7 @@ class Told(Line):
 def test_losses_are_logged_when_they_are_due(
     tmp_path: Path, accumulate: int, due: list[int], written: list[int]
 ) -> None:
-    line = Told()
+    line = Logging()
     logger = CSVLogger(tmp_path, name="", version="")
     run = trainer(
         tmp_path,

@@ -21,7 +21,7 @@ def test_activations_are_counted_once_and_weights_and_their_copies_never() -> No
         assert saved_bytes(lambda: layer(x + 1)) == 64 * (256 + 512) * 2
 
 
-def test_what_does_not_fit_is_told_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_is_reported_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert free_bytes(CPU) > 2**20
     monkeypatch.setattr(memory, "free_bytes", lambda device: 3 * 2**30)
     check_rollout(2**30, 3, CPU)

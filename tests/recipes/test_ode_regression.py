@@ -129,8 +129,8 @@ def test_a_damaged_clip_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixtur
     save(lively(**SOUND), data, tmp_path / "teacher")
     overwrite(data, ShardIndex.load(data), 0, 1, "latent.npy", b"broken")
     assert owl_here("data", "trajectories", "teacher", "data", "out", *OPTIONS, cwd=tmp_path) == 0
-    told, warned = capsys.readouterr()
-    assert "out holds 4 clips of 4 frames with stride 2, trajectories at noise levels 1, 0.6667 and 0" in told
+    printed, warned = capsys.readouterr()
+    assert "out holds 4 clips of 4 frames with stride 2, trajectories at noise levels 1, 0.6667 and 0" in printed
     assert "clip episode-000-000000 is left out" in warned
 
 

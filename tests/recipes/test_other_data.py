@@ -85,6 +85,6 @@ def test_a_data_module_of_your_own_is_trained_on(tmp_path: Path, recipe: str) ->
         ("inverse_dynamics", {"missing": "axes"}, "recipe.dataset"),
     ],
 )
-def test_what_a_data_module_misses_is_told(tmp_path: Path, recipe: str, clips: dict[str, Any], code: str) -> None:
+def test_what_a_data_module_misses_is_reported(tmp_path: Path, recipe: str, clips: dict[str, Any], code: str) -> None:
     with refused(code, clips.get("missing", "Clips")):
         fit(tmp_path, recipe, **clips)

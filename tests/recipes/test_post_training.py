@@ -146,7 +146,7 @@ def test_a_student_starts_as_its_teacher_and_only_the_student_learns(lab: Path) 
         assert not torch.isclose(losses(made)["consistency"], before)
 
 
-def test_a_run_that_distils_goes_on_exactly_and_its_network_loads_without_the_teacher(lab: Path) -> None:
+def test_a_run_that_distils_resumes_exactly_and_its_network_loads_without_the_teacher(lab: Path) -> None:
     whole = fit(lab, "student", "whole")
     fit(lab, "student", "parts", "--trainer.max_steps", "1")
     parts = fit(lab, "student", "parts", "--ckpt_path", "last")
@@ -155,14 +155,14 @@ def test_a_run_that_distils_goes_on_exactly_and_its_network_loads_without_the_te
         assert torch.equal(parts["state_dict"][name], tensor), name
     teacher = lab / "runs" / "teacher" / "checkpoints" / "last.ckpt"
     start = torch.load(teacher, weights_only=True)["state_dict"]
-    assert torch.equal(whole["state_dict"]["network.target_std"], start["network.target_std"])  # not measured anew
+    assert torch.equal(whole["state_dict"]["network.target_std"], start["network.target_std"])  # not measured again
     assert not torch.equal(whole["state_dict"]["network.target_in.weight"], start["network.target_in.weight"])
     teacher.rename(lab / "gone.ckpt")
     models.load(lab / "runs" / "whole" / "checkpoints" / "last.ckpt")
     (lab / "gone.ckpt").rename(teacher)
 
 
-def test_what_cannot_be_distilled_is_told(lab: Path) -> None:
+def test_what_cannot_be_distilled_is_reported(lab: Path) -> None:
     with refused("recipe.arguments", "start"):
         recipe(lab, DISTILLED)
     with refused("recipe.arguments", "shortcut"):

@@ -152,7 +152,7 @@ def stored(lab: Path, name: str) -> dict[str, Any]:
     return torch.load(lab / "runs" / name / "checkpoints" / "last.ckpt", weights_only=True)
 
 
-def test_a_run_goes_on_exactly_amid_a_cycle_and_its_student_plays_without_the_others(lab: Path) -> None:
+def test_a_run_resumes_exactly_amid_a_cycle_and_its_student_plays_without_the_others(lab: Path) -> None:
     options = ("--model.critic_steps", "3", "--model.final_lr", "1.0", "--ema.decay", "0.9", *ADVERSARY)
     metrics = fit(lab, "whole", "--trainer.max_steps", "7", *options)
     fit(lab, "parts", "--trainer.max_steps", "4", *options)
@@ -185,7 +185,7 @@ def test_a_critic_that_diverges_stops_the_run(lab: Path, tmp_path: Path) -> None
         trained(wild, batches(12), tmp_path)
 
 
-def test_a_rollout_longer_than_memory_is_told_before_it_starts(
+def test_a_rollout_longer_than_memory_is_reported_before_it_starts(
     lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (data,) = batches(1)
@@ -214,7 +214,7 @@ def test_a_rollout_longer_than_memory_is_told_before_it_starts(
         (["--model.critic_steps", "0"], "arguments.too-small", ["critic_steps is 0"]),
     ],
 )
-def test_what_does_not_fit_is_told(lab: Path, options: list[str], code: str, tokens: list[str]) -> None:
+def test_what_does_not_fit_is_reported(lab: Path, options: list[str], code: str, tokens: list[str]) -> None:
     with refused(code, *tokens):
         fit(lab, "refused", *options)
 

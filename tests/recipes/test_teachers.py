@@ -1,4 +1,4 @@
-"""World models that recipes start from: what their files tell, and which go together."""
+"""World models that recipes start from: what their files store, and which go together."""
 
 from pathlib import Path
 
@@ -40,8 +40,8 @@ class Strided:
 
 def test_checkpoints_and_exports_tell_how_they_were_trained(lab: Path) -> None:
     source, exported = load_source(checkpoint(lab, "bidirectional")), load_source(str(lab / "exported"), True)
-    for told in (source, exported):
-        assert (told.forcing, told.stride, told.length) == ("full", 2, 5)
+    for loaded in (source, exported):
+        assert (loaded.forcing, loaded.stride, loaded.length) == ("full", 2, 5)
     bare = load_source(str(lab / "bare"))
     assert (bare.forcing, bare.stride, bare.length) == (None, None, None)
     assert source.network.training

@@ -131,7 +131,7 @@ def test_noise_is_drawn_on_the_device_and_the_windows_numbers_are_read_without_i
 
 
 @pytest.mark.parametrize("forcing", FORCINGS)
-def test_attention_is_built_once_for_clips_and_anew_for_every_packing(
+def test_attention_is_built_once_for_clips_and_again_for_every_packing(
     forcing: Forcing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[Tensor] = []
@@ -258,7 +258,7 @@ def test_packed_clips_weigh_by_their_frames_and_padding_by_nothing(forcing: Forc
     torch.testing.assert_close(gradient(made, data), before, atol=0, rtol=0)
 
 
-def test_times_begin_anew_with_every_document() -> None:
+def test_times_start_again_with_every_document() -> None:
     document = torch.tensor([[0, 0, 0, 1, 2, 2, -1, -1], [5, 5, 5, 5, 5, 5, 5, 5], [-1] * 8])
     assert document_time(document).tolist() == [[0, 1, 2, 0, 0, 1, -1, -1], [*range(8)], [-1] * 8]
     assert masked_mean(torch.full((1, 8), torch.inf).where(document[:1] == -1, 2.0), None).isinf()
@@ -394,12 +394,12 @@ def test_more_footage_of_the_same_encoder_keeps_the_statistics_of_the_first(lab:
         (["--model.context_noise", "-0.1"], "recipe.arguments", ["context_noise is -0.1", "0 to 1"]),
     ],
 )
-def test_what_does_not_fit_is_told(lab: Path, options: list[str], code: str, tokens: list[str]) -> None:
+def test_what_does_not_fit_is_reported(lab: Path, options: list[str], code: str, tokens: list[str]) -> None:
     with refused(code, *tokens):
         fit(lab, "unfit", *options)
 
 
-def test_a_channel_that_says_nothing_is_told(lab: Path) -> None:
+def test_a_channel_that_says_nothing_is_reported(lab: Path) -> None:
     modalities = DatasetInfo.load(lab / "data").modalities
     modalities["latent"]["std"] = [1.0, 0.0]
     with refused("latents.statistics", "latent of data", "of 0 in channel 1"):
@@ -411,12 +411,12 @@ def test_a_channel_that_says_nothing_is_told(lab: Path) -> None:
 
 
 def test_nan_in_latents_stops_a_run_with_its_windows_named(lab: Path) -> None:
-    class Spoiled(ShardDataModule):
+    class Damaged(ShardDataModule):
         def on_before_batch_transfer(self, data: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
             data["latent"][1, 2, 0, 0, 0] = torch.nan
             return data
 
-    data = Spoiled(str(lab / "data"), ["latent", "controls"], length=5, batch_size=4, num_workers=0)
+    data = Damaged(str(lab / "data"), ["latent", "controls"], length=5, batch_size=4, num_workers=0)
     trainer = quiet_trainer(
         lab,
         max_steps=2,

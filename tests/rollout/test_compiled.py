@@ -86,7 +86,7 @@ def test_a_switch_amid_a_rollout_changes_nothing(
     assert [x.data_ptr() for x in engine.cache.tensors()] == [x.data_ptr() for x in rings]
 
 
-def test_a_failure_is_told_once_and_frames_go_on(
+def test_a_failure_is_reported_once_and_frames_continue(
     network: WorldTransformer,
     controls: Controls,
     folder: Path,
@@ -96,14 +96,14 @@ def test_a_failure_is_told_once_and_frames_go_on(
     refuse_to_compile(monkeypatch)
     engine = Engine(network, compile=True, **SETTINGS)
     for shape in (folder / f"{compiled.digest(shape)}.bin" for shape in shapes_of(engine)):
-        shape.write_bytes(b"no compiled code")  # damaged code is compiled anew
+        shape.write_bytes(b"no compiled code")  # damaged code is compiled again
     engine.reset()
     assert not engine.wait_compiled()
     assert not engine.wait_compiled()
     found = steps(engine, controls, range(FRAMES))
     assert all(torch.equal(a, b) for a, b in zip(found, expected_of(network, controls), strict=True))
-    told = [str(warning.message) for warning in recwarn if warning.category is UserWarning]
-    assert told == ["frames stay uncompiled and take longer: the compiling process ended with status 1"]
+    messages = [str(warning.message) for warning in recwarn if warning.category is UserWarning]
+    assert messages == ["frames stay uncompiled and take longer: the compiling process ended with status 1"]
 
 
 def shapes_of(engine: Engine) -> list[compiled.Shape]:
@@ -194,5 +194,7 @@ engine.reset()
 engine.step(torch.zeros(1, {len(network.buttons)}), torch.zeros(1, {len(network.axes)}))
 print([name for name in ("torch._dynamo", "torch._inductor", "lightning", "matplotlib") if name in sys.modules])
 """
-    told = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert told.stdout == "[]\n"
+    process = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert process.stdout == "[]\n"

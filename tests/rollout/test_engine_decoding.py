@@ -99,7 +99,7 @@ def test_a_frozen_decoder_and_a_frozen_network_play(
     assert torch.equal(frames[0], frames[1])
 
 
-def test_settings_that_make_no_sense_are_told(autoencoder: ImageAutoencoder) -> None:
+def test_settings_that_make_no_sense_are_reported(autoencoder: ImageAutoencoder) -> None:
     network = lively()
     for levels in ([], [0.9, 0.5], [1.0, 0.5, 0.5], [1.0, 0.0], [1.0, 0.5, -0.1]):
         with refused("engine.levels", str(levels)):

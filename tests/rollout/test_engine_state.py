@@ -89,7 +89,7 @@ def test_the_schedule_can_change_between_frames(before: float, after: float) -> 
             torch.testing.assert_close(latent, expected[name], rtol=1e-3, atol=1e-3)
 
 
-def test_what_does_not_fit_is_told() -> None:
+def test_what_does_not_fit_is_reported() -> None:
     network = lively(**streams("audio"))
     engine = Engine(network, noise_levels=LEVELS)
     latents, _, controls = draw(network, 4, batch=2)
@@ -108,10 +108,10 @@ def test_what_does_not_fit_is_told() -> None:
     with refused("context.shape", "buttons are [2, 4, 2]", "[2, 4, 3]"):
         engine.reset(latents, Controls(controls.buttons[..., :2], controls.axes))
     for bad in (torch.nan, torch.inf):
-        spoiled = latents["audio"].clone()
-        spoiled[1, 2, 0, 0] = bad
+        damaged = latents["audio"].clone()
+        damaged[1, 2, 0, 0] = bad
         with refused("context.non-finite", "audio"):
-            engine.reset(latents | {"audio": spoiled}, controls)
+            engine.reset(latents | {"audio": damaged}, controls)
     engine.reset(latents, controls)
     with refused("engine.shape", "buttons", "[1, 3]", "[2, 3]"):
         engine.step(*(x[:1] for x in at(controls, 0)))

@@ -183,7 +183,7 @@ def test_the_stream_repeats_no_frame_and_ends_with_the_episode(engine: Engine) -
     known = episodes(engine)
     whole = WindowDataset(LATENTS, "test", ["controls", "latent"], length=40)[0]
     first, last = [*range(STRIDE, 30, STRIDE)], [31, 33, 35, 37, 39]  # an odd one, since 39 is
-    stored = [*first[CONTEXT - 1 :], *last, *first, *last]  # from its end it begins anew
+    stored = [*first[CONTEXT - 1 :], *last, *first, *last]  # from its end it starts again
     for frame, given in zip(stored, known.stream(1, CONTEXT), strict=False):
         assert torch.equal(given["latent"][0], whole["latent"][frame]), frame
         assert torch.equal(given["axes"][0], whole["axes"][frame - STRIDE + 1 : frame + 1].sum(0))
@@ -233,7 +233,7 @@ def test_a_single_frame_has_no_distribution(engine: Engine) -> None:
     assert meter.compute() is None
 
 
-def test_true_frames_obey_and_other_frames_are_measured_apart(engine: Engine, perfect: Clips) -> None:
+def test_true_frames_follow_the_controls_and_other_frames_are_measured_apart(engine: Engine, perfect: Clips) -> None:
     reader = InverseDynamicsReader.load(INVERSE_DYNAMICS, engine.network, STRIDE)
     with torch.no_grad():
         reader.network.reader[-1].weight.mul_(100)  # after two steps it would read nothing from anything
@@ -261,7 +261,7 @@ def direction(axes: Tensor) -> Tensor:
     return axes.sign() * (axes.abs() >= 1)
 
 
-def test_latency_is_told_by_part(engine: Engine) -> None:
+def test_latency_is_reported_by_part(engine: Engine) -> None:
     values = latency(engine, episodes(engine), frames=5, context=CONTEXT, warmup=1)
     for part in ("commit", "denoise", "decode", "total"):
         assert 0 < values[f"latency_{part}_p50"] <= values[f"latency_{part}_p95"]

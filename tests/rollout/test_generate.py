@@ -191,7 +191,7 @@ def test_no_gradient_reaches_the_past(grad_steps: tuple[int, ...], joined: bool)
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_frames_in_sequence_are_those_made_and_committed_one_by_one(name: str) -> None:
-    """And a copy of the state goes on as the state itself."""
+    """And a copy of the state continues as the state itself."""
     schedule, network = SCHEDULES[name], lively(sink=1)
     controls = draw(network, 6)[2]
 

@@ -21,7 +21,7 @@ def test_an_export_has_no_content_and_stride_one(tmp_path: Path) -> None:
     assert parts_of(tmp_path, content).stride == trained_stride({"owl": {"config": {}}}) == 1
 
 
-def test_another_network_is_told(tmp_path: Path) -> None:
+def test_another_network_is_reported(tmp_path: Path) -> None:
     models.save(ImageAutoencoder(size=(16, 24), latent_size=(4, 6), widths=[8, 16], blocks=[1, 1]), tmp_path)
     with refused("network.kind", str(tmp_path), "ImageAutoencoder", "a world model"):
         load_world_model(tmp_path)

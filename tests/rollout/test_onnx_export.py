@@ -59,7 +59,7 @@ def rolled(network: WorldTransformer, graph: StepGraph, run: Run, steps: int, le
     zeros = {n: torch.zeros(1, 1, *s.shape) for n, s in network.generated.items()}
     cache = {name: tensor.numpy() for name, tensor in graph.cached.items()}
     shown = [{n: x[:, t : t + 1] for n, x in context.items()} for t in range(CONTEXT)]
-    spoiled = [noise() if level else zeros for _ in range(CONTEXT)]
+    noisy = [noise() if level else zeros for _ in range(CONTEXT)]
     generated = []
     for time in range(FRAMES - 1):
         known = time + 1 < CONTEXT
@@ -67,14 +67,14 @@ def rolled(network: WorldTransformer, graph: StepGraph, run: Run, steps: int, le
         fresh = [] if known else [noise() for _ in range(steps)]
         for number, t in enumerate([1.0] if known else noise_levels(steps)):
             now = frame("", estimate, fresh[number - 1] if number else drawn, t, time + 1)
-            before = frame("before_", shown[time], spoiled[time], level, time)
+            before = frame("before_", shown[time], noisy[time], level, time)
             inputs = {name: x.numpy() for name, x in (now | before | {"time": torch.tensor(time)}).items()} | cache
             found = dict(zip(graph.outputs, run(inputs), strict=True))
             estimate = {n: torch.from_numpy(found[f"clean_{n}"]) for n in network.generated}
         cache = {name: found[f"next_{name}"] for name in graph.cached}
         if not known:
             shown.append(estimate)
-            spoiled.append(noise() if level else zeros)
+            noisy.append(noise() if level else zeros)
             generated.append({n: x[:, 0] for n, x in estimate.items()})
     return generated
 
@@ -144,7 +144,7 @@ class Random(Deciding):
         return latent + torch.randn_like(latent)
 
 
-def test_what_has_no_graph_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_has_no_graph_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = InverseDynamicsModel(buttons=BUTTONS, axes=AXES, size=(16, 24), width=16, hidden=16)
     for network, token in ((reader, "InverseDynamicsModel"), (Deciding(), "converted"), (Random(), "Random")):
         with refused("export.onnx", token, "--onnx"):

@@ -15,7 +15,7 @@ def test_curves_are_reported_at_powers_of_two_as_far_as_they_go() -> None:
     assert headline(metrics) == {"psnr_4": 26, "mel_4": 6.5}
 
 
-def test_the_report_tells_whether_a_shot_is_heard() -> None:
+def test_the_report_states_whether_a_shot_is_heard() -> None:
     heard = {"onset_agreement": 0.75, "onset_agreement_true": 0.9, "shots": 12.0}
     assert "(12 times)" in sound_section(heard, "audio")
     assert "0.75 for generated sound and 0.90 for true sound" in sound_section(heard, "audio")

@@ -108,7 +108,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_game_goes_on_from_a_recorded_frame_under_a_script(recorded: Path) -> None:
+def test_the_game_continues_from_a_recorded_frame_under_a_script(recorded: Path) -> None:
     """As recorded up to the context's end, and then as the script says: a turn, with two tics a frame."""
     dataset = WindowDataset(recorded, "test", ["rgb", "controls"], length=4, stride=2)
     windows = dataset.batch([0])
@@ -132,7 +132,7 @@ def test_the_game_goes_on_from_a_recorded_frame_under_a_script(recorded: Path) -
         GameTruth(RecordedGame.find(str(recorded)), dataset, windows, 2).frames(script)
 
 
-def test_what_cannot_be_replayed_is_told(recorded: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_replayed_is_reported(recorded: Path, tmp_path: Path) -> None:
     with refused("game.replay", "synthetic", "random policy"):
         RecordedGame.find(str(make_latents(tmp_path / "latents")))
     info = DatasetInfo.load(recorded)
@@ -149,7 +149,7 @@ def test_what_cannot_be_replayed_is_told(recorded: Path, tmp_path: Path) -> None
         next(RecordedGame.find(str(recorded)).play("episode-000001-1", 3, np.zeros((2, 6))))
 
 
-def test_without_the_game_it_is_told_and_other_footage_does_not_need_it(
+def test_without_the_game_it_is_reported_and_other_footage_does_not_need_it(
     recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "vizdoom", None)  # as where it is not installed

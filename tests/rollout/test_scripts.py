@@ -65,7 +65,7 @@ def test_the_file_of_the_how_to_page_describes_scripts(tmp_path: Path) -> None:
         ("walk: {moves: [{seconds: 1}, {seconds: 1, buttons: [JUMP]}]}", "uses JUMP, the world model has W"),
     ],
 )
-def test_what_makes_no_sense_is_told(content: str, token: str, tmp_path: Path) -> None:
+def test_what_makes_no_sense_is_reported(content: str, token: str, tmp_path: Path) -> None:
     path = tmp_path / "scripts.yaml"
     path.write_text(content)
     with refused("rollout.scripts", str(path), token):

@@ -164,7 +164,7 @@ function notice(text) {
   noticed = setTimeout(() => { $("notice").hidden = true; }, 5000);
 }
 
-// Resume or begin anew, with the keyboard on the stage and the mouse locked to it.
+// Resume or restart, with the keyboard on the stage and the mouse locked to it.
 function play() {
   connection.command("resume");
   stage.focus();
@@ -265,7 +265,7 @@ setInterval(() => {
   $("rate").classList.toggle("late", !paused && rate > 0 && rate < 0.93 * fps);
   if (!$("stats").hidden) {
     stats.update();
-    $("sound").textContent = sound.told;
+    $("sound").textContent = sound.summary;
   }
 }, 500);
 

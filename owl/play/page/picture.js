@@ -83,15 +83,15 @@ export class Stats {
 
   // worlds: for each, from left to right, "agreement", "controls" by name, and "drift"
   measured(worlds) {
-    const told = (value, show) => worlds.map((world) => (value(world) == null ? "–" : show(value(world)))).join(" · ");
+    const joined = (value, show) => worlds.map((world) => (value(world) == null ? "–" : show(value(world)))).join(" · ");
     const percent = (value) => `${Math.round(100 * value)}%`;
-    document.getElementById("agreement").textContent = told((world) => world.agreement, percent);
-    document.getElementById("drift").textContent = told((world) => world.drift, (value) => value.toFixed(2));
+    document.getElementById("agreement").textContent = joined((world) => world.agreement, percent);
+    document.getElementById("drift").textContent = joined((world) => world.drift, (value) => value.toFixed(2));
     const names = [...new Set(worlds.flatMap((world) => Object.keys(world.controls)))];
     document.getElementById("read").replaceChildren(...names.flatMap((name) => {
       const term = document.createElement("dt"), value = document.createElement("dd");
       term.textContent = plainName(name);
-      value.textContent = told((world) => world.controls[name], percent);
+      value.textContent = joined((world) => world.controls[name], percent);
       return [term, value];
     }));
   }

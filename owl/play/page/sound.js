@@ -43,8 +43,8 @@ export class Sound {
     this.loudness?.gain.setTargetAtTime(volume, this.context.currentTime, 0.02);
   }
 
-  // How it is doing, in words.
-  get told() {
+  // Its state, in words.
+  get summary() {
     if (this.report === null) return this.refused ? "none in this browser" : "begins with the next click";
     const { lag, underruns, speed } = this.report, late = 1000 * (lag + (this.context.outputLatency || 0));
     const slow = speed < 1 ? ` · ${Math.round(100 * speed)}% speed` : "";

@@ -2,13 +2,13 @@
 
 import { JitterBuffer } from "./jitter.js";
 
-const TELL = 0.25; // seconds between two reports
+const INTERVAL = 0.25; // seconds between two reports
 
 class Speaker extends AudioWorkletProcessor {
   constructor({ outputChannelCount: [channels] }) {
     super();
     this.buffer = new JitterBuffer(channels, sampleRate);
-    this.told = 0;
+    this.reported = 0;
     this.port.onmessage = ({ data }) => {
       if (data.samples) this.buffer.push(data.number, data.samples, currentTime);
       else this.buffer.rest();
@@ -17,10 +17,10 @@ class Speaker extends AudioWorkletProcessor {
 
   process(_, [output]) {
     this.buffer.pull(output);
-    if (currentTime > this.told + TELL) {
+    if (currentTime > this.reported + INTERVAL) {
       const { lag, underruns, speed } = this.buffer;
       this.port.postMessage({ lag, underruns, speed });
-      this.told = currentTime;
+      this.reported = currentTime;
     }
     return true;
   }

@@ -62,7 +62,7 @@ def test_clipped_sound_is_kept_as_it_is_and_counted(
     assert str(found) in capsys.readouterr().out
 
 
-def test_a_silent_track_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_silent_track_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_video(tmp_path / "v.mp4", 30, sound=8_000, layout="mono")
     assert owl_here("data", "import", "v.mp4", "data", cwd=tmp_path) == 0
     assert verify(str(tmp_path / "data")) == 0

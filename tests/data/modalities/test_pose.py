@@ -1,4 +1,4 @@
-"""Poses follow what is done to pictures: reprojection goes on to agree."""
+"""Poses follow what is done to pictures: reprojections still agree."""
 
 from pathlib import Path
 from typing import Any

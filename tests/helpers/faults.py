@@ -1,4 +1,4 @@
-"""Callbacks that do to a run what the world does, named in the YAML of tests: signals, NaN, notes of what was seen."""
+"""Callbacks for tests, named in YAML: signals, NaN, a log of the windows that were trained on, a simulated clock."""
 
 import os
 import signal as signals
@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import timer
 
 
 class SendSignal(Callback):
-    """Sends this very process a signal at the n-th call of a hook.
+    """Sends its own process a signal at the n-th call of a hook.
 
     Args:
         signal: SIGTERM, SIGKILL or SIGINT.
@@ -33,7 +33,7 @@ class SendSignal(Callback):
         setattr(self, hook, self.count)
 
     def count(self, trainer: Trainer, *arguments: Any) -> None:
-        """Send it when its time has come."""
+        """Send it at its step."""
         self.left -= 1
         if self.left == 0 and self.rank in (None, trainer.global_rank):
             for _ in range(self.times):
@@ -41,7 +41,7 @@ class SendSignal(Callback):
 
 
 class KillOnce(Callback):
-    """Kills this very process, unless the run continues.
+    """Kills its own process, unless the run continues.
 
     Args:
         step: Optimiser steps before it.
@@ -56,7 +56,7 @@ class KillOnce(Callback):
         self.start = trainer.global_step
 
     def on_train_batch_start(self, trainer: Trainer, *arguments: Any) -> None:
-        """Kill it when its time has come."""
+        """Kill it at its step."""
         if self.start == 0 and trainer.global_step == self.step:
             os.kill(os.getpid(), signals.SIGKILL)
 
@@ -73,13 +73,13 @@ class SignalWorkers(Callback):
         self.step, self.signal = step, signal
 
     def on_train_batch_start(self, trainer: Trainer, *arguments: Any) -> None:
-        """Send it when its time has come."""
+        """Send it at its step."""
         if trainer.global_step == self.step:
             workers = [str(child.pid) for child in psutil.Process().children()]
             subprocess.run(["kill", "-s", self.signal, *workers], check=True)  # from outside: a parent may end its own
 
 
-class Poison(Callback):
+class SetNaN(Callback):
     """Makes a weight, or only a gradient, NaN.
 
     Args:
@@ -91,18 +91,18 @@ class Poison(Callback):
         self.step, self.gradient = step, gradient
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *arguments: Any) -> None:
-        """Poison the first weight."""
+        """Set the first weight."""
         if trainer.global_step == self.step and not self.gradient:
             next(pl_module.parameters()).data.fill_(torch.nan)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, *arguments: Any) -> None:
-        """Poison the first gradient."""
+        """Set the first gradient."""
         if trainer.global_step == self.step and self.gradient:
             next(p for p in pl_module.parameters() if p.grad is not None).grad.fill_(torch.nan)
 
 
-class Diary(Callback):
-    """Writes down the windows of every training batch, one line each, in a file per process.
+class WindowLog(Callback):
+    """Writes the windows of every training batch, one line each, in a file per process.
 
     Args:
         folder: Where.
@@ -115,12 +115,12 @@ class Diary(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Append a line: epoch, then windows."""
-        with open(self.folder / f"diary-{trainer.global_rank}.txt", "a") as file:
+        with open(self.folder / f"windows-{trainer.global_rank}.txt", "a") as file:
             print(trainer.current_epoch, *batch["window"].tolist(), file=file)
 
 
 class Stopwatch(Callback):
-    """Lets the trainer's timers see a made-up time, which passes in steps and validations alone.
+    """Lets the trainer's timers see a simulated time, which passes in steps and validations alone.
 
     Args:
         seconds: Of each step; where there are several, in turns.
@@ -128,7 +128,7 @@ class Stopwatch(Callback):
         later: Factor from optimiser step ``at`` on.
         at: That step.
         validation: Seconds of each validation.
-        rank: The one process on which all this is so; on others time stands still.
+        rank: The process on which time passes; on others it stands still.
     """
 
     def __init__(
