@@ -290,6 +290,10 @@ def end(process: "subprocess.Popen[str]") -> None:
 
 def compile_blocks(folder: Path, shapes: dict[str, Shape]) -> None:
     """Compile blocks of these shapes and write each into a folder by its name; runs in the compiling process."""
+    import torch._dynamo.config
+
+    if hasattr(torch._dynamo.config, "enable_aot_compile"):  # off by default in PyTorch 2.11
+        torch._dynamo.config.enable_aot_compile = True
     for name, shape in shapes.items():
         torch.set_num_threads(shape.threads)  # the compiled code depends on the number of threads
         block = Block(shape.width, shape.heads, shape.hidden).eval().requires_grad_(False)

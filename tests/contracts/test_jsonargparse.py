@@ -1,4 +1,4 @@
-"""Private names of jsonargparse."""
+"""Private names of jsonargparse, and others that are not documented."""
 
 from jsonargparse import ArgumentParser
 
@@ -17,3 +17,10 @@ def test_a_parser_knows_which_objects_it_cannot_do_without() -> None:
     parser = ArgumentParser()
     parser.add_subclass_arguments(ShardDataModule, "data", required=True)
     assert parser._extra_required_keys == {"data"}
+
+
+@contract("groups", needed_by="owl/cli/lightning.py: the sections that a configuration may have")
+def test_a_parser_knows_its_sections() -> None:
+    parser = ArgumentParser()
+    parser.add_class_arguments(ShardDataModule, "data")
+    assert list(parser.groups or ()) == ["data"]

@@ -84,6 +84,83 @@ def test_a_loop_knows_whether_a_validation_follows() -> None:
 
 
 @contract(
+    *("fit_loop", "epoch_loop", "max_steps"),
+    needed_by="owl/callbacks/budget.py and owl/bench/training.py: the last step is found out during training",
+)
+@pytest.mark.parametrize("last", [1, 3])
+def test_the_last_step_can_be_changed_during_training(last: int) -> None:
+    steps = []
+
+    def look(trainer: Trainer, model: LightningModule) -> None:
+        steps.append(trainer.global_step)
+        trainer.fit_loop.epoch_loop.max_steps = last
+        assert trainer.max_steps == last
+
+    train(look, max_steps=2, limit_train_batches=9)
+    assert steps == [*range(1, last + 1)]
+
+
+class Counting(Callback):
+    """Notes the number of each batch, counted from the start of training and of the epoch."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[int, int, int]] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        loop = trainer.fit_loop
+        self.found.append((loop.epoch_loop.total_batch_idx, loop.total_batch_idx, loop.batch_idx))
+
+
+@contract(
+    *("total_batch_idx", "batch_idx"),
+    needed_by="owl/callbacks/step_seed.py: the seed of a batch; owl/callbacks/budget.py: batches per step; "
+    "owl/optim/stepping.py: the last batch of an accumulation",
+)
+def test_batches_are_counted_from_the_start_of_training_and_of_the_epoch() -> None:
+    counting = Counting()
+    train(lambda trainer, model: None, callbacks=(counting,), max_steps=4)
+    assert counting.found == [(0, 0, 0), (1, 1, 1), (2, 2, 0), (3, 3, 1)]
+
+
+@contract("lr_scheduler_configs", needed_by="owl/optim/stepping.py and owl/callbacks/budget.py: schedules are stepped")
+def test_a_trainer_knows_its_schedules() -> None:
+    found = []
+    train(lambda trainer, model: found.extend(trainer.lr_scheduler_configs), max_steps=1)
+    assert [type(config.scheduler) for config in found] == [torch.optim.lr_scheduler.StepLR]
+
+
+@contract("val_check_batch", needed_by="owl/callbacks/budget.py: the validations until the end of training")
+@pytest.mark.parametrize(
+    ("options", "batches"),
+    [({"val_check_interval": 0.5}, 2), ({"val_check_interval": 3, "check_val_every_n_epoch": None}, 3)],
+)
+def test_a_trainer_knows_the_batches_between_validations(options: dict[str, Any], batches: int) -> None:
+    trainer = train(lambda trainer, model: None, max_steps=1, limit_train_batches=4, **options)
+    assert trainer.val_check_batch == batches
+
+
+@contract("val_loop", "validating", needed_by="owl/callbacks/checkpoint.py: a resumed run makes up for a validation")
+def test_a_validation_can_be_run_before_training() -> None:
+    events = []
+
+    class Validated(Callback):
+        def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            events.append("validation")
+
+    def begin(trainer: Trainer, model: LightningModule) -> None:
+        trainer.validating = True
+        trainer.fit_loop.epoch_loop.val_loop.run()
+        trainer.training = True
+
+    def look(trainer: Trainer, model: LightningModule) -> None:
+        assert model.training
+        events.append("step")
+
+    train(look, begin, (Validated(),))
+    assert events == ["validation", "step", "step", "validation"]
+
+
+@contract(
     *("manual_optimization", "optim_step_progress", "increment_ready", "increment_completed"),
     needed_by="owl/optim/stepping.py: several optimisers are one step",
 )

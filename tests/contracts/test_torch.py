@@ -1,6 +1,7 @@
-"""Private names of PyTorch."""
+"""Private names of PyTorch, and parts of its compiler that are experimental."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,6 +47,29 @@ def test_freezing_is_an_option_of_the_compiler() -> None:
     with torch._inductor.config.patch(freezing=True):
         assert torch._inductor.config.freezing is True
     assert torch._inductor.config.freezing == before
+
+
+@contract(
+    *("_dynamo", "enable_aot_compile", "aot_compile", "guard_filter_fn"),
+    *("save_compiled_function", "load_compiled_function"),
+    needed_by="owl/rollout/compiled.py: code compiled by one process runs in another, with the weights of any network",
+)
+def test_compiled_functions_are_kept_in_files(tmp_path: Path) -> None:
+    import torch._dynamo.config
+
+    def run(network: nn.Module, x: Tensor) -> Tensor:
+        return network(x) + 1
+
+    networks, x = [nn.Linear(2, 2) for _ in range(2)], torch.ones(1, 2)
+    unguarded: dict[str, Any] = {"guard_filter_fn": lambda entries: [False for _ in entries]}
+    enabled = {"enable_aot_compile": True} if hasattr(torch._dynamo.config, "enable_aot_compile") else {}
+    with torch._dynamo.config.patch(enabled), torch.no_grad():
+        traced: Any = torch.compile(run, backend="eager", fullgraph=True, dynamic=False, options=unguarded)
+        traced.aot_compile(((networks[0], x), {})).save_compiled_function(str(tmp_path / "run.bin"))
+    with (tmp_path / "run.bin").open("rb") as file:
+        compiled = torch.compiler.load_compiled_function(file)
+    with torch.no_grad():
+        assert all(torch.equal(compiled(network, x), run(network, x)) for network in networks)
 
 
 class Calls(FlopCounterMode):
