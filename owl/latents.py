@@ -22,6 +22,7 @@ from torch import nn
 from owl import models
 from owl.data.controls import check_controls
 from owl.data.encoder import FrameEncoder
+from owl.data.modalities import MODALITIES
 from owl.errors import OwlError
 
 INTERFACE = ("encode", "encoder", "modalities", "latent_channels")
@@ -65,17 +66,16 @@ def described(data: Any) -> tuple[dict[str, dict[str, Any]], str]:
 
 
 def in_windows(modalities: dict[str, dict[str, Any]], stride: int) -> dict[str, dict[str, Any]]:
-    """Return descriptions with the shape of a frame in windows: sound has the tokens of all frames of a stride.
+    """Return descriptions with the shape of a frame in windows (`owl.data.modalities.base.Modality.in_windows`).
 
     Args:
         modalities: As in dataset.json.
         stride: Stored frames from one frame of a window to the next.
     """
-    described = dict(modalities)
-    if len((sound := modalities.get("audio_latent", {})).get("shape", ())) == 2:
-        tokens, channels = sound["shape"]
-        described["audio_latent"] = sound | {"shape": [stride * tokens, channels]}
-    return described
+    return {
+        name: MODALITIES[name].in_windows(description, stride) if name in MODALITIES else description
+        for name, description in modalities.items()
+    }
 
 
 class LoadedEncoder(FrameEncoder):

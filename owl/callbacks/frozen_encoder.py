@@ -8,6 +8,7 @@ from torch import Tensor
 
 from owl.data.encoder import FrameEncoder
 from owl.data.encoding import measure
+from owl.data.modalities import MODALITIES
 from owl.data.windows import WindowDataset
 from owl.distributed.agreement import from_first, host_group
 from owl.errors import OwlError, at_least
@@ -18,8 +19,8 @@ from owl.nn.frozen import freeze
 from owl.pixels import to_float
 from owl.spacing import evenly_spaced
 
-LATENTS = {"rgb": "latent", "audio": "audio_latent"}
-"""Name of the latents of each modality that can be encoded in training."""
+ENCODED = ("rgb", "audio")
+"""Modalities that can be encoded in training."""
 MEASURED = 2048
 """Evenly spaced frames of the training split, from which mean and standard deviation of the latents are computed."""
 
@@ -74,13 +75,13 @@ class FrozenEncoder(Callback):
         if self.encoder is None:
             self.encoder = load_encoder(self.path)
             encoded = list(self.encoder.network.modalities)
-            if len(encoded) != 1 or encoded[0] not in LATENTS:
+            if len(encoded) != 1 or encoded[0] not in ENCODED:
                 raise OwlError(
                     "network.kind",
                     f"the network of {self.path} encodes {', '.join(encoded)}, FrozenEncoder takes one of "
-                    f"{' or of '.join(LATENTS)}; encode the dataset with `python -m owl data encode`",
+                    f"{' or of '.join(ENCODED)}; encode the dataset with `python -m owl data encode`",
                 )
-            self.source, self.latent = encoded[0], LATENTS[encoded[0]]
+            self.source, self.latent = encoded[0], MODALITIES[encoded[0]].latent
             self._device = trainer.strategy.root_device
             network = freeze(self.encoder.network).to(device=self._device, memory_format=torch.channels_last)
             if self.compile and can_compile(self._device.type):

@@ -17,9 +17,6 @@ from owl.errors import OwlError
 from owl.nn.placement import placement
 from owl.pixels import to_float
 
-LATENT_NAMES = {"rgb": "latent", "flow": "motion_latent"}
-"""Name of latents by their first modality, if it is not the modality's name with ``_latent``."""
-
 
 @dataclass(frozen=True)
 class FrameEncoder:
@@ -80,8 +77,7 @@ class FrameEncoder:
         Raises:
             OwlError: There are no latents with this name, or they are of the other kind (sound or frames).
         """
-        first = next(iter(self.network.modalities))
-        name = name or LATENT_NAMES.get(first, f"{first}_latent")
+        name = name or MODALITIES[next(iter(self.network.modalities))].latent
         latents = {known: kind for known, kind in MODALITIES.items() if issubclass(kind, Latent)}
         fitting = [known for known, kind in latents.items() if issubclass(kind, AudioLatent) == self.is_of_sound]
         if name not in fitting:

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from owl.data.flow import compose_flow
 from owl.data.geometry import Camera, seen_from
+from owl.data.modalities import MODALITIES
 from owl.data.source import Source
 from owl.errors import OwlError
 from owl.pixels import UNKNOWN, DepthScale, flow_scale, flow_to_picture
 
-PICTURED = {"motion_latent": "flow", "depth_latent": "depth"}
+PICTURED = {MODALITIES[modality].latent: modality for modality in ("flow", "depth")}
 """Modality that an encoder of pictures encodes under the name of its latents."""
 
 Kept = TypeVar("Kept")

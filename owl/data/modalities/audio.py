@@ -27,6 +27,7 @@ class Audio(Modality):
 
     extension = "audio.npy"
     encode = staticmethod(codecs.encode_array)
+    latent = "audio_latent"
 
     def __init__(self, name: str, description: Mapping[str, Any], sampling: Sampling) -> None:
         super().__init__(name, description, sampling)

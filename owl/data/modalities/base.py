@@ -164,15 +164,27 @@ class Modality(ABC):
     Attributes:
         extension: Extension of the members' names.
         encode: Encodes the array of a frame to the bytes of its member.
+        latent: Default name of the latents of its encoder.
         grid: Cell size of its grid in pixels of the delivered picture; crops are aligned with it.
     """
 
     extension: ClassVar[str]
     encode: ClassVar[Callable[..., bytes]]
+    latent: ClassVar[str] = "latent"
     grid: int = 1
 
     def __init__(self, name: str, description: Mapping[str, Any], sampling: Sampling) -> None:
         self.name, self.description, self.sampling = name, description, sampling
+
+    @classmethod
+    def in_windows(cls, description: dict[str, Any], stride: int) -> dict[str, Any]:
+        """Return a description whose ``shape``, if it has one, is that of a frame in windows.
+
+        Args:
+            description: Its entry in dataset.json.
+            stride: Stored frames from one frame of a window to the next.
+        """
+        return description
 
     def frames(self, first: int, last: int) -> range:
         """Return the indices within the episode of the stored frames of a clip.

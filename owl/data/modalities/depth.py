@@ -15,6 +15,7 @@ class Depth(Modality):
 
     extension = "depth.png"
     encode = staticmethod(codecs.encode_depth)
+    latent = "depth_latent"
 
     def shapes(self) -> Shapes:
         return {self.name: ((self.sampling.length, 1, *self.sampling.delivered), torch.float32)}

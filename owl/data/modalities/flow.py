@@ -25,6 +25,7 @@ class Flow(Modality):
 
     extension = "flow.png"
     encode = staticmethod(codecs.encode_flow)
+    latent = "motion_latent"
 
     def __init__(self, name: str, description: Mapping[str, Any], sampling: Sampling) -> None:
         super().__init__(name, description, sampling)

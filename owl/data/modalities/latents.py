@@ -162,6 +162,13 @@ class AudioLatent(Latent):
             refuse_packing(name, sampling)
             self._tokens = self._clock.least(sampling.span)
 
+    @classmethod
+    def in_windows(cls, description: dict[str, Any], stride: int) -> dict[str, Any]:
+        if len(description["shape"]) == 1:  # tokens at a rate of their own are not divided into frames
+            return description
+        tokens, channels = description["shape"]
+        return description | {"shape": [stride * tokens, channels]}
+
     def frames(self, first: int, last: int) -> range:
         # the sound of the first frame begins after the frame one stride before it
         return range(first - min(self.sampling.stride - 1, first) if self._clock is None else first, last + 1)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from owl.data.modalities.base import Clock
-from owl.data.modalities.latents import AudioLatent
+from owl.data.modalities.base import Clock, Sampling
+from owl.data.modalities.latents import AudioLatent, Latent
 from owl.data.overview import DatasetReader, draw_contact_sheet
 from owl.data.scan import write_index
 from owl.data.shards import DatasetInfo, ShardIndex, ShardWriter
@@ -115,3 +115,10 @@ def test_a_clock_names_the_nearest_frame_rates_with_whole_frames(rate: float, fp
     assert found == pytest.approx(expected)
     for near in found:
         assert Clock(rate, near).least(1) == Clock(rate, near).most(1) >= 1
+
+
+@pytest.mark.parametrize(("kind", "shape"), [(Latent, [3, 2, 4]), (AudioLatent, [2, CHANNELS])])
+def test_descriptions_tell_the_shape_that_a_frame_has_in_windows(kind: type[Latent], shape: list[int]) -> None:
+    described, sampling = {"shape": shape}, Sampling("data", FPS, (24, 40), length=4, stride=3)
+    ((found, _),) = kind("latent", described, sampling).shapes().values()
+    assert found == (4, *kind.in_windows(described, 3)["shape"])
