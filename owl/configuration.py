@@ -1,4 +1,4 @@
-"""Configuration files: checks before parsing, and writing that every YAML loader reads in the same way."""
+"""Configuration files: checks before parsing, changes, and writing that every YAML loader reads in the same way."""
 
 import re
 from collections.abc import Collection
@@ -39,6 +39,13 @@ _Dumper.add_multi_representer(str, _represent)
 def dump(content: Any) -> str:
     """Write plain containers, strings, numbers, booleans and None as YAML that is read back as the same values."""
     return yaml.dump(content, Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
+
+
+def without_callback(configuration: dict[str, Any], class_path: str) -> dict[str, Any]:
+    """Return a run's configuration without a callback of its trainer."""
+    trainer = configuration.get("trainer") or {}
+    kept = [callback for callback in trainer.get("callbacks") or [] if callback.get("class_path") != class_path]
+    return {**configuration, "trainer": {**trainer, "callbacks": kept or None}}
 
 
 def check_file(file: str, sections: Collection[str] = ()) -> None:

@@ -1,13 +1,10 @@
 """Measure the training speed of an experiment on some real steps of its recipe, data and trainer."""
 
-import io
 import json
 import math
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -209,7 +206,7 @@ def measure_training(
     Raises:
         OwlError: The experiment cannot be trained, or was stopped.
     """
-    from owl.cli.lightning import main
+    from owl.cli.lightning import run_silently
 
     meter = StepMeter(steps, warm_up, kernels, trace is not None)
     described = {
@@ -227,8 +224,7 @@ def measure_training(
             *("--trainer.logger", "false", "--trainer.enable_progress_bar", "false"),
             *("--checkpoint.every_n_steps", str(NEVER)),
         ]
-        with as_command_line(arguments), redirect_stdout(io.StringIO()):
-            main(arguments)
+        run_silently(arguments)
         result = Path(folder) / "bench" / RESULT
         if not result.exists():
             raise OwlError(
@@ -249,13 +245,3 @@ def encoders_of(experiment: str) -> list[dict[str, Any]]:
         return [callback for callback in callbacks if callback["class_path"].endswith(FrozenEncoder.__name__)]
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError):
         return []  # there are none, or fit explains what is wrong
-
-
-@contextmanager
-def as_command_line(arguments: list[str]) -> Iterator[None]:
-    """Set ``sys.argv`` to ``arguments``, where the trainer's command line and the processes it starts read them."""
-    before, sys.argv = sys.argv, ["owl", *arguments]
-    try:
-        yield
-    finally:
-        sys.argv = before

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from optuna.exceptions import StorageInternalError
 
 from owl.errors import OwlError
-from owl.sweep.plan import PRUNERS, make
+from owl.sweep.plan import make
 from owl.sweep.study import IDENTITY, METRICS, PRUNED, PRUNER, open_storage, unknown_objective
 
 ALWAYS_LOGGED = "val/"
@@ -49,7 +49,7 @@ class Pruning(Callback):
                 "sweep.missing",
                 f"{self.storage} has no sweep '{self.study}'; remove the callback Pruning, which a sweep adds itself",
             ) from error
-        study.pruner = make(PRUNERS, study.user_attrs[PRUNER])
+        study.pruner = make("pruner", study.user_attrs[PRUNER])
         identity = storage.get_study_id_from_name(self.study)
         self._trial = optuna.Trial(study, storage.get_trial_id_from_study_id_trial_number(identity, self.trial))
 
@@ -58,13 +58,13 @@ class Pruning(Callback):
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self.validations += 1
-        hopeless = trainer.strategy.broadcast(self._trial is not None and self._is_hopeless(self._trial, trainer))
-        if hopeless and not is_last(trainer):
+        prune = trainer.strategy.broadcast(self._trial is not None and self._should_prune(self._trial, trainer))
+        if prune and not is_last(trainer):
             if self._trial is not None:
                 self._trial.set_user_attr(PRUNED, self.validations)
             trainer.should_stop = True
 
-    def _is_hopeless(self, trial: optuna.Trial, trainer: Trainer) -> bool:
+    def _should_prune(self, trial: optuna.Trial, trainer: Trainer) -> bool:
         """Report the objective and return the pruner's decision; raise if a validation metric is not logged."""
         with suppress(StorageInternalError):  # database unavailable: continue training
             objective, known = trial.study.user_attrs[IDENTITY]["objective"], sorted(trainer.callback_metrics)
@@ -90,10 +90,3 @@ def is_last(trainer: Trainer) -> bool:
     return trainer.should_stop or (
         trainer.max_epochs is not None and trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
     )
-
-
-def without_pruning(configuration: dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration in a trial's ``config.yaml`` without the callback of the sweep."""
-    trainer = configuration.get("trainer") or {}
-    kept = [c for c in trainer.get("callbacks") or [] if c.get("class_path") != "owl.callbacks.pruning.Pruning"]
-    return {**configuration, "trainer": {**trainer, "callbacks": kept or None}}

@@ -2,13 +2,14 @@
 
 import argparse
 import gc
+import io
 import logging
 import os
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from types import CodeType
 from typing import Any, Literal
@@ -438,3 +439,13 @@ def main(arguments: list[str]) -> int:
                 raise other_network(path, content, cli.model, differences) from error
         raise
     return 0
+
+
+def run_silently(arguments: list[str]) -> None:
+    """Run a trainer command within this process, without its output."""
+    before, sys.argv = sys.argv, ["owl", *arguments]  # where the command and the processes that it starts read them
+    try:
+        with redirect_stdout(io.StringIO()):
+            main(arguments)
+    finally:
+        sys.argv = before

@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from owl.callbacks.pruning import without_pruning
 from owl.callbacks.report import ENVIRONMENT
 from owl.checkpoint import load_checkpoint
+from owl.configuration import without_callback
 from owl.errors import OwlError, at_least
+from owl.sweep.workers import PRUNING
 from owl.viz.numbers import format_number
 
 UNREPEATABLE = ("seconds", "data_wait", "speed/")  # prefixes of metrics that depend on the clock
@@ -107,7 +108,7 @@ def repeat(folder: Path, again: Path, last: int) -> None:
     start = configuration.get("ckpt_path")
     if start and Path(start).resolve().parent == (folder / "checkpoints").resolve():
         start = None  # it was interrupted and resumed, which does not change the result
-    alone = without_pruning(configuration)
+    alone = without_callback(configuration, PRUNING)
     trainer = alone.get("trainer") or {}
     callbacks = trainer.get("callbacks") or []
     others = [callback for callback in callbacks if callback["class_path"] not in TIMERS]

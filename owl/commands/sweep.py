@@ -1,27 +1,26 @@
 """``python -m owl sweep``: search the settings of an experiment in parallel; report the best and key importances."""
 
-import functools
+import asyncio
 import multiprocessing
 import shlex
-import sys
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import redirect_stdout, suppress
-from io import StringIO
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from owl.cli import mistakes
+from owl.cli.arguments import changed
 from owl.cli.mistakes import Setting
 from owl.configuration import check_file
+from owl.data.storage import network_of
 from owl.errors import OwlError, at_least
 from owl.slurm import Job, queue
 from owl.sweep.plan import Plan
 from owl.sweep.plan import options as as_options
 from owl.sweep.report import write_report
-from owl.sweep.study import SweepStudy, network_of, open_storage
+from owl.sweep.study import SweepStudy, open_storage
 from owl.sweep.workers import Workers
-
-DATABASE = "sweep.db"
 
 
 def main(
@@ -46,15 +45,14 @@ def main(
 
     Args:
         config: The experiment's YAML, as for fit; repeatable, later files win.
-        sweep: The sweep's YAML, such as {objective: val/psnr, direction: maximize, trials: 20, sampler: tpe, pruner:
-            median, space: {model.init_args.optimizer.init_args.lr: {low: 1.0e-4, high: 1.0e-2, log: true}}}. Stopped,
-            killed, or another machine at hand? The same command again continues the sweep, or adds workers to it.
+        sweep: The sweep's YAML, such as {objective: val/psnr, direction: maximize, trials: 20, space: {KEY: {low: 0.1,
+            high: 10.0, log: true}}}. The same command again continues a sweep, or adds workers to it.
         workers: Number of parallel trials on this machine; Ctrl-C stops them with a checkpoint to continue from.
         threads_per_trial: OpenMP threads per trial; by default the number of cores.
         trials: Overrides the number in the YAML, for all workers together; 0 only rewrites the report.
         runs: Folder of the run folders; all machines that share a sweep must share it.
-        executor: Where the workers are: on this machine, or slurm: each a job of a cluster, which comes back after
-            its time limit and after preemption until the sweep is done. Their script is runs/<sweep>/workers.sh.
+        executor: Where the workers are: on this machine, or slurm: each a job of a cluster (runs/<sweep>/workers.sh),
+            which is requeued after its time limit and after preemption until the sweep is done.
         gpus_per_worker: GPUs of each job of slurm.
         setup: Line of shell before each job's worker, e.g. "module load cuda".
         sbatch: Further options of sbatch: --sbatch partition=gpu time=12:00:00 cpus-per-task=4.
@@ -63,70 +61,45 @@ def main(
     at_least(1, workers=workers, threads_per_trial=threads_per_trial)
     at_least(0, gpus_per_worker=gpus_per_worker)
     if executor == "local" and (setup or sbatch):
-        raise OwlError(
-            "sweep.cluster-option",
-            "setup and sbatch are given, but only jobs of a cluster have them; add --executor slurm",
-        )
+        message = "setup and sbatch are given, but only jobs of a cluster have them; add --executor slurm"
+        raise OwlError("sweep.cluster-option", message)
     plan = load_plan(sweep, trials or None)
-    folder = Path(runs) / plan.name
-    database = (folder / DATABASE).absolute()
+    folder, files = Path(runs) / plan.name, [word for file in config for word in ("--config", file)]
+    database = (folder / "sweep.db").absolute()
     url = plan.storage or f"sqlite:///{database}"
-    command = ["sweep", *(word for file in config for word in ("--config", file)), "--sweep", sweep]
-    command += ["--runs", runs] if runs != "runs" else []
-    again = shlex.join(["python", "-m", "owl", *command, *options])
-    is_new = plan.storage is None and not database.exists()
+    own: dict[str, Any] = {"runs": runs, "threads_per_trial": threads_per_trial, "trials": trials or None}
+    words = [word for name in changed(main, own) for word in (f"--{name}", str(own[name]))]
+    command = ["sweep", *files, "--sweep", sweep, *words, *options]
+    report = partial(write_report, runs=Path(runs), command=shlex.join(["python", "-m", "owl", *command]))
     if trials == 0:
         with suppress(KeyError):
-            if not is_new:
-                return conclude(SweepStudy(open_storage(url), plan), Path(runs), again)
-        raise OwlError(
-            "sweep.missing", f"there is no sweep '{plan.name}' in {url} yet to report; begin it without --trials 0"
-        )
+            if plan.storage or database.exists():
+                print(report(SweepStudy(open_storage(url), plan)))
+                return 0
+        message = f"there is no sweep '{plan.name}' in {url} yet to report; begin it without --trials 0"
+        raise OwlError("sweep.missing", message)
     if plan.storage is None:
         refuse_network(folder, executor)
-    arguments = [*(f"--config={file}" for file in config), *options]
-
-    @functools.cache
-    def check_once() -> None:
-        # apart, so that this process stays small: it may live for days beside the trials
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
-            apart.submit(check, plan, sweep, arguments).result()
-
-    if is_new:
-        check_once()  # before anything is written
-        folder.mkdir(parents=True, exist_ok=True)
-    experiment = [*(Path(file).name for file in config), *options]
-    study = SweepStudy.begin(open_storage(url), plan, experiment, check_once)
+    # apart, so that this process stays small: it may live for days beside the trials
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
+        apart.submit(check, plan, sweep, [*files, *options]).result()
+    folder.mkdir(parents=True, exist_ok=True)
+    study = SweepStudy.begin(open_storage(url), plan, [*(Path(file).name for file in config), *options])
     if executor == "slurm":
-        own = {"--threads_per_trial": threads_per_trial, "--trials": trials}
-        command += [word for key, value in own.items() if value is not None for word in (key, str(value))]
-        job = Job(
-            name=plan.name,
-            log=folder / "slurm-%A-%a.log",
-            command=[*command, *options],
-            copies=workers,
-            gpus_per_node=gpus_per_worker,
-            setup=setup,
-            sbatch=sbatch,
-        )
-        queue(job, folder / "workers.sh")
+        resources: dict[str, Any] = {"gpus_per_node": gpus_per_worker, "setup": setup, "sbatch": sbatch}
+        queue(Job(plan.name, folder / "slurm-%A-%a.log", command, workers, **resources), folder / "workers.sh")
         print(f"Follow them: tail -F {folder}/slurm-*.log   Report: the same command with --trials 0")
         return 0
-    report = functools.partial(write_report, study, Path(runs), again)
-    crew = Workers(study, Path(runs), arguments, workers, threads_per_trial, url, report)
+    crew = Workers(study, Path(runs), [*files, *options], workers, threads_per_trial, url, partial(report, study))
     try:
-        crew.run()
+        asyncio.run(crew.run())
     finally:
-        conclude(study, Path(runs), again)
+        print(report(study))
     return 128 + crew.signal if crew.signal else 0
 
 
 def load_plan(path: str | Path, trials: int | None = None) -> Plan:
-    """Read a sweep's YAML, whose keys are the arguments of `Plan`; the name defaults to that of the file.
-
-    Args:
-        path: The file.
-        trials: Overrides the number of trials in the file.
+    """Read a sweep's YAML; the name defaults to that of the file, and ``trials`` overrides the number of trials.
 
     Raises:
         OwlError: The file is missing, or has an invalid key or value.
@@ -153,43 +126,19 @@ def refuse_network(folder: Path, executor: str) -> None:
         print(f"Note: {found}. To share this sweep with other machines, {advice}.")
 
 
-def conclude(study: SweepStudy, runs: Path, again: str) -> int:
-    """Write the report and print the result; ``again`` is the command that continues the sweep."""
-    write_report(study, runs, again)
-    folder, best = runs / study.plan.name, study.best()
-    if best is not None:
-        drawn = ", ".join(f"{key} {value}" for key, value in best.params.items())
-        print(f"Best: {study.plan.objective} {best.value:.4g} with {drawn}")
-        print(f"Train with it: python -m owl fit --config {folder / 'best.yaml'}")
-    print(f"Report: {folder / 'report.md'}")
-    return 0
-
-
 def check(plan: Plan, path: str, arguments: list[str]) -> None:
-    """Parse the experiment as fit does, with every choice and both ends of every range.
-
-    Args:
-        plan: The sweep.
-        path: Its file.
-        arguments: Arguments of fit for the experiment.
+    """Parse the experiment as fit does from ``arguments``, with every choice and both ends of every range.
 
     Raises:
         OwlError: A key or a value in the experiment or in the space is invalid.
     """
-    from owl.cli.lightning import main as fit  # takes seconds and hundreds of megabytes
+    from owl.cli.lightning import run_silently  # takes seconds and hundreds of megabytes
 
-    before = sys.argv
     for setting in plan.probes():
-        sys.argv = ["owl", "fit", *arguments, *as_options(setting), "--print_config"]
         try:
-            with redirect_stdout(StringIO()):
-                fit(sys.argv[1:])
-        except SystemExit as exit_:
-            if exit_.code:
-                raise
+            with suppress(SystemExit):  # after printing the configuration
+                run_silently(["fit", *arguments, *as_options(setting), "--print_config"])
         except OwlError as error:
             key = next((key for key in setting if str(error).startswith(f"option --{key} ")), None)
             message = str(error).replace(f"option --{key}", f"{path}: key 'space.{key}'", 1)
             raise OwlError("sweep.setting", message) from error
-        finally:
-            sys.argv = before

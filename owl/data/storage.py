@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import IO
 
 import fsspec
+import psutil
 from fsspec.implementations.local import LocalFileSystem
 
 from owl.atomic import PARTIAL_SUFFIX
 from owl.errors import OwlError
 
+NETWORKS = ("nfs", "cifs", "smb", "lustre", "beegfs", "gpfs", "ceph", "fuse.")
+"""Prefixes of types of network file systems, whose locks may not work between machines."""
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 
 
@@ -32,6 +35,13 @@ def open_filesystem(url: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
             "storage.protocol", f"{url} cannot be opened ({error}); install the protocol's package or use a local path"
         ) from error
     return filesystem, path.rstrip("/")
+
+
+def network_of(folder: Path) -> str | None:
+    """Return the type of the network file system of a folder, which need not exist; None for a local file system."""
+    kinds = {Path(mount.mountpoint): mount.fstype for mount in psutil.disk_partitions(all=True)}
+    kind = next((kinds[path] for path in (folder.resolve(), *folder.resolve().parents) if path in kinds), "")
+    return kind if kind.startswith(NETWORKS) else None
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import islice
 from typing import Any, Literal
@@ -13,110 +13,74 @@ from typing import Any, Literal
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import MedianPruner, NopPruner, SuccessiveHalvingPruner
-from optuna.samplers import BaseSampler, BruteForceSampler, CmaEsSampler, RandomSampler, TPESampler
+from optuna.samplers import BruteForceSampler, CmaEsSampler, RandomSampler, TPESampler
 from optuna.trial import Trial
 
 from owl.errors import OwlError, suggestion
 
-SAMPLERS: dict[str, Callable] = {
-    "tpe": TPESampler,
-    "random": RandomSampler,
-    "cmaes": partial(CmaEsSampler, warn_independent_sampling=False),  # about choices, which CMA-ES samples at random
-    "grid": BruteForceSampler,  # Optuna's GridSampler does not support conditions
+CLASSES: dict[str, dict[str, Callable[..., Any]]] = {
+    "sampler": {
+        "tpe": TPESampler,
+        "random": RandomSampler,
+        "cmaes": partial(CmaEsSampler, warn_independent_sampling=False),  # of choices, which it samples at random
+        "grid": BruteForceSampler,  # Optuna's GridSampler does not support conditions
+    },
+    "pruner": {"none": NopPruner, "median": MedianPruner, "asha": SuccessiveHalvingPruner},
 }
-PRUNERS: dict[str, Callable] = {"none": NopPruner, "median": MedianPruner, "asha": SuccessiveHalvingPruner}
-SUGGEST = {
+SUGGEST: dict[type, Callable[..., Any]] = {
     CategoricalDistribution: Trial.suggest_categorical,
     FloatDistribution: Trial.suggest_float,
     IntDistribution: Trial.suggest_int,
 }
 LARGEST_GRID = 10_000
-RESERVED = ("config", "name", "runs", "ckpt_path", "overwrite")
-"""Options of fit that are set by the sweep."""
+RESERVED = ("config", "name", "runs", "ckpt_path", "overwrite")  # options of fit that the sweep sets
 
-Choice = None | bool | int | float | str
-Setting = dict[str, Choice]
-"""Value by dotted key; lists and mappings are encoded as JSON."""
+Setting = dict[str, bool | int | float | str | None]  # by dotted key; lists and mappings are encoded as JSON
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """The search space of a key: ``choices``, or a range from ``low`` to ``high``.
-
-    Args:
-        choices: Values of any kind.
-        low: Smallest value. A range is of integers if all its numbers are.
-        high: Largest value.
-        step: Distance between values of a range.
-        log: Whether a range is sampled on a logarithmic scale.
-        when: Condition: keys above, with the value or the values with which this key applies.
-    """
+    """The search space of a key: choices, or a range."""
 
     choices: list[Any] | None = None
-    low: int | float | None = None
+    low: int | float | None = None  # a range is of integers if all its numbers are
     high: int | float | None = None
     step: int | float | None = None
-    log: bool = False
-    when: dict[str, Any] = field(default_factory=dict)
+    log: bool = False  # whether a range is sampled on a logarithmic scale
+    when: dict[str, Any] = field(default_factory=dict)  # keys above, with the value or values with which this applies
 
     @cached_property
     def distribution(self) -> BaseDistribution:
-        """The distribution in Optuna.
-
-        Raises:
-            ValueError: These are neither choices nor a range.
-        """
+        """The distribution in Optuna; a ValueError if these are neither choices nor a range."""
         given = {"low": self.low, "high": self.high, "step": self.step}
         numbers: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        if self.is_choice == bool(numbers) or (numbers and not numbers.keys() >= {"low", "high"}):
-            raise ValueError(f"found choices {self.choices} and {numbers}, expected either choices, or low and high")
-        if self.choices is not None:  # Optuna stores plain values only
+        if self.choices is not None and not numbers:  # Optuna stores plain values only
             encoded = [json.dumps(choice) if isinstance(choice, list | dict) else choice for choice in self.choices]
             if len({*map(plain, encoded)}) < len(encoded):
                 raise ValueError(f"choices {self.choices} contain a value twice")
             return CategoricalDistribution(encoded)
-        if not all(map(math.isfinite, numbers.values())):
-            raise ValueError(f"found {numbers}, expected finite numbers")
+        if self.choices is not None or not (
+            numbers.keys() >= {"low", "high"} and all(map(math.isfinite, numbers.values()))
+        ):
+            raise ValueError(f"found choices {self.choices} and {numbers}, expected choices, or finite low and high")
         is_whole = all(isinstance(value, int) for value in numbers.values())
         with warnings.catch_warnings(action="error", category=UserWarning):  # if steps do not reach the end of a range
             return (IntDistribution if is_whole else FloatDistribution)(**numbers, log=self.log)
 
-    def is_active(self, chosen: Setting) -> bool:
-        """Return whether the key is active, given the values drawn so far."""
-        return all(key in chosen and plain(chosen[key]) in values for key, values in self.when.items())
-
-    @property
-    def is_choice(self) -> bool:
-        """Whether it has choices rather than a range."""
-        return self.choices is not None
-
-    def extremes(self) -> list[Choice]:
+    def extremes(self) -> list[Any]:
         """Return every choice, or both ends of the range."""
         limits = vars(self.distribution)
-        return list(limits["choices"]) if self.is_choice else [limits["low"], limits["high"]]
+        return list(limits["choices"] if "choices" in limits else (limits["low"], limits["high"]))
 
-    def points(self) -> list[Choice]:
-        """Return every value; a range must have steps."""
-        if self.is_choice:
-            return self.extremes()
-        low, high, step = (vars(self.distribution)[name] for name in ("low", "high", "step"))
-        return [low + step * n for n in range(round((high - low) / step) + 1)]
+    def points(self) -> list[Any]:
+        """Return every choice, or every value of the range, which must have steps."""
+        low, high, step = self.extremes()[0], self.extremes()[-1], vars(self.distribution).get("step")
+        return [low + step * n for n in range(round((high - low) / step) + 1)] if step else self.extremes()
 
 
 @dataclass
 class Plan:
-    """A sweep; docs/how-to/sweep.md explains the keys of its YAML.
-
-    Args:
-        objective: A metric of ``metrics.json``.
-        direction: Whether smaller or larger values of the objective are better.
-        space: Search space of each dotted key of the experiment.
-        trials: Number of trials; 0 is the size of a grid.
-        sampler: Name of the sampler, or a mapping with ``name`` and arguments of its class in Optuna.
-        pruner: The same for the pruner.
-        seed: Seed of the sampler.
-        name: Name of the sweep's folder in the folder of runs.
-        storage: SQL URL; None is SQLite in the sweep's folder.
+    """A sweep's YAML; docs/how-to/sweep.md explains its keys.
 
     Raises:
         OwlError: A value is invalid.
@@ -124,13 +88,13 @@ class Plan:
 
     objective: str
     direction: Literal["minimize", "maximize"]
-    space: dict[str, Parameter]
-    trials: int = 0
-    sampler: dict[str, Any] | Literal["tpe", "random", "cmaes", "grid"] = "tpe"
+    space: dict[str, Parameter]  # by dotted key of the experiment
+    trials: int = 0  # the size of a grid
+    sampler: dict[str, Any] | Literal["tpe", "random", "cmaes", "grid"] = "tpe"  # or its name with arguments of Optuna
     pruner: dict[str, Any] | Literal["none", "median", "asha"] = "none"
     seed: int = 0
     name: str = "sweep"
-    storage: str | None = None
+    storage: str | None = None  # SQLite in the sweep's folder
 
     def __post_init__(self) -> None:
         if min(self.trials, self.seed) < 0:
@@ -139,17 +103,15 @@ class Plan:
             raise wrong(f"name is '{self.name}', expected the name of a folder in runs")
         if not self.space:
             raise wrong("space is empty, expected dotted keys of the experiment with {low, high} or {choices}")
-        check_arguments("sampler", self.sampler, SAMPLERS)
-        check_arguments("pruner", self.pruner, PRUNERS)
-        above: dict[str, Parameter] = {}
+        sampler, _ = make("sampler", self.sampler), make("pruner", self.pruner)
+        above: dict[str, list[str]] = {}  # choices of each key, as typed
         for key, parameter in self.space.items():
-            above[key] = self._checked(key, parameter, above)
-        self.space = above
-        sampler = described(self.sampler)["name"]
-        if sampler == "cmaes" and all(p.is_choice for p in above.values()):
+            check_parameter(key, parameter, above)
+            above[key] = [] if parameter.choices is None else [*map(plain, parameter.extremes())]
+        if isinstance(sampler, CmaEsSampler) and all(p.choices is not None for p in self.space.values()):
             raise wrong("sampler 'cmaes' needs a range, but every key has choices")
-        if sampler == "grid":
-            if endless := [key for key, p in above.items() if not p.is_choice and vars(p.distribution)["step"] is None]:
+        if isinstance(sampler, BruteForceSampler):
+            if endless := [key for key, p in self.space.items() if vars(p.distribution).get("step", 1) is None]:
                 raise wrong(f"sampler 'grid' cannot enumerate 'space.{endless[0]}', which needs choices or a step")
             points = sum(1 for _ in islice(self.grid({}), LARGEST_GRID + 1))
             if points > LARGEST_GRID:
@@ -158,115 +120,103 @@ class Plan:
         if not self.trials:
             raise wrong("trials is missing, which only sampler 'grid' can determine")
 
-    def _checked(self, key: str, parameter: Parameter, above: dict[str, Parameter]) -> Parameter:
-        """Return an entry of the space with the values of its conditions as lists, as typed."""
-        if key in RESERVED:
-            raise wrong(f"key 'space.{key}' is an option that the sweep sets itself")
-        try:
-            parameter.distribution  # noqa: B018 (which checks it)
-        except (ValueError, UserWarning) as error:
-            raise wrong(f"key 'space.{key}' is not a search space ({sentence(error)})") from error
-        when = {}
-        for parent, wanted in parameter.when.items():
-            if parent not in above or not above[parent].is_choice:
-                near = suggestion(parent, above)
-                raise wrong(f"key 'space.{key}.when' has '{parent}', expected a key above with choices{near}")
-            known = [*map(plain, above[parent].extremes())]
-            is_one = plain(wanted) in known or not isinstance(wanted, list)
-            when[parent] = [plain(value) for value in ([wanted] if is_one else wanted)]
-            if unknown := [value for value in when[parent] if value not in known]:
-                near = suggestion(unknown[0], known)
-                expected = f"expected one of {', '.join(known)}{near}"
-                raise wrong(f"key 'space.{key}.when.{parent}' is '{unknown[0]}', {expected}")
-        return replace(parameter, when=when)
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """The name of each key of the space in the study: its shortest unique suffix, without ``init_args``."""
+        words = {key: [word for word in key.split(".") if word != "init_args"] for key in self.space}
+        found: dict[str, str] = {}
+        for key, own in words.items():
+            ends = (n for n in range(1, len(own)) if [w[-n:] for w in words.values()].count(own[-n:]) == 1)
+            found[key] = ".".join(own[-next(ends, len(own)) :])
+        return found
 
-    def make_sampler(self, draws: int) -> BaseSampler:
-        """Return a sampler for the next trial.
-
-        Args:
-            draws: Number of trials so far, which changes the seed: a new sampler would otherwise repeat its draws.
-        """
-        return make(SAMPLERS, {**described(self.sampler), "seed": (self.seed * 1_000_003 + draws) % 2**32})
+    def active(self, chosen: Setting) -> Iterator[tuple[str, Parameter]]:
+        """Yield the keys that apply, in order; meanwhile ``chosen`` receives their values, on which others depend."""
+        for key, parameter in self.space.items():
+            if all(above in chosen and plain(chosen[above]) in values for above, values in parameter.when.items()):
+                yield key, parameter
 
     def draw(self, trial: Trial) -> Setting:
         """Draw a setting with the study's sampler."""
         chosen: Setting = {}
-        for key, parameter in self.space.items():
-            if parameter.is_active(chosen):
-                suggest: Any = SUGGEST[type(parameter.distribution)]
-                chosen[key] = suggest(trial, key, **vars(parameter.distribution))
+        for key, parameter in self.active(chosen):
+            limits = parameter.distribution
+            chosen[key] = SUGGEST[type(limits)](trial, self.names[key], **vars(limits))
         return chosen
 
     def grid(self, chosen: Setting) -> Iterator[Setting]:
         """Yield every setting that starts with ``chosen``; ranges must have steps."""
-        left = next((key for key, p in self.space.items() if key not in chosen and p.is_active(chosen)), None)
-        if left is None:
-            yield chosen
-            return
-        for value in self.space[left].points():
-            yield from self.grid({**chosen, left: value})
+        for key, parameter in self.active(chosen):
+            if key not in chosen:
+                for value in parameter.points():
+                    yield from self.grid({**chosen, key: value})
+                return
+        yield chosen
 
     def probes(self) -> list[Setting]:
         """Return a few settings in which every choice and both ends of every range occur."""
         missing = {key: parameter.extremes() for key, parameter in self.space.items()}
         probes: list[Setting] = []
         while any(missing.values()):
-            wanted: Setting = {}
+            chosen, wanted = Setting(), Setting()
             for key, parameter in reversed(self.space.items()):  # a conditional key requires its condition
-                if missing[key]:
-                    wanted.update({parent: values[0] for parent, values in parameter.when.items()})
-            chosen: Setting = {}
-            for key, parameter in self.space.items():
-                if parameter.is_active(chosen):
-                    left = missing[key] or [wanted.get(key, parameter.extremes()[0])]
-                    chosen[key] = left.pop(0)
+                if missing[key] or key in wanted:
+                    wanted |= {above: values[0] for above, values in parameter.when.items()}
+            for key, parameter in self.active(chosen):
+                chosen[key] = (missing[key] or [wanted.get(key, parameter.extremes()[0])]).pop(0)
             if chosen in probes:
                 break  # the remaining values have conditions that cannot be met
             probes.append(chosen)
         return probes
 
-    def identity(self) -> dict[str, Any]:
-        """Return the fields that must not change within a study: the search space and the objective."""
-        space = {
-            key: {"drawn": repr(p.distribution), **({"when": p.when} if p.when else {})}
-            for key, p in self.space.items()
-        }
-        return {"objective": self.objective, "direction": self.direction, "space": space}
+
+def check_parameter(key: str, parameter: Parameter, above: dict[str, list[str]]) -> None:
+    """Check an entry of the space, and list the values of its conditions as typed.
+
+    Raises:
+        OwlError: The entry or a condition is invalid.
+    """
+    if key in RESERVED:
+        raise wrong(f"key 'space.{key}' is an option that the sweep sets itself")
+    try:
+        parameter.distribution  # noqa: B018 (which checks it)
+    except (ValueError, UserWarning) as error:
+        raise wrong(f"key 'space.{key}' is not a search space", error) from error
+    for parent, wanted in parameter.when.items():
+        if not (known := above.get(parent)):
+            near = suggestion(parent, above)
+            raise wrong(f"key 'space.{key}.when' has '{parent}', expected a key above with choices{near}")
+        is_one = plain(wanted) in known or not isinstance(wanted, list)
+        parameter.when[parent] = [*map(plain, [wanted] if is_one else wanted)]
+        for value in parameter.when[parent]:
+            if value not in known:
+                expected = f"expected one of {', '.join(known)}{suggestion(value, known)}"
+                raise wrong(f"key 'space.{key}.when.{parent}' is '{value}', {expected}")
 
 
-def described(given: dict[str, Any] | str) -> dict[str, Any]:
-    """Return a sampler or a pruner as a mapping with its name and its arguments."""
-    return given if isinstance(given, dict) else {"name": given}
+def make(what: str, given: dict[str, Any] | str, **more: Any) -> Any:
+    """Build a sampler or a pruner (``what``) of Optuna, from its name or from a mapping with ``name`` and arguments.
 
-
-def make(classes: dict[str, Callable], given: dict[str, Any] | str) -> Any:
-    """Build a sampler or a pruner."""
-    with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
-        return classes[described(given)["name"]](**{k: v for k, v in described(given).items() if k != "name"})
-
-
-def check_arguments(what: str, given: dict[str, Any] | str, classes: dict[str, Callable]) -> None:
-    """Check the name and the arguments of a sampler or a pruner."""
-    name = str(described(given).get("name"))
+    Raises:
+        OwlError: The name or an argument is invalid.
+    """
+    arguments = {**given, **more} if isinstance(given, dict) else {"name": given, **more}
+    name, classes = str(arguments.pop("name", None)), CLASSES[what]
     if name not in classes:
         raise wrong(f"{what} is '{name}', expected one of {', '.join(classes)}{suggestion(name, classes)}")
-    known = inspect.signature(classes[name]).parameters
-    if unknown := [key for key in described(given) if key not in ("name", *known)]:
-        raise wrong(f"key '{what}' has an unknown argument '{unknown[0]}'{suggestion(unknown[0], known)}")
     try:
-        make(classes, given)
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+            return classes[name](**arguments)
     except (TypeError, ValueError) as error:
-        raise wrong(f"key '{what}' has a wrong argument ({sentence(error)})") from error
+        known = inspect.signature(classes[name]).parameters
+        near = "".join(suggestion(argument, known) for argument in arguments if argument not in known)
+        raise wrong(f"key '{what}' has a wrong argument", error, near) from error
 
 
-def wrong(reason: str) -> OwlError:
-    """Return the error for a value of the right type that is not valid."""
-    return OwlError("sweep.value", f"{reason}; correct it")
-
-
-def sentence(error: Exception) -> str:
-    """Return the message of an error in one line."""
-    return " ".join(str(error).split()).rstrip(".")
+def wrong(reason: str, error: Exception | None = None, near: str = "") -> OwlError:
+    """Return the error for a value of the right type that is not valid; ``error`` is that of Optuna."""
+    cause = f" ({' '.join(str(error).split()).rstrip('.')})" if error else ""
+    return OwlError("sweep.value", f"{reason}{cause}{near}; correct it")
 
 
 def options(setting: Setting) -> list[str]:
@@ -277,3 +227,8 @@ def options(setting: Setting) -> list[str]:
 def plain(value: Any) -> str:
     """Return a value as typed on the command line."""
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def short(value: object) -> str:
+    """Format a number with four significant digits; return other values as text."""
+    return f"{value:.4g}" if isinstance(value, float) else plain(value)

@@ -1,4 +1,4 @@
-"""Pruning: hopeless trials stop, promising ones go on, an objective that is not logged is told."""
+"""Pruning: trials are pruned, promising ones go on, an objective that is not logged is told."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def fit_line(folder: Path, plan: Plan, number: int, **limits: Any) -> Any:
     return run
 
 
-def test_a_hopeless_trial_is_stopped_and_noted(tmp_path: Path) -> None:
+def test_a_pruned_trial_is_stopped_and_noted(tmp_path: Path) -> None:
     plan = plan_of(pruner={"name": "median", "n_startup_trials": 1})
     sweep = begin(tmp_path, plan)
     first, _ = sweep.claim()

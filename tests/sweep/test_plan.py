@@ -169,6 +169,16 @@ def test_probes_hold_every_choice_and_both_ends() -> None:
     assert all((RATIO in probe) == (probe[OPTIMIZER] == MUON) for probe in probes)
 
 
+def test_probes_meet_conditions_of_conditions() -> None:
+    space = {"a": [1, 2], "b": [1, 2], "c": [1, 2, 3]}
+    when = {"b": {"a": 2}, "c": {"b": 2}}
+    plan = plan_of(space={key: {"choices": values, "when": when.get(key, {})} for key, values in space.items()})
+    probes = plan.probes()
+    assert {probe["c"] for probe in probes if "c" in probe} == {1, 2, 3}
+    assert all(str(probe["a"]) == "2" for probe in probes if "b" in probe)
+    assert all(str(probe["b"]) == "2" for probe in probes if "c" in probe)
+
+
 def test_what_is_meant_for_fit_is_gathered() -> None:
     typed = ["--config", "a.yaml", "--trainer.max_steps", "-1", "--sweep", "s.yaml", "--config=b.yaml", "--model.x=[1]"]
     assert gather_options([*typed, "--workers", "2"]) == [

@@ -6,7 +6,7 @@ from pathlib import Path
 import yaml
 from optuna.trial import TrialState
 
-from owl.sweep.report import short_names, write_report
+from owl.sweep.report import write_report
 from tests.helpers.sweeps import begin, plan_of
 from tests.helpers.tiny import write_config
 
@@ -54,10 +54,10 @@ def test_the_report_shows_every_trial_and_best_yaml_is_the_best_run(tmp_path: Pa
     assert not list(folder.glob("report.lock*"))
 
 
-def test_columns_have_short_names_that_differ(tmp_path: Path) -> None:
+def test_columns_have_short_names_that_differ() -> None:
     keys = ["a.init_args.lr", "b.init_args.lr", "c.weights.kl"]
     plan = plan_of(space={key: {"choices": [1]} for key in keys})
-    assert short_names(begin(tmp_path, plan)) == {
+    assert plan.names == {
         "a.init_args.lr": "a.lr",
         "b.init_args.lr": "b.lr",
         "c.weights.kl": "kl",

@@ -1,7 +1,7 @@
 """Workers: failures recorded, kills made up for, trials stopped and continued."""
 
+import asyncio
 import json
-import math
 import os
 import signal
 import subprocess
@@ -66,7 +66,7 @@ class QuickWorkers(Workers):
 def test_failures_are_recorded_and_kills_made_up_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = plan_of(trials=3)
     crew = QuickWorkers(tmp_path, plan, trial_0="crash", trial_1="kill")
-    crew.run()
+    asyncio.run(crew.run())
     chains = crew.study.chains()
     assert [t.state for t in chains] == [TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
     assert chains[0].user_attrs["reason"] == "the loss became nan at step 3"
@@ -88,21 +88,20 @@ def test_failures_are_recorded_and_kills_made_up_for(tmp_path: Path, capsys: pyt
 def test_a_signal_stops_trials_and_the_next_worker_continues_them(tmp_path: Path) -> None:
     plan = plan_of(trials=2)
     crew = QuickWorkers(tmp_path, plan, count=2, seconds=60)
-    begun = crew._begin
+    command = crew.command
 
-    def begin_and_interrupt() -> bool:
-        has_begun = begun()
-        if len(crew.children) == 2:
+    def interrupt_the_second(number: int, chain: int, setting: dict[str, Any]) -> list[str]:
+        if crew.processes:
             os.kill(os.getpid(), signal.SIGINT)
-        return has_begun
+        return command(number, chain, setting)
 
-    crew._begin = begin_and_interrupt  # type: ignore[method-assign]
-    crew.run()
+    crew.command = interrupt_the_second  # type: ignore[method-assign]
+    asyncio.run(crew.run())
     assert crew.signal == signal.SIGINT
     assert [t.state for t in crew.study.chains()] == [TrialState.WAITING] * 2
-    assert not crew.children
+    assert not crew.processes
     following = QuickWorkers(tmp_path, plan, count=2)
-    following.run()
+    asyncio.run(following.run())
     assert [t.state for t in following.study.chains()] == [TrialState.COMPLETE] * 2
     assert [t.user_attrs.get("kills") for t in following.study.chains()] == [0, 0]  # a stop is no kill
 
@@ -110,9 +109,9 @@ def test_a_signal_stops_trials_and_the_next_worker_continues_them(tmp_path: Path
 def test_a_metric_that_is_not_there_stops_the_sweep_and_correcting_it_continues(tmp_path: Path) -> None:
     crew = QuickWorkers(tmp_path, plan_of(objective="psnr", trials=1))
     with refused("sweep.objective", "'psnr'", "did you mean 'val/psnr'?"):
-        crew.run()
+        asyncio.run(crew.run())
     following = QuickWorkers(tmp_path, plan_of(trials=1))
-    following.run()
+    asyncio.run(following.run())
     assert following.study.best().value == 21.0
     assert "last" in following.started[0]
 
@@ -120,8 +119,8 @@ def test_a_metric_that_is_not_there_stops_the_sweep_and_correcting_it_continues(
 def test_the_killed_workers_trial_ends_and_is_continued(tmp_path: Path) -> None:
     """A worker that is killed takes its trial with it; one that comes later continues it at once."""
     code = (
-        "from pathlib import Path; from tests.sweep.test_workers import QuickWorkers, plan_of\n"
-        f"QuickWorkers(Path({str(tmp_path)!r}), plan_of(trials=1), seconds=100).run()"
+        "import asyncio; from pathlib import Path; from tests.sweep.test_workers import QuickWorkers, plan_of\n"
+        f"asyncio.run(QuickWorkers(Path({str(tmp_path)!r}), plan_of(trials=1), seconds=100).run())"
     )
     worker = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY)
     note, deadline = tmp_path / "tried" / "trial-0000" / "process", time.monotonic() + 200
@@ -130,27 +129,35 @@ def test_the_killed_workers_trial_ends_and_is_continued(tmp_path: Path) -> None:
         time.sleep(0.1)
     worker.kill()
     worker.wait()
-    psutil.wait_procs([psutil.Process(int(note.read_text()))] if psutil.pid_exists(int(note.read_text())) else [])
+    trial = [psutil.Process(int(note.read_text()))] if psutil.pid_exists(int(note.read_text())) else []
+    assert not psutil.wait_procs(trial, timeout=50)[1]
     crew = QuickWorkers(tmp_path, plan_of(trials=1))
     silence(crew.study, 0, GRACE + 1)
-    crew.run()
+    asyncio.run(crew.run())
     (chain,) = crew.study.chains()
     assert chain.state == TrialState.COMPLETE
     assert chain.system_attrs["retry_history"] == [0]
 
 
-def test_a_worker_that_was_silent_leaves_its_trial_to_the_one_that_took_it_over(tmp_path: Path) -> None:
+def test_a_worker_that_was_silent_leaves_its_trial_to_the_one_that_took_it_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("owl.sweep.workers.HEARTBEAT", 0)
     crew = QuickWorkers(tmp_path, plan_of(trials=1), seconds=100)
-    crew._begin()
-    silence(crew.study, 0, GRACE + 1)
     other = QuickWorkers(tmp_path, plan_of(trials=1))
-    other.study.revive()
-    (child,) = crew.children
-    child.seen = -math.inf
-    crew._supervise(child)
-    assert not crew.children
-    assert child.process.returncode == -signal.SIGKILL
-    other.run()
+    processes, beat = [], crew.study.beat
+
+    def beat_too_late(number: int) -> bool:
+        processes.extend(crew.processes)
+        silence(crew.study, number, GRACE + 1)
+        other.study.revive()
+        return beat(number)
+
+    crew.study.beat = beat_too_late  # type: ignore[method-assign]
+    asyncio.run(crew._train(*crew.study.claim()))
+    assert not crew.processes
+    assert [process.returncode for process in processes] == [-signal.SIGKILL]
+    asyncio.run(other.run())
     assert [t.state for t in crew.study.chains()] == [TrialState.COMPLETE]
 
 
@@ -165,7 +172,7 @@ def test_a_held_folder_and_a_silent_storage_lose_no_trial(tmp_path: Path, capsys
         tell(*arguments, **attributes)
 
     crew.study.tell = tell_unless_silent  # type: ignore[method-assign]
-    crew.run()
+    asyncio.run(crew.run())
     (chain,) = crew.study.chains()
     assert (chain.state, chain.user_attrs["kills"]) == (TrialState.COMPLETE, 0)
     assert "retrying" in capsys.readouterr().out
