@@ -171,11 +171,18 @@ class DiTDecoder(nn.Module):
     @property
     def outer(self) -> list[nn.Module]:
         """Inputs, output and modulations, see `owl.optim.configuration.parameter_groups`."""
-        ends = [self.level, self.step, self.target_in, self.latent_local, self.latent_in, self.target_out]
+        ends: list[nn.Module | None] = [
+            self.level,
+            self.step,
+            self.target_in,
+            self.latent_local,
+            self.latent_in,
+            self.target_out,
+        ]
         if self.base is not None:
             ends.append(self.base_in)
         modulations = [block.modulation for block in self.blocks.modules() if isinstance(block, Block)]
-        return [layer for layer in ends if layer is not None] + modulations
+        return [*(layer for layer in ends if layer is not None), *modulations]
 
     def add_base(self, decoder: ImageDecoder) -> None:
         """Make the target the residual to a decoder's output, which also becomes an input; the decoder is not trained.
