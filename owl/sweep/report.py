@@ -74,7 +74,8 @@ def draw(study: SweepStudy, folder: Path) -> list[str]:
         # the best quarter against all: the usual tenth is one or two trials of a short sweep
         evaluator = PedAnovaImportanceEvaluator(target_quantile=0.25)
         figures["importance"] = plots.plot_param_importances(study.study, evaluator=evaluator, params=varied)
-    figures["parallel"] = plots.plot_parallel_coordinate(study.study, target_name=objective)
+    if varied:
+        figures["parallel"] = plots.plot_parallel_coordinate(study.study, params=varied, target_name=objective)
     for name, axes in figures.items():
         atomic_write(folder / f"{name}.png", partial(axes.figure.savefig, format="png", bbox_inches="tight"))
         matplotlib.pyplot.close(axes.figure)
