@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 import torch
 from lightning.pytorch import LightningModule
@@ -215,14 +215,19 @@ def receive(name: str, recipe: Recipe, layer: nn.Module, arguments: tuple[Tensor
     (x,) = arguments
     tokens = x.numel() // x.shape[-1]
     if tokens % MULTIPLE and recipe != "rowwise_with_gw_hp" and torch.is_grad_enabled():
-        raise OwlError(
-            "fp8.multiple",
-            f"{name} got {' x '.join(map(str, x.shape[:-1]))} tokens, float8 ({recipe}) expects a multiple of "
-            f"{MULTIPLE}; change the batch size or the clips' length, or add the layer to skip",
-        )
+        _refuse_tokens(name, recipe, x.shape[:-1])
     kind = x.device.type
     # torchao does this on CUDA only
     return (x.to(torch.get_autocast_dtype(kind)),) if torch.is_autocast_enabled(kind) else (x,)
+
+
+@torch.compiler.disable  # in compiled code, PyTorch 2.11 cannot raise an exception of another library
+def _refuse_tokens(name: str, recipe: Recipe, tokens: torch.Size) -> NoReturn:
+    raise OwlError(
+        "fp8.multiple",
+        f"{name} got {' x '.join(map(str, tokens))} tokens, float8 ({recipe}) expects a multiple of {MULTIPLE}; change "
+        "the batch size or the clips' length, or add the layer to skip",
+    )
 
 
 def configuration(recipe: Recipe, emulate: bool) -> Any:
