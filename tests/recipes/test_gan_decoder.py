@@ -151,8 +151,8 @@ def test_both_networks_learn_what_plain_autograd_says(lab: Path, tmp_path: Path,
     before = {name: parameter.clone() for name, parameter in made.named_parameters()}
     trained(made, data, tmp_path)
     for found, expected, part in ((made.network, decoder, "network"), (made.discriminator, judge, "discriminator")):
-        moved = torch.cat([(p - before[f"{part}.{n}"]).flatten() for n, p in found.named_parameters()])
-        wanted = torch.cat([(p - before[f"{part}.{n}"]).flatten() for n, p in expected.named_parameters()])
+        moved = torch.cat([(p - before[f"{part}.{n}"]).flatten().double() for n, p in found.named_parameters()])
+        wanted = torch.cat([(p - before[f"{part}.{n}"]).flatten().double() for n, p in expected.named_parameters()])
         assert wanted.norm() > 1e-3
         assert (moved - wanted).norm() < 1e-3 * wanted.norm()
 
