@@ -48,14 +48,13 @@ def main() -> None:
             path = Path(folder) / "dataset"
 
             def play(size: tuple[int, int] = size) -> None:
-                for _ in game.play("deathmatch", options.frames // 3, size, depth=True, audio=True):
+                for _ in game.play("deathmatch", options.frames // 3, size, buffers=("depth", "audio")):
                     pass
 
             def record(size: tuple[int, int] = size, path: Path = path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
-                recording = GameRecording(
-                    options.frames, size, depth=True, flow=True, audio=True, workers=options.workers
-                )
+                modalities = ("depth", "flow", "audio")
+                recording = GameRecording(options.frames, size, modalities=modalities, workers=options.workers)
                 record_game(str(path), recording)
 
             rounds = [(measure(play), measure(record)) for _ in range(options.rounds)]

@@ -57,16 +57,19 @@ def main(
         held_out: Share of the episodes for validation, and the same for test. With 0.5 all episodes are held out, for
             evaluation only.
     """
+    modalities = {
+        "depth": depth,
+        "flow": flow,
+        "audio": audio,
+        "pose": pose,
+        "labels": labels,
+    }
     recording = GameRecording(
         frames=frames,
         size=parse_size(size),
         scenario=scenario,
         seed=seed,
-        depth=depth,
-        flow=flow,
-        audio=audio,
-        pose=pose,
-        labels=labels,
+        modalities=tuple(name for name, is_wanted in modalities.items() if is_wanted),
         workers=workers,
         held_out=held_out,
     )

@@ -11,57 +11,49 @@ import os
 import re
 import struct
 import tempfile
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import psutil
 
-from owl.data.codecs import nearest
-from owl.data.screen import camera, crop, find_resolution, fit, load_vizdoom, read_labels
+from owl.data.screen import find_resolution, fit, load_vizdoom
 from owl.errors import OwlError, suggestion
 
 FPS = 35.0
 SAMPLE_RATE = 44_100
 CHANNELS = 2
 BUTTONS = ("ATTACK", "MOVE_FORWARD", "MOVE_BACKWARD", "MOVE_LEFT", "MOVE_RIGHT")
-VARIABLES = (
-    *("POSITION_X", "POSITION_Y"),  # of the player
-    *("CAMERA_POSITION_X", "CAMERA_POSITION_Y", "CAMERA_POSITION_Z"),
-    *("CAMERA_ANGLE", "CAMERA_PITCH", "CAMERA_FOV"),
-)
 AXES = ("mouse_x",)  # degrees turned in the tic, positive to the right (ViZDoom's TURN_LEFT_RIGHT_DELTA)
+POSITION = ("POSITION_X", "POSITION_Y")  # the player's, as variables of the game
+
+Buffer = Literal["depth", "labels", "automap", "audio"]
+"""What the game can show beside the screen."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The recorded data of one tic.
+    """The game after one tic.
 
     Attributes:
         rgb: uint8[H, W, 3].
-        depth: uint8[H, W], 0 at the eye to 255 far away; None if not requested.
-        audio: int16[1260, 2], left and right at 44.1 kHz; None if not requested.
-        pose: float32[9] in the format of `owl.data.modalities.pose.Pose`, intrinsics in pixels of ``rgb``.
-        labels: uint16[H, W], the object number of each pixel, and the name of each number: 0 and 1 as in
-            `owl.data.screen.LABEL_NAMES`, higher numbers are objects, with constant numbers until a cut; "Self" is the
-            player with its weapon. None if not requested.
         buttons: float32[5], 1 for held buttons of ``BUTTONS``.
         axes: float32[1], degrees turned to the right.
         cut: Whether the frame does not continue its predecessor: the first frame of an episode, and the first frame
             after the scenario ended (its goal was reached) and restarted. Its controls are idle.
+        state: ViZDoom's ``GameState``, a copy, with the requested buffers at the size of the screen.
+        variables: The requested variables of the game by name.
     """
 
     rgb: np.ndarray
-    depth: np.ndarray | None
-    audio: np.ndarray | None
-    pose: np.ndarray
-    labels: tuple[np.ndarray, dict[int, str]] | None
     buttons: np.ndarray
     axes: np.ndarray
     cut: bool
+    state: Any
+    variables: dict[str, float]
 
 
 class Policy(Protocol):
@@ -156,9 +148,8 @@ def play(
     frames: int,
     size: tuple[int, int] = (96, 160),
     seed: int = 0,
-    depth: bool = False,
-    audio: bool = False,
-    labels: bool = False,
+    buffers: Collection[Buffer] = (),
+    variables: Collection[str] = (),
     policy: Policy | None = None,
 ) -> Generator[Frame, None, None]:
     """Play one episode and yield its frames; equal arguments and controls give equal frames.
@@ -171,9 +162,8 @@ def play(
         size: (H, W). The game renders at its smallest resolution that covers it, twice where W is at most 320; the
             picture is cropped around its centre to the aspect and area-averaged.
         seed: Seed of the game and of the random policy.
-        depth: Whether to return depth maps.
-        audio: Whether to return sound.
-        labels: Whether to return labels.
+        buffers: Buffers that ``Frame.state`` contains as well as the screen.
+        variables: Names of ``vizdoom.GameVariable`` that ``Frame.variables`` contains.
         policy: Chooses the controls; called for those of a frame when that frame is requested. None: a random policy.
 
     Raises:
@@ -181,13 +171,14 @@ def play(
     """
     vizdoom = load_vizdoom()
     config, level = find_scenario(scenario)
-    if audio:
+    if "audio" in buffers:
         check_audio()
+    names = tuple(dict.fromkeys((*POSITION, *variables)))
     player = policy or random_policy(seed)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="owl-game-"))
         try:
-            game = _open_game(config, level, folder, size, _seeds(seed)[0], depth, audio, labels)
+            game = _open_game(config, level, folder, size, _seeds(seed)[0], buffers, names)
             stack.callback(game.close)
             cut = True
             action = idle()
@@ -197,17 +188,16 @@ def play(
                     _begin(game)
                     cut, action = True, idle()
                 state = game.get_state()
+                values = dict(zip(names, state.game_variables.tolist(), strict=True))
                 yield Frame(
                     rgb=fit(state.screen_buffer, size),
-                    depth=nearest(crop(state.depth_buffer, size), size) if depth else None,
-                    audio=state.audio_buffer.copy() if audio else None,
-                    pose=camera(state.game_variables[2:], state.screen_buffer.shape[:2], size),
-                    labels=read_labels(state, size) if labels else None,
                     buttons=action[: len(BUTTONS)].astype(np.float32),
                     axes=action[len(BUTTONS) :].astype(np.float32),
                     cut=cut,
+                    state=state,
+                    variables=values,
                 )
-                action = player.act(*state.game_variables[:2])
+                action = player.act(*(values[name] for name in POSITION))
                 game.make_action(action.tolist())
                 cut = False
         except vizdoom.FileDoesNotExistException as error:
@@ -327,9 +317,8 @@ def _open_game(
     folder: str,
     size: tuple[int, int],
     seed: int,
-    depth: bool,
-    audio: bool,
-    labels: bool,
+    buffers: Collection[Buffer],
+    variables: Collection[str],
 ) -> Any:
     vizdoom = load_vizdoom()
     game = vizdoom.DoomGame()
@@ -338,11 +327,11 @@ def _open_game(
         game.set_doom_map(level)
     game.set_screen_resolution(find_resolution(size))
     game.set_screen_format(vizdoom.ScreenFormat.RGB24)
-    game.set_depth_buffer_enabled(depth)
-    game.set_labels_buffer_enabled(labels)
-    game.set_automap_buffer_enabled(False)
-    game.set_audio_buffer_enabled(audio)
-    if audio:
+    game.set_depth_buffer_enabled("depth" in buffers)
+    game.set_labels_buffer_enabled("labels" in buffers)
+    game.set_automap_buffer_enabled("automap" in buffers)
+    game.set_audio_buffer_enabled("audio" in buffers)
+    if "audio" in buffers:
         game.set_audio_sampling_rate(vizdoom.SamplingRate.SR_44100)
         game.set_audio_buffer_size(1)
         game.add_game_args("+snd_efx 0")  # reverberation trips an assertion of OpenAL 1.19 and kills the game
@@ -352,7 +341,7 @@ def _open_game(
         switch(False)
     game.set_render_screen_flashes(False)
     game.set_available_buttons([getattr(vizdoom.Button, name) for name in (*BUTTONS, "TURN_LEFT_RIGHT_DELTA")])
-    game.set_available_game_variables([getattr(vizdoom.GameVariable, name) for name in VARIABLES])
+    game.set_available_game_variables([getattr(vizdoom.GameVariable, name) for name in variables])
     game.set_mode(vizdoom.Mode.PLAYER)
     game.set_seed(seed)
     game.set_episode_timeout(0)

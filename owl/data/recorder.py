@@ -11,23 +11,19 @@ from typing import Any
 import numpy as np
 
 from owl.data import game, screen
-from owl.data.flow import estimate_flow, flow_downscale
 from owl.data.jobs import Frames, ShardJob, local_folder, run
 from owl.data.modalities import MODALITIES
-from owl.data.modalities.audio import Audio
-from owl.data.modalities.controls import Controls
-from owl.data.modalities.depth import Depth
-from owl.data.modalities.flow import Flow
+from owl.data.modalities.base import RecordedModality
 from owl.data.modalities.labels import Labels
-from owl.data.modalities.pose import Pose
-from owl.data.modalities.rgb import Rgb
 from owl.data.reader import ShardReader, read_members
 from owl.data.shards import DatasetInfo, ShardIndex
 from owl.data.splits import HELD_OUT
-from owl.errors import OwlError
+from owl.errors import OwlError, suggestion
 from owl.version import code_version
 
 SHORTEST_MIXED = 100  # least frames of an episode when several scenarios shorten episodes
+RECORDED = {name: modality for name, modality in MODALITIES.items() if issubclass(modality, RecordedModality)}
+ALWAYS = ("rgb", "controls")  # of these, in every recording
 
 
 @dataclass(frozen=True)
@@ -40,11 +36,9 @@ class GameRecording:
         scenario: A scenario, as in `owl.data.game.find_scenario`, or several: as a list, or in one string with commas.
             Episodes alternate: each scenario has the same share of every split, a scenario listed twice a double share.
         seed: Equal seeds give equal bytes, for any number of workers.
-        depth: Record depth maps.
-        flow: Record optical flow (OpenCV's DIS) on a grid of half or a quarter of the resolution.
-        audio: Record stereo sound at 44.1 kHz.
-        pose: Record the pose and the intrinsics of the camera.
-        labels: Record the object of each pixel and its name.
+        modalities: What is recorded as well as rgb and controls, in any order: depth, flow (OpenCV's DIS, on a grid of
+            half or a quarter of the resolution), audio (stereo at 44.1 kHz), pose (of the camera, with its intrinsics),
+            labels (the object of each pixel and its name).
         workers: Number of worker processes; None uses one per core.
         episode_frames: Largest number of frames of an episode. Frames are divided evenly among as few episodes as
             possible, with at least three per scenario, so that each split has one. Several scenarios have twenty
@@ -56,11 +50,7 @@ class GameRecording:
     size: tuple[int, int] = (96, 160)
     scenario: str | list[str] = "deathmatch"
     seed: int = 0
-    depth: bool = False
-    flow: bool = False
-    audio: bool = False
-    pose: bool = False
-    labels: bool = False
+    modalities: tuple[str, ...] = ()
     workers: int | None = None
     episode_frames: int = 500
     held_out: float = HELD_OUT
@@ -72,6 +62,10 @@ class GameRecording:
         if os.path.isfile(self.scenario):  # a comma in a path is not a separator
             return [self.scenario]
         return [name.strip() for name in self.scenario.split(",")]
+
+    def recorded(self) -> dict[str, type[RecordedModality]]:
+        """Classes of all recorded modalities by name, in the order in which they are stored."""
+        return {name: modality for name, modality in RECORDED.items() if name in (*ALWAYS, *self.modalities)}
 
     def episode_lengths(self) -> list[int]:
         """Frames of each episode."""
@@ -123,11 +117,18 @@ def _check(recording: GameRecording) -> None:
 
 
 def check_available(recording: GameRecording) -> None:
-    """Check what random and played games have in common: workers, size, scenarios and sound.
+    """Check what random and played games have in common: modalities, workers, size, scenarios and sound.
 
     Raises:
-        OwlError: There are no workers, or the scenarios, the size or the sound are not available.
+        OwlError: There are no workers, or the modalities, the scenarios, the size or the sound are not available.
     """
+    for name in recording.modalities:
+        if name not in RECORDED:
+            raise OwlError(
+                "game.modality",
+                f"modality '{name}' cannot be recorded from the game, expected some of {', '.join(RECORDED)}"
+                f"{suggestion(name, RECORDED) or '; choose from these'}",
+            )
     if recording.workers is not None and recording.workers < 1:
         raise OwlError(
             "arguments.too-small",
@@ -142,7 +143,7 @@ def check_available(recording: GameRecording) -> None:
     for name in recording.scenarios():
         game.find_scenario(name)
     game.check_size(recording.size)
-    if recording.audio:
+    if any("audio" in modality.buffers for modality in recording.recorded().values()):
         game.check_audio()
 
 
@@ -167,24 +168,20 @@ class RecordJob(ShardJob):
         return info.source
 
     def frames(self, number: int) -> Frames:
-        recording, downscale = self.recording, flow_downscale(self.recording.size)
-        previous: np.ndarray | None = None
+        recording, modalities = self.recording, self.recording.recorded()
+        previous: game.Frame | None = None
         loudest, beginnings = 0, 0
         for position, frame in enumerate(self.play(number)):
             if position and self.begins_episode(position, frame):
                 beginnings += 1
-            taken = {**vars(frame), "controls": np.concatenate([frame.buttons, frame.axes])}
-            if recording.flow:
-                origin = frame.rgb if previous is None or frame.cut else previous
-                taken["flow"] = estimate_flow(origin, frame.rgb, downscale)
-                previous = frame.rgb
-            if frame.audio is not None:
-                loudest = max(loudest, int(np.abs(frame.audio.astype(np.int32)).max()))
-            members = {
-                MODALITIES[name].extension: MODALITIES[name].encode(taken[name]) for name in self.info.modalities
-            }
+            before = frame if previous is None or frame.cut else previous
+            values = {name: modality.record(frame, before) for name, modality in modalities.items()}
+            if "audio" in values:
+                loudest = max(loudest, int(np.abs(values["audio"].astype(np.int32)).max()))
+            members = {modality.extension: modality.encode(values[name]) for name, modality in modalities.items()}
             yield episode_name(recording, number, beginnings), members
-        if recording.audio and loudest == 0:
+            previous = frame
+        if "audio" in modalities and loudest == 0:
             raise OwlError(
                 "game.silent",
                 f"{episode_name(recording, number)} of {scenario_of(recording, number)} is silent from beginning to "
@@ -193,15 +190,14 @@ class RecordJob(ShardJob):
 
     def play(self, number: int) -> Iterator[game.Frame]:
         """Play the game of a shard."""
-        recording = self.recording
+        recording, modalities = self.recording, self.recording.recorded().values()
         return game.play(
             scenario_of(recording, number),
             self.shards[number],
             recording.size,
             self.seed(number),
-            depth=recording.depth,
-            audio=recording.audio,
-            labels=recording.labels,
+            buffers=[name for modality in modalities for name in modality.buffers],
+            variables=[name for modality in modalities for name in modality.variables],
             policy=self.policy(number),
         )
 
@@ -247,7 +243,7 @@ def describe_source(recording: GameRecording) -> dict[str, Any]:
         "seed": recording.seed,
         # older datasets have these keys where they are false, and no others
         **dict.fromkeys(("depth", "flow", "audio"), False),
-        **{name: True for name in describe_modalities(recording) if name not in ("rgb", "controls")},
+        **{name: True for name in recording.recorded() if name not in ALWAYS},
         **({"held_out": recording.held_out} if recording.held_out != HELD_OUT else {}),
         "vizdoom": game.installed_version(),
     }
@@ -271,34 +267,7 @@ def _label_names(root: Path, index: ShardIndex) -> list[str]:
 
 def describe_modalities(recording: GameRecording) -> dict[str, dict]:
     """Return the description of the modalities of a recording, for dataset.json."""
-    modalities: dict[str, dict] = {"rgb": Rgb.describe()}
-    if recording.depth:
-        modalities["depth"] = {
-            "extension": Depth.extension,
-            "encoding": "uint8",
-            "unit": "distance in steps of about 7 map units, 0 at the eye, 255 for all beyond",
-            "range": [0, 255],
-            "step": screen.DEPTH_STEP,
-            "offset": screen.depth_offset(recording.size),
-        }
-    if recording.flow:
-        modalities["flow"] = Flow.describe(recording.size)
-    if recording.audio:
-        timing = "frame t holds the sound of the tic from frame t-1 to frame t"
-        modalities["audio"] = Audio.describe(game.SAMPLE_RATE, game.CHANNELS, timing)
-    if recording.pose:
-        modalities["pose"] = Pose.describe()
-    if recording.labels:
-        modalities["labels"] = Labels.describe()
-    modalities["controls"] = {
-        "extension": Controls.extension,
-        "buttons": list(game.BUTTONS),
-        "axes": list(game.AXES),
-        "mirror": {"buttons": {"MOVE_LEFT": "MOVE_RIGHT", "MOVE_RIGHT": "MOVE_LEFT"}, "axes": list(game.AXES)},
-        "unit": "buttons 0 or 1; mouse_x degrees turned to the right in the tic",
-        "timing": "frame t holds the controls of the tic that brought frame t about from frame t-1",
-    }
-    return modalities
+    return {name: modality.describe_recorded(recording.size) for name, modality in recording.recorded().items()}
 
 
 def _splits(recording: GameRecording) -> dict[str, list[str]]:

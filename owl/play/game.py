@@ -77,7 +77,8 @@ class GameWorld(World):
         self.close()
         self._seed, self._person = seed, Person()
         self._played: Played[np.ndarray] | None = None
-        self._frames = game.play(self.scenario, sys.maxsize, self.size, seed, audio=self.sound, policy=self._person)
+        buffers: tuple[game.Buffer, ...] = ("audio",) if self.sound else ()
+        self._frames = game.play(self.scenario, sys.maxsize, self.size, seed, buffers, policy=self._person)
         return replace(self._next(), sound=None)
 
     def step(self, buttons: np.ndarray, axes: np.ndarray) -> Picture:
@@ -104,7 +105,7 @@ class GameWorld(World):
         assert self._frames is not None
         start = time.perf_counter()
         frame = next(self._frames)
-        sound = None if frame.audio is None else frame.audio.T.astype(np.float32) / 2**15
+        sound = frame.state.audio_buffer.T.astype(np.float32) / 2**15 if self.sound else None
         return Picture(frame.rgb, {"game": time.perf_counter() - start}, sound)
 
     def close(self) -> None:

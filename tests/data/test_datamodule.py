@@ -171,7 +171,7 @@ def test_a_yaml_configuration_is_understood(dataset: Path) -> None:
                     "modalities": ["rgb", "depth"],
                     "size": [12, 20],
                     "crop": [8, 8],
-                    "record": {"frames": 100, "size": [48, 64]},
+                    "record": {"frames": 100, "size": [48, 64], "modalities": ["flow"]},
                 },
             }
         }
@@ -180,6 +180,7 @@ def test_a_yaml_configuration_is_understood(dataset: Path) -> None:
     data.setup("fit")
     assert data.train_dataset[0]["depth"].shape == (1, 1, 8, 8)
     assert data.record.size == (48, 64)
+    assert list(data.record.recorded()) == ["rgb", "flow", "controls"]
 
 
 @pytest.mark.usefixtures("recorded_here")

@@ -13,6 +13,8 @@ import pytest
 
 from owl.data import game
 from owl.data.flow import estimate_flow
+from owl.data.modalities.audio import Audio
+from owl.data.modalities.depth import Depth
 from tests.helpers.errors import refused
 
 
@@ -25,17 +27,20 @@ def can_sound() -> bool:
     return True
 
 
+BUFFERS: tuple[game.Buffer, ...] = ("depth", "audio") if can_sound() else ("depth",)
+
+
 @pytest.fixture(scope="module")
 def episode() -> list[game.Frame]:
-    return list(game.play("deathmatch", 350, seed=1, depth=True, audio=can_sound()))
+    return list(game.play("deathmatch", 350, seed=1, buffers=BUFFERS))
 
 
 def test_frames_have_the_documented_types(episode: list[game.Frame]) -> None:
     assert len(episode) == 350
     for frame in episode[::50]:
         assert (frame.rgb.shape, frame.rgb.dtype) == ((96, 160, 3), np.uint8)
-        assert frame.depth is not None
-        assert (frame.depth.shape, frame.depth.dtype) == ((96, 160), np.uint8)
+        depth = Depth.record(frame, frame)
+        assert (depth.shape, depth.dtype) == ((96, 160), np.uint8)
         assert (frame.buttons.shape, frame.axes.shape) == ((len(game.BUTTONS),), (len(game.AXES),))
     assert [number for number, frame in enumerate(episode) if frame.cut] == [0]
     assert not episode[0].buttons.any()
@@ -69,11 +74,11 @@ def test_the_player_walks_about_and_turns_either_way() -> None:
 
 
 def test_equal_seeds_play_equal_episodes(episode: list[game.Frame]) -> None:
-    again = list(game.play("deathmatch", 60, seed=1, depth=True, audio=can_sound()))
+    again = list(game.play("deathmatch", 60, seed=1, buffers=BUFFERS))
     for first, second in zip(episode, again, strict=False):
         np.testing.assert_array_equal(first.rgb, second.rgb)
-        np.testing.assert_array_equal(first.depth, second.depth)
-        np.testing.assert_array_equal(first.audio, second.audio)
+        np.testing.assert_array_equal(first.state.depth_buffer, second.state.depth_buffer)
+        np.testing.assert_array_equal(first.state.audio_buffer, second.state.audio_buffer)
         np.testing.assert_array_equal([*first.buttons, *first.axes], [*second.buttons, *second.axes])
     other = list(game.play("deathmatch", 5, seed=2))
     assert (other[4].rgb != episode[4].rgb).mean() > 0.2
@@ -84,7 +89,7 @@ def test_sound_is_exactly_in_step_or_its_absence_is_explained(episode: list[game
         with refused("game.sound", "`apt-get install libopenal1`"):
             game.check_audio()
         return
-    sounds = [frame.audio for frame in episode if frame.audio is not None]
+    sounds = [Audio.record(frame, frame) for frame in episode]
     assert {(sound.shape, sound.dtype) for sound in sounds} == {((1260, 2), np.dtype(np.int16))}
     audio = np.concatenate(sounds).astype(int)
     assert np.abs(audio).max() > 1000
@@ -110,10 +115,9 @@ def test_without_openal_recording_with_sound_says_what_to_install(tmp_path: Path
 
 @pytest.mark.parametrize("size", [(48, 80), (97, 161), (360, 640)])
 def test_any_size_shows_the_same_scene(size: tuple[int, int]) -> None:
-    small, frame = (next(game.play("deathmatch", 1, size=s, seed=4, depth=True)) for s in ((96, 160), size))
+    small, frame = (next(game.play("deathmatch", 1, size=s, seed=4, buffers=["depth"])) for s in ((96, 160), size))
     assert frame.rgb.shape == (*size, 3)
-    assert frame.depth is not None
-    assert frame.depth.shape == size
+    assert Depth.record(frame, frame).shape == size
     shown = cv2.resize(frame.rgb, (160, 96), interpolation=cv2.INTER_AREA).astype(int)
     difference = np.abs(shown - small.rgb).mean()
     # not the same screen, so not the same field of view to the pixel; another scene would differ by 30 or more

@@ -8,14 +8,18 @@ import torch
 
 from owl.data import game
 from owl.data.geometry import Camera, agrees, backproject, map_units, project, reproject, seen_from, warp
+from owl.data.modalities.depth import Depth
+from owl.data.modalities.labels import Labels
+from owl.data.modalities.pose import Pose
 from tests.helpers.camera import footage, look_about, reprojection_gain
 
 SIZE = (96, 160)
 
 
 def test_frames_are_seen_again_among_things_that_move() -> None:
-    frames = game.play("deathmatch", 60, SIZE, seed=1, depth=True, labels=True)
-    shown = footage(((f.rgb, f.depth, f.pose, f.labels[0]) for f in frames), SIZE)  # type: ignore[misc, index]
+    frames = game.play("deathmatch", 60, SIZE, seed=1, buffers=("depth", "labels"), variables=Pose.variables)
+    recorded = ((f.rgb, *(kind.record(f, f) for kind in (Depth, Pose, Labels))) for f in frames)
+    shown = footage(((rgb, depth, pose, labels[0]) for rgb, depth, pose, labels in recorded), SIZE)
     gain, share = reprojection_gain(shown)
     assert gain >= 2
     assert share > 0.6  # much is farther away than the depth buffer reaches

@@ -15,7 +15,7 @@ from tests.helpers.errors import refused
 
 pytestmark = pytest.mark.usefixtures("recorded_here")
 SIZE = (48, 64)
-RECORDING = GameRecording(size=SIZE, episode_frames=20, pose=True)
+RECORDING = GameRecording(size=SIZE, episode_frames=20, modalities=("pose",))
 
 
 @pytest.fixture(scope="module")

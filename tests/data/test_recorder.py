@@ -28,8 +28,11 @@ from tests.helpers.camera import Footage, reprojection_gain
 from tests.helpers.errors import refused
 from tests.helpers.processes import living
 
-LONG = GameRecording(frames=1200, size=(48, 80), seed=3, workers=2, depth=True, flow=True)  # three episodes of 400
-SHORT = GameRecording(frames=30, size=(48, 80), workers=1, depth=True, flow=True, audio=can_sound())
+LONG = GameRecording(
+    frames=1200, size=(48, 80), seed=3, workers=2, modalities=("depth", "flow")
+)  # three episodes of 400
+SOUND = ("audio",) if can_sound() else ()
+SHORT = GameRecording(frames=30, size=(48, 80), workers=1, modalities=("depth", "flow", *SOUND))
 MIXED = replace(SHORT, frames=60, scenario=["deathmatch", "freedoom2:MAP07"])  # six episodes of ten
 
 
@@ -92,12 +95,13 @@ def wait_until_gone(processes: list[psutil.Process]) -> None:
 
 def test_a_dataset_holds_every_frame_with_every_modality(tmp_path: Path) -> None:
     info = record_game(str(tmp_path), SHORT)
-    assert sorted(info.modalities) == sorted(["rgb", "depth", "flow", "controls"] + ["audio"] * SHORT.audio)
+    assert sorted(info.modalities) == sorted(["rgb", "depth", "flow", "controls", *SOUND])
     reader = DatasetReader(str(tmp_path))
     assert reader.index.episode_frames.tolist() == [10, 10, 10]
     splits = reader.info.splits
     assert [len(splits[name]) for name in ("train", "validation", "test")] == [1, 1, 1]
     assert sorted(name for names in splits.values() for name in names) == sorted(reader.index.episodes)
+    moved = 0
     for episode in range(3):
         for frame in range(10):
             members = {name: reader.frame(name, episode, frame) for name in reader.info.modalities}
@@ -106,8 +110,10 @@ def test_a_dataset_holds_every_frame_with_every_modality(tmp_path: Path) -> None
             assert members["depth"].shape == (48, 80)
             assert members["flow"].shape == (24, 40, 2)
             assert frame > 0 or not members["flow"].any()
+            moved += bool(members["flow"].any())
             assert members["controls"].shape == (6,)
             assert "audio" not in members or members["audio"].shape == (1260, 2)
+    assert moved > 5  # the player stands still at first
     controls = reader.info.modalities["controls"]
     assert "the tic that brought frame t about" in controls["timing"]
     assert controls["mirror"]["buttons"]["MOVE_LEFT"] == "MOVE_RIGHT"
@@ -115,7 +121,7 @@ def test_a_dataset_holds_every_frame_with_every_modality(tmp_path: Path) -> None
 
 def test_recorded_frames_are_seen_again_by_depth_and_pose(tmp_path: Path) -> None:
     """The photometric error against the frame 4 earlier, once that is reprojected: on what stands still and is seen."""
-    recording = GameRecording(120, (96, 160), "my_way_home", seed=4, depth=True, pose=True, labels=True, workers=1)
+    recording = GameRecording(120, (96, 160), "my_way_home", 4, ("depth", "pose", "labels"), workers=1)
     record_game(str(tmp_path), recording)
     windows = WindowDataset(tmp_path, "train", ("rgb", "depth", "pose", "labels"), length=40)
     sample = windows[0]
@@ -131,7 +137,7 @@ def test_recorded_frames_are_seen_again_by_depth_and_pose(tmp_path: Path) -> Non
 
 
 def test_a_recording_that_was_killed_at_its_end_gets_the_names_of_its_labels(tmp_path: Path) -> None:
-    recording = GameRecording(9, (48, 80), labels=True, workers=1)
+    recording = GameRecording(9, (48, 80), modalities=("labels",), workers=1)
     record_game(str(tmp_path), recording)
     before, info = contents(tmp_path), DatasetInfo.load(tmp_path)
     del info.modalities["labels"]["names"]
@@ -144,7 +150,7 @@ def test_a_recording_that_was_killed_at_its_end_gets_the_names_of_its_labels(tmp
 
 def test_a_scenario_that_ends_and_restarts_begins_an_episode(tmp_path: Path) -> None:
     # its player often reaches the goal or is pushed out of the map within a hundred tics
-    recording = GameRecording(frames=600, size=(48, 80), scenario="deadly_corridor", workers=1)
+    recording = GameRecording(600, (48, 80), "deadly_corridor", modalities=("flow",), workers=1)
     record_game(str(tmp_path), recording)
     reader = DatasetReader(str(tmp_path))
     names = reader.index.episodes.tolist()
@@ -155,6 +161,7 @@ def test_a_scenario_that_ends_and_restarts_begins_an_episode(tmp_path: Path) -> 
     for number, name in enumerate(names):
         assert split_of[name] == split_of[name[: len("episode-000000")]]  # the same take is not in two splits
         assert not reader.frame("controls", number, 0).any()
+        assert not reader.frame("flow", number, 0).any()
 
 
 def test_frames_are_divided_among_episodes_without_loss() -> None:
@@ -232,6 +239,21 @@ def test_a_recording_may_be_for_measuring_alone(frames: int, episodes: int) -> N
     assert recorder.describe_source(recording)["held_out"] == 0.5
     # as in datasets recorded before there was a choice
     assert "held_out" not in recorder.describe_source(GameRecording())
+
+
+@pytest.mark.parametrize("modalities", [("labels", "flow"), ("flow", "labels", "rgb", "flow")])
+def test_modalities_are_described_as_they_always_were(modalities: tuple[str, ...]) -> None:
+    recording = GameRecording(modalities=modalities)
+    assert list(recorder.describe_modalities(recording)) == ["rgb", "flow", "labels", "controls"]
+    flags = {name: value for name, value in recorder.describe_source(recording).items() if isinstance(value, bool)}
+    assert flags == {"depth": False, "flow": True, "audio": False, "labels": True}  # also to continue older datasets
+
+
+@pytest.mark.parametrize(("name", "tokens"), [("depht", ["did you mean 'depth'?"]), ("camera", ["flow", "labels"])])
+def test_a_modality_that_the_game_does_not_have_is_refused(name: str, tokens: list[str], tmp_path: Path) -> None:
+    with refused("game.modality", f"'{name}'", *tokens):
+        record_game(str(tmp_path / "data"), GameRecording(frames=9, modalities=("flow", name)))
+    assert not (tmp_path / "data" / INFO_NAME).exists()
 
 
 def test_a_comma_in_a_path_separates_no_scenarios(tmp_path: Path) -> None:

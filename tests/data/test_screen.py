@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from owl.data import game, screen
+from owl.data.modalities.labels import Labels
 
 
 def test_the_camera_follows_the_crop_and_the_size() -> None:
@@ -34,12 +35,10 @@ def test_labels_have_the_objects_own_numbers_and_names() -> None:
 
 
 def test_an_object_keeps_its_number_throughout_an_episode() -> None:
-    frames = list(game.play("health_gathering", 40, (48, 80), seed=1, labels=True))
     names: dict[int, str] = {}
     kits: dict[int, int] = {}
-    for frame in frames:
-        assert frame.labels is not None
-        objects, found = frame.labels
+    for frame in game.play("health_gathering", 40, (48, 80), seed=1, buffers=Labels.buffers):
+        objects, found = Labels.record(frame, frame)
         assert objects.shape == (48, 80)
         for number in np.unique(objects).tolist():
             assert names.setdefault(number, found[number]) == found[number]

@@ -13,6 +13,7 @@ from torch import Tensor
 from owl.data import game, screen
 from owl.data.codecs import nearest
 from owl.data.geometry import Camera, agrees, map_units, reproject, warp
+from owl.data.modalities.pose import Pose
 
 LEVELS = 2.0  # of the depth buffer, up to which two surfaces are one
 
@@ -59,7 +60,7 @@ def look_about(folder: Path, size: tuple[int, int], frames: int) -> Footage:
         switch(False)
     buttons = ("MOVE_FORWARD", "TURN_LEFT_RIGHT_DELTA", "LOOK_UP_DOWN_DELTA")
     player.set_available_buttons([getattr(vizdoom.Button, name) for name in buttons])
-    player.set_available_game_variables([getattr(vizdoom.GameVariable, name) for name in game.VARIABLES])
+    player.set_available_game_variables([getattr(vizdoom.GameVariable, name) for name in Pose.variables])
     player.set_seed(5)
     player.set_doom_config_path(str(folder / "game.ini"))
     with contextlib.chdir(folder):
@@ -69,9 +70,7 @@ def look_about(folder: Path, size: tuple[int, int], frames: int) -> Footage:
         state = player.get_state()
         objects, _ = screen.read_labels(state, size)
         rgb, depth = screen.fit(state.screen_buffer, size), nearest(screen.crop(state.depth_buffer, size), size)
-        shown.append(
-            (rgb, depth, screen.camera(state.game_variables[2:], state.screen_buffer.shape[:2], size), objects)
-        )
+        shown.append((rgb, depth, screen.camera(state.game_variables, state.screen_buffer.shape[:2], size), objects))
         player.make_action([1, 3 if frame // 10 % 2 else -2, -1.5 if frame // 8 % 2 else 1.5])
     player.close()
     return footage(shown, size)

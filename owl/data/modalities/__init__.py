@@ -22,10 +22,10 @@ MODALITIES: dict[str, type[Modality]] = {
     "rgb": Rgb,
     "depth": Depth,
     "flow": Flow,
-    "labels": Labels,
-    "pose": Pose,
-    "camera": Camera,
     "audio": Audio,
+    "pose": Pose,
+    "labels": Labels,
+    "camera": Camera,
     "controls": Controls,
     "latent": Latent,
     "depth_latent": DepthLatent,
@@ -34,4 +34,4 @@ MODALITIES: dict[str, type[Modality]] = {
     "audio_latent": AudioLatent,
     "trajectory": Trajectory,
 }
-"""Class of each modality, by its name in dataset.json."""
+"""Class of each modality, by its name in dataset.json; recordings store their members in this order."""

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from owl.data import codecs
-from owl.data.modalities.base import Clock, Modality, Sampling, Shapes, View, with_shape
+from owl.data import codecs, game
+from owl.data.modalities.base import Clock, RecordedModality, Sampling, Shapes, View, with_shape
 from owl.errors import OwlError
 
 FULL_SCALE = 2**15
 
 
-class Audio(Modality):
+class Audio(RecordedModality):
     """Audio samples int16[n, channels] per frame, at ``sample_rate`` samples per second.
 
     Windows contain float32[channels, samples] in [-1, 1], continuous from the start of the first frame to the end of
@@ -28,6 +28,7 @@ class Audio(Modality):
     extension = "audio.npy"
     encode = staticmethod(codecs.encode_array)
     latent = "audio_latent"
+    buffers = ("audio",)
 
     def __init__(self, name: str, description: Mapping[str, Any], sampling: Sampling) -> None:
         super().__init__(name, description, sampling)
@@ -39,6 +40,16 @@ class Audio(Modality):
     def describe(cls, sample_rate: int, channels: int, timing: str) -> dict[str, Any]:
         """Return its description for dataset.json; ``timing`` describes which sound belongs to a frame."""
         return {"extension": cls.extension, "sample_rate": sample_rate, "channels": channels, "timing": timing}
+
+    @classmethod
+    def describe_recorded(cls, size: tuple[int, int]) -> dict[str, Any]:
+        timing = "frame t holds the sound of the tic from frame t-1 to frame t"
+        return cls.describe(game.SAMPLE_RATE, game.CHANNELS, timing)
+
+    @classmethod
+    def record(cls, frame: game.Frame, previous: game.Frame) -> np.ndarray:
+        """Return int16[1260, 2], left and right."""
+        return frame.state.audio_buffer
 
     def frames(self, first: int, last: int) -> range:
         return range(first, last + 1)

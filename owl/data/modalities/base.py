@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
+from owl.data.game import Buffer, Frame
 from owl.errors import OwlError
 
 Shapes = dict[str, tuple[tuple[int, ...], torch.dtype]]
@@ -241,6 +242,33 @@ class Modality(ABC):
     def levels(self, frames: Iterable[np.ndarray | None]) -> list[float] | None:
         """Return the level of each member, 0 to 1, for a bar chart over an episode; None if not supported."""
         return None
+
+
+class RecordedModality(Modality):
+    """Base class of modalities that ``data record`` writes from the game.
+
+    Attributes:
+        buffers: Buffers of ``Frame.state`` that `record` reads as well as the screen.
+        variables: Keys of ``Frame.variables`` that it reads, names of ``vizdoom.GameVariable``.
+    """
+
+    buffers: ClassVar[tuple[Buffer, ...]] = ()
+    variables: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    @abstractmethod
+    def describe_recorded(cls, size: tuple[int, int]) -> dict[str, Any]:
+        """Return its description for dataset.json if it is recorded with pictures of (H, W)."""
+
+    @classmethod
+    @abstractmethod
+    def record(cls, frame: Frame, previous: Frame) -> Any:
+        """Return what `encode` gets for a frame of the game.
+
+        Args:
+            frame: The frame.
+            previous: The frame before it, or itself if it is a cut.
+        """
 
 
 def with_shape(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from owl.data import codecs
-from owl.data.modalities.base import Modality, Sampling, Shapes, View, with_shape
+from owl.data import codecs, game
+from owl.data.modalities.base import RecordedModality, Sampling, Shapes, View, with_shape
 from owl.errors import OwlError
 
 
@@ -52,7 +52,7 @@ class Mirror:
         return cls(order, factors)
 
 
-class Controls(Modality):
+class Controls(RecordedModality):
     """Controls float32[buttons + axes] per frame: buttons 0 or 1, then axes; those of frame t lead to frame t.
 
     Windows contain "buttons": float32[T, B] and "axes": float32[T, A]. If a stride skips frames, a button is 1 if it
@@ -70,6 +70,21 @@ class Controls(Modality):
         super().__init__(name, description, sampling)
         self._buttons, self._axes = len(description["buttons"]), len(description["axes"])
         self._mirror = Mirror.from_description(description, sampling.url) if sampling.flip > 0 else None
+
+    @classmethod
+    def describe_recorded(cls, size: tuple[int, int]) -> dict[str, Any]:
+        return {
+            "extension": cls.extension,
+            "buttons": list(game.BUTTONS),
+            "axes": list(game.AXES),
+            "mirror": {"buttons": {"MOVE_LEFT": "MOVE_RIGHT", "MOVE_RIGHT": "MOVE_LEFT"}, "axes": list(game.AXES)},
+            "unit": "buttons 0 or 1; mouse_x degrees turned to the right in the tic",
+            "timing": "frame t holds the controls of the tic that brought frame t about from frame t-1",
+        }
+
+    @classmethod
+    def record(cls, frame: game.Frame, previous: game.Frame) -> np.ndarray:
+        return np.concatenate([frame.buttons, frame.axes])
 
     def frames(self, first: int, last: int) -> range:
         return range(first, last + 1)

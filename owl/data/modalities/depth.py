@@ -1,21 +1,41 @@
 """Depth maps."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 
-from owl.data import codecs
-from owl.data.modalities.base import Modality, Preview, Shapes, View, with_shape
+from owl.data import codecs, screen
+from owl.data.game import Frame
+from owl.data.modalities.base import Preview, RecordedModality, Shapes, View, with_shape
 
 
-class Depth(Modality):
+class Depth(RecordedModality):
     """Depth as an 8-bit grey PNG per frame. Windows contain float32[T, 1, h, w] in [0, 1], the stored value / 255."""
 
     extension = "depth.png"
     encode = staticmethod(codecs.encode_depth)
     latent = "depth_latent"
+    buffers = ("depth",)
+
+    @classmethod
+    def describe_recorded(cls, size: tuple[int, int]) -> dict[str, Any]:
+        return {
+            "extension": cls.extension,
+            "encoding": "uint8",
+            "unit": "distance in steps of about 7 map units, 0 at the eye, 255 for all beyond",
+            "range": [0, 255],
+            "step": screen.DEPTH_STEP,
+            "offset": screen.depth_offset(size),
+        }
+
+    @classmethod
+    def record(cls, frame: Frame, previous: Frame) -> np.ndarray:
+        """Return uint8[H, W], 0 at the eye to 255 far away."""
+        size = frame.rgb.shape[:2]
+        return codecs.nearest(screen.crop(frame.state.depth_buffer, size), size)
 
     def shapes(self) -> Shapes:
         return {self.name: ((self.sampling.length, 1, *self.sampling.delivered), torch.float32)}

@@ -7,15 +7,16 @@ import numpy as np
 import torch
 
 from owl.data import codecs
-from owl.data.flow import compose_flow, flow_downscale
-from owl.data.modalities.base import Modality, Preview, Sampling, Shapes, View, with_shape
+from owl.data.flow import compose_flow, estimate_flow, flow_downscale
+from owl.data.game import Frame
+from owl.data.modalities.base import Preview, RecordedModality, Sampling, Shapes, View, with_shape
 from owl.viz.modalities import colour_flow
 
 SCALE = 0.1
 """Speed at full saturation as a picture (`owl.pixels.flow_to_picture`), as a part of the diagonal."""
 
 
-class Flow(Modality):
+class Flow(RecordedModality):
     """Optical flow as a 16-bit PNG per frame in KITTI's format, at 1 / ``downscale`` of the resolution, in rgb pixels.
 
     Windows contain float32[T, 2, h, w], (dx, dy) back to the previous frame of the window, in pixels of the delivered
@@ -42,6 +43,14 @@ class Flow(Modality):
             "scale": SCALE,
             "direction": "frame[t-1](x + flow) ~ frame[t](x); zero at an episode's first frame",
         }
+
+    @classmethod
+    def describe_recorded(cls, size: tuple[int, int]) -> dict[str, Any]:
+        return cls.describe(size)
+
+    @classmethod
+    def record(cls, frame: Frame, previous: Frame) -> np.ndarray:
+        return estimate_flow(previous.rgb, frame.rgb, flow_downscale(frame.rgb.shape[:2]))
 
     def frames(self, first: int, last: int) -> range:
         # the motion to the first frame starts one stride before it

@@ -11,14 +11,15 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from owl.data import codecs
-from owl.data.modalities.base import Modality, Preview, Sampling, Shapes, View, with_shape
+from owl.data import codecs, screen
+from owl.data.game import Frame
+from owl.data.modalities.base import Preview, RecordedModality, Sampling, Shapes, View, with_shape
 from owl.errors import OwlError
 
 KEY = "names"  # of the PNG's text
 
 
-class Labels(Modality):
+class Labels(RecordedModality):
     """Labels as a 16-bit grey PNG per frame: the object number of each pixel, constant over an episode.
 
     The names of the numbers are a JSON object in the PNG's text chunk "names". ``names`` in the description lists the
@@ -32,6 +33,7 @@ class Labels(Modality):
     """
 
     extension = "labels.png"
+    buffers = ("labels",)
 
     def __init__(self, name: str, description: Mapping[str, Any], sampling: Sampling) -> None:
         super().__init__(name, description, sampling)
@@ -47,6 +49,14 @@ class Labels(Modality):
     def describe(cls) -> dict[str, Any]:
         """Return its description for dataset.json without ``names``, which are added when all frames are written."""
         return {"extension": cls.extension, "encoding": "uint16, names in the text chunk"}
+
+    @classmethod
+    def describe_recorded(cls, size: tuple[int, int]) -> dict[str, Any]:
+        return cls.describe()
+
+    @classmethod
+    def record(cls, frame: Frame, previous: Frame) -> tuple[np.ndarray, dict[int, str]]:
+        return screen.read_labels(frame.state, frame.rgb.shape[:2])
 
     @staticmethod
     def encode(labels: tuple[np.ndarray, Mapping[int, str]]) -> bytes:

@@ -6,15 +6,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from owl.data import codecs
-from owl.data.modalities.base import Modality, Shapes, View
+from owl.data import codecs, screen
+from owl.data.game import Frame
+from owl.data.modalities.base import RecordedModality, Shapes, View
 from owl.data.modalities.intrinsics import crop_and_mirror, decode_camera
 
 NAMES = ("x", "y", "z", "angle", "pitch", "fx", "fy", "cx", "cy")
 """Values of a member, in order; units and directions are those of `owl.data.geometry.Camera`."""
 
 
-class Pose(Modality):
+class Pose(RecordedModality):
     """Pose float32[9] per frame: ``NAMES``, with the intrinsics in pixels of the stored rgb frame.
 
     Windows contain "pose": float32[T, 5] (x, y, z, angle, pitch) and "intrinsics": float32[T, 4] (fx, fy, cx, cy) in
@@ -25,6 +26,10 @@ class Pose(Modality):
 
     extension = "pose.npy"
     encode = staticmethod(codecs.encode_array)
+    variables = (
+        *("CAMERA_POSITION_X", "CAMERA_POSITION_Y", "CAMERA_POSITION_Z"),
+        *("CAMERA_ANGLE", "CAMERA_PITCH", "CAMERA_FOV"),
+    )
 
     @classmethod
     def describe(cls) -> dict[str, Any]:
@@ -35,6 +40,15 @@ class Pose(Modality):
             "names": list(NAMES),
             "unit": "map units, degrees, pixels of the stored rgb frame",
         }
+
+    @classmethod
+    def describe_recorded(cls, size: tuple[int, int]) -> dict[str, Any]:
+        return cls.describe()
+
+    @classmethod
+    def record(cls, frame: Frame, previous: Frame) -> np.ndarray:
+        variables = [frame.variables[name] for name in cls.variables]
+        return screen.camera(variables, frame.state.screen_buffer.shape[:2], frame.rgb.shape[:2])
 
     def shapes(self) -> Shapes:
         length = self.sampling.length

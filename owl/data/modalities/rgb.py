@@ -8,10 +8,11 @@ import numpy as np
 import torch
 
 from owl.data import codecs
-from owl.data.modalities.base import Modality, Preview, Shapes, View, with_shape
+from owl.data.game import Frame
+from owl.data.modalities.base import Preview, RecordedModality, Shapes, View, with_shape
 
 
-class Rgb(Modality):
+class Rgb(RecordedModality):
     """A baseline JPEG per frame. Windows contain uint8[T, 3, h, w]; smaller sizes are decoded at reduced scale."""
 
     extension = "rgb.jpg"
@@ -21,6 +22,14 @@ class Rgb(Modality):
     def describe(cls) -> dict[str, Any]:
         """Return the description for dataset.json of members from `encode`."""
         return {"extension": cls.extension, "quality": codecs.JPEG_QUALITY}
+
+    @classmethod
+    def describe_recorded(cls, size: tuple[int, int]) -> dict[str, Any]:
+        return cls.describe()
+
+    @classmethod
+    def record(cls, frame: Frame, previous: Frame) -> np.ndarray:
+        return frame.rgb
 
     def shapes(self) -> Shapes:
         return {self.name: ((self.sampling.length, 3, *self.sampling.delivered), torch.uint8)}
