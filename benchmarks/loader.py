@@ -9,6 +9,7 @@ that of the workers and the main process together: on a machine with other work 
 """
 
 import argparse
+import gc
 import io
 import multiprocessing
 import os
@@ -161,6 +162,7 @@ def main() -> None:
             begin = time.perf_counter()
             next(iter(make()))
             first[name] = time.perf_counter() - begin
+            gc.collect()  # its iterator is a cycle, which a worker that is forked later would try to shut down
         loaders = {name: make() for name, make in makers.items()}
         workers: dict[str, set[int]] = {}
         memory: dict[str, list[float]] = {name: [] for name in makers}

@@ -22,6 +22,7 @@ from owl.flow_matching import noise_levels
 from owl.hardware import cpu_rates, trainer_precision
 from owl.models.world_model import WorldTransformer
 from owl.optim import MuonAdamW
+from owl.optim.configuration import parameter_groups
 from owl.recipes.world_model import WorldModel
 from owl.rollout.engine import Engine
 
@@ -48,7 +49,7 @@ def world(mixed: bool) -> Callable[[], None]:
         "buttons": torch.zeros(CLIPS, FRAMES, len(network.buttons)),
         "axes": torch.zeros(CLIPS, FRAMES, len(network.axes)),
     }
-    optimizer = MuonAdamW(network.parameters())
+    optimizer = MuonAdamW(parameter_groups(network))
     return lambda: world_model.step(recipe, batch, optimizer, mixed)
 
 

@@ -28,11 +28,16 @@ from owl.cli.lightning import main as fit
 from owl.data.datamodule import ShardDataModule
 from owl.data.recorder import GameRecording
 from owl.hardware import multiplies_bfloat16
+from owl.losses.reconstruction import weighted_sum
+from owl.optim.configuration import parameter_groups
+from owl.recipes import image_vae
 from owl.recipes.image_vae import ImageVAE
+from owl.recipes.images import images
 
 EXPERIMENT = Path(__file__).parent.parent / "experiments" / "quickstart.yaml"
 WARM_UP = 5
 SHARED_WORK = (
+    (image_vae, "images"),
     (_BaseDataLoaderIter, "__next__"),
     (torch.Tensor, "backward"),
     (torch.nn.utils, "clip_grad_norm_"),
@@ -66,16 +71,15 @@ def bare_step() -> Callable[[dict[str, torch.Tensor], bool], None]:
     recipe = build_recipe()
     recipe.configure_model()
     recipe.train()
-    parameters = list(recipe.network.parameters())
-    optimizer = recipe.optimizer(parameters)
+    optimizer = recipe.optimizer(parameter_groups(recipe.network))
 
     def step(batch: dict[str, torch.Tensor], mixed: bool) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-            terms = recipe.terms(*recipe.reconstruct(recipe.images(batch)))
-            loss = torch.stack([getattr(recipe.weights, name) * term for name, term in terms.items()]).sum()
+            reconstruction, image, encoding, _ = recipe.reconstruct(images(batch))
+            loss = weighted_sum(recipe.terms(reconstruction, image, encoding), recipe.weights)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        torch.nn.utils.clip_grad_norm_(recipe.network.parameters(), 1.0)
         optimizer.step()
 
     return step
@@ -103,7 +107,7 @@ class Clock(Callback):
     between = 0.0
 
     def on_train_start(self, trainer, pl_module):
-        for name in ("images", "reconstruct", "terms"):
+        for name in ("reconstruct", "terms"):
             setattr(pl_module, name, self.timed(getattr(pl_module, name)))
         (optimizer,) = trainer.optimizers
         step = self.timed(optimizer.step)

@@ -20,6 +20,7 @@ from owl.hardware import fast_dtype, multiplies_bfloat16
 from owl.models.world_model import WorldTransformer
 from owl.nn.placement import placement
 from owl.optim import MuonAdamW
+from owl.optim.configuration import parameter_groups
 from owl.recipes.world_model import WorldModel
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "models"
@@ -80,7 +81,7 @@ def main() -> None:
             "buttons": torch.zeros(options.batch, options.frames, len(network.buttons), device=device),
             "axes": torch.zeros(options.batch, options.frames, len(network.axes), device=device),
         }
-        optimizer = MuonAdamW(network.parameters())
+        optimizer = MuonAdamW(parameter_groups(network))
         with FlopCounterMode(display=False) as counter:  # before anything is compiled: what is fused is not counted
             step(recipe, batch, optimizer, mixed)
         for block in network.blocks:
