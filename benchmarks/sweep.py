@@ -42,7 +42,7 @@ def trials_per_minute(lab: Path, workers: int, trials: int, steps: int) -> float
     begin = end = None
     with subprocess.Popen(command, cwd=lab, env=environment, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
-            if begin is None and re.match(r"trial \d+ begins", line):
+            if begin is None and re.match(r"trial \d+ starts", line):
                 begin = time.perf_counter()
             if re.match(r"trial \d+ done", line):
                 end = time.perf_counter()

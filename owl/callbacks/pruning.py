@@ -50,8 +50,8 @@ class Pruning(Callback):
                 f"{self.storage} has no sweep '{self.study}'; remove the callback Pruning, which a sweep adds itself",
             ) from error
         study.pruner = make("pruner", study.user_attrs[PRUNER])
-        identity = storage.get_study_id_from_name(self.study)
-        self._trial = optuna.Trial(study, storage.get_trial_id_from_study_id_trial_number(identity, self.trial))
+        study_id = storage.get_study_id_from_name(self.study)
+        self._trial = optuna.Trial(study, storage.get_trial_id_from_study_id_trial_number(study_id, self.trial))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report the objective and prune the trial on all ranks if the pruner decides to."""

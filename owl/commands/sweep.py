@@ -84,7 +84,7 @@ def main(
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
         apart.submit(check, plan, sweep, [*files, *options]).result()
     folder.mkdir(parents=True, exist_ok=True)
-    study = SweepStudy.begin(open_storage(url), plan, [*(Path(file).name for file in config), *options])
+    study = SweepStudy.load_or_create(open_storage(url), plan, [*(Path(file).name for file in config), *options])
     if executor == "slurm":
         resources: dict[str, Any] = {"gpus_per_node": gpus_per_worker, "setup": setup, "sbatch": sbatch}
         queue(Job(plan.name, folder / "slurm-%A-%a.log", command, workers, **resources), folder / "workers.sh")
@@ -134,7 +134,7 @@ def check(plan: Plan, path: str, arguments: list[str]) -> None:
     """
     from owl.cli.lightning import run_silently  # takes seconds and hundreds of megabytes
 
-    for setting in plan.probes():
+    for setting in plan.boundary_settings():
         try:
             with suppress(SystemExit):  # after printing the configuration
                 run_silently(["fit", *arguments, *as_options(setting), "--print_config"])

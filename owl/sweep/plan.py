@@ -32,7 +32,7 @@ SUGGEST: dict[type, Callable[..., Any]] = {
     FloatDistribution: Trial.suggest_float,
     IntDistribution: Trial.suggest_int,
 }
-LARGEST_GRID = 10_000
+MAX_GRID_SIZE = 10_000
 RESERVED = ("config", "name", "runs", "ckpt_path", "overwrite")  # options of fit that the sweep sets
 
 Setting = dict[str, bool | int | float | str | None]  # by dotted key; lists and mappings are encoded as JSON
@@ -67,15 +67,15 @@ class Parameter:
         with warnings.catch_warnings(action="error", category=UserWarning):  # if steps do not reach the end of a range
             return (IntDistribution if is_whole else FloatDistribution)(**numbers, log=self.log)
 
-    def extremes(self) -> list[Any]:
+    def boundary_values(self) -> list[Any]:
         """Return every choice, or both ends of the range."""
         limits = vars(self.distribution)
         return list(limits["choices"] if "choices" in limits else (limits["low"], limits["high"]))
 
-    def points(self) -> list[Any]:
+    def grid_values(self) -> list[Any]:
         """Return every choice, or every value of the range, which must have steps."""
-        low, high, step = self.extremes()[0], self.extremes()[-1], vars(self.distribution).get("step")
-        return [low + step * n for n in range(round((high - low) / step) + 1)] if step else self.extremes()
+        low, high, step = self.boundary_values()[0], self.boundary_values()[-1], vars(self.distribution).get("step")
+        return [low + step * n for n in range(round((high - low) / step) + 1)] if step else self.boundary_values()
 
 
 @dataclass
@@ -98,27 +98,27 @@ class Plan:
 
     def __post_init__(self) -> None:
         if min(self.trials, self.seed) < 0:
-            raise wrong(f"trials is {self.trials} and seed {self.seed}, expected no negative number")
+            raise invalid(f"trials is {self.trials} and seed {self.seed}, expected no negative number")
         if self.name.startswith((".", "/")):
-            raise wrong(f"name is '{self.name}', expected the name of a folder in runs")
+            raise invalid(f"name is '{self.name}', expected the name of a folder in runs")
         if not self.space:
-            raise wrong("space is empty, expected dotted keys of the experiment with {low, high} or {choices}")
+            raise invalid("space is empty, expected dotted keys of the experiment with {low, high} or {choices}")
         sampler, _ = make("sampler", self.sampler), make("pruner", self.pruner)
-        above: dict[str, list[str]] = {}  # choices of each key, as typed
+        parents: dict[str, list[str]] = {}  # choices of each key, as typed
         for key, parameter in self.space.items():
-            check_parameter(key, parameter, above)
-            above[key] = [] if parameter.choices is None else [*map(plain, parameter.extremes())]
+            check_parameter(key, parameter, parents)
+            parents[key] = [] if parameter.choices is None else [*map(plain, parameter.boundary_values())]
         if isinstance(sampler, CmaEsSampler) and all(p.choices is not None for p in self.space.values()):
-            raise wrong("sampler 'cmaes' needs a range, but every key has choices")
+            raise invalid("sampler 'cmaes' needs a range, but every key has choices")
         if isinstance(sampler, BruteForceSampler):
-            if endless := [key for key, p in self.space.items() if vars(p.distribution).get("step", 1) is None]:
-                raise wrong(f"sampler 'grid' cannot enumerate 'space.{endless[0]}', which needs choices or a step")
-            points = sum(1 for _ in islice(self.grid({}), LARGEST_GRID + 1))
-            if points > LARGEST_GRID:
-                raise wrong(f"sampler 'grid' would try more than {LARGEST_GRID:,} settings")
+            if continuous := [key for key, p in self.space.items() if vars(p.distribution).get("step", 1) is None]:
+                raise invalid(f"sampler 'grid' cannot enumerate 'space.{continuous[0]}', which needs choices or a step")
+            points = sum(1 for _ in islice(self.grid({}), MAX_GRID_SIZE + 1))
+            if points > MAX_GRID_SIZE:
+                raise invalid(f"sampler 'grid' would try more than {MAX_GRID_SIZE:,} settings")
             self.trials = min(points, self.trials or points)
         if not self.trials:
-            raise wrong("trials is missing, which only sampler 'grid' can determine")
+            raise invalid("trials is missing, which only sampler 'grid' can determine")
 
     @cached_property
     def names(self) -> dict[str, str]:
@@ -133,11 +133,11 @@ class Plan:
     def active(self, chosen: Setting) -> Iterator[tuple[str, Parameter]]:
         """Yield the keys that apply, in order; meanwhile ``chosen`` receives their values, on which others depend."""
         for key, parameter in self.space.items():
-            if all(above in chosen and plain(chosen[above]) in values for above, values in parameter.when.items()):
+            if all(parent in chosen and plain(chosen[parent]) in values for parent, values in parameter.when.items()):
                 yield key, parameter
 
-    def draw(self, trial: Trial) -> Setting:
-        """Draw a setting with the study's sampler."""
+    def suggest(self, trial: Trial) -> Setting:
+        """Suggest a setting with the study's sampler."""
         chosen: Setting = {}
         for key, parameter in self.active(chosen):
             limits = parameter.distribution
@@ -148,50 +148,50 @@ class Plan:
         """Yield every setting that starts with ``chosen``; ranges must have steps."""
         for key, parameter in self.active(chosen):
             if key not in chosen:
-                for value in parameter.points():
+                for value in parameter.grid_values():
                     yield from self.grid({**chosen, key: value})
                 return
         yield chosen
 
-    def probes(self) -> list[Setting]:
+    def boundary_settings(self) -> list[Setting]:
         """Return a few settings in which every choice and both ends of every range occur."""
-        missing = {key: parameter.extremes() for key, parameter in self.space.items()}
-        probes: list[Setting] = []
+        missing = {key: parameter.boundary_values() for key, parameter in self.space.items()}
+        settings: list[Setting] = []
         while any(missing.values()):
             chosen, wanted = Setting(), Setting()
             for key, parameter in reversed(self.space.items()):  # a conditional key requires its condition
                 if missing[key] or key in wanted:
-                    wanted |= {above: values[0] for above, values in parameter.when.items()}
+                    wanted |= {parent: values[0] for parent, values in parameter.when.items()}
             for key, parameter in self.active(chosen):
-                chosen[key] = (missing[key] or [wanted.get(key, parameter.extremes()[0])]).pop(0)
-            if chosen in probes:
+                chosen[key] = (missing[key] or [wanted.get(key, parameter.boundary_values()[0])]).pop(0)
+            if chosen in settings:
                 break  # the remaining values have conditions that cannot be met
-            probes.append(chosen)
-        return probes
+            settings.append(chosen)
+        return settings
 
 
-def check_parameter(key: str, parameter: Parameter, above: dict[str, list[str]]) -> None:
+def check_parameter(key: str, parameter: Parameter, parents: dict[str, list[str]]) -> None:
     """Check an entry of the space, and list the values of its conditions as typed.
 
     Raises:
         OwlError: The entry or a condition is invalid.
     """
     if key in RESERVED:
-        raise wrong(f"key 'space.{key}' is an option that the sweep sets itself")
+        raise invalid(f"key 'space.{key}' is an option that the sweep sets itself")
     try:
         parameter.distribution  # noqa: B018 (which checks it)
     except (ValueError, UserWarning) as error:
-        raise wrong(f"key 'space.{key}' is not a search space", error) from error
+        raise invalid(f"key 'space.{key}' is not a search space", error) from error
     for parent, wanted in parameter.when.items():
-        if not (known := above.get(parent)):
-            near = suggestion(parent, above)
-            raise wrong(f"key 'space.{key}.when' has '{parent}', expected a key above with choices{near}")
+        if not (known := parents.get(parent)):
+            near = suggestion(parent, parents)
+            raise invalid(f"key 'space.{key}.when' has '{parent}', expected a key above with choices{near}")
         is_one = plain(wanted) in known or not isinstance(wanted, list)
         parameter.when[parent] = [*map(plain, [wanted] if is_one else wanted)]
         for value in parameter.when[parent]:
             if value not in known:
                 expected = f"expected one of {', '.join(known)}{suggestion(value, known)}"
-                raise wrong(f"key 'space.{key}.when.{parent}' is '{value}', {expected}")
+                raise invalid(f"key 'space.{key}.when.{parent}' is '{value}', {expected}")
 
 
 def make(what: str, given: dict[str, Any] | str, **more: Any) -> Any:
@@ -203,17 +203,17 @@ def make(what: str, given: dict[str, Any] | str, **more: Any) -> Any:
     arguments = {**given, **more} if isinstance(given, dict) else {"name": given, **more}
     name, classes = str(arguments.pop("name", None)), CLASSES[what]
     if name not in classes:
-        raise wrong(f"{what} is '{name}', expected one of {', '.join(classes)}{suggestion(name, classes)}")
+        raise invalid(f"{what} is '{name}', expected one of {', '.join(classes)}{suggestion(name, classes)}")
     try:
         with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
             return classes[name](**arguments)
     except (TypeError, ValueError) as error:
         known = inspect.signature(classes[name]).parameters
         near = "".join(suggestion(argument, known) for argument in arguments if argument not in known)
-        raise wrong(f"key '{what}' has a wrong argument", error, near) from error
+        raise invalid(f"key '{what}' has a wrong argument", error, near) from error
 
 
-def wrong(reason: str, error: Exception | None = None, near: str = "") -> OwlError:
+def invalid(reason: str, error: Exception | None = None, near: str = "") -> OwlError:
     """Return the error for a value of the right type that is not valid; ``error`` is that of Optuna."""
     cause = f" ({' '.join(str(error).split()).rstrip('.')})" if error else ""
     return OwlError("sweep.value", f"{reason}{cause}{near}; correct it")

@@ -20,14 +20,14 @@ from owl.sweep.study import KILLS, PRUNED, REASON, SweepStudy, chain_number
 from owl.sweep.workers import PRUNING, trial_name
 from owl.version import code_version
 
-LEAST_FOR_IMPORTANCE = 4  # complete trials
+MIN_TRIALS_FOR_IMPORTANCE = 4  # complete trials
 
 
 def write_report(study: SweepStudy, runs: Path, command: str) -> str:
     """Write report.md with its pictures, and best.yaml; return a summary. ``command`` continues the sweep."""
     plan, trials, folder = study.plan, study.chains(), runs / study.plan.name
     counts = Counter(map(state_of, trials))
-    counted = ", ".join(f"{count} {state}" for state, count in counts.items()) or "none begun yet"
+    counted = ", ".join(f"{count} {state}" for state, count in counts.items()) or "none started yet"
     best = write_best(study, folder)
     sections = [
         f"# Sweep {plan.name}",
@@ -36,7 +36,7 @@ def write_report(study: SweepStudy, runs: Path, command: str) -> str:
         f"{code_version()}. Continue, add workers, or update this report with:",
         f"    {command}",
         f"## Best\n\n{best}",
-        *draw(study, folder),
+        *plot(study, folder),
         f"## Trials\n\n{table(study)}\n",
     ]
     atomic_write(folder / "report.md", "\n\n".join(sections))
@@ -49,8 +49,8 @@ def write_best(study: SweepStudy, folder: Path) -> str:
     if best is None:
         return "No trial is complete yet."
     run = folder / trial_name(chain_number(best))
-    drawn = ", ".join(f"`{key}` {short(value)}" for key, value in best.params.items())
-    message = f"Trial {chain_number(best)}, in {run.name}: `{plan.objective}` {short(best.value)}. Settings: {drawn}."
+    params = ", ".join(f"`{key}` {short(value)}" for key, value in best.params.items())
+    message = f"Trial {chain_number(best)}, in {run.name}: `{plan.objective}` {short(best.value)}. Settings: {params}."
     if not (run / "config.yaml").exists():
         path.unlink(missing_ok=True)
         return f"{message} There is no best.yaml, because {run} is not on this machine."
@@ -61,8 +61,8 @@ def write_best(study: SweepStudy, folder: Path) -> str:
     return message
 
 
-def draw(study: SweepStudy, folder: Path) -> list[str]:
-    """Draw the results, the importances of the keys and the parallel coordinates; return them as Markdown."""
+def plot(study: SweepStudy, folder: Path) -> list[str]:
+    """Plot the optimization history, the importances and the parallel coordinates; return them as Markdown."""
     complete, objective = study.study.get_trials(states=(TrialState.COMPLETE,)), study.plan.objective
     if not complete:
         return []
@@ -70,7 +70,7 @@ def draw(study: SweepStudy, folder: Path) -> list[str]:
     varied = [name for name in names if len({plain(t.params[name]) for t in complete if name in t.params}) > 1]
     matplotlib.use("Agg")
     figures: dict[str, Any] = {"history": plots.plot_optimization_history(study.study, target_name=objective)}
-    if len(complete) >= LEAST_FOR_IMPORTANCE and len(varied) > 1:
+    if len(complete) >= MIN_TRIALS_FOR_IMPORTANCE and len(varied) > 1:
         # the best quarter against all: the usual tenth is one or two trials of a short sweep
         evaluator = PedAnovaImportanceEvaluator(target_quantile=0.25)
         figures["importance"] = plots.plot_param_importances(study.study, evaluator=evaluator, params=varied)

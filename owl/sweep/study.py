@@ -17,18 +17,18 @@ from sqlalchemy import event, exc
 from owl.errors import OwlError, suggestion
 from owl.sweep.plan import Plan, Setting, make
 
-HEARTBEAT = 15  # seconds between heartbeats of a trial's worker
-GRACE = 90  # seconds without a heartbeat after which a worker counts as killed
-MOST_KILLS = 2  # after which a trial is continued; after more, the trial itself may be the cause
-PATIENCE = 60  # seconds that a process waits for the lock of SQLite
-ATTEMPTS = 5  # to open a database: if several processes create its tables at the same time, all but one fail
+HEARTBEAT_INTERVAL = 15  # seconds between heartbeats of a trial's worker
+GRACE_PERIOD = 90  # seconds without a heartbeat after which a worker counts as killed
+MAX_RETRIES = 2  # of a killed trial; after more kills, the trial itself may be the cause
+LOCK_TIMEOUT = 60  # seconds that a process waits for the lock of SQLite
+MAX_ATTEMPTS = 5  # to open a database: if several processes create its tables at the same time, all but one fail
 
 IDENTITY, PRUNER = "identity", "pruner"  # attributes of the study
 STOPPED, KILLS, REASON = "stopped", "kills", "reason"  # of a trial: whether and how often it was ended, why it failed
 PRUNED, METRICS = "pruned", "metrics"  # set by its process: the last validation; what it logs instead of the objective
 
 
-def open_storage(url: str, attempts: int = ATTEMPTS) -> RDBStorage:
+def open_storage(url: str, attempts: int = MAX_ATTEMPTS) -> RDBStorage:
     """Open a database, and create its tables if it has none.
 
     Args:
@@ -40,10 +40,12 @@ def open_storage(url: str, attempts: int = ATTEMPTS) -> RDBStorage:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=ExperimentalWarning)
     is_sqlite = url.startswith("sqlite")
-    sqlite: dict[str, Any] = {"connect_args": {"timeout": PATIENCE, "isolation_level": None}}
+    sqlite: dict[str, Any] = {"connect_args": {"timeout": LOCK_TIMEOUT, "isolation_level": None}}
     settings = sqlite if is_sqlite else {"pool_pre_ping": True}
     try:
-        storage = RDBStorage(os.path.expandvars(url), settings, heartbeat_interval=HEARTBEAT, grace_period=GRACE)
+        storage = RDBStorage(
+            os.path.expandvars(url), settings, heartbeat_interval=HEARTBEAT_INTERVAL, grace_period=GRACE_PERIOD
+        )
     except Exception as error:  # each driver has its own types
         if isinstance(error, exc.DBAPIError) and attempts > 1:
             time.sleep(random.random())
@@ -55,7 +57,7 @@ def open_storage(url: str, attempts: int = ATTEMPTS) -> RDBStorage:
         ) from error
     if is_sqlite:
         # Python's driver would start a transaction at the first write, after Optuna has checked that a trial is free:
-        # two workers would claim it. From https://docs.sqlalchemy.org/en/20/dialects/sqlite.html
+        # two workers would start it. From https://docs.sqlalchemy.org/en/20/dialects/sqlite.html
         event.listen(storage.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
     return storage
 
@@ -75,28 +77,28 @@ class SweepStudy:
         self.study = optuna.load_study(storage=storage, study_name=plan.name)
 
     @classmethod
-    def begin(cls, storage: RDBStorage, plan: Plan, experiment: list[str]) -> "SweepStudy":
+    def load_or_create(cls, storage: RDBStorage, plan: Plan, experiment: list[str]) -> "SweepStudy":
         """Open or create the study of a plan and an experiment; they may change while no trial has a result.
 
         Raises:
             OwlError: The study has results of another plan or experiment.
         """
         optuna.create_study(storage=storage, study_name=plan.name, direction=plan.direction, load_if_exists=True)
-        begun = cls(storage, plan)
+        sweep = cls(storage, plan)
         space = {key: f"{p.distribution} when {p.when}" for key, p in plan.space.items()}
         now = {"objective": plan.objective, "direction": plan.direction, "space": space, "experiment": experiment}
-        before = begun.study.user_attrs.get(IDENTITY, now)
+        before = sweep.study.user_attrs.get(IDENTITY, now)
         changed = [key for key in now if before[key] != now[key]]
-        has_results = bool(begun.study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED)))
+        has_results = bool(sweep.study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED)))
         if "direction" in changed or (changed and has_results):
             raise OwlError(
                 "sweep.other-plan",
-                f"the sweep '{plan.name}' was begun with another {' and '.join(changed)}, whose results do not "
+                f"the sweep '{plan.name}' was started with another {' and '.join(changed)}, whose results do not "
                 "compare; give the changed one another name",
             )
-        begun.study.set_user_attr(IDENTITY, now)
-        begun.study.set_user_attr(PRUNER, plan.pruner)
-        return begun
+        sweep.study.set_user_attr(IDENTITY, now)
+        sweep.study.set_user_attr(PRUNER, plan.pruner)
+        return sweep
 
     def chains(self) -> list[FrozenTrial]:
         """Return the last trial of every chain, in the order of the chains' numbers.
@@ -125,8 +127,8 @@ class SweepStudy:
         study = self.storage.get_study_id_from_name(self.plan.name)
         return self.storage.get_trial_id_from_study_id_trial_number(study, number)
 
-    def claim(self) -> tuple[int, Setting] | None:
-        """Claim the next trial: a waiting trial that continues another one, or a new trial.
+    def ask(self) -> tuple[int, Setting] | None:
+        """Start the next trial: a waiting trial that continues another one, or a new trial.
 
         Returns:
             Its number and its setting; None if no trials are left.
@@ -134,31 +136,31 @@ class SweepStudy:
         while True:
             chains = self.chains()
             for waiting in (t for t in chains if t.state == TrialState.WAITING):
-                identity = self.trial_id(waiting.number)
-                self.storage.record_heartbeat(identity)  # first: a trial without any heartbeat never counts as killed
+                trial_id = self.trial_id(waiting.number)
+                self.storage.record_heartbeat(trial_id)  # first: a trial without any heartbeat never counts as killed
                 with suppress(UpdateFinishedTrialError):
-                    if self.storage.set_trial_state_values(identity, TrialState.RUNNING):
-                        # a new seed for each trial: with the same one, a sampler made anew repeats its draws
+                    if self.storage.set_trial_state_values(trial_id, TrialState.RUNNING):
+                        # a new seed for each trial: with the same one, a newly created sampler repeats its samples
                         seed = (self.plan.seed * 1_000_003 + waiting.number) % 2**32
                         self.study.sampler = make("sampler", self.plan.sampler, seed=seed)
-                        return waiting.number, self.plan.draw(Trial(self.study, identity))
+                        return waiting.number, self.plan.suggest(Trial(self.study, trial_id))
             if len(chains) >= self.plan.trials:
                 return None
             self.study.enqueue_trial({})
 
-    def beat(self, number: int) -> bool:
-        """Record a heartbeat for a trial; return False if it has ended meanwhile."""
+    def record_heartbeat(self, number: int) -> bool:
+        """Record a heartbeat for a trial; return False if it has finished."""
         self.storage.record_heartbeat(self.trial_id(number))
         return self.trial(number).state == TrialState.RUNNING
 
     def tell(self, number: int, state: TrialState, value: float | None = None, **attributes: Any) -> None:
-        """Record the result of a trial, unless it has ended; a failure without a `REASON` is an interruption."""
-        with suppress(RuntimeError):  # it has ended, or the grid ends Optuna's own loop
+        """Record the result of a trial, unless it is finished; a failure without a `REASON` is an interruption."""
+        with suppress(RuntimeError):  # it is finished, or the grid ends Optuna's own loop
             for key, note in attributes.items():
                 self.storage.set_trial_user_attr(self.trial_id(number), key, note)
             self.study.tell(number, value, state, skip_if_finished=True)
 
-    def revive(self) -> None:
+    def retry_interrupted(self) -> None:
         """Enqueue interrupted trials again, including those of workers without recent heartbeats.
 
         The trials are found by their state. A callback of the storage, which runs after a trial is marked as failed,
@@ -168,7 +170,7 @@ class SweepStudy:
         for trial in self.chains():
             if trial.state == TrialState.FAIL and REASON not in trial.user_attrs:
                 trial.user_attrs = {KILLS: trial.user_attrs.get(KILLS, 0) + (STOPPED not in trial.user_attrs)}
-                if trial.user_attrs[KILLS] <= MOST_KILLS:
+                if trial.user_attrs[KILLS] <= MAX_RETRIES:
                     Retry(inherit_intermediate_values=True)(self.study, trial)
 
 

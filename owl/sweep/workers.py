@@ -18,14 +18,18 @@ from optuna.trial import TrialState
 
 from owl.process import kill, start
 from owl.sweep.plan import Setting, options, short
-from owl.sweep.study import HEARTBEAT, METRICS, PRUNED, STOPPED, SweepStudy, chain_number, unknown_objective
+from owl.sweep.study import HEARTBEAT_INTERVAL, METRICS, PRUNED, STOPPED, SweepStudy, chain_number, unknown_objective
 
 LOG = "log.txt"
 PRUNING = "owl.callbacks.pruning.Pruning"
-PAUSE = 0.2  # seconds between polls of a trial
-IDLE_PAUSE = 1.0  # seconds between queries of the storage
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # by the user; by a cluster on preemption, before a time limit
-FROM_OUTSIDE = {-signal.SIGKILL, -signal.SIGHUP, *(-number for number in STOPS), *(128 + number for number in STOPS)}
+POLL_INTERVAL = 0.2  # seconds between polls of a trial's process
+RETRY_INTERVAL = 1.0  # seconds between queries of the storage
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""From the user; from a cluster on preemption, and before a time limit."""
+INTERRUPTED = {
+    *(-number for number in (signal.SIGKILL, signal.SIGHUP, *STOP_SIGNALS)),
+    *(128 + number for number in STOP_SIGNALS),
+}
 """Exit statuses of a trial that was ended by the user, by the system for lack of memory, or by a cluster."""
 BUSY = "[run.busy]"  # ends the output of a trial if the process that it continues still holds the run folder
 
@@ -47,7 +51,7 @@ class Workers:
     report: Callable[[], object]  # called after each trial
     processes: set[subprocess.Popen[bytes]] = field(default_factory=set)
     signal: int | None = None  # the received one
-    kills: bool = False  # since a second SIGINT
+    killing: bool = False  # since a second SIGINT
 
     async def run(self) -> None:
         """Run trials until the sweep is done or a signal arrives.
@@ -55,9 +59,9 @@ class Workers:
         Raises:
             OwlError: A trial does not log the objective.
         """
-        for number in STOPS:
+        for number in STOP_SIGNALS:
             asyncio.get_running_loop().add_signal_handler(number, self._stop, number)
-        workers = (self._work() for _ in range(self.count))
+        workers = (self._run_worker() for _ in range(self.count))
         for error in await asyncio.gather(*workers, return_exceptions=True):
             if error is not None:
                 raise error
@@ -66,42 +70,42 @@ class Workers:
         """Let the trials save a checkpoint and end; a second SIGINT kills them."""
         if self.signal is None:
             print(f"stopping {len(self.processes)} trials, which save a checkpoint; Ctrl-C kills them", flush=True)
-        self.kills |= self.signal is not None and number == signal.SIGINT
+        self.killing |= self.signal is not None and number == signal.SIGINT
         for process in self.processes:
-            if self.kills:
+            if self.killing:
                 kill(process)
             elif self.signal is None:
                 process.terminate()
         if not (self.signal == signal.SIGUSR1 and number == signal.SIGTERM):  # the end that SIGUSR1 has announced
             self.signal = number
 
-    async def _work(self) -> None:
+    async def _run_worker(self) -> None:
         """Run one trial after the other until none is left, here or for other workers."""
         try:
             while self.signal is None:
-                await self._patiently(self.study.revive)
-                if claimed := await self._patiently(self.study.claim):
-                    await self._train(*claimed)
-                elif all(trial.state.is_finished() for trial in await self._patiently(self.study.chains)):
+                await self._retry(self.study.retry_interrupted)
+                if trial := await self._retry(self.study.ask):
+                    await self._run_trial(*trial)
+                elif all(trial.state.is_finished() for trial in await self._retry(self.study.chains)):
                     return
                 else:
-                    await asyncio.sleep(IDLE_PAUSE)
+                    await asyncio.sleep(RETRY_INTERVAL)
         except Exception:
             self._stop(signal.SIGTERM)
             raise
 
-    async def _patiently(self, call: Callable[..., Any], *arguments: Any) -> Any:
+    async def _retry(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function again while the database is unavailable; trials continue training."""
         while True:
             try:
                 return call(*arguments)
             except StorageInternalError as error:
-                if self.kills:
+                if self.killing:
                     raise KeyboardInterrupt from error
                 print(f"the database is unavailable, retrying: {' '.join(str(error.__cause__).split())}", flush=True)
-            await asyncio.sleep(IDLE_PAUSE)
+            await asyncio.sleep(RETRY_INTERVAL)
 
-    async def _train(self, number: int, setting: Setting) -> None:
+    async def _run_trial(self, number: int, setting: Setting) -> None:
         """Run a trial and record its result, unless another worker takes it over."""
         chain = chain_number(self.study.trial(number))
         folder = self.runs / self.study.plan.name / trial_name(chain)
@@ -110,20 +114,20 @@ class Workers:
         folder.mkdir(parents=True, exist_ok=True)
         process = start(self.command(number, chain, setting), folder / LOG, self.threads)
         self.processes.add(process)
-        drawn = ", ".join(f"{key.rpartition('.')[2]} {short(value)}" for key, value in setting.items())
-        print(f"trial {chain} {'begins' if chain == number else 'continues'}: {drawn}", flush=True)
-        began = seen = time.monotonic()
+        params = ", ".join(f"{key.rpartition('.')[2]} {short(value)}" for key, value in setting.items())
+        print(f"trial {chain} {'starts' if chain == number else 'continues'}: {params}", flush=True)
+        started = last_heartbeat = time.monotonic()
         while process.poll() is None:
-            await asyncio.sleep(PAUSE)
-            if time.monotonic() - seen > HEARTBEAT:
-                if not await self._patiently(self.study.beat, number):
+            await asyncio.sleep(POLL_INTERVAL)
+            if time.monotonic() - last_heartbeat > HEARTBEAT_INTERVAL:
+                if not await self._retry(self.study.record_heartbeat, number):
                     kill(process)  # this process recorded no heartbeat for so long that the trial counts as killed
-                seen = time.monotonic()
+                last_heartbeat = time.monotonic()
         self.processes.remove(process)
-        message = await self._patiently(self._finish, number, process.returncode, folder)
-        print(f"trial {chain} {message}, after {time.monotonic() - began:.0f} s", flush=True)
-        await self._patiently(self.study.revive)
-        await self._patiently(self.report)
+        message = await self._retry(self._record_result, number, process.returncode, folder)
+        print(f"trial {chain} {message}, after {time.monotonic() - started:.0f} s", flush=True)
+        await self._retry(self.study.retry_interrupted)
+        await self._retry(self.report)
 
     def command(self, number: int, chain: int, setting: Setting) -> list[str]:
         """Return the command line of a trial."""
@@ -136,7 +140,7 @@ class Workers:
             *(f"--trainer.callbacks.{key}={value}" for key, value in callback.items()),
         ]
 
-    def _finish(self, number: int, status: int, folder: Path) -> str:
+    def _record_result(self, number: int, status: int, folder: Path) -> str:
         """Record the result of a trial whose process has ended, and describe it."""
         trial, objective, file = self.study.trial(number), self.study.plan.objective, folder / "metrics.json"
         metrics = json.loads(file.read_bytes()) if status == 0 and file.exists() else {}
@@ -147,8 +151,8 @@ class Workers:
         if known and objective not in known:
             self.study.tell(number, TrialState.FAIL, stopped=True)
             raise unknown_objective(objective, known)
-        if status in FROM_OUTSIDE or (status and output.endswith(BUSY)):
-            is_kill = self.signal is None and status in FROM_OUTSIDE
+        if status in INTERRUPTED or (status and output.endswith(BUSY)):
+            is_kill = self.signal is None and status in INTERRUPTED
             self.study.tell(number, TrialState.FAIL, **({} if is_kill else {STOPPED: True}))
             why = f"its process was killed (status {status})" if self.signal is None else "the sweep was stopped"
             return f"is interrupted, {why}"

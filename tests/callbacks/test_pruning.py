@@ -30,16 +30,16 @@ def fit_line(folder: Path, plan: Plan, number: int, **limits: Any) -> Any:
 def test_a_pruned_trial_is_stopped_and_noted(tmp_path: Path) -> None:
     plan = plan_of(pruner={"name": "median", "n_startup_trials": 1})
     sweep = begin(tmp_path, plan)
-    first, _ = sweep.claim()
+    first, _ = sweep.ask()
     for step in range(1, 5):
         sweep.storage.set_trial_intermediate_value(sweep.trial_id(first), step, 5.0)
     sweep.tell(first, TrialState.COMPLETE, 5.0)
-    second, _ = sweep.claim()
+    second, _ = sweep.ask()
     assert fit_line(tmp_path, plan, second).global_step == 2
     trial = sweep.trial(second)
     assert trial.intermediate_values == {1: 1.0}
     assert trial.user_attrs["pruned"] == 1
-    third, _ = sweep.claim()
+    third, _ = sweep.ask()
     fit_line(tmp_path, plan, third, max_steps=-1, max_epochs=1, val_check_interval=8)
     assert "pruned" not in sweep.trial(third).user_attrs  # it has just finished
 
@@ -47,7 +47,7 @@ def test_a_pruned_trial_is_stopped_and_noted(tmp_path: Path) -> None:
 def test_a_promising_trial_is_reported_and_left_alone(tmp_path: Path) -> None:
     plan = plan_of(pruner="none")
     sweep = begin(tmp_path, plan)
-    number, _ = sweep.claim()
+    number, _ = sweep.ask()
     assert fit_line(tmp_path, plan, number).global_step == 8
     assert sweep.trial(number).intermediate_values == dict.fromkeys(range(1, 5), 1.0)
 
@@ -55,6 +55,6 @@ def test_a_promising_trial_is_reported_and_left_alone(tmp_path: Path) -> None:
 def test_an_objective_that_is_not_logged_is_told_after_the_first_validation(tmp_path: Path) -> None:
     plan = plan_of(objective="val/psnrr")
     sweep = begin(tmp_path, plan)
-    number, _ = sweep.claim()
+    number, _ = sweep.ask()
     with refused("sweep.objective", "'val/psnrr'", "did you mean 'val/psnr'?", "train/loss"):
         fit_line(tmp_path, plan, number)

@@ -32,7 +32,7 @@ def url_of(folder: Path, plan: Plan) -> str:
 
 def begin(folder: Path, plan: Plan) -> SweepStudy:
     """A plan's study, as one worker sees it."""
-    return SweepStudy.begin(open_storage(url_of(folder, plan)), plan, ["a.yaml"])
+    return SweepStudy.load_or_create(open_storage(url_of(folder, plan)), plan, ["a.yaml"])
 
 
 def silence(sweep: SweepStudy, number: int, seconds: int) -> None:

@@ -130,7 +130,7 @@ def test_draws_stay_in_the_space_meet_conditions_and_come_again(sampler: str, tm
         plan = plan_of(sampler=sampler, trials=6)
         sweep = begin(tmp_path / attempt, plan)
         settings = []
-        while claimed := sweep.claim():
+        while claimed := sweep.ask():
             number, setting = claimed
             assert 1e-4 <= setting[LR] <= 0.1
             assert (RATIO in setting) == (setting[OPTIMIZER] == MUON)
@@ -153,7 +153,7 @@ def test_a_grid_tries_every_combination_once(tmp_path: Path) -> None:
     assert plan.trials == 8
     sweep = begin(tmp_path, plan)
     tried = []
-    while claimed := sweep.claim():
+    while claimed := sweep.ask():
         tried.append(options(claimed[1]))
         sweep.tell(claimed[0], TrialState.COMPLETE, 1.0)
     assert len(tried) == len({tuple(setting) for setting in tried}) == 8
@@ -162,10 +162,10 @@ def test_a_grid_tries_every_combination_once(tmp_path: Path) -> None:
 
 def test_probes_hold_every_choice_and_both_ends() -> None:
     plan = plan_of(space={**SPACE, "data.init_args.batch_size": {"choices": [2, 4, 8]}})
-    probes = plan.probes()
+    probes = plan.boundary_settings()
     assert len(probes) <= 4
     for key, parameter in plan.space.items():
-        assert {probe[key] for probe in probes if key in probe} == set(parameter.extremes())
+        assert {probe[key] for probe in probes if key in probe} == set(parameter.boundary_values())
     assert all((RATIO in probe) == (probe[OPTIMIZER] == MUON) for probe in probes)
 
 
@@ -173,7 +173,7 @@ def test_probes_meet_conditions_of_conditions() -> None:
     space = {"a": [1, 2], "b": [1, 2], "c": [1, 2, 3]}
     when = {"b": {"a": 2}, "c": {"b": 2}}
     plan = plan_of(space={key: {"choices": values, "when": when.get(key, {})} for key, values in space.items()})
-    probes = plan.probes()
+    probes = plan.boundary_settings()
     assert {probe["c"] for probe in probes if "c" in probe} == {1, 2, 3}
     assert all(str(probe["a"]) == "2" for probe in probes if "b" in probe)
     assert all(str(probe["b"]) == "2" for probe in probes if "c" in probe)

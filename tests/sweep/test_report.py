@@ -15,7 +15,7 @@ def test_the_report_shows_every_trial_and_best_yaml_is_the_best_run(tmp_path: Pa
     plan = plan_of(trials=9)
     sweep = begin(tmp_path, plan)
     for value in range(8):
-        number, _ = sweep.claim()
+        number, _ = sweep.ask()
         sweep.storage.set_trial_intermediate_value(sweep.trial_id(number), 1, 3.0)
         if value < 6:
             sweep.tell(number, TrialState.COMPLETE, 20.0 + value)
@@ -23,7 +23,7 @@ def test_the_report_shows_every_trial_and_best_yaml_is_the_best_run(tmp_path: Pa
             sweep.tell(number, TrialState.FAIL, reason="a | b")
         else:
             sweep.tell(number, TrialState.PRUNED, pruned=1)
-    sweep.claim()
+    sweep.ask()
     run = tmp_path / "tried" / "trial-0005"
     run.mkdir(parents=True)
     callbacks = [{"class_path": "owl.callbacks.pruning.Pruning"}, {"class_path": "a.Kept"}]

@@ -13,7 +13,7 @@ from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
 
 from owl.sweep.plan import Plan
-from owl.sweep.study import GRACE, SweepStudy, chain_number, open_storage
+from owl.sweep.study import GRACE_PERIOD, SweepStudy, chain_number, open_storage
 from tests.helpers.errors import refused
 from tests.helpers.sweeps import LR, SPACE, begin, plan_of, silence
 
@@ -23,7 +23,7 @@ FORK = multiprocessing.get_context("fork")
 def test_workers_share_the_number_of_trials(tmp_path: Path) -> None:
     plan = plan_of(trials=3)
     one, two = begin(tmp_path, plan), begin(tmp_path, plan)
-    numbers = [claimed[0] for sweep in (one, two, one, two) if (claimed := sweep.claim())]
+    numbers = [claimed[0] for sweep in (one, two, one, two) if (claimed := sweep.ask())]
     assert numbers == [0, 1, 2]
 
 
@@ -33,17 +33,17 @@ def test_a_trial_too_many_waits_for_more_trials(tmp_path: Path, monkeypatch: pyt
     one, two = begin(tmp_path, plan), begin(tmp_path, plan)
     honest, answers = one.chains, iter([lambda: []])
     monkeypatch.setattr(one, "chains", lambda: next(answers, honest)())
-    assert two.claim()[0] == 0
-    assert one.claim() is None
+    assert two.ask()[0] == 0
+    assert one.ask() is None
     assert one.trial(1).state == TrialState.WAITING
     assert [chain_number(trial) for trial in two.chains()] == [0]
-    assert begin(tmp_path, plan_of(trials=2)).claim()[0] == 1
+    assert begin(tmp_path, plan_of(trials=2)).ask()[0] == 1
 
 
 def claim_all(folder: Path, plan: Plan, barrier: Barrier, results: Any) -> None:
     barrier.wait()
     sweep, numbers = begin(folder, plan), []
-    while claimed := sweep.claim():
+    while claimed := sweep.ask():
         numbers.append(claimed[0])
     results.put(numbers)
 
@@ -65,11 +65,11 @@ def test_two_workers_never_take_the_same_trial(tmp_path: Path, monkeypatch: pyte
     """One looks whether it is free; the other wants it before the first has taken it."""
     plan = plan_of(trials=1)
     one, two = begin(tmp_path, plan), begin(tmp_path, plan)
-    one.claim()
+    one.ask()
     one.tell(0, TrialState.FAIL)
-    one.revive()
+    one.retry_interrupted()
     taken: list[Any] = []
-    other = Thread(target=lambda: taken.append(two.claim()))
+    other = Thread(target=lambda: taken.append(two.ask()))
     check = one.storage.check_trial_is_updatable
 
     def check_while_the_other_claims(*arguments: Any) -> None:
@@ -79,7 +79,7 @@ def test_two_workers_never_take_the_same_trial(tmp_path: Path, monkeypatch: pyte
             other.join(1.0)  # it gets on only where it need not wait for this transaction
 
     monkeypatch.setattr(one.storage, "check_trial_is_updatable", check_while_the_other_claims)
-    taken.append(one.claim())
+    taken.append(one.ask())
     other.join()
     assert sorted(claimed is None for claimed in taken) == [False, True]
 
@@ -87,21 +87,21 @@ def test_two_workers_never_take_the_same_trial(tmp_path: Path, monkeypatch: pyte
 def test_a_killed_workers_trial_is_continued_and_one_that_kills_is_given_up(tmp_path: Path) -> None:
     plan = plan_of(trials=1)
     sweep = begin(tmp_path, plan)
-    number, setting = sweep.claim()
+    number, setting = sweep.ask()
     sweep.storage.set_trial_intermediate_value(sweep.trial_id(number), 1, 20.0)
-    sweep.revive()
-    assert sweep.claim() is None  # this very process works on it
+    sweep.retry_interrupted()
+    assert sweep.ask() is None  # this very process works on it
     for kill in range(3):
-        silence(sweep, number, GRACE + 1)
-        sweep.revive()
-        claimed = sweep.claim()
+        silence(sweep, number, GRACE_PERIOD + 1)
+        sweep.retry_interrupted()
+        claimed = sweep.ask()
         assert (claimed is not None) == (kill < 2)
         if claimed is not None:
             number, again = claimed
             assert again == setting
             assert sweep.trial(number).intermediate_values == {1: 20.0}
             assert chain_number(sweep.trial(number)) == 0
-    assert sweep.claim() is None
+    assert sweep.ask() is None
     (chain,) = sweep.chains()
     assert chain.state == TrialState.FAIL
 
@@ -109,13 +109,13 @@ def test_a_killed_workers_trial_is_continued_and_one_that_kills_is_given_up(tmp_
 def test_a_worker_is_lost_when_it_is_silent_and_learns_of_it(tmp_path: Path) -> None:
     """Less silence may also be a clock that is slow: SQLite reads that of the machine that writes."""
     sweep = begin(tmp_path, plan_of(trials=1))
-    number, _ = sweep.claim()
-    silence(sweep, number, GRACE - 30)
-    sweep.revive()
-    assert sweep.beat(number)
-    silence(sweep, number, GRACE + 1)
-    sweep.revive()
-    assert not sweep.beat(number)
+    number, _ = sweep.ask()
+    silence(sweep, number, GRACE_PERIOD - 30)
+    sweep.retry_interrupted()
+    assert sweep.record_heartbeat(number)
+    silence(sweep, number, GRACE_PERIOD + 1)
+    sweep.retry_interrupted()
+    assert not sweep.record_heartbeat(number)
 
 
 def test_a_trial_is_found_whose_worker_was_killed_while_it_took_or_continued_it(
@@ -123,15 +123,15 @@ def test_a_trial_is_found_whose_worker_was_killed_while_it_took_or_continued_it(
 ) -> None:
     sweep = begin(tmp_path, plan_of(trials=1))
     with monkeypatch.context() as patch:
-        patch.setattr(Plan, "draw", lambda *_: 1 / 0)
+        patch.setattr(Plan, "suggest", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            sweep.claim()
-    silence(sweep, 0, GRACE + 1)
-    begin(tmp_path, sweep.plan).revive()
-    assert sweep.claim()[0] == 1
+            sweep.ask()
+    silence(sweep, 0, GRACE_PERIOD + 1)
+    begin(tmp_path, sweep.plan).retry_interrupted()
+    assert sweep.ask()[0] == 1
     sweep.storage.set_trial_state_values(sweep.trial_id(1), TrialState.FAIL)  # and nothing was added to continue it
-    begin(tmp_path, sweep.plan).revive()
-    number, setting = sweep.claim()
+    begin(tmp_path, sweep.plan).retry_interrupted()
+    number, setting = sweep.ask()
     assert chain_number(sweep.trial(number)) == 0
     assert LR in setting
 
@@ -139,13 +139,13 @@ def test_a_trial_is_found_whose_worker_was_killed_while_it_took_or_continued_it(
 def test_of_two_continuations_of_a_trial_one_counts(tmp_path: Path) -> None:
     """Two workers have found the same trial to be interrupted, in the same moment."""
     sweep = begin(tmp_path, plan_of(trials=2))
-    number, _ = sweep.claim()
+    number, _ = sweep.ask()
     sweep.tell(number, TrialState.FAIL)
     for _ in range(2):
         RetryHeartbeatStaleTrialCallback()(sweep.study, sweep.trial(number))
-    sweep.revive()
-    assert [sweep.claim()[0] for _ in range(2)] == [1, 3]
-    assert sweep.claim() is None
+    sweep.retry_interrupted()
+    assert [sweep.ask()[0] for _ in range(2)] == [1, 3]
+    assert sweep.ask() is None
     sweep.tell(1, TrialState.COMPLETE, 1.0)
     assert [t.state for t in sweep.chains()] == [TrialState.COMPLETE, TrialState.RUNNING]
 
@@ -158,20 +158,20 @@ def die_within_a_transaction(sweep: SweepStudy) -> None:
 
 def test_a_worker_killed_within_a_transaction_leaves_the_study_as_it_was(tmp_path: Path) -> None:
     sweep = begin(tmp_path, plan_of(trials=2))
-    sweep.claim()
+    sweep.ask()
     sweep.storage.engine.dispose()
     worker = FORK.Process(target=die_within_a_transaction, args=(sweep,))
     worker.start()
     worker.join()
     assert worker.exitcode == -signal.SIGKILL
-    assert sweep.claim()[0] == 1
+    assert sweep.ask()[0] == 1
     assert [t.state for t in sweep.chains()] == [TrialState.RUNNING] * 2
 
 
 def test_a_study_refuses_another_space_only_once_it_has_results(tmp_path: Path) -> None:
     plan = plan_of()
     sweep = begin(tmp_path, plan)
-    number, _ = sweep.claim()
+    number, _ = sweep.ask()
     other = plan_of(objective="val/l1")
     assert begin(tmp_path, other).study.user_attrs["identity"]["objective"] == "val/l1"
     begin(tmp_path, plan)
@@ -185,10 +185,10 @@ def test_a_database_serves_as_well_and_one_that_cannot_is_told(tmp_path: Path, m
     monkeypatch.setenv("SWEEPS", str(tmp_path / "sweeps.db"))
     plan = plan_of(storage="sqlite:///$SWEEPS", trials=2)
     sweep = begin(tmp_path, plan)
-    number, setting = sweep.claim()
+    number, setting = sweep.ask()
     sweep.tell(number, TrialState.FAIL)
-    sweep.revive()
-    assert sweep.claim()[1] == setting
+    sweep.retry_interrupted()
+    assert sweep.ask()[1] == setting
     assert (tmp_path / "sweeps.db").exists()
     with refused("sweep.storage", "nothing://x"):
         open_storage("nothing://x")

@@ -16,7 +16,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 
 from owl.sweep.plan import Plan
-from owl.sweep.study import GRACE, chain_number
+from owl.sweep.study import GRACE_PERIOD, chain_number
 from owl.sweep.workers import Workers
 from tests.helpers.errors import refused
 from tests.helpers.sweeps import begin, plan_of, silence
@@ -132,7 +132,7 @@ def test_the_killed_workers_trial_ends_and_is_continued(tmp_path: Path) -> None:
     trial = [psutil.Process(int(note.read_text()))] if psutil.pid_exists(int(note.read_text())) else []
     assert not psutil.wait_procs(trial, timeout=50)[1]
     crew = QuickWorkers(tmp_path, plan_of(trials=1))
-    silence(crew.study, 0, GRACE + 1)
+    silence(crew.study, 0, GRACE_PERIOD + 1)
     asyncio.run(crew.run())
     (chain,) = crew.study.chains()
     assert chain.state == TrialState.COMPLETE
@@ -142,19 +142,19 @@ def test_the_killed_workers_trial_ends_and_is_continued(tmp_path: Path) -> None:
 def test_a_worker_that_was_silent_leaves_its_trial_to_the_one_that_took_it_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("owl.sweep.workers.HEARTBEAT", 0)
+    monkeypatch.setattr("owl.sweep.workers.HEARTBEAT_INTERVAL", 0)
     crew = QuickWorkers(tmp_path, plan_of(trials=1), seconds=100)
     other = QuickWorkers(tmp_path, plan_of(trials=1))
-    processes, beat = [], crew.study.beat
+    processes, beat = [], crew.study.record_heartbeat
 
     def beat_too_late(number: int) -> bool:
         processes.extend(crew.processes)
-        silence(crew.study, number, GRACE + 1)
-        other.study.revive()
+        silence(crew.study, number, GRACE_PERIOD + 1)
+        other.study.retry_interrupted()
         return beat(number)
 
-    crew.study.beat = beat_too_late  # type: ignore[method-assign]
-    asyncio.run(crew._train(*crew.study.claim()))
+    crew.study.record_heartbeat = beat_too_late  # type: ignore[method-assign]
+    asyncio.run(crew._run_trial(*crew.study.ask()))
     assert not crew.processes
     assert [process.returncode for process in processes] == [-signal.SIGKILL]
     asyncio.run(other.run())
