@@ -40,6 +40,8 @@ def stored_scale(existing: dict[str, Any] | None) -> dict[str, Any] | None:
 class Annotator(ABC):
     """Base class of annotators. They must be picklable; each process of a job has one copy.
 
+    Each reads the frames itself, in the size and with the neighbours that it needs, so several run in one pass.
+
     Attributes:
         modalities: Description of each modality that it adds, for dataset.json.
     """

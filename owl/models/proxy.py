@@ -200,7 +200,7 @@ def _read_diffusers(folder: Path) -> nn.Module:
         )
     options = {"local_files_only": True, "use_safetensors": True, "low_cpu_mem_usage": False}
     try:
-        with _quiet():
+        with _quiet():  # its own loader, since folders of several ages differ in the names of their weights
             autoencoder, report = kind.from_pretrained(str(folder), output_loading_info=True, **options)
         wrong = [str(item) for key in ("missing_keys", "unexpected_keys", "mismatched_keys") for item in report[key]]
         if wrong:
