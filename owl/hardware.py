@@ -7,6 +7,7 @@ loaded) disables the units for a process, for tests and benchmarks.
 
 import functools
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +35,16 @@ def default_device() -> torch.device:
 def device_name(device: torch.device) -> str:
     """Return the name of a GPU, or "the CPU"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+
+
+def leave_a_core() -> None:
+    """Let torch use one core less than this process may use, at least one; ``OMP_NUM_THREADS`` overrides it.
+
+    For programs beside which another works all the time, such as the browser that shows their frames. On all cores, a
+    thread of torch that has to wait for the browser makes the others wait at the end of every operator.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), len(os.sched_getaffinity(0)) - 1)))
 
 
 @dataclass(frozen=True)

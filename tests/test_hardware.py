@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,24 @@ def test_rates_are_measured_without_a_trace() -> None:
     assert rates is hardware.cpu_rates()
     assert multiplies_bfloat16("cpu") == (rates.bfloat16 > rates.float32)
     assert fast_dtype("meta") == torch.float32  # nothing is known of it
+
+
+@pytest.mark.parametrize(("cores", "variable", "threads"), [(2, None, 1), (1, None, 1), (16, None, 3), (2, "3", 3)])
+def test_a_core_is_left_to_the_browser(
+    cores: int, variable: str | None, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    torch.set_num_threads(3)
+    try:
+        hardware.leave_a_core()
+        assert torch.get_num_threads() == threads
+        with ThreadPoolExecutor(1) as pool:  # a session plays in a thread of its own
+            assert pool.submit(torch.get_num_threads).result() == threads
+    finally:
+        torch.set_num_threads(1)
 
 
 @pytest.mark.skipif(not X86, reason="oneDNN's variable is for x86")

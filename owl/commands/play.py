@@ -11,6 +11,7 @@ from pathlib import Path
 from owl.cli.arguments import changed, parse_size
 from owl.data.game import check_audio
 from owl.errors import OwlError, at_least
+from owl.hardware import leave_a_core
 from owl.models.sampling import Sampler
 from owl.play.beside import SideBySide
 from owl.play.game import GameWorld
@@ -113,6 +114,7 @@ def main(
     if game:
         played = GameWorld(worlds[0], parse_size(size or "270x480"), sound and has_sound())
     else:
+        leave_a_core()
         made = [
             LearnedWorld(
                 Sources(
