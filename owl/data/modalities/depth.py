@@ -41,7 +41,8 @@ class Depth(RecordedModality):
         return {self.name: ((self.sampling.length, 1, *self.sampling.delivered), torch.float32)}
 
     def decode(self, content: bytes | memoryview) -> np.ndarray:
-        return codecs.resize(with_shape(codecs.decode_depth(content), self.sampling.stored), self.sampling.size)
+        stored = with_shape(codecs.decode_depth(content), self.sampling.stored)
+        return codecs.nearest(stored, self.sampling.size)  # an average of two surfaces, or with 255, is no distance
 
     def assemble(self, frames: Iterable[np.ndarray], view: View, into: dict[str, np.ndarray], before: int = 0) -> None:
         for planes, frame in zip(into[self.name], frames, strict=True):
