@@ -108,7 +108,7 @@ def main() -> None:
     torch.manual_seed(0)
     init_args = yaml.safe_load(options.config.read_text())["init_args"]
     network = WorldTransformer(**(init_args | {"global_every": 0})).eval()  # one window, as the baseline has it
-    for parameter in network.parameters():  # the layers that begin as zeros would make all frames alike
+    for parameter in network.parameters():  # the layers that start as zeros would make all frames alike
         torch.nn.init.normal_(parameter, std=0.02)
     flops = flops_per_frame(network)
     dtype = fast_dtype("cpu")

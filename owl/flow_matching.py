@@ -164,7 +164,7 @@ def shortcut_grid(level: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         uniform: float[...] in [0, 1), which selects one of the 2^level steps.
 
     Returns:
-        The step size d and the noise level t in {d, 2 d, ..., 1} at which the step begins, float[...].
+        The step size d and the noise level t in {d, 2 d, ..., 1} at which the step starts, float[...].
     """
     count = 2.0 ** level.to(uniform.dtype)
     return 1 / count, ((uniform * count).floor() + 1) / count
@@ -175,7 +175,7 @@ def shortcut_target(
 ) -> Tensor:
     """Compute the average velocity of two steps of half the size, the target of one step (Frans et al. 2024, eq. 4).
 
-    With x_t = (1 - t) x0 + t eps, a step of size d leads from t to t - d: the second half begins at t - d / 2.
+    With x_t = (1 - t) x0 + t eps, a step of size d leads from t to t - d: the second half starts at t - d / 2.
 
     Args:
         velocity: Called with x_t, noise levels float[B] and step sizes float[B]; call it without gradients.

@@ -215,7 +215,7 @@ def check_decoder(network: nn.Module, name: str, decoder: nn.Module) -> None:
         OwlError: It decodes other latents, or does not identify them.
     """
     modality = modality_of(network, name)
-    if not (hasattr(decoder, "decode") and tells_encoder(decoder, modality)):
+    if not (hasattr(decoder, "decode") and identifies_encoder(decoder, modality)):
         raise OwlError(
             "decoder.kind",
             f"the {name} decoder is a {type(decoder).__name__}, expected a network with decode that identifies "
@@ -231,7 +231,7 @@ def check_decoder(network: nn.Module, name: str, decoder: nn.Module) -> None:
         )
 
 
-def tells_encoder(network: nn.Module, name: str = "latent") -> bool:
+def identifies_encoder(network: nn.Module, name: str = "latent") -> bool:
     """Return whether a network identifies the encoder of the latents of an input."""
     return any(hasattr(network, attribute) for attribute in (f"{name}_encoder", "encoder"))
 
@@ -240,7 +240,7 @@ def encoder_of(network: nn.Module, name: str = "latent") -> str:
     """Return the fingerprint of the encoder whose latents a network takes, generates or decodes.
 
     Args:
-        network: Network for which `tells_encoder` is true.
+        network: Network for which `identifies_encoder` is true.
         name: Name of the network's input.
     """
     stored = bytes(getattr(network, f"{name}_encoder", torch.zeros(8)).to(torch.uint8).tolist()).hex()

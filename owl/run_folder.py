@@ -1,4 +1,4 @@
-"""Run folders: exclusive access for one process, and no changes before training begins."""
+"""Run folders: exclusive access for one process, and no changes before training starts."""
 
 import shutil
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ POLL = 1.0
 class SaveConfig(SaveConfigCallback):
     """Write the complete resolved configuration to ``<run folder>/config.yaml``, with any logger, in fit only.
 
-    The file is written when training begins, after the data and the checkpoint have been checked. The files of an
+    The file is written when training starts, after the data and the checkpoint have been checked. The files of an
     overwritten run are removed at the same time.
 
     Args:

@@ -43,11 +43,11 @@ LONG = (
     *("test_strategies.py", "test_trust.py", "test_sweep.py", "test_fp8.py", "test_docs.py"),
     *("test_experiments.py", "test_recorder.py"),
 )
-"""Files that take half a minute or more. They come first: one that began last would keep one core waiting."""
+"""Files that take half a minute or more. They come first: one that started last would keep one core waiting."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the long files."""
+    """Start with the long files."""
     items.sort(key=lambda item: item.path.name not in LONG)
 
 

@@ -53,7 +53,7 @@ def test_every_loader_reads_back_what_was_written(text: str) -> None:
 @example("1e-3")
 @example("null")
 def test_a_parser_reads_back_its_own_dump(text: str) -> None:
-    """As fit does; "${" begins a reference, in a string too."""
+    """As fit does; "${" starts a reference, in a string too."""
     set_dumper("yaml", dump)
     parser = ArgumentParser(parser_mode="omegaconf+", exit_on_error=False)
     parser.add_argument("--name", type=str)
@@ -115,7 +115,7 @@ def test_what_is_wrong_has_its_line(tmp_path: Path) -> None:
         check_file(str(file))
 
 
-def test_files_that_are_right_pass(tmp_path: Path) -> None:
+def test_valid_files_pass(tmp_path: Path) -> None:
     file = tmp_path / "right.yaml"
     file.write_text("a: &x {b: 1}\nc: {<<: *x, b: 2}\nd: null\nb: [{b: 1}, {b: 2}]\n")
     check_file(str(file))

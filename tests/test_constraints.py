@@ -1,4 +1,4 @@
-"""The lock file pins every package that pyproject.toml asks for, to a release that it allows."""
+"""The lock file pins every package that pyproject.toml requires, to a release that it allows."""
 
 import tomllib
 from pathlib import Path

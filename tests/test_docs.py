@@ -128,7 +128,7 @@ def execute(command: str) -> None:
 
 
 def leave(arguments: list[str]) -> int:
-    """Run a command that prints something and then leaves by itself; return the exit status."""
+    """Run a command that prints something and then exits on its own; return the exit status."""
     with pytest.raises(SystemExit) as exit_:
         owl_here(*arguments, cwd=Path.cwd())
     return int(exit_.value.code or 0)
@@ -260,7 +260,7 @@ def headings(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_and_pictures_lead_somewhere(page: str) -> None:
+def test_links_and_pictures_exist(page: str) -> None:
     path = REPOSITORY / page
     for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", path.read_text()):
         if "://" in target:

@@ -131,7 +131,7 @@ def test_a_sampler_goes_through_the_levels_and_gradients_through_the_sampler() -
     )
 
 
-def test_shortcuts_begin_on_the_grid_of_their_own_step_size() -> None:
+def test_shortcuts_start_on_the_grid_of_their_own_step_size() -> None:
     level, uniform = torch.arange(7).repeat_interleave(1000), torch.rand(7000)
     size, t = shortcut_grid(level, uniform)
     assert size.unique().tolist() == [2.0**-b for b in range(6, -1, -1)]
@@ -168,7 +168,7 @@ def test_the_exact_flow_of_a_linear_equation_is_consistent_with_itself() -> None
     assert torch.equal(torch.stack(sizes), torch.stack([d / 2, d / 2]))
 
 
-def test_random_levels_begin_at_noise_and_descend() -> None:
+def test_random_levels_start_at_noise_and_descend() -> None:
     generator = torch.Generator().manual_seed(0)
     first, second = random_levels(8, generator), random_levels(8, generator)
     for levels in (first, second):

@@ -96,7 +96,7 @@ def test_nothing_multiplies_bfloat16_where_the_cpu_has_no_units_for_it(tmp_path:
     assert {"bmm", "mm"} <= found["world_model_quickstart"]["products"].keys()
 
 
-def test_the_witness_sees_bfloat16() -> None:
+def test_the_recorder_of_dtypes_sees_bfloat16() -> None:
     layer = torch.nn.Linear(8, 8)
     with Dtypes() as dtypes, torch.autocast("cpu", torch.bfloat16):
         layer(torch.randn(4, 8)).sum().backward()
@@ -117,7 +117,7 @@ def test_muon_iterates_in_what_is_fast(rates: Rates, dtype: str, monkeypatch: py
 @pytest.mark.parametrize(
     ("rates", "expected", "other"), [(FAST, "bf16-mixed", SLOW), (SLOW, "32-true", FAST)], ids=["fast", "slow"]
 )
-def test_auto_is_resolved_when_a_run_begins_and_kept(
+def test_auto_is_resolved_when_a_run_starts_and_kept(
     lab: Path, rates: Rates, expected: str, other: Rates, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     pretend(monkeypatch, rates)
@@ -134,7 +134,7 @@ def test_auto_is_resolved_when_a_run_begins_and_kept(
     assert precision(lab, expected) == explicit
 
 
-def test_bfloat16_that_was_asked_for_runs_anywhere_and_says_what_it_costs(
+def test_requested_bfloat16_runs_anywhere_and_reports_its_cost(
     lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     pretend(monkeypatch, SLOW)
@@ -147,7 +147,7 @@ def test_bfloat16_that_was_asked_for_runs_anywhere_and_says_what_it_costs(
 
 
 @pytest.mark.parametrize("rates", [FAST, SLOW])
-def test_python_users_ask_the_same_place(rates: Rates, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_users_call_the_same_function(rates: Rates, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, rates)
     trainer = Trainer(accelerator="cpu", precision=trainer_precision("cpu"), logger=False)
     assert trainer.precision == {FAST: "bf16-mixed", SLOW: "32-true"}[rates]

@@ -35,7 +35,7 @@ def world(fingerprint: str = FINGERPRINT) -> nn.Module:
     return network
 
 
-def test_an_exported_decoder_proves_by_itself_which_latents_it_decodes(tmp_path: Path) -> None:
+def test_an_exported_decoder_identifies_its_latents_without_the_encoder(tmp_path: Path) -> None:
     models.save(decoder_of(), tmp_path)
     decoder = models.load(tmp_path)
     assert encoder_of(decoder) == FINGERPRINT

@@ -43,7 +43,7 @@ def test_a_mistyped_command_names_the_nearest_one(typed: list[str], meant: str) 
 
 
 @pytest.mark.parametrize("command", sorted(set(COMMANDS) - set(TRAINER_COMMANDS)))
-def test_every_command_teaches_its_options(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_has_help_for_its_options(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         run([*command.split(), "--help"])
     assert exit_.value.code == 0

@@ -1,4 +1,4 @@
-"""A run folder is one process's at a time, changes only when training begins, and is the same with every logger."""
+"""A run folder is one process's at a time, changes only when training starts, and is the same with every logger."""
 
 import os
 import shutil

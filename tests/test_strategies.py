@@ -82,7 +82,7 @@ def frozen_parts(folder: Path) -> dict[str, Any]:
 
 
 def cadence(folder: Path) -> dict[str, Any]:
-    """The first checkpoint is amid a cycle, and of an optimiser that was never stepped."""
+    """The first checkpoint is within a cycle, and of an optimiser that was never stepped."""
     assert FIRST < 4 < LAST < 8
     return tiny_players(folder / "footage", generator_every=4)
 
@@ -144,7 +144,7 @@ def diffusion_autoencoder(folder: Path) -> dict[str, Any]:
 
 
 def self_forcing(folder: Path) -> dict[str, Any]:
-    """The first checkpoint is amid a cycle of the critic."""
+    """The first checkpoint is within a cycle of the critic."""
     experiment = tiny_self_forcing(folder / "latents", folder / "world_model")
     experiment["model"]["init_args"] |= {"two_passes": True}
     return experiment

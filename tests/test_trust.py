@@ -210,7 +210,7 @@ def test_a_sigterm_to_all_processes_leaves_training_its_loader(lab: Path) -> Non
     assert checkpoint(lab, "scheduler")["global_step"] == 9
 
 
-def test_a_finished_run_stays_as_it_is_and_can_be_made_longer(
+def test_a_finished_run_is_not_changed_and_can_be_extended(
     lab: Path, uninterrupted: VALUE, capsys: pytest.CaptureFixture[str]
 ) -> None:
     constant = ("--model.warmup_steps", "0", "--model.final_lr", "1")
@@ -255,7 +255,7 @@ def main_in_child(lab: Path, arguments: list[str], errors: Path, before: Callabl
 
 
 def test_kill_during_a_save_leaves_the_previous_checkpoint(lab: Path) -> None:
-    def die_amid_the_second_save() -> int:
+    def die_during_the_second_save() -> int:
         whole, saves = torch.save, []
 
         def save(content: VALUE, file: Any) -> None:
@@ -269,7 +269,7 @@ def test_kill_during_a_save_leaves_the_previous_checkpoint(lab: Path) -> None:
         torch.save = save
         return fit(lab, "torn", "--checkpoint.every_n_steps", "1")
 
-    assert in_child(die_amid_the_second_save) == -signal.SIGKILL
+    assert in_child(die_during_the_second_save) == -signal.SIGKILL
     folder = lab / "runs" / "torn" / "checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "last.ckpt.partial"]
     assert checkpoint(lab, "torn")["global_step"] == 1
@@ -353,7 +353,7 @@ def test_accumulating_4_batches_equals_a_batch_of_4_times_the_size(lab: Path) ->
     assert large["global_step"] == accumulated["global_step"] == 2
 
 
-def test_a_user_who_insists_is_answered_at_once_without_a_traceback(lab: Path, tmp_path: Path) -> None:
+def test_a_second_ctrl_c_stops_immediately_without_a_traceback(lab: Path, tmp_path: Path) -> None:
     options = ["--trainer.callbacks+=tests.helpers.faults.SendSignal", "--trainer.callbacks.signal=SIGINT"]
     options += ["--trainer.callbacks.hook=on_train_batch_start", "--trainer.callbacks.call=1"]
     options += ["--trainer.callbacks.times=2"]

@@ -144,7 +144,7 @@ class Checkpoint(LightningCheckpoint):
         trainer._signal_connector.received_sigterm = stopping
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Skip a validation after a signal; the resumed run makes up for it.
+        """Skip a validation after a signal; the resumed run runs it.
 
         Raises:
             SIGTERMException: A signal arrived before it.

@@ -32,9 +32,9 @@ class FrozenEncoder(Callback):
 
     An encoder of ``rgb`` adds ``latent``, the posterior's mean, float[B, T, c, h, w], not standardised. An encoder of
     ``audio`` adds ``audio_latent``, float[B, T, k, c], or float[B, tokens, c] if frames do not have a whole number of
-    tokens; each window is encoded by itself, so that its first and last tokens do not depend on the sound around it.
+    tokens; each window is encoded separately, so that its first and last tokens do not depend on the sound around it.
     The encoder's fingerprint and the mean and standard deviation of each channel are described as in a dataset of
-    latents. They are measured on up to 2,048 frames of the training split when a run begins; a resumed run keeps them.
+    latents. They are measured on up to 2,048 frames of the training split when a run starts; a resumed run keeps them.
 
     With a dataset that already contains the latents, the callback only checks that they come from this encoder, so that
     one configuration works for both.
@@ -138,7 +138,7 @@ class FrozenEncoder(Callback):
         if dataset.stride != 1:
             raise OwlError(
                 "recipe.dataset",
-                f"windows of {dataset.path} have a stride of {dataset.stride}, so that latents of sound begin before "
+                f"windows of {dataset.path} have a stride of {dataset.stride}, so that latents of sound start before "
                 "the sound of a window; encode the dataset with `python -m owl data encode`, or set "
                 "data.init_args.stride to 1",
             )

@@ -28,7 +28,7 @@ ENVIRONMENT = "environment.json"
 class Report(Callback):
     """Write the results of a run and store its metadata in every checkpoint.
 
-    When training begins, ``environment.json`` is written, which describes the environment of the run (see
+    When training starts, ``environment.json`` is written, which describes the environment of the run (see
     `owl.environment`). After ``fit`` the run folder contains ``metrics.json`` (flat: metric name to number, with
     ``steps``, ``seconds``, ``seed``), and ``report.md`` with the same numbers, the last pictures, clips and sounds, and
     the command that repeats the run. ``validate`` and ``test`` write ``validate.json`` and ``test.json``.

@@ -106,7 +106,7 @@ class OwlTrainer(Trainer):
 
     Args:
         precision: Double precision (64-true), full (32-true), mixed (bf16-mixed, 16-mixed), or auto: bf16-mixed or
-            32-true, whichever is faster on this machine when a run begins. A resumed run keeps it.
+            32-true, whichever is faster on this machine when a run starts. A resumed run keeps it.
     """
 
     def __init__(self, *args: Any, precision: _PRECISION_INPUT | Literal["auto"] | None = None, **kwargs: Any) -> None:

@@ -75,10 +75,10 @@ def find_annotators(
     depth: str | None,
     scene: str | None,
 ) -> list[Annotator]:
-    """Load what the options of the command ask for; see `main`.
+    """Load what the options of the command request; see `main`.
 
     Raises:
-        OwlError: Nothing is asked for, options exclude each other, the source has no rgb or has the modality already,
+        OwlError: Nothing is requested, options exclude each other, the source has no rgb or has the modality already,
             or a network or a file cannot be used.
     """
     if not (controls or flow or depth or scene):

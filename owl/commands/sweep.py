@@ -76,13 +76,13 @@ def main(
             if plan.storage or database.exists():
                 print(report(SweepStudy(open_storage(url), plan)))
                 return 0
-        message = f"there is no sweep '{plan.name}' in {url} yet to report; begin it without --trials 0"
+        message = f"there is no sweep '{plan.name}' in {url} yet to report; start it without --trials 0"
         raise OwlError("sweep.missing", message)
     if plan.storage is None:
         refuse_network(folder, executor)
-    # apart, so that this process stays small: it may live for days beside the trials
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
-        apart.submit(check, plan, sweep, [*files, *options]).result()
+    # in another process, so that this one stays small: it may run for days beside the trials
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        process.submit(check, plan, sweep, [*files, *options]).result()
     folder.mkdir(parents=True, exist_ok=True)
     study = SweepStudy.load_or_create(open_storage(url), plan, [*(Path(file).name for file in config), *options])
     if executor == "slurm":
@@ -90,12 +90,12 @@ def main(
         queue(Job(plan.name, folder / "slurm-%A-%a.log", command, workers, **resources), folder / "workers.sh")
         print(f"Follow them: tail -F {folder}/slurm-*.log   Report: the same command with --trials 0")
         return 0
-    crew = Workers(study, Path(runs), [*files, *options], workers, threads_per_trial, url, partial(report, study))
+    local = Workers(study, Path(runs), [*files, *options], workers, threads_per_trial, url, partial(report, study))
     try:
-        asyncio.run(crew.run())
+        asyncio.run(local.run())
     finally:
         print(report(study))
-    return 128 + crew.signal if crew.signal else 0
+    return 128 + local.signal if local.signal else 0
 
 
 def load_plan(path: str | Path, trials: int | None = None) -> Plan:

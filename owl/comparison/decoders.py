@@ -26,7 +26,7 @@ def run_folder(run: str) -> Path:
 
 
 def run_names(runs: list[str]) -> list[str]:
-    """Return the names of the runs' folders, or the runs themselves where two are named alike."""
+    """Return the names of the runs' folders, or the runs themselves where two are named the same."""
     names = [run_folder(run).name for run in runs]
     return [name if names.count(name) == 1 else run for name, run in zip(names, runs, strict=True)]
 
@@ -38,7 +38,7 @@ def load_decoders(runs: list[str]) -> dict[str, nn.Module]:
         runs: Run folders, checkpoints or exports, of autoencoders or of decoders that were trained on their latents.
 
     Returns:
-        The networks, named as their run folders, or by ``runs`` where two are named alike.
+        The networks, named as their run folders, or by ``runs`` where two are named the same.
 
     Raises:
         OwlError: A file is missing or damaged, contains another kind of network, or two decode latents of different

@@ -40,7 +40,7 @@ class ScriptedEvaluation:
         self.scripts, self.context = list(scripts), context
         self.starts = min(starts, len(episodes.dataset))
         self.true: dict[str, Tensor] = {}
-        self.reason = "" if game else "it was not asked for"
+        self.reason = "" if game else "it was not requested"
         if not game:
             return
         try:

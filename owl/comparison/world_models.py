@@ -113,7 +113,7 @@ def command(single: list[str]) -> str:
     """Join the commands of single evaluations to one.
 
     The options that can have a value for each world model (``EACH``) get all of theirs; other options that differ are
-    left out: they name the parts of shared worlds, which each world finds by itself.
+    left out: they name the parts of shared worlds, which each world finds on its own.
     """
     parsed = [shlex.split(each)[4:] for each in single]
     words = ["python", "-m", "owl", "rollout", *(words[0] for words in parsed)]

@@ -84,13 +84,13 @@ class RecordedGame:
             The ``frame + 1 + T`` frames from the beginning of the episode.
 
         Raises:
-            OwlError: The episode began after a restart of the scenario, or the scenario ends before the last frame.
+            OwlError: The episode started after a restart of the scenario, or the scenario ends before the last frame.
         """
         recording, number = self.recording, int(episode.split("-")[1])
         if episode != episode_name(recording, number):
             raise OwlError(
                 "game.replay",
-                f"{episode} began when its scenario restarted, expected the first episode of a game; give a dataset of "
+                f"{episode} started when its scenario restarted, expected the first of a game; give a dataset of "
                 "another scenario",
             )
         seed = RecordJob(recording).seed(number)

@@ -154,7 +154,7 @@ def play(
 ) -> Generator[Frame, None, None]:
     """Play one episode and yield its frames; equal arguments and controls give equal frames.
 
-    The player cannot die, so footage is continuous, except if a scenario ends by itself and restarts.
+    The player cannot die, so footage is continuous, except if a scenario ends on its own and restarts.
 
     Args:
         scenario: As in `find_scenario`.

@@ -195,7 +195,7 @@ def _shards(episodes: list[Episode]) -> list[list[Episode]]:
 
 
 class _ImportJob(ShardJob):
-    """Recordings cut into episodes. Runs in one process: it decodes, since a recording is read from its beginning on,
+    """Recordings cut into episodes. Runs in one process: it decodes, since a recording is read from its start,
     and threads encode."""
 
     doing, kinds = "importing", (VIDEOS, OWL_CONTROL)

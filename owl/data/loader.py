@@ -314,10 +314,10 @@ def start_worker(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # which macOS lacks
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_told_by_parent, daemon=True).start()
+        threading.Thread(target=_end_on_sigterm_of_parent, daemon=True).start()
 
 
-def _end_when_told_by_parent() -> None:
+def _end_on_sigterm_of_parent() -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
         pass
     os._exit(0)

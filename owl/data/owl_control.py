@@ -93,7 +93,7 @@ def read_inputs(path: str | Path) -> Inputs:
         if not header:
             raise ValueError(f"{INPUTS_NAME} is empty")
         if [name.strip() for name in header.split(",")] != HEADER:
-            raise ValueError(f"{INPUTS_NAME} begins with {header[:60]!r} instead of {','.join(HEADER)!r}")
+            raise ValueError(f"{INPUTS_NAME} starts with {header[:60]!r} instead of {','.join(HEADER)!r}")
         for line in file:
             if line.strip():
                 log.add(line)

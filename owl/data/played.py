@@ -114,8 +114,8 @@ class PlayedJob(RecordJob):
     def policy(self, number: int) -> game.Policy:
         return ReplayPolicy(self.games[number].controls)
 
-    def begins_episode(self, position: int, frame: game.Frame) -> bool:
-        """Return whether a frame begins another episode: after a restart, and after a number of frames."""
+    def starts_episode(self, position: int, frame: game.Frame) -> bool:
+        """Return whether a frame starts another episode: after a restart, and after a number of frames."""
         return frame.cut or position % self.recording.episode_frames == 0
 
     def is_described(self, info: DatasetInfo) -> bool:

@@ -58,7 +58,7 @@ class BatchPool:
                 return slot
         return None
 
-    def give_back(self, slot: int) -> None:
+    def release(self, slot: int) -> None:
         """Free a slot; no effect in forks of the training process, where the batch is still in use."""
         if os.getpid() == self._owner:
             self._taken[slot] = 0
@@ -73,7 +73,7 @@ class BatchPool:
         """
         memory = (ctypes.c_char * self._bytes).from_buffer(self._memory, slot * self._bytes)
         if in_use:
-            weakref.finalize(memory, self.give_back, slot)
+            weakref.finalize(memory, self.release, slot)
         return {
             name: torch.from_numpy(np.ndarray((samples, *shape), dtype, memoryview(memory), offset))
             for name, (offset, shape, dtype) in self._places.items()

@@ -45,7 +45,7 @@ class ShardReader:
             OwlError: The shard is missing, or the storage cannot be read.
         """
         name = shard_name(shard)
-        with self._telling(name):
+        with self._reporting(name):
             if self._local is not None:
                 return self._pread(self._local / name, start, stop)
             if self._cache is not None:
@@ -60,11 +60,11 @@ class ShardReader:
         """
         if self._cache is not None:
             for shard in tqdm(shards, desc=f"downloading {self.url}", unit="shard", disable=not shards):
-                with self._telling(shard_name(shard)):
+                with self._reporting(shard_name(shard)):
                     self._cached(shard_name(shard))
 
     @contextmanager
-    def _telling(self, name: str) -> Iterator[None]:
+    def _reporting(self, name: str) -> Iterator[None]:
         """Raise an OwlError if a shard is missing or cannot be read."""
         try:
             with answering(f"{self.url}/{name}"):

@@ -172,7 +172,7 @@ class RecordJob(ShardJob):
         previous: game.Frame | None = None
         loudest, beginnings = 0, 0
         for position, frame in enumerate(self.play(number)):
-            if position and self.begins_episode(position, frame):
+            if position and self.starts_episode(position, frame):
                 beginnings += 1
             before = frame if previous is None or frame.cut else previous
             values = {name: modality.record(frame, before) for name, modality in modalities.items()}
@@ -209,8 +209,8 @@ class RecordJob(ShardJob):
         """Return what plays the game of a shard; None: random actions."""
         return None
 
-    def begins_episode(self, position: int, frame: game.Frame) -> bool:
-        """Return whether a frame of a shard after its first one begins another episode."""
+    def starts_episode(self, position: int, frame: game.Frame) -> bool:
+        """Return whether a frame of a shard after its first one starts another episode."""
         return frame.cut
 
     def is_described(self, info: DatasetInfo) -> bool:

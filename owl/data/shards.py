@@ -337,7 +337,7 @@ def _reopen(url: str, cache_dir: str | Path | None, checksums: tuple[int, ...]) 
     if index.origin[2] != checksums:
         raise OwlError(
             "index.changed",
-            f"{url}/{INDEX_NAME} has changed since this run began; start the run again",
+            f"{url}/{INDEX_NAME} has changed since this run started; start the run again",
         )
     return index
 

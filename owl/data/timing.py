@@ -24,7 +24,7 @@ SPAN = 8
 HIGHEST_RATE = 1000
 """Frames per second above which time stamps are unreliable."""
 UNHEARD = 0.5
-"""Seconds by which sound may begin later, or end earlier or later, than the picture without a remark."""
+"""Seconds by which sound may start later, or end earlier or later, than the picture without a remark."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def measure(container: InputContainer, video: av.VideoStream, sound: av.AudioStr
     rate = _typical_rate(parts, video)
     spans = [(int(part[0]) * tick, int(part[-1]) * tick) if len(part) else None for part in parts]
     start = next((span[0] for span in spans if span), Fraction(0))
-    if 2 * sum(map(len, parts)) <= count and count > 1:  # they are all alike, or missing
+    if 2 * sum(map(len, parts)) <= count and count > 1:  # they are all equal, or missing
         problem = "its frames have no times of their own and are shown for equally long"
         return Timing(start, count / rate, rate, False, (), (), [problem])
     # AVI stores no times of presentation: FFmpeg guesses them from the order of decoding, which starts when they do
@@ -179,7 +179,7 @@ def _compare_ends(sound: _Track, shift: Fraction | int, start: Fraction, end: Fr
     early = float(end - shift) - stamps[-1] - sound.last * float(sound.tick)
     problems = []
     if late > UNHEARD:
-        problems.append(f"its sound begins {late:.1f} s after the picture, it is silent until then")
+        problems.append(f"its sound starts {late:.1f} s after the picture, it is silent until then")
     if early > UNHEARD:
         problems.append(f"its sound ends {early:.1f} s before the picture, it is silent from there on")
     if early < -UNHEARD:

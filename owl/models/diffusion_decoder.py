@@ -145,7 +145,7 @@ class DiTDecoder(nn.Module):
         features = self.target[0] * self.patch[0] * self.patch[1]
         self.level = NoiseLevelEmbedding(width)
         self.step = NoiseLevelEmbedding(width) if shortcut else None
-        if self.step is not None:  # steps of every size begin as the flow: few frames train each size
+        if self.step is not None:  # steps of every size start as the flow: few frames train each size
             nn.init.zeros_(self.step.second.weight)
             nn.init.zeros_(self.step.second.bias)
         self.target_in = nn.Linear(features, width)

@@ -160,7 +160,7 @@ def decode_clips(decoder: nn.Module, latents: Tensor, together: int | None = Non
     Args:
         decoder: A network with ``decode``. One with the attribute ``previous`` gets the frame that it decoded before,
             without gradient: its own errors, as at inference.
-        latents: float[B, T, c, h, w], not standardised; each clip begins an episode.
+        latents: float[B, T, c, h, w], not standardised; each clip starts an episode.
         together: Maximum number of frames in one pass of a decoder without memory. None: all.
 
     Returns:

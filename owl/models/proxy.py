@@ -71,7 +71,7 @@ class ProxyAutoencoder(nn.Module):
                 "init_args": arguments,
             }
         self.autoencoder: Any = autoencoder
-        # diffusers returns objects with one of three names for the latent, unless it is asked for tuples
+        # diffusers returns objects with one of three names for the latent, unless tuples are requested
         self._plainly = {} if _is_owl(autoencoder) else {"return_dict": False}
         self.size = (size[0], size[1])
         self.latent_size = _geometry(autoencoder, self.size, self.config["path"])

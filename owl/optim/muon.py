@@ -158,7 +158,7 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     the previous one, and only the direction of the result matters. Elsewhere it runs in float32.
 
     Args:
-        matrix: float[rows, columns], or float[B, rows, columns]: each by itself, with the same result.
+        matrix: float[rows, columns], or float[B, rows, columns]: each separately, with the same result.
 
     Returns:
         The same shape and dtype; zero for a zero matrix. Singular values near zero stay small.

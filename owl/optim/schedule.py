@@ -11,7 +11,7 @@ class Progress:
     """Completed fraction of a decay after each step: piecewise linear between the steps at which its end was moved.
 
     Args:
-        start: The step at which the decay begins.
+        start: The step at which the decay starts.
         end: The step at which it is complete; None if unknown, then the fraction is 0.
     """
 

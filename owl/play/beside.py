@@ -63,7 +63,7 @@ class SideBySide(World):
         self.change(self.settings)  # each may have started with others
 
     def reset(self, start: int, seed: int) -> Picture:
-        """Begin all."""
+        """Start all."""
         return _joined([world.reset(start, seed) for world in self.worlds])
 
     def step(self, buttons: np.ndarray, axes: np.ndarray) -> Picture:
@@ -71,7 +71,7 @@ class SideBySide(World):
         return _joined([world.step(buttons, axes) for world in self.worlds])
 
     def add_start(self, rgb: np.ndarray) -> None:
-        """Add a start to all, or to none if one of them cannot begin with it; the first one's are shown."""
+        """Add a start to all, or to none if one of them cannot start with it; the first one's are shown."""
         for number, world in enumerate(self.worlds):
             try:
                 world.add_start(rgb)

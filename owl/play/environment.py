@@ -54,7 +54,7 @@ class WorldEnv(gymnasium.Env[np.ndarray, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begin at a start scene.
+        """Start at a start scene.
 
         Args:
             seed: Seed of the choice of the scene and of all noise; None: continue with the generator of the last one.

@@ -72,7 +72,7 @@ class GameWorld(World):
         self._frames: Generator[game.Frame, None, None] | None = None
 
     def reset(self, start: int, seed: int) -> Picture:
-        """Begin a new game."""
+        """Start a new game."""
         self.check_start(start, seed)
         self.close()
         self._seed, self._person = seed, Person()
@@ -92,7 +92,7 @@ class GameWorld(World):
         return GameState(self._seed, self._played)
 
     def restore(self, snapshot: GameState) -> None:
-        """Begin again and repeat what was played, as fast as the game goes."""
+        """Start again and repeat what was played, as fast as the game goes."""
         self.reset(0, snapshot.seed)
         for controls in in_order(snapshot.played):
             self.step(controls[: len(game.BUTTONS)], controls[len(game.BUTTONS) :])

@@ -166,7 +166,7 @@ class LearnedWorld(World):
         return self.episodes.decode(latents["video"])[:, 0], torch.tensor([names.index(name) for name in names])
 
     def reset(self, start: int, seed: int) -> Picture:
-        """Begin after the last frame of a start scene."""
+        """Start after the last frame of a start scene."""
         self.check_start(start, seed)
         scene = {name: values[start : start + 1] for name, values in self.scenes.items()}
         latents = self.episodes.latents(scene)

@@ -9,7 +9,7 @@ To the server:
   since the last message, float32 deflection of the stick of each axis, and the held buttons as bits, the first in the
   lowest bit of the first byte.
 - ``COMMAND``: a JSON object with "name" and the fields of the command, see `Command`.
-- ``START``: a picture as JPEG or PNG, of the (height, width) that "start_size" in ``STATE`` names: begin with it.
+- ``START``: a picture as JPEG or PNG, of the (height, width) that "start_size" in ``STATE`` names: start with it.
 
 The server closes connections that send more than ``LARGEST`` bytes in a message, or ``PIXEL`` bytes for each pixel of
 "start_size" where that is more.
@@ -24,7 +24,7 @@ To the client:
   rate that "sound" in ``STATE`` names. It comes before its ``FRAME``. It continues the sound of the preceding number;
   after any other number the rollout has jumped, or sound was dropped.
 - ``METERS``: a JSON list of what `owl.play.meters.Meters` has measured, an object for each world from left to right. It
-  comes about once in a second while frames are made, to clients that asked for it with the command "meters"; "meters"
+  comes about once in a second while frames are made, to clients that requested it with the command "meters"; "meters"
   in ``STATE`` names what is measured, and servers without that field do not know the command.
 """
 
@@ -40,9 +40,9 @@ import numpy as np
 
 SUBPROTOCOL = "owl-play.1"
 LARGEST = 2**18
-"""Bytes of the largest message that the server accepts, unless a picture to begin with may be larger."""
+"""Bytes of the largest message that the server accepts, unless a picture to start with may be larger."""
 PIXEL = 4
-"""Bytes of the largest picture to begin with, for each of its pixels: no JPEG or PNG of that size needs more."""
+"""Bytes of the largest picture to start with, for each of its pixels: no JPEG or PNG of that size needs more."""
 PARTS = ("wait", "game", "commit", "denoise", "decode", "encode")
 """Times of a frame: from the arrival of its input to the start of the frame, then of the real game, or of the parts of
 a world model, and of JPEG."""
@@ -98,7 +98,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Start:
-    """A picture to begin with.
+    """A picture to start with.
 
     Attributes:
         content: JPEG or PNG.
@@ -112,7 +112,7 @@ class Command:
     """A request of the page.
 
     Attributes:
-        name: "play" and "watch" take and leave the controls; "pause", "resume"; "step" makes one frame; "reset" begins
+        name: "play" and "watch" take and leave the controls; "pause", "resume"; "step" makes one frame; "reset" starts
             at a ``start`` with a ``seed``; "rewind" returns to a ``moment``; "settings" changes the given ones;
             "record" turns recording ``on`` or off; "meters" turns ``METERS`` ``on`` or off, for this client alone.
         start: Number of the start scene.

@@ -30,7 +30,7 @@ WAITING_SOUND = 8
 BUFFER = 2**16
 """Bytes of the buffers of a connection: more would delay the picture on slow networks."""
 HEARTBEAT = 10.0
-"""Seconds between signs of life that are asked of a client."""
+"""Seconds between signs of life that are expected of a client."""
 PATIENCE = 10.0
 """Seconds after which a client that takes nothing is disconnected."""
 COOKIE = "owl-play"
@@ -50,7 +50,7 @@ class Viewer:
         request: Its request.
 
     Attributes:
-        measures: Whether it asked for the meters.
+        measures: Whether it requested the meters.
     """
 
     def __init__(self, connection: web.WebSocketResponse, request: web.Request) -> None:
@@ -184,7 +184,7 @@ class Server:
         self._call(self._notify_player, text)
 
     def meters(self, values: list[dict[str, Any]]) -> None:
-        """Send what was measured to every viewer who asked for it."""
+        """Send what was measured to every viewer who requested it."""
         self._call(self._spread_meters, protocol.meters_message(values))
 
     def failed(self, error: BaseException) -> None:
@@ -254,7 +254,7 @@ class Server:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        """Refuse pages of other sites, names that only seem to be this machine, and strangers without the token."""
+        """Refuse pages of other sites, names that only seem to be this machine, and clients without the token."""
         origin = request.headers.get("Origin")
         if origin is not None and _parts(origin).netloc != request.host:
             raise web.HTTPForbidden(text="this page belongs to another site", headers=HEADERS)

@@ -135,14 +135,14 @@ class Session:
             if command is None:
                 return
             try:
-                self._obey(command)
+                self._execute(command)
             except (OwlError, OSError) as error:
                 self.listener.notice(str(error))
             self._report()
 
-    def _obey(self, command: Command | Start) -> None:
+    def _execute(self, command: Command | Start) -> None:
         if isinstance(command, Start):
-            self._begin_with(command)
+            self._start_with(command)
             return
         actions: dict[str, Callable[[], None]] = {
             "pause": lambda: self._pause(True),
@@ -176,7 +176,7 @@ class Session:
         self.meters.cut()
         self._show(self._remember(encode(picture.rgb)))
 
-    def _begin_with(self, start: Start) -> None:
+    def _start_with(self, start: Start) -> None:
         starts = self.world.description.starts
         if len(starts) >= MOST_STARTS:
             raise OwlError("play.picture", f"there are {len(starts)} start scenes already; choose one of them")
@@ -231,7 +231,7 @@ class Session:
         """Make the next frame, and encode it while the one after it is made."""
         sample, settings = self.inputs.take(), self.world.settings
         picture = self.world.step(sample.buttons, sample.axes)
-        if self._tips[self._branch] is not self._played:  # there is a future already: begin another one
+        if self._tips[self._branch] is not self._played:  # there is a future already: start another one
             self._branch = len(self._tips)
         self._frame += 1
         self._played = Played(self._played, Action(sample.buttons, sample.axes, settings, digest(picture)))

@@ -27,7 +27,7 @@ class Moment:
     Attributes:
         number: Unique number.
         frame: Frames since the start.
-        branch: Number of the branch; a rollout begins with branch 0.
+        branch: Number of the branch; a rollout starts with branch 0.
         parent: Number of the moment before it on its path.
         jpeg: The frame.
         snapshot: State of the world.

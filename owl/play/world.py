@@ -73,7 +73,7 @@ class Description:
 
     @property
     def start_size(self) -> tuple[int, int]:
-        """(H, W) of a picture to begin with: that of the start scenes, without them that of the pictures."""
+        """(H, W) of a picture to start with: that of the start scenes, without them that of the pictures."""
         return self.starts[0].shape[:2] if self.starts else self.size
 
 
@@ -109,7 +109,7 @@ class World(ABC):
 
     @abstractmethod
     def reset(self, start: int, seed: int) -> Picture:
-        """Begin at a start scene; equal seeds and controls give equal pictures.
+        """Start at a start scene; equal seeds and controls give equal pictures.
 
         Raises:
             OwlError: There is no such start, or the seed is not of 0 to ``LARGEST_SEED``.
@@ -138,10 +138,10 @@ class World(ABC):
             rgb: uint8[H, W, 3] of the size of the other starts.
 
         Raises:
-            OwlError: This world does not begin with pictures.
+            OwlError: This world does not start with pictures.
         """
         raise OwlError(
-            "play.picture", f"a {self.description.kind} cannot begin with a picture; choose one of its start scenes"
+            "play.picture", f"a {self.description.kind} cannot start with a picture; choose one of its start scenes"
         )
 
     def remove_start(self) -> None:

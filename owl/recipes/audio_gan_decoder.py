@@ -116,7 +116,7 @@ class AudioGANDecoder(ChecksEncoder, MeasuresBatches, TrainsAgainstDiscriminator
             raise OwlError(
                 "recipe.weights",
                 f"stft, l1 and l2 are 0 and adversarial_start is {adversarial_start}, so the first steps have no loss, "
-                "expected a term that begins at once; set one of them in model.init_args.weights, or adversarial_start "
+                "expected a term that starts at once; set one of them in model.init_args.weights, or adversarial_start "
                 "to 0",
             )
         at_least(1, accumulate=accumulate, segments=segments, segment_samples=segment_samples)
@@ -175,7 +175,7 @@ class AudioGANDecoder(ChecksEncoder, MeasuresBatches, TrainsAgainstDiscriminator
             raise OwlError(
                 "recipe.dataset",
                 f"{LATENT} of {url} has {modalities[LATENT]['rate']:g} tokens per second, not the same number in every "
-                "frame, so its windows do not begin with the sound; leave it out of data.init_args.modalities and add "
+                "frame, so its windows do not start with the sound; leave it out of data.init_args.modalities and add "
                 "owl.callbacks.frozen_encoder.FrozenEncoder to trainer.callbacks",
             )
 

@@ -19,7 +19,7 @@ class CriticLag(nn.Module):
     """Error of the critic on generated frames divided by that of the teacher on the same ones, as running means.
 
     Both predict the velocity of the same noisy frames. The critic is trained on generated frames and the teacher is
-    not, so the ratio begins at 1, where they are equal, and then stays below. Above 1 the critic has not followed the
+    not, so the ratio starts at 1, where they are equal, and then stays below. Above 1 the critic has not followed the
     student, and the gradient that it gives is wrong.
     """
 

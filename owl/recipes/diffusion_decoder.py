@@ -82,7 +82,7 @@ class DiffusionDecoder(ChecksEncoder, SeedsByWindow, TrainsAgainstDiscriminator)
         network: The decoder without its geometry, which is that of the autoencoder.
         residual: Whether the flow generates the residual to what the autoencoder's own decoder makes of the latent; a
             frozen copy of that becomes part of the network.
-        train_encoder: Trains encoder and decoder end to end, and exports them as one network. Both begin with random
+        train_encoder: Trains encoder and decoder end to end, and exports them as one network. Both start with random
             weights, the encoder with the architecture of the autoencoder's. With ``weights.lpips`` 0 this is DiTo (Chen
             et al. 2025), with 0.5 and a ``discriminator`` epsilon-VAE (Zhao et al. 2025). Batches need frames only.
         noise_sync: Probability that a frame's latent gets noise of a level s ~ U(0, 1), and the target noise of at

@@ -51,7 +51,7 @@ class MeasuresBatches(LightningModule):
 
     @abstractmethod
     def measure(self, batch: dict[str, Tensor], split: str) -> None:
-        """Update and log every metric; the names in logs begin with ``split``, "val" or "test"."""
+        """Update and log every metric; the names in logs start with ``split``, "val" or "test"."""
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """See `measure`."""
@@ -71,7 +71,7 @@ class MeasuresEpochs(LightningModule):
 
     @abstractmethod
     def log_measured(self, split: str) -> None:
-        """Log and reset the metrics; the names in logs begin with ``split``, "val" or "test"."""
+        """Log and reset the metrics; the names in logs start with ``split``, "val" or "test"."""
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """See `measure`."""

@@ -97,7 +97,7 @@ class Adversary(nn.Module):
         Args:
             network: The student, for the statistics of its latents.
             true: Standardised latents of the dataset, float[B, K, c, h, w].
-            generated: The student's, shaped alike; no gradient reaches it.
+            generated: The student's, of the same shape; no gradient reaches it.
             with_penalties: Whether the penalties are computed.
 
         Returns:

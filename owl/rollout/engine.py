@@ -208,7 +208,7 @@ class Engine:
             OwlError: Without a batch, ``reset`` was not called.
         """
         if batch is None:
-            self._check_begun()
+            self._check_reset()
         else:
             self._prepare(batch)
         return self._blocks is not None and self._blocks.wait()
@@ -228,7 +228,7 @@ class Engine:
         Raises:
             OwlError: ``reset`` was not called, or the inputs do not match the batch size or the world model.
         """
-        self._check_begun()
+        self._check_reset()
         check_step(self.network, self.batch, buttons, axes, given or {})
         if self._blocks is not None:
             self._blocks.warn_of_failure()
@@ -280,7 +280,7 @@ class Engine:
         Raises:
             OwlError: ``reset`` was not called.
         """
-        self._check_begun()
+        self._check_reset()
         cached = [tensor.clone() for tensor in self.cache.tensors()]
         random = self._random.get_state()
         sound = {name: decoder.copy() for name, decoder in self._sound.items()}
@@ -292,7 +292,7 @@ class Engine:
         Raises:
             OwlError: ``reset`` was not called, or the snapshot has another batch size, network or cache.
         """
-        self._check_begun()
+        self._check_reset()
         found = snapshot.cache[-1].shape[0]
         if found != self.batch:
             raise OwlError(
@@ -366,6 +366,6 @@ class Engine:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def _check_begun(self) -> None:
+    def _check_reset(self) -> None:
         if not self.batch:
             raise OwlError("engine.not-reset", "the engine has no rollout yet; call reset first")

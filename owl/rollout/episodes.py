@@ -12,7 +12,7 @@ from owl.data.controls import check_controls
 from owl.data.shards import DatasetInfo
 from owl.data.windows import WindowDataset
 from owl.errors import OwlError
-from owl.latents import check_encoder, tells_encoder
+from owl.latents import check_encoder, identifies_encoder
 from owl.models.image_decoder import decode_clips
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.placement import placement
@@ -95,7 +95,7 @@ class Episodes:
         return self.dataset.batch(windows, self._played)
 
     def _by_frame(self, sound: Tensor) -> Tensor:
-        """Divide sound into frames; the first one begins with silence if a stride skips frames."""
+        """Divide sound into frames; the first one starts with silence if a stride skips frames."""
         length = self.dataset.length
         samples = round(self.dataset.info.modalities["audio"]["sample_rate"] / self.fps)
         return by_frame(torch.nn.functional.pad(sound, (length * samples - sound.shape[-1], 0)), length)
@@ -201,7 +201,7 @@ def load_decoder(path: str | Path) -> nn.Module:
         OwlError: The file is missing or damaged, or contains a different kind of network.
     """
     network = models.load(path)
-    if not (hasattr(network, "decode") and tells_encoder(network)):
+    if not (hasattr(network, "decode") and identifies_encoder(network)):
         raise OwlError(
             "network.kind",
             f"the network of {path} is {type(network).__qualname__}, expected an autoencoder or a decoder that "

@@ -56,7 +56,7 @@ def sound_section(metrics: dict[str, float], truth: str) -> str:
         onsets = "The clips hold too few presses of ATTACK to measure whether a shot is heard."
     else:
         onsets = (
-            f"The probability that sound begins more strongly after ATTACK is pressed ({metrics['shots']:.0f} times) "
+            f"The probability that sound starts more strongly after ATTACK is pressed ({metrics['shots']:.0f} times) "
             f"than at another time is {metrics['onset_agreement']:.2f} for generated sound and "
             f"{metrics['onset_agreement_true']:.2f} for true sound; 0.5 is chance."
         )

@@ -145,5 +145,5 @@ def _script(name: str, value: dict[str, Any]) -> Script:
     if not all(total and math.isfinite(total) for move in moves for total in move.axes.values()):
         raise ValueError(f"a move of {name} has an axis that does not move")
     if not moves or moves[0].buttons or moves[0].axes or not script.controls:
-        raise ValueError(f"{name} does not begin idle, or does nothing")
+        raise ValueError(f"{name} does not start idle, or does nothing")
     return script

@@ -14,7 +14,7 @@ from owl.nn.spectrum import MEL_FFT, mel_decibels
 MEL_HOP = MEL_FFT // 4
 ATTACK = "ATTACK"
 LISTENED = 0.2
-"""Seconds after an action in which its sound begins."""
+"""Seconds after an action in which its sound starts."""
 
 
 class SoundDecoder:
@@ -135,7 +135,7 @@ def columns_of(frames: int, samples: float, together: int = 1) -> list[slice]:
 
 
 def onset_agreement(sound: Sound, buttons: Tensor, names: Sequence[str]) -> dict[str, float]:
-    """Measure whether a shot sounds like a shot: whether sound begins when ATTACK is pressed, more than otherwise.
+    """Measure whether a shot sounds like a shot: whether sound starts when ATTACK is pressed, more than otherwise.
 
     The strength of an onset is the largest rise of the mel bands, in dB averaged over bands and channels, within 0.2
     seconds. The agreement is the area under the ROC curve: the probability that the onset after a press is stronger

@@ -151,7 +151,7 @@ class _Place(NamedTuple):
 
 
 class _Clip(NamedTuple):
-    """A clip: name, members of each stored frame, and the windows that begin at each of the first ``stride`` frames."""
+    """A clip: name, members of each stored frame, and the windows that start at each of the first ``stride`` frames."""
 
     name: str
     members: list[dict[str, bytes]]
@@ -253,7 +253,7 @@ class _TrajectoryJob(ShardJob):
         return None
 
     def _window(self, members: list[dict[str, bytes]], first: int) -> dict[str, Tensor]:
-        """Decode the window of a clip that begins at one of its first ``stride`` frames, as from the new dataset."""
+        """Decode the window of a clip that starts at one of its first ``stride`` frames, as from the new dataset."""
         sample: dict[str, Tensor] = {}
         for name in self._original.kept:
             modality = self._original.modality(name, self._length, self._stride)

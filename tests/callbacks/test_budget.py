@@ -116,7 +116,7 @@ def test_a_machine_that_turns_out_faster_uses_the_time(fit: Fit) -> None:
     assert run.seconds > 90
 
 
-def test_all_steps_are_made_where_a_slow_beginning_passes(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_steps_are_made_where_a_slow_start_passes(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     run = fit([2.0], 0, 0.1, 20, max_steps=200)
     run.assert_annealed()
     assert run.steps == 200

@@ -113,7 +113,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
     ("signals", "status"),
     [(["SIGUSR1", "SIGTERM"], 138), (["SIGTERM", "SIGUSR1"], 138), (["SIGTERM"], 143), (["SIGINT", "SIGTERM"], 143)],
 )
-def test_time_that_runs_out_is_not_forgotten_when_it_has(signals: list[str], status: int) -> None:
+def test_an_expired_time_limit_keeps_its_exit_status(signals: list[str], status: int) -> None:
     """Clusters announce the end by SIGUSR1, and may end the job by SIGTERM while it saves."""
     checkpoint = Checkpoint()
     for name in signals:
@@ -121,7 +121,7 @@ def test_time_that_runs_out_is_not_forgotten_when_it_has(signals: list[str], sta
     assert checkpoint.exit_status == status
 
 
-def test_other_places_than_disks(tmp_path: Path) -> None:
+def test_checkpoints_are_written_to_remote_storage_and_new_folders(tmp_path: Path) -> None:
     io = AtomicCheckpointIO()
     content = {"owl": {}, "state_dict": {"weight": torch.ones(2)}}
     for path in ("memory://run/a.ckpt", tmp_path / "deep" / "a.ckpt"):

@@ -75,7 +75,7 @@ class SaveInValidation(Callback):
         run.save_checkpoint(Path(run.default_root_dir) / "amid.ckpt", weights_only=False)
 
 
-def test_a_checkpoint_amid_validation_holds_the_same(tmp_path: Path) -> None:
+def test_a_checkpoint_during_validation_holds_the_same(tmp_path: Path) -> None:
     line, ema = Line(), EMA()
     trainer(tmp_path, [ema, SaveInValidation()]).fit(line, loader(3), loader(1))
     stored = torch.load(tmp_path / "amid.ckpt", weights_only=True)

@@ -9,7 +9,7 @@ from owl.callbacks.pruning import Pruning
 from owl.sweep.plan import Plan
 from tests.helpers.errors import refused
 from tests.helpers.line import Line, loader, trainer
-from tests.helpers.sweeps import begin, plan_of, url_of
+from tests.helpers.sweeps import load_study, plan_of, url_of
 
 
 class Bad(Line):
@@ -29,7 +29,7 @@ def fit_line(folder: Path, plan: Plan, number: int, **limits: Any) -> Any:
 
 def test_a_pruned_trial_is_stopped_and_noted(tmp_path: Path) -> None:
     plan = plan_of(pruner={"name": "median", "n_startup_trials": 1})
-    sweep = begin(tmp_path, plan)
+    sweep = load_study(tmp_path, plan)
     first, _ = sweep.ask()
     for step in range(1, 5):
         sweep.storage.set_trial_intermediate_value(sweep.trial_id(first), step, 5.0)
@@ -44,17 +44,17 @@ def test_a_pruned_trial_is_stopped_and_noted(tmp_path: Path) -> None:
     assert "pruned" not in sweep.trial(third).user_attrs  # it has just finished
 
 
-def test_a_promising_trial_is_reported_and_left_alone(tmp_path: Path) -> None:
+def test_a_promising_trial_is_reported_and_not_pruned(tmp_path: Path) -> None:
     plan = plan_of(pruner="none")
-    sweep = begin(tmp_path, plan)
+    sweep = load_study(tmp_path, plan)
     number, _ = sweep.ask()
     assert fit_line(tmp_path, plan, number).global_step == 8
     assert sweep.trial(number).intermediate_values == dict.fromkeys(range(1, 5), 1.0)
 
 
-def test_an_objective_that_is_not_logged_is_told_after_the_first_validation(tmp_path: Path) -> None:
+def test_an_objective_that_is_not_logged_is_reported_after_the_first_validation(tmp_path: Path) -> None:
     plan = plan_of(objective="val/psnrr")
-    sweep = begin(tmp_path, plan)
+    sweep = load_study(tmp_path, plan)
     number, _ = sweep.ask()
     with refused("sweep.objective", "'val/psnrr'", "did you mean 'val/psnr'?", "train/loss"):
         fit_line(tmp_path, plan, number)

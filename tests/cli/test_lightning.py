@@ -1,4 +1,4 @@
-"""Configuration files that merge and refer to each other, and what is refused only once a run begins."""
+"""Configuration files that merge and refer to each other, and what is refused only once a run starts."""
 
 import sys
 from contextlib import nullcontext

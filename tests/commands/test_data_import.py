@@ -26,7 +26,7 @@ def footage(tmp_path: Path) -> Path:
     return tmp_path / "footage"
 
 
-def test_it_reports_what_became_of_each_recording(
+def test_it_reports_the_result_of_each_recording(
     footage: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "140")

@@ -162,7 +162,7 @@ def test_a_recipe_exports_the_networks_that_it_names_averaged(pair: Path, tmp_pa
     assert not torch.equal(content["ema"]["raw"]["encoder.down.weight"], content["state_dict"]["encoder.down.weight"])
 
 
-def test_one_of_several_networks_is_asked_for_by_name(pair: Path, checkpoint: Path) -> None:
+def test_one_of_several_networks_is_selected_by_name(pair: Path, checkpoint: Path) -> None:
     for name in (None, "critic"):
         with refused("network.name", str(pair), "encoder, decoder", name or "none"):
             models.load(pair, name)

@@ -70,7 +70,7 @@ def test_a_run_repeats_itself_in_another_process(lab: Path, capfd: pytest.Captur
     assert environment["devices"]["threads"] == 1
 
 
-def test_the_beginning_is_compared_by_what_was_logged(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_start_is_compared_by_what_was_logged(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert owl_here("rerun", "runs/first", "--steps", "2", "--name", "beginning", cwd=here) == 0
     printed = words(capsys)
     assert "runs/beginning equals the first 2 steps of runs/first" in printed

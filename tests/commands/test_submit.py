@@ -22,7 +22,7 @@ def written(cluster: Path, *arguments: str) -> str:
     return (cluster / "runs" / "quickstart" / "submit.sh").read_text()
 
 
-def test_the_script_asks_for_what_was_wanted(cluster: Path) -> None:
+def test_the_script_requests_the_given_resources(cluster: Path) -> None:
     script = written(
         cluster,
         *("--nodes", "2", "--gpus_per_node", "8", "--time", "1-00:00:00", "--setup", "module load cuda"),
@@ -39,7 +39,7 @@ def test_the_script_asks_for_what_was_wanted(cluster: Path) -> None:
     assert (cluster / "calls").read_text() == "sbatch runs/quickstart/submit.sh\n"
 
 
-def test_what_a_shell_would_take_apart_is_quoted(cluster: Path) -> None:
+def test_what_a_shell_would_split_is_quoted(cluster: Path) -> None:
     name = 'my "50%" \\run # 1'
     options = ("--name", name, "--sbatch", "comment=two words", "partition=gpu")
     assert owl_here("submit", "--config", EXPERIMENT, *options, cwd=cluster) == 0

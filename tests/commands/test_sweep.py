@@ -1,4 +1,4 @@
-"""``sweep``: the space held against the experiment, the page's commands on real runs, workers on a cluster."""
+"""``sweep``: the space checked against the experiment, the page's commands on real runs, workers on a cluster."""
 
 import re
 import sys
@@ -23,7 +23,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_lab(tmp_path_factory.mktemp("sweep"))
 
 
-def test_the_space_is_held_against_the_experiment(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_space_is_checked_against_the_experiment(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(lab)
     check(plan_of(), "s.yaml", ["--config=tiny.yaml", "--trainer.max_steps=3"])
     for key, values, token in (
@@ -36,8 +36,8 @@ def test_the_space_is_held_against_the_experiment(lab: Path, monkeypatch: pytest
             check(plan_of(space=space), "s.yaml", ["--config=tiny.yaml"])
 
 
-def test_the_page_is_true_of_a_real_sweep(lab: Path, cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its commands, on the smallest experiment: one trial trains, one has a dataset that is not there."""
+def test_the_commands_of_the_page_run_a_real_sweep(lab: Path, cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commands, on the smallest experiment: one trial trains, one has a missing dataset."""
     page = REPOSITORY / "docs" / "how-to" / "sweep.md"
     (block,) = (b for b in blocks(page) if b.language == "yaml")
     content = yaml.safe_load(block.content)
@@ -74,7 +74,7 @@ def test_the_page_is_true_of_a_real_sweep(lab: Path, cluster: Path, monkeypatch:
 
 @pytest.fixture
 def checked_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hold the space against the experiment in this process, which has imported what that takes."""
+    """Check the space against the experiment in this process, which has imported everything for it."""
     monkeypatch.setattr("owl.commands.sweep.ProcessPoolExecutor", ThreadPoolExecutor)
 
 
@@ -116,7 +116,7 @@ def test_workers_on_a_cluster_are_an_array_of_jobs(
     assert "0 of 4 trials" in (cluster / "runs" / "lr" / "report.md").read_text()  # it is there, for workers to join
 
 
-def test_options_of_jobs_are_refused_where_there_are_none(lab: Path) -> None:
+def test_options_of_jobs_are_refused_for_local_workers(lab: Path) -> None:
     with refused("sweep.cluster-option", "--executor slurm"):
         owl_here("sweep", "--config", "tiny.yaml", "--sweep", "lr.yaml", "--sbatch", "partition=gpu", cwd=lab)
 
@@ -137,7 +137,7 @@ def test_machines_do_not_share_sqlite_over_a_network(
 def test_a_killed_trial_is_continued_from_its_checkpoint(
     lab: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """In a real process: fit is killed after its second step, and its trial comes to the same end all the same."""
+    """In a real process: fit is killed after its second step, and its trial reaches the same result."""
     write_config(lab / "killed.yaml", {**SWEEP, "trials": 1, "sampler": "random", "space": {LR: SPACE[LR]}})
     fault = {"class_path": "tests.helpers.faults.KillOnce", "init_args": {"step": 2}}
     trainer = {"max_steps": 4, "val_check_interval": 2, "check_val_every_n_epoch": None, "callbacks": [fault]}

@@ -12,7 +12,7 @@ def contract(*names: str, needed_by: str) -> Callable[[Callable[..., None]], Cal
     """Mark a test that checks what owl/ relies on of private names; where it fails, it says what depends on them.
 
     Args:
-        names: Attributes and modules that begin with an underscore, and others that are not documented.
+        names: Attributes and modules that start with an underscore, and others that are not documented.
         needed_by: The file in owl/ and what it does with them.
     """
     CONTRACTED.update(dict.fromkeys(names, needed_by))

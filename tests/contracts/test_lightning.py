@@ -208,7 +208,7 @@ def test_training_stops_when_a_signal_is_reported() -> None:
 
 
 @contract("_broadcast_sigterm_tensor", needed_by="owl/callbacks/checkpoint.py: no step waits for the other processes")
-def test_processes_ask_each_other_about_signals_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_exchange_signals_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def begin(trainer: Trainer, model: LightningModule) -> None:

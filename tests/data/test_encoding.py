@@ -167,7 +167,7 @@ def test_killed_between_statistics_and_index_it_ends_with_the_same_bytes(encoded
     assert contents(encoded) == whole
 
 
-def test_an_index_without_statistics_is_not_the_end(encoded: Path, source: Path) -> None:
+def test_a_dataset_with_an_index_but_no_statistics_is_completed(encoded: Path, source: Path) -> None:
     """Killed after the last shard, and then repaired."""
     whole = contents(encoded)
     info = DatasetInfo.load(encoded)

@@ -48,7 +48,7 @@ def test_each_video_is_found_once_whatever_links_lead_to_it(tmp_path: Path, vide
     assert names(tmp_path / "door") == ["a.mp4", "other/c.mp4", "sub/b.mp4"]
 
 
-def test_links_that_lead_nowhere_are_named_and_pipes_passed_over(tmp_path: Path, video: bytes) -> None:
+def test_broken_links_are_named_and_pipes_skipped(tmp_path: Path, video: bytes) -> None:
     (tmp_path / "a.mp4").write_bytes(video)
     (tmp_path / "gone.mp4").symlink_to("nothing.mp4")
     (tmp_path / "circle.mp4").symlink_to("circle.mp4")

@@ -115,7 +115,7 @@ def test_episodes_are_bounded_and_hold_every_frame_once(lengths: list[int]) -> N
     assert len({episode.name for episode in episodes}) == len(episodes) >= min(3, sum(lengths))
 
 
-def test_flow_points_back_and_is_zero_where_an_episode_begins(tmp_path: Path) -> None:
+def test_flow_points_back_and_is_zero_where_an_episode_starts(tmp_path: Path) -> None:
     texture = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 255, (160, 400, 3), np.uint8), (0, 0), 3)
     texture = cv2.normalize(texture, None, 0, 255, cv2.NORM_MINMAX)
 

@@ -86,7 +86,7 @@ def test_taps_repeats_and_lost_events(tmp_path: Path) -> None:
         key(10.5 / RATE, W, True),  # held keys repeat
         key(12.5 / RATE, W, True),
         key(14.5 / RATE, W, False),
-        key(2.5 / RATE, A, False),  # was down since before the log began
+        key(2.5 / RATE, A, False),  # was down since before the log started
         key(27.5 / RATE, D, True),  # never released
         (20.5 / RATE, "MOUSE_BUTTON", [LEFT_CLICK, True]),
         (21.5 / RATE, "MOUSE_BUTTON", [LEFT_CLICK, False]),
@@ -282,7 +282,7 @@ def test_a_folder_of_recordings_becomes_a_dataset_with_controls(recordings: Path
     assert [frame_number(frame.permute(1, 2, 0).numpy()) for frame in sample["rgb"]] == list(range(60))
 
 
-def test_one_recording_is_a_source_by_itself(recordings: Path, tmp_path: Path) -> None:
+def test_one_recording_is_a_valid_source(recordings: Path, tmp_path: Path) -> None:
     imported = import_footage(recordings / "a", tmp_path / "data", fps=15)
     assert [recording.name for recording in imported.footage.recordings] == ["a"]
     assert sum(imported.episodes.values()) == 30

@@ -70,7 +70,7 @@ def test_batches_of_an_iteration_that_is_given_up_are_free_again(windows: Window
     assert taken(loader) == 0
 
 
-def test_a_fork_that_lets_go_of_a_batch_frees_nothing(windows: WindowDataset) -> None:
+def test_a_fork_that_releases_a_batch_frees_nothing(windows: WindowDataset) -> None:
     iterator = iter(evaluation_loader(windows, None, 4, 1, 0, 1))  # which keeps no batch itself
     batch = next(iterator)
     before = batch["rgb"].clone()

@@ -68,7 +68,7 @@ def test_a_shard_missing_on_s3_is_named(bucket: str) -> None:
         ShardReader(bucket, None, "x").read(99, 0, 10)
 
 
-def test_a_storage_that_does_not_answer_is_reported_in_one_sentence(
+def test_an_unavailable_storage_is_reported_in_one_sentence(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cached = ShardReader(bucket, tmp_path, "x")

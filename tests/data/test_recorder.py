@@ -148,7 +148,7 @@ def test_a_recording_that_was_killed_at_its_end_gets_the_names_of_its_labels(tmp
     assert contents(tmp_path) == before
 
 
-def test_a_scenario_that_ends_and_restarts_begins_an_episode(tmp_path: Path) -> None:
+def test_a_restarted_scenario_starts_an_episode(tmp_path: Path) -> None:
     # its player often reaches the goal or is pushed out of the map within a hundred tics
     recording = GameRecording(600, (48, 80), "deadly_corridor", modalities=("flow",), workers=1)
     record_game(str(tmp_path), recording)

@@ -164,7 +164,7 @@ def test_a_hole_or_a_second_copy_of_an_episode_is_refused(dataset: Path) -> None
         write_index(dataset)
 
 
-def test_other_peoples_tars_are_refused(tmp_path: Path) -> None:
+def test_foreign_tars_are_refused(tmp_path: Path) -> None:
     _info({"train": ["a"]}).save(tmp_path)
     (tmp_path / "notes").write_text("x")
     subprocess.run(["tar", "cf", tmp_path / shard_name(0), "-C", tmp_path, "notes"], check=True)

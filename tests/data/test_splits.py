@@ -17,7 +17,7 @@ def test_in_order_every_episode_is_in_one_split(count: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_recordings_are_dealt_whole_and_about_five_per_cent_are_held_out_twice(seed: int) -> None:
+def test_recordings_are_split_whole_with_about_five_per_cent_each_for_validation_and_test(seed: int) -> None:
     rng = np.random.default_rng(seed)
     frames = {f"video {n}": int(length) for n, length in enumerate(rng.integers(100, 2000, 200))}
     splits = split_recordings(frames)

@@ -44,8 +44,8 @@ def test_a_flash_and_a_click_stay_together_in_every_window(
         clicks=True,
     )
     assert owl_here("data", "import", str(video), "data", cwd=tmp_path) == 0
-    # the click is the source's first sample after the flash begins, in the interval that ends a frame later; the sound
-    # of a window begins with the interval before its first frame
+    # the click is the source's first sample after the flash starts, in the interval that ends a frame later; the sound
+    # of a window starts with the interval before its first frame
     expected = {frame: round(Fraction(click(frame, fps, sound), sound) * SAMPLE_RATE) for frame in FLASHES}
     assert all(0 <= expected[frame] - first_sample(frame, fps) <= SAMPLE_RATE / sound + 1 for frame in FLASHES)
     first, seen = 0, 0
@@ -81,13 +81,13 @@ def test_frames_that_do_not_divide_the_sample_rate_lose_no_sample(tmp_path: Path
 
 
 @pytest.mark.parametrize(("seconds", "begin"), [(0.5, 0), (4.0, 0), (1.0, 1)])
-def test_sound_may_be_shorter_or_longer_than_the_picture_or_begin_later(
+def test_sound_may_be_shorter_or_longer_than_the_picture_or_start_later(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], seconds: float, begin: int
 ) -> None:
     video = tmp_path / "v.mov"
     make_video(video, 60, sound=8_000, sound_codec="pcm_s16le", layout="mono", sound_seconds=seconds, sound_begin=begin)
     assert owl_here("data", "import", "v.mov", "data", cwd=tmp_path) == 0
     printed = " ".join(capsys.readouterr().err.split())
-    remark = {0.5: "ends 1.5 s before the picture", 4.0: "is 2.0 s longer than", 1.0: "begins 1.0 s after"}[seconds]
+    remark = {0.5: "ends 1.5 s before the picture", 4.0: "is 2.0 s longer than", 1.0: "starts 1.0 s after"}[seconds]
     assert f"v.mov: its sound {remark}" in printed
     assert DatasetReader(str(tmp_path / "data")).index.episode_frames.sum() == 60

@@ -94,7 +94,7 @@ def test_the_frame_before_a_joint_is_kept(tmp_path: Path, frames: int) -> None:
     assert numbers(probe(tmp_path / "joined.ts")) == 2 * list(range(frames))
 
 
-def test_a_clock_that_jumps_more_than_once_is_put_right_each_time(tmp_path: Path) -> None:
+def test_a_clock_that_jumps_more_than_once_is_corrected_each_time(tmp_path: Path) -> None:
     part = make_video(tmp_path / "a.ts", 30, sound=44_100, flashes=[9]).read_bytes()
     (tmp_path / "joined.ts").write_bytes(4 * part)
     facts = probe(tmp_path / "joined.ts")
@@ -113,7 +113,7 @@ def test_a_clock_of_picture_or_sound_alone_that_runs_backwards_continues(tmp_pat
     assert numbers(facts) == 2 * [255 if frame in (9, 30) else frame for frame in range(60)]
     first, second, third, *_, last = loud(facts)
     assert (first, second) == (9, 30)
-    # nothing shows whether sound is missing at the joint: it may be out of step by the packets that begin and end there
+    # nothing shows whether sound is missing at the joint: it may be out of step by the packets that start and end there
     assert abs(third - 69) <= 2
     assert abs(last - 90) <= 2
     assert len(facts.problems) == 1

@@ -33,7 +33,7 @@ def numbers(facts: VideoFacts, fps: Fraction | int) -> list[int]:
         ("a.mp4", "libx264", "aac", 48_000, RATE),
         ("a.mkv", "libx264", "aac", 44_100, Fraction(30_000, 1001)),  # Matroska rounds times to milliseconds
         ("a.webm", "libvpx-vp9", "libopus", 48_000, 24),
-        ("a.ts", "libx264", "aac", 22_050, 25),  # transport streams do not begin at time zero
+        ("a.ts", "libx264", "aac", 22_050, 25),  # transport streams do not start at time zero
         ("a.mov", "mpeg4", "pcm_s16le", 8_000, 50),
     ],
 )
@@ -77,7 +77,7 @@ def test_the_level_is_kept(tmp_path: Path, sound: int, layout: str, left: float,
     assert np.abs(heard).max(0) / 2**13 == pytest.approx([left, right], rel=0.02)
 
 
-def test_a_late_track_begins_with_silence_and_a_short_one_ends_with_it(tmp_path: Path) -> None:
+def test_a_late_track_starts_with_silence_and_a_short_one_ends_with_it(tmp_path: Path) -> None:
     path = tmp_path / "a.mkv"
     with av.open(str(path), "w") as container:
         video, audio = container.add_stream("libx264", rate=RATE), container.add_stream("pcm_s16le", rate=SAMPLE_RATE)

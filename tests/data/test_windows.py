@@ -120,7 +120,7 @@ def test_a_sample_holds_what_was_stored(dataset: Path) -> None:
     np.testing.assert_array_equal(torch.cat([sample["buttons"], sample["axes"]], 1), controls)
 
 
-def test_only_what_was_asked_for_is_decoded_and_in_one_read(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_was_requested_is_decoded_and_in_one_read(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = ShardIndex.load(own)
     overwrite(own, index, 0, 3, "depth.png", b"garbage")
     reads: list[tuple[int, int, int]] = []

@@ -52,7 +52,7 @@ class KillOnce(Callback):
         self.start = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note where the run begins."""
+        """Note where the run starts."""
         self.start = trainer.global_step
 
     def on_train_batch_start(self, trainer: Trainer, *arguments: Any) -> None:

@@ -44,7 +44,7 @@ TINY: dict[str, Any] = {
 
 
 def lively(seed: int = 0, **changes: Any) -> WorldTransformer:
-    """A tiny world model whose layers all do something: those that begin at zero would hide what tests look for."""
+    """A tiny world model whose layers all do something: those that start at zero would hide what tests look for."""
     network = WorldTransformer(**TINY | changes)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

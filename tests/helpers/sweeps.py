@@ -25,18 +25,18 @@ def plan_of(**changes: Any) -> Plan:
 
 
 def url_of(folder: Path, plan: Plan) -> str:
-    """Where the study of a plan is, below a folder of runs."""
+    """URL of the study of a plan, below a folder of runs."""
     (folder / plan.name).mkdir(parents=True, exist_ok=True)
     return plan.storage or f"sqlite:///{folder / plan.name / 'sweep.db'}"
 
 
-def begin(folder: Path, plan: Plan) -> SweepStudy:
-    """A plan's study, as one worker sees it."""
+def load_study(folder: Path, plan: Plan) -> SweepStudy:
+    """The study of a plan, as loaded by one worker."""
     return SweepStudy.load_or_create(open_storage(url_of(folder, plan)), plan, ["a.yaml"])
 
 
 def silence(sweep: SweepStudy, number: int, seconds: int) -> None:
-    """Let the last sign of life of a trial be some time ago."""
+    """Set the last heartbeat of a trial to some time ago."""
     statement = "UPDATE trial_heartbeats SET heartbeat = datetime('now', ?) WHERE trial_id = ?"
     values = (f"-{seconds} seconds", sweep.trial_id(number))
     with sweep.storage.engine.begin() as connection:

@@ -124,7 +124,7 @@ def click(frame: int, rate: Fraction | int, sound: int) -> int:
 
 
 def _tone(seconds: float, rate: int, beeps: Sequence[float], fps: Fraction | int) -> np.ndarray:
-    """A sine of 1 kHz during the frames that begin at ``beeps``, else silence."""
+    """A sine of 1 kHz during the frames that start at ``beeps``, else silence."""
     time = np.arange(round(seconds * rate)) / rate
     heard = np.zeros(len(time), bool)
     for beep in beeps:

@@ -90,7 +90,7 @@ def test_silence_and_clipping_have_finite_gradients(level: float) -> None:
         assert bool(gradient.isfinite().all())
 
 
-def test_silence_does_not_rule_the_loss() -> None:
+def test_silence_does_not_dominate_the_loss() -> None:
     """An error at the level of the sound: in a silent difference of channels it counts no more than a few times."""
     reconstruction, target = sounds(1)
     mono = target[:, :1].expand(-1, 2, -1)

@@ -27,7 +27,7 @@ def test_weights_are_shares_of_the_gradient_whatever_the_scale_of_a_loss() -> No
     assert torch.nn.functional.cosine_similarity(found[1][:, 2:].flatten(), unbalanced[:, 2:].flatten(), 0) > 0.999
 
 
-def test_norms_are_averaged_over_steps_with_the_correction_of_their_beginning() -> None:
+def test_norms_are_averaged_over_steps_with_bias_correction() -> None:
     balancer, x = GradientBalancer(["a"], decay=0.5, scale=2.0), output()
     for step, (scale, average) in enumerate([(1, 1), (4, 3), (0.5, 11 / 7)]):
         gradient = balancer(x, {"a": terms(x, scale)["a"]}, {"a": 1.0})

@@ -27,7 +27,7 @@ def test_directions_and_the_dead_zone():
     )
 
 
-def test_always_answering_the_commonest_direction_is_chance():
+def test_always_predicting_the_most_frequent_direction_is_chance():
     metric = AxisAccuracy(["turn"], dead_zone=1.0)
     played = torch.randn(1000, 1, generator=torch.Generator().manual_seed(0)) * 2
     metric.update(torch.zeros(1000, 1), played)

@@ -22,7 +22,7 @@ BASE = {"widths": [8, 16, 16], "blocks": [1, 1, 1]}
 
 
 def lively(with_base: bool = False, **changes: Any) -> DiTDecoder:
-    """A tiny decoder whose layers all do something: those that begin at zero would hide what tests look for."""
+    """A tiny decoder whose layers all do something: those that start at zero would hide what tests look for."""
     torch.manual_seed(0)
     geometry = {"channels": 3, "size": (32, 48), "latent_size": (4, 6), "latent_channels": 2} | changes
     network = DiTDecoder(**{"patch": (8, 8), "width": 32, "depth": 2, "heads": 2, "mlp_ratio": 2.0} | geometry)
@@ -200,7 +200,7 @@ def test_a_shortcut_model_is_given_the_size_of_its_step() -> None:
     assert not torch.allclose(network(x, level, latent, None, torch.full((2,), 0.25)), smallest)
 
 
-def test_steps_of_every_size_begin_alike() -> None:
+def test_steps_of_every_size_start_alike() -> None:
     new = DiTDecoder(3, (32, 48), (4, 6), 2, shortcut=True, width=32, depth=1, heads=2)
     for parameter in (*new.blocks.parameters(), *new.target_out.parameters()):
         torch.nn.init.normal_(parameter, std=0.2)

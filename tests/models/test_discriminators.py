@@ -111,7 +111,7 @@ def test_channels_last_and_bfloat16_autocast_agree_with_float32(
     assert (low - expected).abs().mean().item() < 0.05 * max(expected.std().item(), 0.1)
 
 
-def test_the_residual_one_begins_as_a_linear_function_with_logits_of_unit_scale() -> None:
+def test_the_residual_one_starts_as_a_linear_function_with_logits_of_unit_scale() -> None:
     """Fix-up: every block is the identity, so at first both penalties are the same number everywhere."""
     network = build(ResNetDiscriminator, {"blocks": [4, 4, 4, 4]}, trained=False)
     images = torch.randn(2, 3, 32, 48)
@@ -131,7 +131,7 @@ def test_inner_gains_follow_the_fix_up_rule() -> None:
     assert gain([8, 8]) / gain([1, 0]) == pytest.approx(16 ** (-1 / 4))
 
 
-def test_grouped_convolutions_of_the_size_asked_for() -> None:
+def test_grouped_convolutions_have_the_requested_size() -> None:
     network = ResNetDiscriminator(widths=[16, 32], blocks=[1, 1], group_size=8)
     groups = {
         m.in_channels // m.groups for m in network.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from owl import models
-from owl.latents import UNKNOWN, encoder_of, tells_encoder
+from owl.latents import UNKNOWN, encoder_of, identifies_encoder
 from owl.models.image_autoencoder import ImageAutoencoder
 from owl.models.image_decoder import ImageDecoder, decode_clips
 from tests.helpers.errors import refused
@@ -47,7 +47,7 @@ def test_a_copy_of_an_autoencoders_decoder_identifies_its_latents(autoencoder: I
 
 def test_an_export_decodes_the_same_and_identifies_its_latents(autoencoder: ImageAutoencoder, tmp_path: Path) -> None:
     decoder = ImageDecoder(**ImageDecoder.of(autoencoder).config)
-    assert tells_encoder(decoder)
+    assert identifies_encoder(decoder)
     assert encoder_of(decoder) == UNKNOWN
     decoder.latent_encoder.copy_(torch.arange(1, 9))
     models.save(decoder, tmp_path)

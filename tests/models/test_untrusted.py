@@ -41,7 +41,7 @@ def checkpoint(path: Path, class_path: str, **init_args: Any) -> Path:
     return path
 
 
-def test_a_checkpoint_runs_no_code_of_strangers(lab: Path) -> None:
+def test_a_checkpoint_runs_no_untrusted_code(lab: Path) -> None:
     ours = "owl.models.image_autoencoder.ImageAutoencoder"
     refuse(checkpoint(lab / "a.ckpt", "stranger.Network"), "network.untrusted", "--trust stranger")
     for hidden in ("stranger.Network", {"class_path": "stranger.Network"}, [{"widths": ["stranger.Network"]}]):
@@ -58,7 +58,7 @@ def test_a_checkpoint_that_describes_no_network_is_refused(lab: Path) -> None:
     refuse(lab / "a.ckpt", "network.rebuild", "config")
 
 
-def test_an_export_runs_no_code_of_strangers(lab: Path) -> None:
+def test_an_export_runs_no_untrusted_code(lab: Path) -> None:
     models.save(ImageAutoencoder(**TINY), lab / "export")
     (lab / "export" / "config.yaml").write_text(yaml.safe_dump({"class_path": "stranger.Network", "init_args": {}}))
     refuse(lab / "export", "network.untrusted", "--trust stranger")

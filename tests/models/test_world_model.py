@@ -65,7 +65,7 @@ def test_a_frame_depends_on_those_within_its_windows_and_on_no_later_one(patch: 
                 assert affected == list(range(changed, min(12, changed + 2 + 4 + 1))), (what, stream)
 
 
-def test_frames_of_the_sink_are_seen_for_ever() -> None:
+def test_frames_of_the_sink_are_always_visible() -> None:
     network = lively(sink=2)
     given = draw(network, 14)
     before = call(network, *given)["video"]
@@ -165,7 +165,7 @@ def test_a_conditioning_does_not_matter_at_first_and_can_be_learnt() -> None:
 
 
 @pytest.mark.parametrize("stream", ["audio", "motion"])
-def test_streams_hear_each_other_and_are_there_only_if_asked_for(stream: str) -> None:
+def test_streams_attend_to_each_other_and_exist_only_if_configured(stream: str) -> None:
     assert list(lively().streams) == ["video"]
     network = lively(**streams(stream))
     assert list(network.streams) == ["video", stream]
@@ -190,7 +190,7 @@ def test_controls_of_some_frames_are_theirs() -> None:
 
 
 def test_motion_joins_a_trained_model_without_changing_it() -> None:
-    """As VideoJAM begins: its projections are zero, and both learn from the first step on."""
+    """As VideoJAM starts: its projections are zero, and both learn from the first step on."""
     alone = lively()
     jam = WorldTransformer(**TINY | streams("motion")).eval()
     added = jam.load_state_dict(alone.state_dict(), strict=False)

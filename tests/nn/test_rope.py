@@ -35,7 +35,7 @@ def test_every_difference_counts() -> None:
 
 
 @pytest.mark.parametrize("start", [PERIOD - 3, 1000 * PERIOD - 2, 10**15])
-def test_the_turns_continue_smoothly_where_the_period_starts_again(start: int) -> None:
+def test_the_turns_are_continuous_across_the_period(start: int) -> None:
     row = column = torch.zeros(1)
     near = rope(torch.arange(8)[None], row, column, 64)
     far = rope(start + torch.arange(8)[None], row, column, 64)

@@ -1,4 +1,4 @@
-"""Layers that begin as the identity, and a null control that is none of the real ones."""
+"""Layers that start as the identity, and a null control that is none of the real ones."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from owl.nn.transformer import Block, ControlEmbedding, Head, HeadNorm, JointBlo
 from tests.helpers.attention import DenseAttention
 
 
-def test_a_block_begins_as_the_identity_and_its_gates_learn_first() -> None:
+def test_a_block_starts_as_the_identity_and_its_gates_learn_first() -> None:
     block = Block(32, 2, 64)
     x, condition = torch.randn(2, 3, 4, 32), torch.randn(2, 3, 32)
     frames = Frames(torch.arange(3)[None], torch.zeros(3, dtype=torch.int64))
@@ -57,7 +57,7 @@ def test_modulation_belongs_to_frames() -> None:
     torch.testing.assert_close(modulate(x, torch.full((1,), 3.0), torch.ones(1)), 2 * plain + 3)
 
 
-def test_a_head_begins_as_zero_and_learns() -> None:
+def test_a_head_starts_as_zero_and_learns() -> None:
     head = Head(32, 5)
     out = head(torch.randn(2, 3, 4, 32), torch.randn(2, 3, 32))
     assert out.shape == (2, 3, 4, 5)

@@ -64,7 +64,7 @@ def in_double(matrix: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("shape", [(5, 16, 16), (5, 8, 72), (5, 72, 8)])
-def test_a_batch_is_orthogonalised_as_each_by_itself(shape):
+def test_a_batch_is_orthogonalised_like_each_matrix_alone(shape):
     batch = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * torch.arange(5).view(5, 1, 1)
     assert torch.equal(orthogonalise(batch), torch.stack([orthogonalise(matrix) for matrix in batch]))
 

@@ -82,7 +82,7 @@ def test_a_warm_up_longer_than_training_is_cut_short() -> None:
     assert seen[-1] == 0.0
 
 
-def test_an_end_moved_at_the_beginning_is_as_if_it_had_been_there() -> None:
+def test_an_end_moved_at_the_start_is_as_if_it_had_been_there() -> None:
     expected, _ = rates(lambda o: WarmupCosine(o, 3, 20), 25)
     schedule = WarmupCosine(optimizer(), 3, 60)
     schedule.move_end(0, 20)

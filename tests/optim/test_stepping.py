@@ -109,7 +109,7 @@ def test_each_optimizer_is_stepped_at_its_cadence(tmp_path: Path) -> None:
     assert steps == [12]
 
 
-def test_a_schedule_may_begin_before_its_optimizer_does(tmp_path: Path) -> None:
+def test_a_schedule_may_start_before_its_optimizer_does(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "Detected call of")
         trained(tmp_path, 3, 2, generator_every=3)
@@ -171,7 +171,7 @@ def test_what_an_epoch_leaves_over_makes_a_step(tmp_path: Path) -> None:
     assert trained(tmp_path, 5, 2, accumulate=2).trainer.global_step == 3
 
 
-def test_each_network_is_clipped_by_itself(tmp_path: Path) -> None:
+def test_each_network_is_clipped_separately(tmp_path: Path) -> None:
     norms = GradientNorms()
     trained(tmp_path, 1, 2, norms, clip=0.001)
     assert norms.seen == pytest.approx([0.001, 0.001], rel=1e-2)

@@ -72,7 +72,7 @@ def test_both_get_the_same_inputs_and_come_back() -> None:
     assert right.closed
 
 
-def test_all_begin_with_the_settings_of_the_first() -> None:
+def test_all_start_with_the_settings_of_the_first() -> None:
     left, right = strip("left", decoders=["own", "only"]), strip("right")
     left.settings, right.settings = Settings(steps=2, decoder="own"), Settings(steps=9, decoder="only")
     world = SideBySide([left, right])

@@ -54,7 +54,7 @@ def test_a_stick_moves_every_frame_alike_for_as_long_as_it_is_deflected() -> Non
     assert [float(inputs.take().axes[0]) for _ in range(2)] == [4.0, 0.0]
 
 
-def test_who_leaves_lets_go_of_everything() -> None:
+def test_a_client_that_leaves_releases_everything() -> None:
     inputs = Inputs(1, [4.0])
     put(inputs, True, 3, stick=1.0)
     inputs.release()

@@ -67,7 +67,7 @@ def test_a_replay_has_the_same_sound(world: LearnedWorld) -> None:
     assert all(frame.same for frame in replay(log, moved))
 
 
-def test_a_picture_of_the_player_is_where_the_world_begins(world: LearnedWorld) -> None:
+def test_a_picture_of_the_player_is_where_the_world_starts(world: LearnedWorld) -> None:
     starts = len(world.description.starts)
     given = world.description.starts[0][:, ::-1].copy()
     world.add_start(given)

@@ -68,7 +68,7 @@ def test_what_is_no_log_is_reported(tmp_path: Path, lines: list, code: str, toke
 @pytest.mark.parametrize(
     "origin", [None, {}, {"kind": "game"}, {"kind": "game", "scenario": "basic", "size": 5}, {"kind": "world models"}]
 )
-def test_a_log_that_does_not_tell_how_its_world_was_made(origin: Any) -> None:
+def test_a_log_without_the_origin_of_its_world_is_reported(origin: Any) -> None:
     with refused("actions.origin", "how its world was made"):
         make_world(ActionLog(origin, [], [], 0, 0))
 

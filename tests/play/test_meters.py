@@ -26,7 +26,7 @@ def restless(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meters, "NICENESS", 0)
 
 
-def test_worlds_side_by_side_are_measured_each_for_who_asks(tmp_path: Path) -> None:
+def test_worlds_side_by_side_are_measured_for_subscribed_clients(tmp_path: Path) -> None:
     async def test() -> None:
         world = SideBySide([Canvas(follows=True), Canvas(follows=False)])
         async with serving(world, tmp_path) as served, playing(served) as player, connected(served) as viewer:

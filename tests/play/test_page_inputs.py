@@ -75,7 +75,7 @@ def test_fingers_move_look_and_attack(page: Page, tmp_path: Path) -> None:
         assert any(attack for _, attack, _ in actions(server))
 
 
-def test_a_picture_of_the_player_begins_a_world(page: Page, tmp_path: Path) -> None:
+def test_a_picture_of_the_player_starts_a_world(page: Page, tmp_path: Path) -> None:
     picture = tmp_path / "red.png"
     Image.new("RGB", (300, 100), (250, 10, 10)).save(picture)
     (tmp_path / "text.png").write_text("no picture", "utf-8")

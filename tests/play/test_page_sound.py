@@ -144,7 +144,7 @@ def test_a_stall_is_one_underrun_and_enlarges_the_reserve(page: Page, tmp_path: 
         assert simulate(page, times[:50], seconds=4.0, rests=2.0)["underruns"] == 0  # a pause is none
 
 
-def test_what_piled_up_is_skipped(page: Page, tmp_path: Path) -> None:
+def test_a_backlog_is_skipped(page: Page, tmp_path: Path) -> None:
     times = np.concatenate([0.1 + np.arange(25) * PART / RATE, np.full(25, 1.1), 1.14 + np.arange(50) * PART / RATE])
     with in_background(Strip(), tmp_path) as server:
         page.goto(server.url)

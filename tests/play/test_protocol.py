@@ -37,7 +37,7 @@ def test_commands_arrive() -> None:
         assert protocol.parse(protocol.command_message(command), 2, 1) == command
 
 
-def test_pictures_to_begin_with_arrive() -> None:
+def test_pictures_to_start_with_arrive() -> None:
     assert protocol.parse(protocol.start_message(b"png"), 2, 1) == Start(b"png")
 
 

@@ -179,7 +179,7 @@ def test_a_thousand_malformed_messages(tmp_path: Path) -> None:
     run(test)
 
 
-def test_clients_that_ask_too_much_are_sent_away_with_a_reason(tmp_path: Path) -> None:
+def test_clients_with_too_many_requests_are_disconnected_with_a_reason(tmp_path: Path) -> None:
     async def test() -> None:
         async with serving(Strip(), tmp_path) as served, playing(served) as player:
             async with connected(served) as client:
@@ -216,7 +216,7 @@ def test_clients_that_ask_too_much_are_sent_away_with_a_reason(tmp_path: Path) -
     run(test)
 
 
-def test_a_picture_to_begin_with_may_be_as_large_as_its_pixels_need(tmp_path: Path) -> None:
+def test_a_picture_to_start_with_may_be_as_large_as_its_pixels_need(tmp_path: Path) -> None:
     """As those of 720p worlds are."""
     given = png(np.random.default_rng(0).integers(0, 255, (320, 320, 3), np.uint8))
     assert len(given) > protocol.LARGEST

@@ -114,7 +114,7 @@ def played(tmp_path: Path) -> Iterator[Played]:
     assert made.world.closed
 
 
-def test_it_begins_paused_and_shows_the_start(played: Played) -> None:
+def test_it_starts_paused_and_shows_the_start(played: Played) -> None:
     assert played.state["paused"]
     assert played.state["frame"] == 0
     assert [number for number, _ in played.frames] == [0]

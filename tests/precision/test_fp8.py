@@ -353,7 +353,7 @@ def trained_loss(lab: Path, plugins: dict[str, Any]) -> float:
 
 def test_the_world_model_learns_as_well_as_without(lab: Path) -> None:
     expected = trained_loss(lab, {"precision": trainer_precision("cpu")})  # what the plugin leaves all else in
-    assert expected < 1.0  # it began above
+    assert expected < 1.0  # it started above
     # no worse: float32 and bfloat16 alone differ by 1.4% after these steps, which may as well be to its advantage
     assert trained_loss(lab, {"plugins": [Float8Precision(emulate=True)]}) < 1.01 * expected
 
@@ -386,4 +386,4 @@ def test_the_commands_of_the_how_to_page(lab: Path, monkeypatch: pytest.MonkeyPa
         if any("fp8_emulated" in word for word in words):
             assert owl_here(*words, *smaller, cwd=lab) == 0
         else:
-            assert leave([*words, "--print_config"]) == 0  # it asks for a GPU
+            assert leave([*words, "--print_config"]) == 0  # it requires a GPU

@@ -282,7 +282,7 @@ def test_a_run_is_heard_averaged_exported_and_resumed_exactly(lab: Path) -> None
     assert bool((network.audio_latent_std != 1).all())
     untrained = AudioDecoder.of(autoencoder)
     parts = zip(network.parameters(), untrained.parameters(), strict=True)
-    assert 0 < max(float((a - b).abs().max()) for a, b in parts) < 0.01  # began where stage 1 ended
+    assert 0 < max(float((a - b).abs().max()) for a, b in parts) < 0.01  # started where stage 1 ended
 
 
 def test_latents_of_a_dataset_train_like_those_of_the_callback(lab: Path) -> None:

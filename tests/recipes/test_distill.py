@@ -66,7 +66,7 @@ def test_the_target_is_the_teachers_output_the_true_frame_or_both(lab: Path, tru
     torch.testing.assert_close(found, expected)
 
 
-def test_without_truth_the_teacher_itself_is_the_optimum_and_it_is_not_asked_where_it_is_not_needed(lab: Path) -> None:
+def test_without_truth_the_teacher_itself_is_the_optimum_and_it_runs_only_where_needed(lab: Path) -> None:
     made = recipe(lab, truth=0.0)
     latent, image = batch()
     assert made.compare(made.taught(latent), latent, image)["l2"] == 0

@@ -224,7 +224,7 @@ def test_a_run_measures_draws_averages_and_exports_the_decoder(lab: Path, plain:
     assert any(not torch.equal(weight, before[name]) for name, weight in network.decoder.state_dict().items())
     untrained = ImageDecoder.of(autoencoder)
     parts = zip(network.parameters(), untrained.parameters(), strict=True)
-    assert max(float((a - b).abs().max()) for a, b in parts) < 0.01  # began where stage 1 ended
+    assert max(float((a - b).abs().max()) for a, b in parts) < 0.01  # started where stage 1 ended
 
 
 def test_another_architecture_is_trained_from_scratch_and_its_checkpoint_stands_alone(lab: Path) -> None:
@@ -326,7 +326,7 @@ def test_what_flickers_along_the_flow_is_a_term_of_the_loss(lab: Path, tmp_path:
         trained(recipe(lab, weights=weights), with_flow(batches(1)), tmp_path)
 
 
-def test_a_decoder_that_takes_its_previous_frame_begins_as_stage_1_and_learns_to_use_it(
+def test_a_decoder_that_takes_its_previous_frame_starts_as_stage_1_and_learns_to_use_it(
     lab: Path, tmp_path: Path
 ) -> None:
     made, data = recipe(lab, previous=True), batches(2, frames=2)

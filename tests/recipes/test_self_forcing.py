@@ -152,7 +152,7 @@ def stored(lab: Path, name: str) -> dict[str, Any]:
     return torch.load(lab / "runs" / name / "checkpoints" / "last.ckpt", weights_only=True)
 
 
-def test_a_run_resumes_exactly_amid_a_cycle_and_its_student_plays_without_the_others(lab: Path) -> None:
+def test_a_run_resumes_exactly_within_a_cycle_and_its_student_plays_without_the_others(lab: Path) -> None:
     options = ("--model.critic_steps", "3", "--model.final_lr", "1.0", "--ema.decay", "0.9", *ADVERSARY)
     metrics = fit(lab, "whole", "--trainer.max_steps", "7", *options)
     fit(lab, "parts", "--trainer.max_steps", "4", *options)

@@ -107,7 +107,7 @@ def test_the_discriminator_and_the_student_learn_what_the_equations_say(lab: Pat
         torch.testing.assert_close((before[1][name] - p) / RATE, slope, rtol=2e-3, atol=1e-4)
 
 
-def test_a_decoder_is_looked_through_and_stays_as_it_is(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_is_searched_and_not_changed(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = models.load(lab / "sound")
     decoder = ImageDecoder(
         channels=3,

@@ -45,7 +45,7 @@ def test_no_gradient_crosses_from_one_frame_to_another(exit_step: int, monkeypat
 
         def leaf(frame: int) -> Any:
             samples = of(frame)
-            noise[frame] = samples[exit_step]["video"].requires_grad_()  # what the exit step adds, or begins with
+            noise[frame] = samples[exit_step]["video"].requires_grad_()  # what the exit step adds, or starts with
             return samples
 
         return leaf

@@ -38,7 +38,7 @@ class Strided:
     stride = 1
 
 
-def test_checkpoints_and_exports_tell_how_they_were_trained(lab: Path) -> None:
+def test_checkpoints_and_exports_store_how_they_were_trained(lab: Path) -> None:
     source, exported = load_source(checkpoint(lab, "bidirectional")), load_source(str(lab / "exported"), True)
     for loaded in (source, exported):
         assert (loaded.forcing, loaded.stride, loaded.length) == ("full", 2, 5)

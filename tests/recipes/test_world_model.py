@@ -329,7 +329,7 @@ def test_a_scene_that_is_given_is_trained_on(tmp_path: Path) -> None:
     write_config(tmp_path / "scene.yaml", experiment)
     assert owl_here("fit", "--config", "scene.yaml", cwd=tmp_path) == 0
     network = models.load(tmp_path / "runs/scene/checkpoints/last.ckpt")
-    assert network.conditioning_in.weight.any()  # it began at zero
+    assert network.conditioning_in.weight.any()  # it started at zero
     assert encoder_of(network, "conditioning") == FINGERPRINT
 
 

@@ -55,7 +55,7 @@ def refuse_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "false")
 
 
-def test_a_switch_amid_a_rollout_changes_nothing(
+def test_a_switch_during_a_rollout_changes_nothing(
     network: WorldTransformer, controls: Controls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the function that is compiled, uncompiled: it must be given what the eager block is given."""

@@ -72,7 +72,7 @@ def test_a_decoder_that_sees_its_previous_frame_streams_what_it_decodes_in_seque
             frames.append(engine.step(*at(controls, t)))
         latents = torch.stack([frame.latents["video"] for frame in frames], 1)
         if known:
-            latents = torch.cat([context["video"][:, -1:], latents], 1)  # it begins with the context's last frame
+            latents = torch.cat([context["video"][:, -1:], latents], 1)  # it starts with the context's last frame
         with torch.no_grad():
             expected = decode_clips(decoder, latents)[:, -len(frames) :]
             assert not torch.allclose(expected[:, -1], decoder.decode(latents[:, -1]), atol=1e-3)

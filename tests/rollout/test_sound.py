@@ -122,7 +122,7 @@ def agreement(buttons: Tensor, true: Tensor, generated: Tensor, names: list[str]
     return onset_agreement(Sound(true, generated[:, 4:], RATE), buttons, names)
 
 
-def test_a_shot_that_is_heard_agrees_and_one_that_is_not_is_left_to_chance() -> None:
+def test_an_audible_shot_agrees_and_an_inaudible_one_is_at_chance() -> None:
     buttons, sound = shots()
     found = agreement(buttons, sound, sound, ["ATTACK"])
     assert found["onset_agreement"] == found["onset_agreement_true"] == 1

@@ -1,4 +1,4 @@
-"""The sweep's YAML: what it says, what is refused, and that draws stay in its space."""
+"""The sweep's YAML: its values, what is refused, and that suggestions stay in its space."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from owl.cli.arguments import gather_options
 from owl.commands.sweep import load_plan
 from owl.sweep.plan import options
 from tests.helpers.errors import refused
-from tests.helpers.sweeps import ADAMW, LR, MUON, OPTIMIZER, RATIO, SPACE, SWEEP, begin, plan_of
+from tests.helpers.sweeps import ADAMW, LR, MUON, OPTIMIZER, RATIO, SPACE, SWEEP, load_study, plan_of
 from tests.helpers.tiny import write_config
 
 MISTAKES: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
@@ -93,7 +93,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_in_the_plan_is_told_in_one_sentence(mistake: str) -> None:
+def test_a_mistake_in_the_plan_is_reported_in_one_sentence(mistake: str) -> None:
     changes, code, tokens = MISTAKES[mistake]
     with refused(code, "tried.yaml", *tokens):
         plan_of(**changes)
@@ -113,7 +113,7 @@ def test_a_file_that_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     assert load_plan(tmp_path / "right.yaml", trials=9).trials == 9
 
 
-def test_numbers_are_whole_where_their_ends_are() -> None:
+def test_ranges_with_integer_ends_give_integers() -> None:
     ranges = {
         "whole": {"low": 1, "high": 9},
         "real": {"low": 1, "high": 9.0},
@@ -124,11 +124,11 @@ def test_numbers_are_whole_where_their_ends_are() -> None:
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "cmaes"])
-def test_draws_stay_in_the_space_meet_conditions_and_come_again(sampler: str, tmp_path: Path) -> None:
+def test_suggestions_stay_in_the_space_meet_conditions_and_are_reproducible(sampler: str, tmp_path: Path) -> None:
     drawn = []
     for attempt in ("first", "second"):
         plan = plan_of(sampler=sampler, trials=6)
-        sweep = begin(tmp_path / attempt, plan)
+        sweep = load_study(tmp_path / attempt, plan)
         settings = []
         while claimed := sweep.ask():
             number, setting = claimed
@@ -137,7 +137,7 @@ def test_draws_stay_in_the_space_meet_conditions_and_come_again(sampler: str, tm
             settings.append(setting)
             sweep.tell(number, TrialState.COMPLETE, float(setting[LR]))
             if len(settings) == 3:
-                sweep = begin(tmp_path / attempt, plan)  # as after a restart, which must not repeat what was drawn
+                sweep = load_study(tmp_path / attempt, plan)  # as after a restart, which must not repeat what was drawn
         drawn.append(settings)
     assert drawn[0] == drawn[1]
     assert len({setting[LR] for setting in drawn[0]}) == 6
@@ -151,7 +151,7 @@ def test_a_grid_tries_every_combination_once(tmp_path: Path) -> None:
     }
     plan = plan_of(sampler="grid", space=space, trials=None)
     assert plan.trials == 8
-    sweep = begin(tmp_path, plan)
+    sweep = load_study(tmp_path, plan)
     tried = []
     while claimed := sweep.ask():
         tried.append(options(claimed[1]))
@@ -160,7 +160,7 @@ def test_a_grid_tries_every_combination_once(tmp_path: Path) -> None:
     assert [f"--{OPTIMIZER}={MUON}", f"--{RATIO}=1.5", "--data.init_args.size=[64, 96]"] in tried
 
 
-def test_probes_hold_every_choice_and_both_ends() -> None:
+def test_boundary_settings_contain_every_choice_and_both_ends() -> None:
     plan = plan_of(space={**SPACE, "data.init_args.batch_size": {"choices": [2, 4, 8]}})
     probes = plan.boundary_settings()
     assert len(probes) <= 4
@@ -169,7 +169,7 @@ def test_probes_hold_every_choice_and_both_ends() -> None:
     assert all((RATIO in probe) == (probe[OPTIMIZER] == MUON) for probe in probes)
 
 
-def test_probes_meet_conditions_of_conditions() -> None:
+def test_boundary_settings_meet_nested_conditions() -> None:
     space = {"a": [1, 2], "b": [1, 2], "c": [1, 2, 3]}
     when = {"b": {"a": 2}, "c": {"b": 2}}
     plan = plan_of(space={key: {"choices": values, "when": when.get(key, {})} for key, values in space.items()})
@@ -179,7 +179,7 @@ def test_probes_meet_conditions_of_conditions() -> None:
     assert all(str(probe["b"]) == "2" for probe in probes if "c" in probe)
 
 
-def test_what_is_meant_for_fit_is_gathered() -> None:
+def test_options_of_fit_are_passed_on() -> None:
     typed = ["--config", "a.yaml", "--trainer.max_steps", "-1", "--sweep", "s.yaml", "--config=b.yaml", "--model.x=[1]"]
     assert gather_options([*typed, "--workers", "2"]) == [
         *("--sweep", "s.yaml", "--workers", "2"),

@@ -7,13 +7,13 @@ import yaml
 from optuna.trial import TrialState
 
 from owl.sweep.report import write_report
-from tests.helpers.sweeps import begin, plan_of
+from tests.helpers.sweeps import load_study, plan_of
 from tests.helpers.tiny import write_config
 
 
 def test_the_report_shows_every_trial_and_best_yaml_is_the_best_run(tmp_path: Path) -> None:
     plan = plan_of(trials=9)
-    sweep = begin(tmp_path, plan)
+    sweep = load_study(tmp_path, plan)
     for value in range(8):
         number, _ = sweep.ask()
         sweep.storage.set_trial_intermediate_value(sweep.trial_id(number), 1, 3.0)

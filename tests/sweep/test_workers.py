@@ -1,4 +1,4 @@
-"""Workers: failures recorded, kills made up for, trials stopped and continued."""
+"""Workers: failures recorded, killed trials retried, trials stopped and continued."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ from owl.sweep.plan import Plan
 from owl.sweep.study import GRACE_PERIOD, chain_number
 from owl.sweep.workers import Workers
 from tests.helpers.errors import refused
-from tests.helpers.sweeps import begin, plan_of, silence
+from tests.helpers.sweeps import load_study, plan_of, silence
 from tests.helpers.tiny import REPOSITORY
 
 TRIAL = """
@@ -37,16 +37,16 @@ time.sleep(seconds)
 metrics = {"val/psnr": 20.0 + number, "threads": os.environ.get("OMP_NUM_THREADS")}
 (folder / "metrics.json").write_text(json.dumps(metrics))
 """
-"""What a run of fit leaves for its worker to see, without the seconds that its imports take."""
+"""Writes what a run of fit writes for its worker, without the seconds that its imports take."""
 
 
 class QuickWorkers(Workers):
-    """Trials that do what ``marks`` says of their chain."""
+    """Trials that behave as ``marks`` specifies for their chain."""
 
     def __init__(self, folder: Path, plan: Plan, count: int = 1, seconds: float = 0.0, **marks: str) -> None:
         self.seconds, self.marks = seconds, marks
         self.started: list[list[str]] = []
-        sweep = begin(folder, plan)
+        sweep = load_study(folder, plan)
         super().__init__(sweep, folder, ["--config=a.yaml"], count, 3, "url", lambda: None)
 
     def command(self, number: int, chain: int, setting: dict[str, Any]) -> list[str]:
@@ -63,16 +63,18 @@ class QuickWorkers(Workers):
         ]
 
 
-def test_failures_are_recorded_and_kills_made_up_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_failures_are_recorded_and_killed_trials_are_retried(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     plan = plan_of(trials=3)
-    crew = QuickWorkers(tmp_path, plan, trial_0="crash", trial_1="kill")
-    asyncio.run(crew.run())
-    chains = crew.study.chains()
+    workers = QuickWorkers(tmp_path, plan, trial_0="crash", trial_1="kill")
+    asyncio.run(workers.run())
+    chains = workers.study.chains()
     assert [t.state for t in chains] == [TrialState.FAIL, TrialState.COMPLETE, TrialState.COMPLETE]
     assert chains[0].user_attrs["reason"] == "the loss became nan at step 3"
     assert [chain_number(t) for t in chains] == [0, 1, 3]
-    first, second, again, last = crew.started
-    for command in (first, again):  # a new one finds nothing to continue: its folder was emptied
+    first, second, again, last = workers.started
+    for command in (first, again):  # a new trial has nothing to continue: its folder was emptied
         assert command[command.index("--ckpt_path") + 1] == "last"
     assert again[again.index("--name") + 1] == second[second.index("--name") + 1] == "tried/trial-0001"
     assert [word for word in again if "optimizer" in word] == [word for word in second if "optimizer" in word]
@@ -87,37 +89,37 @@ def test_failures_are_recorded_and_kills_made_up_for(tmp_path: Path, capsys: pyt
 
 def test_a_signal_stops_trials_and_the_next_worker_continues_them(tmp_path: Path) -> None:
     plan = plan_of(trials=2)
-    crew = QuickWorkers(tmp_path, plan, count=2, seconds=60)
-    command = crew.command
+    workers = QuickWorkers(tmp_path, plan, count=2, seconds=60)
+    command = workers.command
 
     def interrupt_the_second(number: int, chain: int, setting: dict[str, Any]) -> list[str]:
-        if crew.processes:
+        if workers.processes:
             os.kill(os.getpid(), signal.SIGINT)
         return command(number, chain, setting)
 
-    crew.command = interrupt_the_second  # type: ignore[method-assign]
-    asyncio.run(crew.run())
-    assert crew.signal == signal.SIGINT
-    assert [t.state for t in crew.study.chains()] == [TrialState.WAITING] * 2
-    assert not crew.processes
+    workers.command = interrupt_the_second  # type: ignore[method-assign]
+    asyncio.run(workers.run())
+    assert workers.signal == signal.SIGINT
+    assert [t.state for t in workers.study.chains()] == [TrialState.WAITING] * 2
+    assert not workers.processes
     following = QuickWorkers(tmp_path, plan, count=2)
     asyncio.run(following.run())
     assert [t.state for t in following.study.chains()] == [TrialState.COMPLETE] * 2
-    assert [t.user_attrs.get("kills") for t in following.study.chains()] == [0, 0]  # a stop is no kill
+    assert [t.user_attrs.get("kills") for t in following.study.chains()] == [0, 0]  # a stop does not count as a kill
 
 
-def test_a_metric_that_is_not_there_stops_the_sweep_and_correcting_it_continues(tmp_path: Path) -> None:
-    crew = QuickWorkers(tmp_path, plan_of(objective="psnr", trials=1))
+def test_a_metric_that_is_not_logged_stops_the_sweep_and_correcting_it_continues(tmp_path: Path) -> None:
+    workers = QuickWorkers(tmp_path, plan_of(objective="psnr", trials=1))
     with refused("sweep.objective", "'psnr'", "did you mean 'val/psnr'?"):
-        asyncio.run(crew.run())
+        asyncio.run(workers.run())
     following = QuickWorkers(tmp_path, plan_of(trials=1))
     asyncio.run(following.run())
     assert following.study.best().value == 21.0
     assert "last" in following.started[0]
 
 
-def test_the_killed_workers_trial_ends_and_is_continued(tmp_path: Path) -> None:
-    """A worker that is killed takes its trial with it; one that comes later continues it at once."""
+def test_a_killed_workers_trial_ends_and_is_continued(tmp_path: Path) -> None:
+    """The trial of a killed worker ends with it; the next worker continues it immediately."""
     code = (
         "import asyncio; from pathlib import Path; from tests.sweep.test_workers import QuickWorkers, plan_of\n"
         f"asyncio.run(QuickWorkers(Path({str(tmp_path)!r}), plan_of(trials=1), seconds=100).run())"
@@ -131,48 +133,50 @@ def test_the_killed_workers_trial_ends_and_is_continued(tmp_path: Path) -> None:
     worker.wait()
     trial = [psutil.Process(int(note.read_text()))] if psutil.pid_exists(int(note.read_text())) else []
     assert not psutil.wait_procs(trial, timeout=50)[1]
-    crew = QuickWorkers(tmp_path, plan_of(trials=1))
-    silence(crew.study, 0, GRACE_PERIOD + 1)
-    asyncio.run(crew.run())
-    (chain,) = crew.study.chains()
+    workers = QuickWorkers(tmp_path, plan_of(trials=1))
+    silence(workers.study, 0, GRACE_PERIOD + 1)
+    asyncio.run(workers.run())
+    (chain,) = workers.study.chains()
     assert chain.state == TrialState.COMPLETE
     assert chain.system_attrs["retry_history"] == [0]
 
 
-def test_a_worker_that_was_silent_leaves_its_trial_to_the_one_that_took_it_over(
+def test_a_worker_without_heartbeats_leaves_its_trial_to_the_worker_that_continued_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("owl.sweep.workers.HEARTBEAT_INTERVAL", 0)
-    crew = QuickWorkers(tmp_path, plan_of(trials=1), seconds=100)
+    workers = QuickWorkers(tmp_path, plan_of(trials=1), seconds=100)
     other = QuickWorkers(tmp_path, plan_of(trials=1))
-    processes, beat = [], crew.study.record_heartbeat
+    processes, beat = [], workers.study.record_heartbeat
 
     def beat_too_late(number: int) -> bool:
-        processes.extend(crew.processes)
-        silence(crew.study, number, GRACE_PERIOD + 1)
+        processes.extend(workers.processes)
+        silence(workers.study, number, GRACE_PERIOD + 1)
         other.study.retry_interrupted()
         return beat(number)
 
-    crew.study.record_heartbeat = beat_too_late  # type: ignore[method-assign]
-    asyncio.run(crew._run_trial(*crew.study.ask()))
-    assert not crew.processes
+    workers.study.record_heartbeat = beat_too_late  # type: ignore[method-assign]
+    asyncio.run(workers._run_trial(*workers.study.ask()))
+    assert not workers.processes
     assert [process.returncode for process in processes] == [-signal.SIGKILL]
     asyncio.run(other.run())
-    assert [t.state for t in crew.study.chains()] == [TrialState.COMPLETE]
+    assert [t.state for t in workers.study.chains()] == [TrialState.COMPLETE]
 
 
-def test_a_held_folder_and_a_silent_storage_lose_no_trial(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What a trial continues may still be saving; a database may be started anew."""
-    crew = QuickWorkers(tmp_path, plan_of(trials=1), trial_0="busy")
-    tell, errors = crew.study.tell, iter([StorageInternalError("the server closed the connection")])
+def test_a_locked_folder_and_an_unavailable_storage_lose_no_trial(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The interrupted process may still be saving; the database may be restarting."""
+    workers = QuickWorkers(tmp_path, plan_of(trials=1), trial_0="busy")
+    tell, errors = workers.study.tell, iter([StorageInternalError("the server closed the connection")])
 
-    def tell_unless_silent(*arguments: Any, **attributes: Any) -> None:
+    def tell_unless_unavailable(*arguments: Any, **attributes: Any) -> None:
         if error := next(errors, None):
             raise error from error
         tell(*arguments, **attributes)
 
-    crew.study.tell = tell_unless_silent  # type: ignore[method-assign]
-    asyncio.run(crew.run())
-    (chain,) = crew.study.chains()
+    workers.study.tell = tell_unless_unavailable  # type: ignore[method-assign]
+    asyncio.run(workers.run())
+    (chain,) = workers.study.chains()
     assert (chain.state, chain.user_attrs["kills"]) == (TrialState.COMPLETE, 0)
     assert "retrying" in capsys.readouterr().out

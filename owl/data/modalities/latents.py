@@ -170,7 +170,7 @@ class AudioLatent(Latent):
         return description | {"shape": [stride * tokens, channels]}
 
     def frames(self, first: int, last: int) -> range:
-        # the sound of the first frame begins after the frame one stride before it
+        # the sound of the first frame starts after the frame one stride before it
         return range(first - min(self.sampling.stride - 1, first) if self._clock is None else first, last + 1)
 
     def shapes(self) -> Shapes:

@@ -56,14 +56,14 @@ export class Connection {
     return this.state !== null && this.state.role === "player";
   }
 
-  // Take the controls if they are free, then ask for something.
+  // Take the controls if they are free, then send a command.
   command(name, fields = {}) {
     if (this.state === null || this.socket.readyState !== WebSocket.OPEN) return;
     if (!this.plays && this.state.free && name !== "play") this.command("play");
     this.request({ name, ...fields });
   }
 
-  // Ask for the meters or no longer, playing or watching; also of a server that is connected later.
+  // Request the meters or stop them, playing or watching; also of a server that is connected later.
   measure(on) {
     this.measures = on;
     if (this.state?.meters.length && this.socket.readyState === WebSocket.OPEN) this.request({ name: "meters", on });
@@ -73,7 +73,7 @@ export class Connection {
     this.send(COMMAND, new TextEncoder().encode(JSON.stringify(command)));
   }
 
-  // Begin with a picture: a Uint8Array of JPEG, of the size that the state names.
+  // Start with a picture: a Uint8Array of JPEG, of the size that the state names.
   start(jpeg) {
     if (!this.plays) this.command("play");
     this.send(START, jpeg);

@@ -98,7 +98,7 @@ function addScene(number) {
   $("scenes").append(button);
 }
 
-// Begin with the middle of a picture, in the size of the world.
+// Start with the middle of a picture, in the size of the world.
 async function upload(file) {
   const bitmap = await createImageBitmap(file).catch(() => null);
   if (bitmap === null) {

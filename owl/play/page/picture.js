@@ -34,7 +34,7 @@ export class Picture {
     bitmap.close();
     this.canvas.dataset.frame = frame.number;
     if (!Number.isNaN(frame.time) && !document.hidden) {
-      // what is drawn now is on the screen at the latest when the frame after the next one begins
+      // what is drawn now is on the screen at the latest when the frame after the next one starts
       requestAnimationFrame(() => requestAnimationFrame(() => this.measure(frame)));
     }
   }

@@ -45,7 +45,7 @@ export class Sound {
 
   // Its state, in words.
   get summary() {
-    if (this.report === null) return this.refused ? "none in this browser" : "begins with the next click";
+    if (this.report === null) return this.refused ? "none in this browser" : "starts with the next click";
     const { lag, underruns, speed } = this.report, late = 1000 * (lag + (this.context.outputLatency || 0));
     const slow = speed < 1 ? ` · ${Math.round(100 * speed)}% speed` : "";
     return `${late.toFixed(0)} ms late${slow} · ${underruns} underrun${underruns === 1 ? "" : "s"}`;

@@ -118,7 +118,7 @@ def test_a_clock_names_the_nearest_frame_rates_with_whole_frames(rate: float, fp
 
 
 @pytest.mark.parametrize(("kind", "shape"), [(Latent, [3, 2, 4]), (AudioLatent, [2, CHANNELS])])
-def test_descriptions_tell_the_shape_that_a_frame_has_in_windows(kind: type[Latent], shape: list[int]) -> None:
+def test_descriptions_contain_the_shape_of_a_frame_in_windows(kind: type[Latent], shape: list[int]) -> None:
     described, sampling = {"shape": shape}, Sampling("data", FPS, (24, 40), length=4, stride=3)
     ((found, _),) = kind("latent", described, sampling).shapes().values()
     assert found == (4, *kind.in_windows(described, 3)["shape"])
