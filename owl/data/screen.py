@@ -127,7 +127,8 @@ def read_labels(state: Any, size: tuple[int, int]) -> tuple[np.ndarray, dict[int
         size: (H, W) of the picture.
 
     Returns:
-        uint16[H, W], numbers; and the name of each.
+        uint16[H, W], numbers, and the name of each: 0 and 1 as in `LABEL_NAMES`, higher numbers are objects and stay
+        constant until a cut; "Self" is the player with its weapon.
     """
     numbers, names = np.zeros(256, np.uint16), dict(LABEL_NAMES)
     numbers[WALL] = WALL

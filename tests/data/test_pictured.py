@@ -55,7 +55,7 @@ def test_motion_is_that_of_a_window_with_the_same_stride(footage: Path, tmp_path
 
 def approach(folder: Path) -> Path:
     """Footage of a wall, to which the camera walks two levels of depth in a frame."""
-    modalities = {name: DESCRIPTIONS[name] for name in ("rgb", "depth")} | {"pose": Pose.describe()}
+    modalities = {name: DESCRIPTIONS[name] for name in ("rgb", "depth")} | {"pose": Pose.describe_recorded(SIZE)}
     DatasetInfo(35.0, SIZE, modalities, {"train": ["a"], "validation": [], "test": []}, {}, "test").save(folder)
     with ShardWriter(folder, 0) as writer:
         for frame in range(FRAMES):

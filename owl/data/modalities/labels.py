@@ -46,13 +46,9 @@ class Labels(RecordedModality):
         self._classes = {name: place for place, name in enumerate(description["names"])}
 
     @classmethod
-    def describe(cls) -> dict[str, Any]:
+    def describe_recorded(cls, size: tuple[int, int]) -> dict[str, Any]:
         """Return its description for dataset.json without ``names``, which are added when all frames are written."""
         return {"extension": cls.extension, "encoding": "uint16, names in the text chunk"}
-
-    @classmethod
-    def describe_recorded(cls, size: tuple[int, int]) -> dict[str, Any]:
-        return cls.describe()
 
     @classmethod
     def record(cls, frame: Frame, previous: Frame) -> tuple[np.ndarray, dict[int, str]]:

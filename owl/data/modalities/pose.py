@@ -32,18 +32,13 @@ class Pose(RecordedModality):
     )
 
     @classmethod
-    def describe(cls) -> dict[str, Any]:
-        """Return its description for dataset.json."""
+    def describe_recorded(cls, size: tuple[int, int]) -> dict[str, Any]:
         return {
             "extension": cls.extension,
             "encoding": "npy float32",
             "names": list(NAMES),
             "unit": "map units, degrees, pixels of the stored rgb frame",
         }
-
-    @classmethod
-    def describe_recorded(cls, size: tuple[int, int]) -> dict[str, Any]:
-        return cls.describe()
 
     @classmethod
     def record(cls, frame: Frame, previous: Frame) -> np.ndarray:
