@@ -91,7 +91,7 @@ def visible(query: Frames, key: Frames, window: int, sink: int = 0, causal: bool
 
 
 def tokens_of(frames: Tensor, tokens: int) -> Tensor:
-    """Repeat a mask over frames for their tokens: bool[B, Q, K] -> bool[B, 1, Q * tokens, K * tokens]."""
+    """Repeat a mask over frames for their tokens: [B, Q, K] of any dtype -> [B, 1, Q * tokens, K * tokens]."""
     batch, queries, keys = frames.shape
     wide = frames[:, :, None, :, None].expand(-1, -1, tokens, -1, tokens)
     return wide.reshape(batch, 1, queries * tokens, keys * tokens)
