@@ -35,6 +35,8 @@ SUGGEST: dict[type, Callable[..., Any]] = {
 MAX_GRID_SIZE = 10_000
 RESERVED = ("config", "name", "runs", "ckpt_path", "overwrite")  # options of fit that the sweep sets
 
+# bool too: Python caches unions, and that of int and float may be another library's float | int, in which 0 becomes 0.0
+Number = bool | int | float
 Setting = dict[str, bool | int | float | str | None]  # by dotted key; lists and mappings are encoded as JSON
 
 
@@ -43,9 +45,9 @@ class Parameter:
     """The search space of a key: choices, or a range."""
 
     choices: list[Any] | None = None
-    low: int | float | None = None  # a range is of integers if all its numbers are
-    high: int | float | None = None
-    step: int | float | None = None
+    low: Number | None = None  # a range is of integers if all its numbers are
+    high: Number | None = None
+    step: Number | None = None
     log: bool = False  # whether a range is sampled on a logarithmic scale
     when: dict[str, Any] = field(default_factory=dict)  # keys above, with the value or values with which this applies
 
