@@ -16,7 +16,7 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "models"
 @pytest.mark.parametrize(
     ("name", "shape", "million_parameters"),
     [
-        ("image_autoencoder_96x160", (4, 12, 20), 1.5),
+        ("image_autoencoder_96x160", (8, 12, 20), 1.5),
         ("image_autoencoder_360p", (128, 8, 8), 53.6),
         ("image_autoencoder_720p", (128, 8, 8), 53.6),
         ("image_autoencoder_360p_4x4", (256, 4, 4), 114.0),
