@@ -35,7 +35,7 @@ SUGGEST: dict[type, Callable[..., Any]] = {
 MAX_GRID_SIZE = 10_000
 RESERVED = ("config", "name", "runs", "ckpt_path", "overwrite")  # options of fit that the sweep sets
 
-# bool too: Python caches unions, and that of int and float may be another library's float | int, in which 0 becomes 0.0
+# With bool, which a range refuses: after experiments were parsed in the same process, int | float reads 0 as 0.0.
 Number = bool | int | float
 Setting = dict[str, bool | int | float | str | None]  # by dotted key; lists and mappings are encoded as JSON
 
@@ -62,7 +62,9 @@ class Parameter:
                 raise ValueError(f"choices {self.choices} contain a value twice")
             return CategoricalDistribution(encoded)
         if self.choices is not None or not (
-            numbers.keys() >= {"low", "high"} and all(map(math.isfinite, numbers.values()))
+            numbers.keys() >= {"low", "high"}
+            and not any(isinstance(value, bool) for value in numbers.values())
+            and all(map(math.isfinite, numbers.values()))
         ):
             raise ValueError(f"found choices {self.choices} and {numbers}, expected choices, or finite low and high")
         is_whole = all(isinstance(value, int) for value in numbers.values())

@@ -60,6 +60,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     ),
     "step": ({"space": {LR: {"low": 1, "high": 4, "step": 2}}}, "sweep.value", (f"'space.{LR}'", "[1, 4]", "step=2")),
     "text": ({"space": {LR: {"low": "few", "high": 4}}}, "arguments.wrong-value", (f"'space.{LR}.low' is 'few'",)),
+    "truth": ({"space": {LR: {"low": True, "high": 4}}}, "sweep.value", (f"'space.{LR}'", "'low': True")),
     "both": ({"space": {LR: {"choices": [1], "low": 0}}}, "sweep.value", (f"'space.{LR}'", "[1]", "'low'")),
     "no choice": ({"space": {LR: {"choices": []}}}, "sweep.value", (f"'space.{LR}'", "choices")),
     "no list": ({"space": {LR: {"choices": "ab"}}}, "arguments.wrong-value", (f"'space.{LR}.choices' is 'ab'",)),
