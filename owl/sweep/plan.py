@@ -15,6 +15,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import MedianPruner, NopPruner, SuccessiveHalvingPruner
 from optuna.samplers import BruteForceSampler, CmaEsSampler, RandomSampler, TPESampler
 from optuna.trial import Trial
+from typing_extensions import TypeAliasType
 
 from owl.errors import OwlError, suggestion
 
@@ -35,8 +36,9 @@ SUGGEST: dict[type, Callable[..., Any]] = {
 MAX_GRID_SIZE = 10_000
 RESERVED = ("config", "name", "runs", "ckpt_path", "overwrite")  # options of fit that the sweep sets
 
-# With bool, which a range refuses: after experiments were parsed in the same process, int | float reads 0 as 0.0.
-Number = bool | int | float
+# jsonargparse wraps int | float | None, whose default is None, in Optional. For equal types Python returns the cached
+# Optional[float | int | None] of another parser, such as the trainer's, which reads 1 as 1.0. An alias is never equal.
+Number = TypeAliasType("Number", int | float)
 Setting = dict[str, bool | int | float | str | None]  # by dotted key; lists and mappings are encoded as JSON
 
 
@@ -62,9 +64,7 @@ class Parameter:
                 raise ValueError(f"choices {self.choices} contain a value twice")
             return CategoricalDistribution(encoded)
         if self.choices is not None or not (
-            numbers.keys() >= {"low", "high"}
-            and not any(isinstance(value, bool) for value in numbers.values())
-            and all(map(math.isfinite, numbers.values()))
+            numbers.keys() >= {"low", "high"} and all(map(math.isfinite, numbers.values()))
         ):
             raise ValueError(f"found choices {self.choices} and {numbers}, expected choices, or finite low and high")
         is_whole = all(isinstance(value, int) for value in numbers.values())

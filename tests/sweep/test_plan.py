@@ -1,5 +1,7 @@
 """The sweep's YAML: its values, what is refused, and that suggestions stay in its space."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from owl.commands.sweep import load_plan
 from owl.sweep.plan import options
 from tests.helpers.errors import refused
 from tests.helpers.sweeps import ADAMW, LR, MUON, OPTIMIZER, RATIO, SPACE, SWEEP, load_study, plan_of
-from tests.helpers.tiny import write_config
+from tests.helpers.tiny import REPOSITORY, write_config
 
 MISTAKES: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "key": ({"sampeler": "tpe"}, "arguments.unknown-key", ("'sampeler'", "did you mean 'sampler'?")),
@@ -60,7 +62,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     ),
     "step": ({"space": {LR: {"low": 1, "high": 4, "step": 2}}}, "sweep.value", (f"'space.{LR}'", "[1, 4]", "step=2")),
     "text": ({"space": {LR: {"low": "few", "high": 4}}}, "arguments.wrong-value", (f"'space.{LR}.low' is 'few'",)),
-    "truth": ({"space": {LR: {"low": True, "high": 4}}}, "sweep.value", (f"'space.{LR}'", "'low': True")),
+    "truth": ({"space": {LR: {"low": True, "high": 4}}}, "arguments.wrong-value", (f"'space.{LR}.low' is 'True'",)),
     "both": ({"space": {LR: {"choices": [1], "low": 0}}}, "sweep.value", (f"'space.{LR}'", "[1]", "'low'")),
     "no choice": ({"space": {LR: {"choices": []}}}, "sweep.value", (f"'space.{LR}'", "choices")),
     "no list": ({"space": {LR: {"choices": "ab"}}}, "arguments.wrong-value", (f"'space.{LR}.choices' is 'ab'",)),
@@ -122,6 +124,21 @@ def test_ranges_with_integer_ends_give_integers() -> None:
     }
     kinds = {key: type(p.distribution).__name__ for key, p in plan_of(space=ranges).space.items()}
     assert kinds == {"whole": "IntDistribution", "real": "FloatDistribution", "text": "FloatDistribution"}
+
+
+def test_ranges_stay_integers_after_another_class_was_parsed() -> None:
+    program = """
+from tests.helpers.sweeps import plan_of
+from owl.cli.mistakes import parser_of
+
+class Other:
+    def __init__(self, limit: float | int | None = None) -> None: ...
+
+assert isinstance(parser_of(Other).parse_object({"limit": 1}).limit, float)
+print(plan_of(space={"whole": {"low": 1, "high": 9}}).space["whole"])
+"""
+    ran = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert "low=1, high=9" in ran.stdout
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "cmaes"])
