@@ -46,7 +46,9 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         ) from error
     if not (isinstance(content, dict) and {"owl", "state_dict"} <= content.keys()):
         raise OwlError(
-            "checkpoint.foreign", f"{path} was not written by python -m owl fit; give a .ckpt file of a run folder"
+            "checkpoint.foreign",
+            f"{path} was not written by python -m owl fit; give a .ckpt file of a run folder, or train in Python with "
+            "the callback owl.callbacks.report.Report",
         )
     return content
 

@@ -25,7 +25,7 @@ from owl.models.audio_discriminators import AudioDiscriminator, Judgement
 from owl.nn.frozen import freeze
 from owl.optim.stepping import manual_step, only_towards, with_gradient
 from owl.recipes.adversarial import TrainsAgainstDiscriminator, ramped
-from owl.recipes.arguments import any_weight, not_negative
+from owl.recipes.arguments import any_weight, not_negative, store_arguments
 from owl.recipes.decoders import load_network, with_noise
 from owl.recipes.hooks import ChecksEncoder, MeasuresBatches
 from owl.recipes.images import form
@@ -122,7 +122,7 @@ class AudioGANDecoder(ChecksEncoder, MeasuresBatches, TrainsAgainstDiscriminator
         at_least(1, accumulate=accumulate, segments=segments, segment_samples=segment_samples)
         at_least(0, adversarial_start=adversarial_start, adversarial_ramp=adversarial_ramp)
         not_negative(noise=noise)
-        self.save_hyperparameters()
+        store_arguments(self)
         self.automatic_optimization = False
         original = AudioDecoder.of(load_network(autoencoder, AudioAutoencoder, "owl.recipes.audio_vae.AudioVAE"))
         self.network = copy.deepcopy(original) if pretrained else AudioDecoder(**original.config)

@@ -19,7 +19,7 @@ from owl.models.audio_autoencoder import AudioAutoencoder
 from owl.nn.frozen import trained
 from owl.nn.prior import CausalPrior
 from owl.optim.configuration import with_schedule
-from owl.recipes.arguments import any_weight
+from owl.recipes.arguments import any_weight, store_arguments
 from owl.recipes.compilation import compile_for_training
 from owl.recipes.hooks import DescribesLatents
 from owl.recipes.logging import log_losses
@@ -91,7 +91,7 @@ class AudioVAE(DescribesLatents):
         any_weight(weights)
         at_least(1, segments=1 if segments is None else segments, segment_samples=segment_samples)
         at_least(0, prior_ramp=prior_ramp)
-        self.save_hyperparameters()
+        store_arguments(self)
         self.network = network
         self.weights = weights
         self.audio_loss = AudioLoss(weights)

@@ -10,6 +10,7 @@ from owl.errors import at_least
 from owl.flow_matching import consistency_target, to_interval
 from owl.models.sampling import Sampling
 from owl.models.world_model import Streams, WorldTransformer
+from owl.recipes.arguments import store_arguments
 from owl.recipes.distillation import Distillation
 from owl.recipes.presentation import Presentation, present
 from owl.recipes.randomness import step_generator, windows
@@ -69,7 +70,7 @@ class CausalConsistency(Distillation):
     ) -> None:
         super().__init__()
         at_least(1, intervals=intervals)
-        self.save_hyperparameters(logger=False)
+        store_arguments(self, logger=False)
         source = load_source(teacher)
         start = load_source(student, checkpoint) if student else copied(source, checkpoint)
         check_causal(source, "teacher")

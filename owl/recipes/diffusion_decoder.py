@@ -23,7 +23,7 @@ from owl.models.image_decoder import ImageDecoder
 from owl.nn.frozen import freeze
 from owl.optim.stepping import manual_step
 from owl.recipes.adversarial import TrainsAgainstDiscriminator, adversarial_loss, ramped, refuse_penalties
-from owl.recipes.arguments import any_weight, fractions, not_negative
+from owl.recipes.arguments import any_weight, fractions, not_negative, store_arguments
 from owl.recipes.compilation import compile_for_training
 from owl.recipes.decoders import DecoderMetrics, clips, few, latents, load_autoencoder, with_noise
 from owl.recipes.denoising import Chances, Denoised, Draws, trajectory
@@ -166,7 +166,7 @@ class DiffusionDecoder(ChecksEncoder, SeedsByWindow, TrainsAgainstDiscriminator)
                 f"{'not set' if discriminator is None else 'set'}, expected both or neither; correct "
                 "model.init_args.weights.adversarial",
             )
-        self.save_hyperparameters(logger=False)
+        store_arguments(self, logger=False)
         source = load_autoencoder(autoencoder)
         self.network = network(source.channels, source.size, source.latent_size, source.latent_channels)
         if train_encoder:

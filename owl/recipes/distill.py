@@ -21,7 +21,7 @@ from owl.models.image_decoder import ImageDecoder
 from owl.nn.frozen import freeze
 from owl.optim.stepping import manual_step
 from owl.recipes.adversarial import TrainsAgainstDiscriminator, adversarial_loss, ramped, refuse_penalties
-from owl.recipes.arguments import fractions, not_negative
+from owl.recipes.arguments import fractions, not_negative, store_arguments
 from owl.recipes.decoders import (
     DecoderFactory,
     DecoderMetrics,
@@ -120,7 +120,7 @@ class Distill(ChecksEncoder, MeasuresBatches, TrainsAgainstDiscriminator):
         at_least(1, penalty_every=penalty_every, accumulate=accumulate)
         fractions(truth=truth)
         not_negative(gamma=gamma, noise=noise)
-        self.save_hyperparameters()
+        store_arguments(self)
         self.automatic_optimization = False
         source = load_autoencoder(autoencoder)
         self.teacher = freeze(_teacher(source, teacher))

@@ -18,6 +18,7 @@ from owl.models.image_encoder import ImageEncoder
 from owl.nn.frozen import freeze, trained
 from owl.nn.posterior import Posterior
 from owl.optim.configuration import with_schedule
+from owl.recipes.arguments import store_arguments
 from owl.recipes.decoders import DecoderMetrics, few, load_autoencoder
 from owl.recipes.hooks import MeasuresBatches
 from owl.recipes.images import images
@@ -74,7 +75,7 @@ class DistillEncoder(MeasuresBatches):
         final_lr: float = 0.0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        store_arguments(self)
         teacher = load_autoencoder(autoencoder)
         self.network = network(teacher.channels, teacher.size, teacher.latent_size, teacher.latent_channels)
         fingerprint = bytes.fromhex(models.fingerprint(teacher.encoder))

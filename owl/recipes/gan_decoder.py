@@ -24,7 +24,7 @@ from owl.nn.bottleneck import Encoding
 from owl.nn.frozen import freeze
 from owl.optim.stepping import manual_step
 from owl.recipes.adversarial import TrainsAgainstDiscriminator, adversarial_loss, ramped, refuse_penalties
-from owl.recipes.arguments import not_negative
+from owl.recipes.arguments import not_negative, store_arguments
 from owl.recipes.decoders import (
     DecoderFactory,
     DecoderMetrics,
@@ -146,7 +146,7 @@ class GANDecoder(ChecksEncoder, MeasuresBatches, TrainsAgainstDiscriminator):
                 "expected one of them: train_encoder trains the whole autoencoder, previous extends its decoder; a "
                 "network of your own has an argument previous itself",
             )
-        self.save_hyperparameters()
+        store_arguments(self)
         self.automatic_optimization = False
         source = load_autoencoder(autoencoder)
         original = source if train_encoder else ImageDecoder.of(source, previous)

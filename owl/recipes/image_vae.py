@@ -21,7 +21,7 @@ from owl.models.image_decoder import ImageDecoder
 from owl.nn.bottleneck import Encoding
 from owl.nn.frozen import trained
 from owl.optim.configuration import with_schedule
-from owl.recipes.arguments import any_weight
+from owl.recipes.arguments import any_weight, store_arguments
 from owl.recipes.compilation import compile_for_training
 from owl.recipes.hooks import DescribesLatents
 from owl.recipes.images import images
@@ -96,7 +96,7 @@ class ImageVAE(DescribesLatents):
                 f"weights.kl is {weights.kl}, but the bottleneck of {type(network).__name__} has no posterior with "
                 "a divergence; set model.init_args.weights.kl to 0",
             )
-        self.save_hyperparameters()
+        store_arguments(self)
         self.network = network
         self.weights = weights
         lpips = lpips or LPIPS()

@@ -22,6 +22,7 @@ from owl.nn.frozen import trained
 from owl.nn.symlog import symlog
 from owl.optim.configuration import with_schedule
 from owl.pixels import to_float
+from owl.recipes.arguments import store_arguments
 from owl.recipes.compilation import compile_for_training
 from owl.recipes.hooks import MeasuresEpochs
 from owl.recipes.logging import log_losses
@@ -72,7 +73,7 @@ class InverseDynamics(MeasuresEpochs):
         compile: bool = False,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        store_arguments(self)
         self.network = network
         self.augmentation = augmentation
         self.optimizer = optimizer

@@ -9,6 +9,7 @@ from torch.optim import AdamW, Optimizer
 from owl.errors import OwlError
 from owl.flow_matching import logit_normal
 from owl.models.world_model import WorldTransformer
+from owl.recipes.arguments import store_arguments
 from owl.recipes.distillation import Distillation
 from owl.recipes.presentation import present
 from owl.recipes.randomness import step_generator, windows
@@ -97,7 +98,7 @@ class LayerPruning(Distillation):
         compile: bool = False,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(logger=False)
+        store_arguments(self, logger=False)
         source = load_source(teacher)
         self.hparams["forcing"] = forcing_of(source, forcing)  # that of the student, which its checkpoint stores
         self.causal = self.hparams["forcing"] != "full"

@@ -24,7 +24,7 @@ from owl.models.multimodal_autoencoder import MultimodalAutoencoder
 from owl.nn.frozen import trained
 from owl.optim.configuration import with_schedule
 from owl.pixels import UNKNOWN
-from owl.recipes.arguments import any_weight, fractions
+from owl.recipes.arguments import any_weight, fractions, store_arguments
 from owl.recipes.compilation import compile_for_training
 from owl.recipes.decoders import few
 from owl.recipes.hooks import DescribesLatents
@@ -101,7 +101,7 @@ class MultimodalVAE(DescribesLatents):
         super().__init__()
         any_weight(weights)
         fractions(modality_dropout=modality_dropout)
-        self.save_hyperparameters()
+        store_arguments(self)
         self.network = network
         if start is not None:
             network.widen(models.load(start), start)

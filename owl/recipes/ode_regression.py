@@ -9,6 +9,7 @@ from torch.optim import AdamW, Optimizer
 
 from owl.errors import OwlError
 from owl.models.sampling import Sampling
+from owl.recipes.arguments import store_arguments
 from owl.recipes.distillation import Distillation
 from owl.recipes.presentation import present
 from owl.recipes.randomness import step_generator, windows
@@ -53,7 +54,7 @@ class ODERegression(Distillation):
         compile: bool = False,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(logger=False)
+        store_arguments(self, logger=False)
         source = load_source(student, checkpoint)
         check_causal(source, "student")
         self.begin(source.network, {"student": source}, optimizer, warmup_steps, final_lr, compile)

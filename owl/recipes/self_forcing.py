@@ -22,6 +22,7 @@ from owl.nn.frozen import freeze, trained
 from owl.optim.configuration import parameter_groups, with_schedule
 from owl.optim.stepping import ManualStep, manual_step, with_gradient
 from owl.recipes.adversarial import refuse_penalties
+from owl.recipes.arguments import store_arguments
 from owl.recipes.compilation import compile_for_training
 from owl.recipes.critic_lag import CriticLag
 from owl.recipes.hooks import ChecksEncoder, MeasuresEpochs, SeedsByWindow
@@ -146,7 +147,7 @@ class SelfForcing(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
         at_least(1, steps=steps, gradient_frames=gradient_frames, critic_steps=critic_steps, accumulate=accumulate)
         at_least(0, context=context)
         # forcing is the teacher's: the checkpoint of a student, which is causal, must not store it as its own
-        self.save_hyperparameters(logger=False, ignore=["adversary", "forcing"])
+        store_arguments(self, logger=False, ignore=["adversary", "forcing"])
         self.automatic_optimization = False
         sources = {
             "student": load_source(student, checkpoint),

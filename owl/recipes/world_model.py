@@ -18,7 +18,7 @@ from owl.models.streams import hide
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.attention import NEVER, Frames, clip_frames
 from owl.optim.configuration import parameter_groups, with_schedule
-from owl.recipes.arguments import fractions
+from owl.recipes.arguments import fractions, store_arguments
 from owl.recipes.compilation import compile_for_training
 from owl.recipes.hooks import ChecksEncoder, MeasuresEpochs, SeedsByWindow
 from owl.recipes.logging import log_losses
@@ -72,7 +72,7 @@ class WorldModel(ChecksEncoder, SeedsByWindow, MeasuresEpochs):
     ) -> None:
         super().__init__()
         fractions(context_noise=context_noise, control_dropout=control_dropout)
-        self.save_hyperparameters(logger=False)
+        store_arguments(self, logger=False)
         self.network = network
         self.forcing = forcing
         self.logit_mean, self.logit_std = logit_mean, logit_std

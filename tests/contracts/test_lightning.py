@@ -296,6 +296,21 @@ def test_a_progress_bar_is_described_and_stopped() -> None:
     assert bar._get_train_description(0).startswith("Epoch 0/-2")  # of training without a number of epochs
 
 
+@contract("_given_hyperparameters", needed_by="owl/recipes/arguments.py: whether the command line builds a recipe")
+def test_the_command_line_hands_over_the_arguments_of_a_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+
+    class Recipe(BoringModel):
+        def __init__(self, width: int = 2) -> None:
+            super().__init__()
+            self.given = _given_hyperparameters.get()
+
+    monkeypatch.setattr("sys.argv", ["owl", "--model.width=3", "--trainer.logger=false"])
+    cli = LightningCLI(Recipe, run=False, seed_everything_default=False)
+    assert cli.model.given == {"width": 3, "_instantiator": "lightning.pytorch.cli.instantiate_module"}
+    assert Recipe().given is None
+
+
 @contract("_PRECISION_INPUT", needed_by="owl/cli/lightning.py: the precisions that the command line takes, and auto")
 def test_the_precisions_of_a_trainer_are_a_type() -> None:
     from lightning.pytorch.trainer.trainer import _PRECISION_INPUT

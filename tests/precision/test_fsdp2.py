@@ -120,7 +120,6 @@ def trainer_run(rank: int, folder: str, port: int) -> None:
         max_steps=3,
     )
     trainer.fit(recipe, data)
-    recipe.hparams.clear()  # from YAML they are plain values, not networks
     trainer.save_checkpoint(f"{folder}/last.ckpt")
     layers = float8_layers(recipe)
     assert len(layers) == len(scales[0]) == 14
