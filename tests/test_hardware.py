@@ -3,8 +3,6 @@
 import json
 import os
 import platform
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,9 @@ from lightning.pytorch import Trainer
 from owl import hardware
 from owl.hardware import Rates, fast_dtype, multiplies_bfloat16, trainer_precision
 from owl.optim.muon import orthogonalise
-from tests.helpers.arithmetic import FAST, SLOW, Dtypes
+from tests.helpers.arithmetic import FAST, SLOW, Dtypes, without_units
 from tests.helpers.lab import checkpoint, fit, make_lab
-from tests.helpers.tiny import REPOSITORY
+from tests.helpers.ranks import RANKS
 
 X86 = platform.machine() in ("x86_64", "AMD64")
 AUTO = ("--trainer.precision", "auto", "--trainer.max_steps")
@@ -75,10 +73,10 @@ def test_a_core_is_left_to_the_browser(
 @pytest.mark.skipif(not X86, reason="oneDNN's variable is for x86")
 def test_nothing_multiplies_bfloat16_where_the_cpu_has_no_units_for_it(tmp_path: Path) -> None:
     """Training, the optimiser, encoding and rollouts, in a process whose CPU has neither AVX-512 nor bfloat16."""
-    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-m", "tests.helpers.arithmetic", str(tmp_path)]
-    child = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
-    assert child.returncode == 0, child.stdout + child.stderr
+    process: Any = RANKS.Process(target=without_units, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
     found = json.loads((tmp_path / "found.json").read_text())
     assert found.pop("fast") is False
     assert "GFLOP/s" in found.pop("cost")

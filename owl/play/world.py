@@ -1,15 +1,19 @@
 """What can be played: a world gives one picture for the controls of one frame."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from owl.errors import OwlError
 from owl.models.sampling import Sampling
-from owl.play.meters import Reference
+
+if TYPE_CHECKING:
+    from owl.play.meters import Reference
 
 LARGEST_SEED = 2**32 - 1
 

@@ -29,8 +29,8 @@ from tests.helpers.errors import refused
 from tests.helpers.processes import living
 
 LONG = GameRecording(
-    frames=1200, size=(48, 80), seed=3, workers=2, modalities=("depth", "flow")
-)  # three episodes of 400
+    frames=600, size=(48, 80), seed=3, workers=2, modalities=("depth", "flow")
+)  # three episodes of 200
 SOUND = ("audio",) if can_sound() else ()
 SHORT = GameRecording(frames=30, size=(48, 80), workers=1, modalities=("depth", "flow", *SOUND))
 MIXED = replace(SHORT, frames=60, scenario=["deathmatch", "freedoom2:MAP07"])  # six episodes of ten
@@ -68,7 +68,7 @@ def contents(root: Path) -> dict[str, bytes]:
 
 def start(root: Path) -> subprocess.Popen:
     """LONG, from the command line, in a process of its own."""
-    options = ["--frames", "1200", "--size", "48x80", "--seed", "3", "--workers", "2", "--depth", "--flow"]
+    options = ["--frames", "600", "--size", "48x80", "--seed", "3", "--workers", "2", "--depth", "--flow"]
     return subprocess.Popen(
         [sys.executable, "-m", "owl", "data", "record", str(root), *options],
         stderr=subprocess.PIPE,
@@ -272,7 +272,7 @@ def test_a_killed_recording_continues_to_the_same_bytes(uninterrupted: Path, tmp
     kept = {file.name: file.stat().st_mtime_ns for file in tmp_path.glob("shard-*.tar")}
     assert 0 < len(kept) < 3
     wait_until_gone(family)  # neither workers nor games are left
-    record_game(str(tmp_path), LONG)
+    record_game(str(tmp_path), replace(LONG, workers=1))
     assert {name: (tmp_path / name).stat().st_mtime_ns for name in kept} == kept  # complete shards were not redone
     assert contents(tmp_path) == contents(uninterrupted)
 
@@ -288,7 +288,7 @@ def test_a_killed_worker_ends_the_recording_with_one_sentence(uninterrupted: Pat
     assert "[worker.killed]" in errors
     assert not any(tmp_path.glob("*.partial"))
     wait_until_gone(family)
-    record_game(str(tmp_path), LONG)
+    record_game(str(tmp_path), replace(LONG, workers=1))
     assert contents(tmp_path) == contents(uninterrupted)
 
 

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,8 +18,8 @@ from owl.sweep.plan import Plan
 from owl.sweep.study import GRACE_PERIOD, chain_number
 from owl.sweep.workers import Workers
 from tests.helpers.errors import refused
+from tests.helpers.ranks import RANKS
 from tests.helpers.sweeps import load_study, plan_of, silence
-from tests.helpers.tiny import REPOSITORY
 
 TRIAL = """
 import json, os, pathlib, signal, sys, time
@@ -118,19 +117,21 @@ def test_a_metric_that_is_not_logged_stops_the_sweep_and_correcting_it_continues
     assert "last" in following.started[0]
 
 
+def work(folder: Path) -> None:
+    """A worker whose trial does not end."""
+    asyncio.run(QuickWorkers(folder, plan_of(trials=1), seconds=100).run())
+
+
 def test_a_killed_workers_trial_ends_and_is_continued(tmp_path: Path) -> None:
     """The trial of a killed worker ends with it; the next worker continues it immediately."""
-    code = (
-        "import asyncio; from pathlib import Path; from tests.sweep.test_workers import QuickWorkers, plan_of\n"
-        f"asyncio.run(QuickWorkers(Path({str(tmp_path)!r}), plan_of(trials=1), seconds=100).run())"
-    )
-    worker = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY)
+    worker: Any = RANKS.Process(target=work, args=(tmp_path,))
+    worker.start()
     note, deadline = tmp_path / "tried" / "trial-0000" / "process", time.monotonic() + 200
     while not note.exists() or not note.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.1)
     worker.kill()
-    worker.wait()
+    worker.join()
     trial = [psutil.Process(int(note.read_text()))] if psutil.pid_exists(int(note.read_text())) else []
     assert not psutil.wait_procs(trial, timeout=50)[1]
     workers = QuickWorkers(tmp_path, plan_of(trials=1))
