@@ -37,7 +37,6 @@ from owl.recipes.images import images
 
 EXPERIMENT = Path(__file__).parent.parent / "experiments" / "quickstart.yaml"
 WARM_UP = 5
-LOGGED = 20  # steps from one log to the next, as in the experiment
 SHARED_WORK = (
     (image_vae, "images"),
     (_BaseDataLoaderIter, "__next__"),
@@ -157,8 +156,7 @@ def trainer_loop(folder: str, steps: int) -> tuple[float, float, float]:
         *("owl", "fit", "--config", str(EXPERIMENT), "--runs", folder, "--overwrite", "true"),
         *("--data.init_args.path", f"{folder}/data", "--data.init_args.record", "null"),
         *("--trainer.max_steps", str(steps + WARM_UP), "--trainer.max_time", "null"),
-        *("--trainer.limit_val_batches", "0", "--trainer.log_every_n_steps", str(min(steps, LOGGED))),
-        *("--trainer.callbacks+", "benchmarks.trainer.Clock"),
+        *("--trainer.limit_val_batches", "0", "--trainer.callbacks+", "benchmarks.trainer.Clock"),
     ]
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
@@ -174,11 +172,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--frames", type=int, default=1500)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         data = ShardDataModule(
-            f"{folder}/data", batch_size=8, num_workers=1, record=GameRecording(arguments.frames, size=(96, 160))
+            f"{folder}/data", batch_size=8, num_workers=1, record=GameRecording(frames=1500, size=(96, 160))
         )
         data.prepare_data()
         data.setup("fit")

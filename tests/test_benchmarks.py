@@ -6,7 +6,7 @@ import pytest
 
 SHORTENED = {
     "precision": (["--here", "--seconds", "0"], "engine, a frame"),
-    "trainer": (["--steps", "5", "--rounds", "1", "--frames", "90"], "between steps"),
+    "trainer": (["--steps", "20", "--rounds", "1"], "between steps"),
     "recorder": (["--frames", "60", "--rounds", "1", "--workers", "1"], "two cores to itself"),
 }
 

@@ -20,7 +20,7 @@ from tests.helpers.lab import VALUE, checkpoint, demanding, fit, make_lab
 from tests.helpers.latents import dot_experiment, make_latents
 from tests.helpers.players import tiny_players
 from tests.helpers.shards import make_dataset
-from tests.helpers.tiny import REPOSITORY, in_child, owl, tiny_inverse_dynamics, write_config
+from tests.helpers.tiny import in_child, owl, tiny_inverse_dynamics, write_config
 
 UNREPEATABLE = {"seconds", "data_wait"}  # the clock's
 
@@ -294,14 +294,7 @@ def test_a_full_disk_is_reported_and_leaves_the_previous_checkpoint(lab: Path, t
     assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
 
 
-def test_two_processes_of_batch_4_equal_one_of_batch_8(
-    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # where the second process finds the log
-
-    def be_owl() -> None:
-        sys.modules["__main__"] = sys.modules[main.__module__]  # with which Lightning starts the second process
-
+def test_two_processes_of_batch_4_equal_one_of_batch_8(lab: Path) -> None:
     options = ["--trainer.max_steps", "4", "--model.sample", "false", "--data.validation_windows", "7"]
     options += ["--trainer.callbacks+=tests.helpers.faults.WindowLog"]
     runs = {"one": ["--data.batch_size", "8"], "two": ["--trainer.devices", "2", "--trainer.strategy", "ddp"]}
@@ -313,8 +306,7 @@ def test_two_processes_of_batch_4_equal_one_of_batch_8(
         if name == "one":
             assert fit(lab, name, *arguments) == 0
         else:
-            words = ["fit", "--config", "tiny.yaml", "--name", name, *arguments]
-            assert main_in_child(lab, words, tmp_path / "stderr", be_owl) == 0, (tmp_path / "stderr").read_text()
+            owl("fit", "--config", "tiny.yaml", "--name", name, *arguments, cwd=lab)
         logs[name] = [
             [list(map(int, line.split())) for line in file.read_text().splitlines()]
             for file in sorted(folder.iterdir())

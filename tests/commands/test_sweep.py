@@ -12,9 +12,7 @@ import yaml
 
 from owl.commands.sweep import check, load_plan, refuse_network
 from tests.helpers.errors import refused
-from tests.helpers.forked import Forked
 from tests.helpers.lab import make_lab
-from tests.helpers.ranks import RANKS
 from tests.helpers.sweeps import LR, MUON, OPTIMIZER, RATIO, SPACE, SWEEP, plan_of
 from tests.helpers.tiny import REPOSITORY, owl_here, write_config
 from tests.test_docs import blocks, commands
@@ -40,8 +38,6 @@ def test_the_space_is_checked_against_the_experiment(lab: Path, monkeypatch: pyt
 
 def test_the_commands_of_the_page_run_a_real_sweep(lab: Path, cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its commands, on the smallest experiment: one trial trains, one has a missing dataset."""
-    # the space is checked in another process, which need not import everything first
-    monkeypatch.setattr("owl.commands.sweep.multiprocessing", SimpleNamespace(get_context=lambda method: RANKS))
     page = REPOSITORY / "docs" / "how-to" / "sweep.md"
     (block,) = (b for b in blocks(page) if b.language == "yaml")
     content = yaml.safe_load(block.content)
@@ -141,12 +137,12 @@ def test_machines_do_not_share_sqlite_over_a_network(
 def test_a_killed_trial_is_continued_from_its_checkpoint(
     lab: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """In a process of its own: fit is killed after its second step, and its trial reaches the same result."""
-    monkeypatch.setattr("owl.sweep.workers.start", Forked)
+    """In a real process: fit is killed after its second step, and its trial reaches the same result."""
     write_config(lab / "killed.yaml", {**SWEEP, "trials": 1, "sampler": "random", "space": {LR: SPACE[LR]}})
     fault = {"class_path": "tests.helpers.faults.KillOnce", "init_args": {"step": 2}}
     trainer = {"max_steps": 4, "val_check_interval": 2, "check_val_every_n_epoch": None, "callbacks": [fault]}
     write_config(lab / "fault.yaml", {"trainer": trainer})
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # where the trials find the fault
     files = ("--config", "tiny.yaml", "--config", "fault.yaml", "--sweep", "killed.yaml")
     assert owl_here("sweep", *files, cwd=lab) == 0
     printed = capfd.readouterr().out

@@ -151,7 +151,7 @@ def in_child(function: Callable[[], int]) -> int:
             torch.set_num_threads(1)  # as in the loader's workers: OpenMP's threads do not survive a fork
             status = function()
         except BaseException:
-            traceback.print_exc(file=sys.__stderr__)
+            traceback.print_exc()
         finally:
             os._exit(status)  # whatever happens, the child must not go on with the suite
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
