@@ -341,6 +341,7 @@ def _vanishing() -> tempfile.TemporaryDirectory:
 def machine() -> str:
     """Return twelve digits that identify the machine's properties on which compiled code depends."""
     properties = [platform.platform(), platform.python_version(), torch.__version__, sys.prefix]
+    properties.append(torch.backends.cpu.get_cpu_capability())
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
         properties += sorted(

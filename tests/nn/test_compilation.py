@@ -1,6 +1,14 @@
-"""A machine without a C++ compiler is reported, and the run continues."""
+"""A machine without a C++ compiler is reported, and the run continues; machines may share compiled code."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from owl.nn.compilation import can_compile
 
@@ -13,3 +21,25 @@ def test_a_cpu_needs_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path) -> No
     assert can_compile("cuda")
     (tmp_path / "g++").touch(mode=0o755)
     assert can_compile("cpu")
+
+
+def error_of_compiled_code() -> float:
+    def normalize(x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:]).square()
+
+    x = torch.arange(96.0).view(6, 16).sin()
+    return (torch.compile(normalize)(x) - normalize(x)).abs().max().item()
+
+
+def test_machines_with_other_vector_units_share_a_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the tag, the second process runs the first one's code, with half of each vector or less computed."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    assert error_of_compiled_code() < 1e-4
+    code = "from tests.nn.test_compilation import error_of_compiled_code; print(error_of_compiled_code())"
+    ran = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"ATEN_CPU_CAPABILITY": "default"},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    assert float(ran.stdout) < 1e-4
