@@ -122,15 +122,14 @@ class Session:
     def _play(self) -> None:
         self._reset(0, self.seed)
         self._report()
-        deadline = time.perf_counter()
+        deadline, interval = time.perf_counter(), 1 / self.world.description.fps
         while True:
             wait = None if self._paused else max(0.0, deadline - time.perf_counter())
             try:
                 command = self._commands.get(timeout=wait)
             except queue.Empty:
                 self._advance()
-                # a frame that was late does not hurry the next ones
-                deadline = max(deadline + 1 / self.world.description.fps, time.perf_counter())
+                deadline = due(deadline, interval, time.perf_counter())
                 continue
             if command is None:
                 return
@@ -290,6 +289,19 @@ class Session:
                 ],
             }
         )
+
+
+def due(deadline: float, interval: float, now: float) -> float:
+    """Return when the next frame is due, in seconds.
+
+    A delay of up to one frame is made up for, so that sound keeps up with real time; a longer one is not.
+
+    Args:
+        deadline: When the last frame was due.
+        interval: Time from one frame to the next.
+        now: When the last frame was done.
+    """
+    return max(deadline + interval, now - interval)
 
 
 def encode(rgb: np.ndarray) -> bytes:

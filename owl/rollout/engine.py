@@ -5,9 +5,11 @@ generators and the decoders.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -125,6 +127,7 @@ class Engine:
         self.device = torch.device(device)
         self.one_pass = one_pass
         self.batch = 0  # before `reset`
+        self._beside = ThreadPoolExecutor(1)  # decodes sound
         self.compile = compile and can_compile(self.device.type)
         self._blocks = CompiledBlocks(self.network, quantization) if self.compile else None
 
@@ -193,7 +196,7 @@ class Engine:
             self._commit()
         for name, decoder in self.decoders.items():
             if getattr(decoder, "previous", False):
-                self._decode(name, context[name][:, -1].to(self.device))
+                self._decode_picture(name, context[name][:, -1].to(self.device))
 
     def wait_compiled(self, batch: int | None = None) -> bool:
         """Wait until all code is compiled, for reproducible frames and representative timings.
@@ -246,7 +249,7 @@ class Engine:
             self._commit()
         denoised = self._clock()
         latents = {name: latent[:, 0] for name, latent in self.network.restore(x).items()}
-        decoded = {name: self._decode(name, latents[name]) for name in self.decoders}
+        decoded = self._decode(latents)
         seconds = {"commit": committed - start, "denoise": denoised - committed, "decode": self._clock() - denoised}
         return Frame(latents, decoded, seconds)
 
@@ -351,9 +354,20 @@ class Engine:
             for name, stream in self.network.generated.items()
         }
 
-    def _decode(self, name: str, latent: Tensor) -> Tensor:
-        if name in self._sound:
-            return self._sound[name](latent)
+    def _decode(self, latents: Streams) -> dict[str, Tensor]:
+        sounds: dict[str, Callable[[], Tensor]] = {
+            name: partial(self._decode_sound, name, latents[name]) for name in self._sound
+        }
+        if self.device.type == "cpu":  # beside the picture; on a GPU another thread may have another current stream
+            sounds = {name: self._beside.submit(decode).result for name, decode in sounds.items()}
+        pictures = {name: self._decode_picture(name, latents[name]) for name in self.decoders if name not in sounds}
+        return pictures | {name: sound() for name, sound in sounds.items()}
+
+    @torch.no_grad()  # for each thread
+    def _decode_sound(self, name: str, latent: Tensor) -> Tensor:
+        return self._sound[name](latent)
+
+    def _decode_picture(self, name: str, latent: Tensor) -> Tensor:
         decoder = self.decoders[name]
         latent = latent.to(placement(decoder).dtype)
         if not getattr(decoder, "previous", False):

@@ -17,7 +17,7 @@ from owl.play import protocol, recording
 from owl.play.log import ActionLog
 from owl.play.protocol import Command, Input, Start
 from owl.play.replay import replay
-from owl.play.session import MOST_STARTS, Session
+from owl.play.session import MOST_STARTS, Session, due
 from owl.play.world import Picture
 from owl.viz.pictures import png
 from tests.helpers.errors import check_error
@@ -136,6 +136,24 @@ def test_a_step_is_one_frame_and_resuming_many(tmp_path: Path) -> None:
     played.step(1)
     assert played.state["frame"] == stopped + 1
     played.session.close()
+
+
+def begins(*took: float) -> list[float]:
+    """When frames begin that take these times in seconds, of four frames a second."""
+    now = deadline = 0.0
+    times = []
+    for seconds in took:
+        now = max(now, deadline)
+        times.append(now)
+        now += seconds
+        deadline = due(deadline, 0.25, now)
+    return times
+
+
+def test_a_late_frame_is_made_up_for_and_a_long_delay_is_not() -> None:
+    assert begins(0.125, 0.125, 0.125) == [0, 0.25, 0.5]
+    assert begins(0.375, 0.125, 0.125, 0.125) == [0, 0.375, 0.5, 0.75]
+    assert begins(5.0, 0.125, 0.125, 0.125) == [0, 5, 5.125, 5.25]
 
 
 def test_rewinding_shows_the_same_future_for_the_same_actions(played: Played) -> None:
