@@ -131,6 +131,18 @@ def test_a_slow_world_is_heard_slower_and_not_in_pieces(page: Page, tmp_path: Pa
         assert abs(crossings / (len(tail) / RATE) - PITCH) < 0.05 * PITCH  # an octave lower
 
 
+def test_a_world_that_is_now_slower_and_now_faster_is_heard_without_gaps(page: Page, tmp_path: Path) -> None:
+    random = np.random.default_rng(2)
+    drift = np.convolve(random.normal(0, 0.05, 600), 0.9 ** np.arange(50))[:600]
+    arrivals = 0.1 + np.cumsum(1.1 * PART / RATE * np.exp(random.normal(0, 0.15, 600) + drift))
+    with in_background(Strip(), tmp_path) as server:
+        page.goto(server.url)
+        found = simulate(page, arrivals, seconds=float(arrivals[-1]))
+        assert found["underruns"] == 0
+        assert silent(found["heard"][int(0.3 * RATE) :]) == 0
+        assert found["late"] < 0.25
+
+
 def test_a_stall_is_one_underrun_and_enlarges_the_reserve(page: Page, tmp_path: Path) -> None:
     times = 0.1 + np.arange(100) * PART / RATE
     times[50:] += 0.5

@@ -6,6 +6,8 @@ const MOST = 0.12; // of the reserve, which grows when it did not suffice; sound
 const BEHIND = 0.3; // seconds of sound beyond which the oldest is skipped
 const WINDOW = 2; // seconds over which the speed is measured
 const TOLERANCE = 0.04; // deviation of the speed that is not heard
+const LITTLE = 0.75; // of the reserve: if less is left, it is drawn out, which is noticed less than a gap
+const DRAWN_OUT = 0.4; // of the speed, at the least
 const SLOWEST = 0.25; // speed; a part that comes later still is one that was held up
 const FADE = 0.003; // seconds, so that a gap does not click
 
@@ -57,7 +59,8 @@ export class JitterBuffer {
   }
 
   get pace() {
-    return this.speed * (1 + clamp((this.lag - this.reserve) / 2, TOLERANCE));
+    const left = (this.write - this.read) / (LITTLE * this.reserve * this.rate);
+    return this.speed * (1 + clamp((this.lag - this.reserve) / 2, TOLERANCE)) * Math.min(1, Math.max(left, DRAWN_OUT));
   }
 
   follow(seconds, time) {
