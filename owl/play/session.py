@@ -294,7 +294,7 @@ class Session:
 def due(deadline: float, interval: float, now: float) -> float:
     """Return when the next frame is due, in seconds.
 
-    A delay of up to one frame is made up for, so that sound keeps up with real time; a longer one is not.
+    Of a delay, at most one frame is made up for: enough for the sound to keep up with real time.
 
     Args:
         deadline: When the last frame was due.

@@ -340,8 +340,8 @@ def _vanishing() -> tempfile.TemporaryDirectory:
 @cache
 def machine() -> str:
     """Return twelve digits that identify the machine's properties on which compiled code depends."""
-    properties = [platform.platform(), platform.python_version(), torch.__version__, sys.prefix]
-    properties.append(torch.backends.cpu.get_cpu_capability())
+    vectors = torch.backends.cpu.get_cpu_capability()
+    properties = [platform.platform(), platform.python_version(), torch.__version__, sys.prefix, vectors]
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
         properties += sorted(

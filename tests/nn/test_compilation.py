@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from owl.nn.compilation import can_compile
+from tests.helpers.tiny import REPOSITORY
 
 
 def test_a_cpu_needs_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
@@ -38,6 +39,7 @@ def test_machines_with_other_vector_units_share_a_cache_folder(tmp_path: Path, m
     code = "from tests.nn.test_compilation import error_of_compiled_code; print(error_of_compiled_code())"
     ran = subprocess.run(
         [sys.executable, "-c", code],
+        cwd=REPOSITORY,
         env=os.environ | {"ATEN_CPU_CAPABILITY": "default"},
         stdout=subprocess.PIPE,
         check=True,

@@ -150,7 +150,7 @@ def begins(*took: float) -> list[float]:
     return times
 
 
-def test_a_late_frame_is_made_up_for_and_a_long_delay_is_not() -> None:
+def test_of_a_delay_at_most_one_frame_is_made_up_for() -> None:
     assert begins(0.125, 0.125, 0.125) == [0, 0.25, 0.5]
     assert begins(0.375, 0.125, 0.125, 0.125) == [0, 0.375, 0.5, 0.75]
     assert begins(5.0, 0.125, 0.125, 0.125) == [0, 5, 5.125, 5.25]
