@@ -127,4 +127,4 @@ def _joined(pictures: Sequence[Picture]) -> Picture:
     """Join pictures of one size; their times add up."""
     parts = {name for picture in pictures for name in picture.seconds}
     seconds = {name: sum(picture.seconds.get(name, 0.0) for picture in pictures) for name in sorted(parts)}
-    return Picture(beside([picture.rgb for picture in pictures], len(pictures)), seconds, pictures[0].sound)
+    return Picture(beside([picture.rgb for picture in pictures], len(pictures)), seconds, pictures[0].hear)

@@ -79,7 +79,7 @@ class GameWorld(World):
         self._played: Played[np.ndarray] | None = None
         buffers: tuple[game.Buffer, ...] = ("audio",) if self.sound else ()
         self._frames = game.play(self.scenario, sys.maxsize, self.size, seed, buffers, policy=self._person)
-        return replace(self._next(), sound=None)
+        return replace(self._next(), hear=None)
 
     def step(self, buttons: np.ndarray, axes: np.ndarray) -> Picture:
         """Play one tic."""
@@ -105,8 +105,11 @@ class GameWorld(World):
         assert self._frames is not None
         start = time.perf_counter()
         frame = next(self._frames)
-        sound = frame.state.audio_buffer.T.astype(np.float32) / 2**15 if self.sound else None
-        return Picture(frame.rgb, {"game": time.perf_counter() - start}, sound)
+        seconds = {"game": time.perf_counter() - start}
+        if not self.sound:
+            return Picture(frame.rgb, seconds)
+        sound = frame.state.audio_buffer.T.astype(np.float32) / 2**15
+        return Picture(frame.rgb, seconds, lambda: sound)
 
     def close(self) -> None:
         """End the game."""

@@ -1,6 +1,8 @@
 """A learned world: the streaming engine, started from windows of a dataset of latents."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -209,8 +211,8 @@ class LearnedWorld(World):
         pressed, moved = (torch.from_numpy(values.astype(np.float32))[None] for values in (buttons, axes))
         frame = self.engine.step(pressed, moved)
         rgb = as_bytes(frame.decoded["video"])[0].movedim(0, -1).contiguous().numpy()
-        sound = frame.decoded["audio"][0].clamp(-1, 1).cpu().numpy() if "audio" in frame.decoded else None
-        return Picture(rgb, frame.seconds, sound)
+        hear = partial(_sound, frame.decoded) if "audio" in frame.decoded else None
+        return Picture(rgb, frame.seconds, hear)
 
     def change(self, settings: Settings) -> None:
         """Use other settings from the next frame on."""
@@ -242,6 +244,10 @@ class LearnedWorld(World):
     def _full_axes(self) -> list[float]:
         moved = self.scenes["axes"].abs().flatten(0, 1).double()
         return [float(full) or 1.0 for full in moved.quantile(FULL, 0)] if moved.numel() else []
+
+
+def _sound(decoded: Mapping[str, Tensor]) -> np.ndarray:
+    return decoded["audio"][0].clamp(-1, 1).cpu().numpy()
 
 
 def load_world(path: str, **settings: Any) -> LearnedWorld:

@@ -21,7 +21,7 @@ To the client:
 - ``STATE``: a JSON object, what the page shows beside the picture.
 - ``NOTICE``: a sentence for the person, UTF-8.
 - ``SOUND``: uint32 number of the frame with which it is heard, and int16 samples, those of all channels in turn, at the
-  rate that "sound" in ``STATE`` names. It comes before its ``FRAME``. It continues the sound of the preceding number;
+  rate that "sound" in ``STATE`` names. It comes after its ``FRAME``. It continues the sound of the preceding number;
   after any other number the rollout has jumped, or sound was dropped.
 - ``METERS``: a JSON list of what `owl.play.meters.Meters` has measured, an object for each world from left to right. It
   comes about once in a second while frames are made, to clients that requested it with the command "meters"; "meters"

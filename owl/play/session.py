@@ -20,7 +20,7 @@ from owl.play.meters import Meters
 from owl.play.protocol import SETTINGS, Command, Start, frame_message, sound_message
 from owl.play.recording import Recording
 from owl.play.timeline import Moment, Played, Timeline, in_order
-from owl.play.world import Picture, World
+from owl.play.world import Picture, Settings, World
 from owl.viz.pictures import png
 
 QUALITY = 90
@@ -39,7 +39,7 @@ class Listener(Protocol):
         """Receive a frame, see `owl.play.protocol.frame_message`."""
 
     def sound(self, message: bytes) -> None:
-        """Receive the sound of the next frame, see `owl.play.protocol.sound_message`."""
+        """Receive the sound of the last frame, see `owl.play.protocol.sound_message`."""
 
     def state(self, state: dict[str, Any]) -> None:
         """Receive what has changed beside the picture."""
@@ -140,6 +140,7 @@ class Session:
             self._report()
 
     def _execute(self, command: Command | Start) -> None:
+        self._wait_encoded()
         if isinstance(command, Start):
             self._start_with(command)
             return
@@ -163,6 +164,7 @@ class Session:
     def _step(self) -> None:
         self._paused = True
         self._advance()
+        self._wait_encoded()
 
     def _reset(self, start: int, seed: int) -> None:
         picture = self.world.reset(start, seed)
@@ -227,35 +229,36 @@ class Session:
         )
 
     def _advance(self) -> None:
-        """Make the next frame, and encode it while the one after it is made."""
+        """Make the next frame, and finish it while the one after it is made."""
         sample, settings = self.inputs.take(), self.world.settings
         picture = self.world.step(sample.buttons, sample.axes)
+        self._wait_encoded()
         if self._tips[self._branch] is not self._played:  # there is a future already: start another one
             self._branch = len(self._tips)
         self._frame += 1
-        self._played = Played(self._played, Action(sample.buttons, sample.axes, settings, digest(picture)))
-        self._tips[self._branch] = self._played
         if self._recording is not None:
             self._recording.add(picture)
         self.meters.add(picture.rgb, sample.buttons, sample.axes)
-        self._wait_encoded()
-        self._encoding = self._encoder.submit(self._encode, self._frame, picture, sample)
+        self._encoding = self._encoder.submit(self._finish, self._frame, picture, sample, settings)
         if self._frame % max(1, round(self.world.description.fps)) == 0:
             self._remember(self._encoding.result())
             self._report()
 
-    def _encode(self, frame: int, picture: Picture, sample: Sample) -> bytes:
-        """Encode a frame and hand it out."""
+    def _finish(self, frame: int, picture: Picture, sample: Sample, settings: Settings) -> bytes:
+        """Encode a frame, hand it out, and add it to what was played."""
         start = time.perf_counter()
         jpeg = encode(picture.rgb)
         seconds = {"wait": sample.waited, **picture.seconds, "encode": time.perf_counter() - start}
         milliseconds = {name: 1000 * value for name, value in seconds.items()}
-        if picture.sound is not None and picture.sound.size:
-            self.listener.sound(sound_message(frame, picture.sound))
         self.listener.frame(frame_message(frame, sample.time, milliseconds, jpeg))
+        if (sound := picture.sound) is not None and sound.size:  # waits for it
+            self.listener.sound(sound_message(frame, sound))
+        self._played = Played(self._played, Action(sample.buttons, sample.axes, settings, digest(picture)))
+        self._tips[self._branch] = self._played
         return jpeg
 
     def _wait_encoded(self) -> None:
+        """Wait until the last frame is finished; before that, what was played lacks it."""
         if self._encoding is not None:
             self._encoding.result()
             self._encoding = None

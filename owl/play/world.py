@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -88,13 +88,18 @@ class Picture:
     Attributes:
         rgb: uint8[H, W, 3].
         seconds: Time of each part of its making: "game", or "commit", "denoise" and "decode".
-        sound: float32[channels, samples] in [-1, 1], which follows that of the previous frame; None at a start, and of
-            a silent world.
+        hear: Returns the sound, float32[channels, samples] in [-1, 1], which follows that of the previous frame, from
+            any thread; may wait until it is decoded. None at a start, and of a silent world.
     """
 
     rgb: np.ndarray
     seconds: dict[str, float] = field(default_factory=dict)
-    sound: np.ndarray | None = None
+    hear: Callable[[], np.ndarray] | None = None
+
+    @property
+    def sound(self) -> np.ndarray | None:
+        """What `hear` returns, None without it."""
+        return None if self.hear is None else self.hear()
 
 
 class World(ABC):

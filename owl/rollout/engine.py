@@ -5,12 +5,13 @@ generators and the decoders.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,28 @@ from owl.rollout.generate import Context, Sampler, Schedule, as_context, commit_
 from owl.rollout.loading import load_world_model
 from owl.rollout.sound import SoundDecoder
 
+T = TypeVar("T")
+
+
+class Decoded(Mapping[str, Tensor]):
+    """Decoded latents of a frame by the name of their stream; reading one waits until it is decoded.
+
+    Args:
+        parts: Functions that return them, each from any thread and any number of times.
+    """
+
+    def __init__(self, parts: dict[str, Callable[[], Tensor]]) -> None:
+        self._parts = parts
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._parts[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -35,13 +58,14 @@ class Frame:
     Attributes:
         latents: Latents of every stream, not standardised: "video" float[B, c, h, w], "audio" float[B, k, c], ...
         decoded: Decoded latents: "video" float[B, 3, H, W] in [-1, 1], "audio" float[B, channels, samples], the sound
-            that is now determined (`owl.rollout.sound.SoundDecoder`), ...
+            that is now determined (`owl.rollout.sound.SoundDecoder`), ... On a CPU sound is decoded while the next
+            frame is made; reading it waits for it.
         seconds: Time spent: "commit" (of the previous frame, with this one's first denoising step), "denoise" (the
-            other steps), "decode".
+            other steps), "decode" (what is not decoded while the next frame is made).
     """
 
     latents: Streams
-    decoded: dict[str, Tensor]
+    decoded: Mapping[str, Tensor]
     seconds: dict[str, float]
 
 
@@ -127,7 +151,7 @@ class Engine:
         self.device = torch.device(device)
         self.one_pass = one_pass
         self.batch = 0  # before `reset`
-        self._beside = ThreadPoolExecutor(1)  # decodes sound
+        self._later = ThreadPoolExecutor(1, thread_name_prefix="owl-sound")
         self.compile = compile and can_compile(self.device.type)
         self._blocks = CompiledBlocks(self.network, quantization) if self.compile else None
 
@@ -286,7 +310,7 @@ class Engine:
         self._check_reset()
         cached = [tensor.clone() for tensor in self.cache.tensors()]
         random = self._random.get_state()
-        sound = {name: decoder.copy() for name, decoder in self._sound.items()}
+        sound = self._in_turn(lambda: {name: decoder.copy() for name, decoder in self._sound.items()})()
         return Snapshot(cached, self.cache.length, deepcopy(self._pending), random, dict(self._decoded), sound)
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -354,18 +378,23 @@ class Engine:
             for name, stream in self.network.generated.items()
         }
 
-    def _decode(self, latents: Streams) -> dict[str, Tensor]:
-        sounds: dict[str, Callable[[], Tensor]] = {
-            name: partial(self._decode_sound, name, latents[name]) for name in self._sound
+    def _decode(self, latents: Streams) -> Decoded:
+        sounds = {
+            name: self._in_turn(partial(_without_gradient, decoder, latents[name]))
+            for name, decoder in self._sound.items()
         }
-        if self.device.type == "cpu":  # beside the picture; on a GPU another thread may have another current stream
-            sounds = {name: self._beside.submit(decode).result for name, decode in sounds.items()}
         pictures = {name: self._decode_picture(name, latents[name]) for name in self.decoders if name not in sounds}
-        return pictures | {name: sound() for name, sound in sounds.items()}
+        return Decoded({name: partial(_same, picture) for name, picture in pictures.items()} | sounds)
 
-    @torch.no_grad()  # for each thread
-    def _decode_sound(self, name: str, latent: Tensor) -> Tensor:
-        return self._sound[name](latent)
+    def _in_turn(self, work: Callable[[], T]) -> Callable[[], T]:
+        """Do what concerns the state of the decoders of sound, after what was asked for before.
+
+        Returns:
+            What waits for the result.
+        """
+        if self.device.type == "cpu":
+            return self._later.submit(work).result
+        return partial(_same, work())  # on a GPU, another thread may have another current stream
 
     def _decode_picture(self, name: str, latent: Tensor) -> Tensor:
         decoder = self.decoders[name]
@@ -383,3 +412,12 @@ class Engine:
     def _check_reset(self) -> None:
         if not self.batch:
             raise OwlError("engine.not-reset", "the engine has no rollout yet; call reset first")
+
+
+@torch.no_grad()  # which holds for one thread
+def _without_gradient(decoder: SoundDecoder, latent: Tensor) -> Tensor:
+    return decoder(latent)
+
+
+def _same(value: T) -> T:
+    return value

@@ -66,7 +66,7 @@ class Strip(World):
             self.strip = self.texture(start, self.description.size)
         self.x, self.random = 0.0, np.random.default_rng(seed)
         self.samples = 0
-        return replace(self.look(False), sound=None)
+        return replace(self.look(False), hear=None)
 
     def add_start(self, rgb: np.ndarray) -> None:
         """Add a strip that repeats a picture."""
@@ -82,9 +82,11 @@ class Strip(World):
         height, width = self.description.size
         columns = (round(self.x) + np.arange(width)) % self.strip.shape[1]
         rgb = self.strip[:, columns] ^ self.random.integers(0, self.settings.steps, (height, width, 3), np.uint8)
-        return Picture(255 - rgb if inverted else rgb, {"denoise": 1e-3}, self.hear(inverted))
+        sound = self.sound(inverted)
+        shown = Picture(255 - rgb if inverted else rgb, {"denoise": 1e-3})
+        return shown if sound is None else replace(shown, hear=lambda: sound)
 
-    def hear(self, loud: bool) -> np.ndarray | None:
+    def sound(self, loud: bool) -> np.ndarray | None:
         """Return the sound of a frame."""
         if self.description.sound is None:
             return None

@@ -2,6 +2,7 @@
 
 import queue
 import struct
+import threading
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -76,7 +77,7 @@ class Played:
             if kind == "frame":
                 self.frames.append((value[0], value[3]))
             elif kind == "sound":
-                assert value[0] == self.frames[-1][0] + 1  # before its picture
+                assert value[0] == self.frames[-1][0]  # after its picture
                 self.sounds.append(value)
             elif kind == "state":
                 self.state = value
@@ -248,6 +249,42 @@ def test_sound_belongs_to_frames_films_and_replays(tmp_path: Path) -> None:
     log = ActionLog.load(name)
     assert all(frame.same for frame in replay(log, Strip(fps=SECOND, sound=True)))
     assert not any(frame.same for frame in replay(log, Strip(fps=SECOND)))
+    played.session.close()
+
+
+class Undecoded(Strip):
+    """A strip whose sound is ready only when it is told so."""
+
+    def __init__(self) -> None:
+        super().__init__(fps=SECOND, sound=True)
+        self.ready, self.made = threading.Event(), queue.Queue[None]()
+
+    def step(self, buttons: np.ndarray, axes: np.ndarray) -> Picture:
+        """Move."""
+        picture = super().step(buttons, axes)
+        sound = picture.sound
+        self.made.put(None)
+
+        def hear() -> np.ndarray:
+            assert sound is not None
+            assert self.ready.wait(60)
+            return sound
+
+        return replace(picture, hear=hear)
+
+
+def test_a_frame_is_shown_and_the_next_one_made_while_its_sound_is_decoded(tmp_path: Path) -> None:
+    world = Undecoded()
+    played = Played(world, tmp_path)
+    played.session.send(Command("resume"))
+    while played.next("frame")[0] != 1:
+        pass
+    for _ in range(2):
+        world.made.get(timeout=60)
+    assert not played.sounds
+    world.ready.set()
+    assert played.next("sound")[0] == 1
+    assert played.frames[-1][0] == 1
     played.session.close()
 
 

@@ -1,5 +1,6 @@
 """Sound of rollouts: no seams between frames, nothing of the context, and measures with known values."""
 
+import threading
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from owl import models
 from owl.models.audio_autoencoder import AudioAutoencoder
-from owl.rollout.engine import Engine
+from owl.rollout.engine import Engine, Frame
 from owl.rollout.sound import (
     Sound,
     SoundDecoder,
@@ -72,6 +73,31 @@ def test_a_snapshot_continues_the_sound_and_shares_the_weights() -> None:
     assert torch.equal(roll(4, 9), expected)
     modules = {id(module) for module in network.modules()}
     assert {id(step._layer) for step in snapshot.sound["audio"]._stream._steps if hasattr(step, "_layer")} <= modules
+
+
+def test_sound_is_decoded_beside_the_next_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = autoencoder(causal=True)
+    world = lively(**streams("audio"))
+    world.audio_encoder.copy_(torch.tensor(list(bytes.fromhex(models.fingerprint(network.encoder)))))
+    controls = draw(world, 3)[2]
+    engine = Engine(world, {"audio": network}, noise_levels=(1.0,))
+
+    def roll() -> list[Frame]:
+        engine.reset(seed=1)
+        return [engine.step(controls.buttons[:, t], controls.axes[:, t]) for t in range(3)]
+
+    expected = [frame.decoded["audio"] for frame in roll()]
+    begun, plain = threading.Event(), SoundDecoder.__call__
+
+    def late(decoder: SoundDecoder, tokens: Tensor) -> Tensor:
+        assert begun.wait(60)
+        return plain(decoder, tokens)
+
+    monkeypatch.setattr(SoundDecoder, "__call__", late)
+    frames = roll()  # would wait for ever if it decoded sound itself
+    begun.set()
+    for frame, sound in zip(frames, expected, strict=True):
+        assert torch.equal(frame.decoded["audio"], sound)
 
 
 def test_a_decoder_of_other_sound_is_refused() -> None:
