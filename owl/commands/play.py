@@ -1,6 +1,7 @@
 """``python -m owl play``: play a learned world, or the real game, in a browser."""
 
 import asyncio
+import gc
 import os
 import secrets
 import signal
@@ -141,6 +142,9 @@ def main(
         played = made[0] if len(made) == 1 else SideBySide(made)
     token = None if host in LOOPBACK else secrets.token_urlsafe(16)
     server = Server(played, Path(out), seed, host, port, token)
+    # what is loaded stays: to search it for garbage takes a third of a second, in which no frame is made
+    gc.collect()
+    gc.freeze()
     asyncio.run(serve(server, browser))
 
 

@@ -210,6 +210,7 @@ class Session:
             recording, self._recording = self._recording, None
             log = recording.path.with_suffix(LOG_SUFFIX)
             try:
+                self._wait_encoded()
                 self.log().save(log)  # first: it does not depend on the film
             finally:
                 film = recording.finish()
