@@ -112,8 +112,8 @@ def test_parts_that_arrive_early_and_late_are_played_without_gaps(page: Page, tm
         first = np.flatnonzero(np.abs(heard) > 0.01)[0] / RATE
         assert found["underruns"] == 0
         assert found["speed"] == 1
-        assert 0.33 < first < 0.38  # the first part after four times the reserve
-        assert silent(heard[int(0.38 * RATE) :]) == 0
+        assert 0.36 < first < 0.41  # the first part after three times the reserve
+        assert silent(heard[int(0.41 * RATE) :]) == 0
         assert np.abs(np.diff(heard)).max() < 1.05 * SLOPE  # no clicks
 
 
@@ -139,8 +139,8 @@ def test_a_world_that_is_now_slower_and_now_faster_is_heard_without_gaps(page: P
         page.goto(server.url)
         found = simulate(page, arrivals, seconds=float(arrivals[-1]))
         assert found["underruns"] == 0
-        assert silent(found["heard"][int(0.38 * RATE) :], period=200) == 0  # 80 at 0.4 of the speed
-        assert found["late"] < 0.3  # what is later is skipped
+        assert silent(found["heard"][int(0.41 * RATE) :], period=200) == 0  # 80 at 0.4 of the speed
+        assert found["late"] < 0.4  # what is later is skipped
 
 
 def test_a_stall_is_one_underrun_and_enlarges_the_reserve(page: Page, tmp_path: Path) -> None:
@@ -150,9 +150,9 @@ def test_a_stall_is_one_underrun_and_enlarges_the_reserve(page: Page, tmp_path: 
         page.goto(server.url)
         found = simulate(page, times, seconds=4.5)
         assert (found["underruns"], found["speed"]) == (1, 1)
-        assert found["reserve"] > 0.07
+        assert found["reserve"] > 0.1
         assert np.abs(np.diff(found["heard"])).max() < 2 * SLOPE  # fades, no clicks
-        assert silent(found["heard"][int(0.3 * RATE) : int(4.2 * RATE)]) < 0.6
+        assert silent(found["heard"][int(0.41 * RATE) : int(4.2 * RATE)]) < 0.6
         assert simulate(page, times[:50], seconds=4.0, rests=2.0)["underruns"] == 0  # a pause is none
 
 

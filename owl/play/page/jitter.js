@@ -1,8 +1,8 @@
 // Sound that arrives in parts, played without gaps: a reserve covers parts that are late, and the speed follows that of
 // the frames, so that a world that is slower than real time is heard slower, not in pieces.
 
-const RESERVE = 0.06; // seconds of sound that are left when the next part arrives
-const BEGIN = 4; // reserves to begin with, until the speed is known and the page has settled; then one is enough
+const RESERVE = 0.09; // seconds of sound that are left when the next part arrives
+const BEGIN = 3; // reserves to begin with, until the speed is known and the page has settled; then one is enough
 const MOST = 0.12; // of the reserve, which grows when it did not suffice; sound 125 ms late is not noticed (ITU-R BT.1359)
 const BEHIND = 0.3; // seconds of sound beyond which the oldest is skipped
 const WINDOW = 2; // seconds over which the speed is measured
@@ -41,7 +41,7 @@ export class JitterBuffer {
       this.lag = BEGIN * this.reserve;
       this.hold = Math.round(this.lag * this.rate);
     }
-    if (this.waiting > BEHIND) {
+    if (this.hold <= FADE * this.rate && this.waiting > BEHIND) { // but not what it begins with
       this.read = Math.max(this.read, this.write - this.reserve * this.rate);
       this.hold = FADE * this.rate;
     }
