@@ -3,7 +3,7 @@
 
 const RESERVE = 0.09; // seconds of sound that are left when the next part arrives
 const BEGIN = 3; // reserves to begin with, until the speed is known and the page has settled; then one is enough
-const MOST = 0.12; // of the reserve, which grows when it did not suffice; sound 125 ms late is not noticed (ITU-R BT.1359)
+const MOST = 0.18; // of the reserve, which grows when it did not suffice; sound 185 ms late is acceptable (ITU-R BT.1359)
 const BEHIND = 0.3; // seconds of sound beyond which the oldest is skipped
 const WINDOW = 2; // seconds over which the speed is measured
 const TOLERANCE = 0.04; // deviation of the speed that is not heard
