@@ -265,7 +265,6 @@ class Session:
             self._encoding = None
 
     def _show(self, moment: Moment) -> None:
-        self._wait_encoded()
         self.listener.frame(frame_message(moment.frame, math.nan, {}, moment.jpeg))
 
     def _remember(self, jpeg: bytes) -> Moment:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from owl import models
 from owl.models.audio_autoencoder import AudioAutoencoder
+from owl.models.world_model import WorldTransformer
 from owl.rollout.engine import Engine, Frame
 from owl.rollout.sound import (
     Sound,
@@ -37,6 +38,13 @@ def autoencoder(causal: bool, seed: int = 0) -> AudioAutoencoder:
     return network.eval().requires_grad_(False)
 
 
+def world_of(network: AudioAutoencoder) -> WorldTransformer:
+    """A world model of the latents of an autoencoder."""
+    world = lively(**streams("audio"))
+    world.audio_encoder.copy_(torch.tensor(list(bytes.fromhex(models.fingerprint(network.encoder)))))
+    return world
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_frames_of_sound_are_the_decoded_whole(causal: bool) -> None:
     network, latents = autoencoder(causal), torch.randn(2, 12, TOKENS, CHANNELS)
@@ -54,8 +62,7 @@ def test_frames_of_sound_are_the_decoded_whole(causal: bool) -> None:
 
 def test_a_snapshot_continues_the_sound_and_shares_the_weights() -> None:
     network = autoencoder(causal=False)
-    world = lively(**streams("audio"))
-    world.audio_encoder.copy_(torch.tensor(list(bytes.fromhex(models.fingerprint(network.encoder)))))
+    world = world_of(network)
     controls = draw(world, 9)[2]
     engine = Engine(world, {"audio": network}, noise_levels=(1.0,))
     engine.reset(seed=1)
@@ -77,8 +84,7 @@ def test_a_snapshot_continues_the_sound_and_shares_the_weights() -> None:
 
 def test_sound_is_decoded_beside_the_next_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     network = autoencoder(causal=True)
-    world = lively(**streams("audio"))
-    world.audio_encoder.copy_(torch.tensor(list(bytes.fromhex(models.fingerprint(network.encoder)))))
+    world = world_of(network)
     controls = draw(world, 3)[2]
     engine = Engine(world, {"audio": network}, noise_levels=(1.0,))
 
