@@ -171,9 +171,8 @@ class LearnedWorld(World):
         """Start after the last frame of a start scene."""
         self.check_start(start, seed)
         scene = {name: values[start : start + 1] for name, values in self.scenes.items()}
-        latents = self.episodes.latents(scene)
-        self.engine.reset(latents, self.episodes.controls(scene), seed=seed)
-        return Picture(self.episodes.decode(latents["video"])[0, -1].movedim(0, -1).numpy())
+        self.episodes.start(self.engine, scene, scene["buttons"].shape[1], seed)
+        return Picture(self.episodes.decode(self.episodes.latents(scene)["video"])[0, -1].movedim(0, -1).numpy())
 
     @torch.no_grad()
     def add_start(self, rgb: np.ndarray) -> None:

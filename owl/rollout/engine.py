@@ -175,7 +175,12 @@ class Engine:
 
     @torch.no_grad()
     def reset(
-        self, context: Streams | None = None, controls: Controls | None = None, batch: int = 1, seed: int = 0
+        self,
+        context: Streams | None = None,
+        controls: Controls | None = None,
+        batch: int = 1,
+        seed: int = 0,
+        picture: Tensor | None = None,
     ) -> None:
         """Start a rollout.
 
@@ -185,6 +190,8 @@ class Engine:
             controls: Controls of these frames, with the latents of given streams, not standardised.
             batch: Batch size, without a context.
             seed: Seed of all noise; equal seeds give equal rollouts.
+            picture: The context's last frame, float[B, 3, H, W] in [-1, 1], for decoders of "video" that continue it;
+                None: as they decode its latent.
 
         Raises:
             OwlError: Context and controls do not match each other or the world model, or contain no frame, NaN or
@@ -218,8 +225,10 @@ class Engine:
             self._await_commit(shown, self._controls(controls.buttons[:, t], controls.axes[:, t], given))
         if not self.one_pass:
             self._commit()
-        for name, decoder in self.decoders.items():
-            if getattr(decoder, "previous", False):
+        for name in self.decoders:
+            if name == "video" and picture is not None:
+                self._decoded[name] = picture.to(self.device)
+            elif name not in self._sound:
                 self._decode_picture(name, context[name][:, -1].to(self.device))
 
     def wait_compiled(self, batch: int | None = None) -> bool:
@@ -399,10 +408,10 @@ class Engine:
     def _decode_picture(self, name: str, latent: Tensor) -> Tensor:
         decoder = self.decoders[name]
         latent = latent.to(placement(decoder).dtype)
-        if not getattr(decoder, "previous", False):
-            return decoder.decode(latent).float()  # type: ignore[operator]
-        self._decoded[name] = decoder.decode(latent, self._decoded.get(name))  # type: ignore[operator]
-        return self._decoded[name].float()
+        memory = (self._decoded.get(name),) if getattr(decoder, "previous", False) else ()
+        # also that of a decoder without memory: another one may take over
+        self._decoded[name] = decoder.decode(latent, *memory).float()  # type: ignore[operator]
+        return self._decoded[name]
 
     def _clock(self) -> float:
         if self.device.type == "cuda":

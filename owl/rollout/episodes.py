@@ -16,7 +16,9 @@ from owl.latents import check_encoder, identifies_encoder
 from owl.models.image_decoder import decode_clips
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.placement import placement
-from owl.pixels import to_uint8
+from owl.pixels import to_float, to_uint8
+from owl.rollout.clips import controls_of, latents_of
+from owl.rollout.engine import Engine
 from owl.rollout.sound import by_frame, decode_sound
 from owl.spacing import evenly_spaced
 
@@ -68,15 +70,14 @@ class Episodes:
             self.sound_truth = "audio" if "audio" in info.modalities else network.latent_modalities["audio"]
         self._played = [*network.latent_modalities.values(), "controls", *(["rgb"] if self.truth == "rgb" else [])]
         measured = ["audio"] if self.sound_truth == "audio" else []
-        measured += ["flow"] if "flow" in info.modalities else []
+        measured += ["flow"] if "flow" in info.modalities and "flow" not in self._played else []
         # windows overlap by a frame, since the controls of a window's first frame do not cover a whole stride
         hop = max(1, (length - 1) * stride)
         self.dataset = WindowDataset(
             url, split, [*self._played, *measured], length=length, stride=stride, hop=hop, info=info
         )
         self.decoder, self.device, self.sound_decoder = decoder, torch.device(device), sound_decoder
-        self._generated = {name: network.latent_modalities[name] for name in network.generated}
-        self._given = {name: network.latent_modalities[name] for name in network.given}
+        self._network = network
         self.fps = self.dataset.info.fps / stride
 
     def windows(self, count: int, measured: bool = False) -> Batch:
@@ -102,22 +103,35 @@ class Episodes:
 
     def latents(self, batch: Batch, frames: slice = slice(None)) -> Streams:
         """Return the world model's streams of windows."""
-        return {name: batch[modality][:, frames] for name, modality in self._generated.items()}
+        return latents_of(self._network, batch, frames)
 
     def controls(self, batch: Batch, frames: slice = slice(None)) -> Controls:
         """Return the controls of windows, including given streams."""
-        given = {name: batch[modality][:, frames] for name, modality in self._given.items()}
-        return Controls(batch["buttons"][:, frames], batch["axes"][:, frames], given=given)
+        return controls_of(self._network, batch, frames)
+
+    def start(self, engine: Engine, batch: Batch, context: int, seed: int = 0) -> None:
+        """Reset an engine after the first frames of windows.
+
+        Args:
+            engine: The engine.
+            batch: The windows.
+            context: Number of these frames, at least 1.
+            seed: Seed of all noise.
+        """
+        given = slice(context)
+        picture = to_float(batch["rgb"][:, context - 1]) if self.truth == "rgb" else None
+        engine.reset(self.latents(batch, given), self.controls(batch, given), seed=seed, picture=picture)
 
     def given(self, frame: Batch) -> tuple[Tensor, Tensor, Streams]:
         """Return the arguments of `Engine.step` for a frame of `stream`."""
-        return frame["buttons"], frame["axes"], {name: frame[modality] for name, modality in self._given.items()}
+        own = self.controls({name: values[:, None] for name, values in frame.items()})
+        return own.buttons[:, 0], own.axes[:, 0], {name: x[:, 0] for name, x in own.given.items()}
 
     def pictures(self, batch: Batch) -> Tensor:
         """Return the true pictures of windows, uint8[B, T, 3, H, W] on the CPU."""
         if self.truth == "rgb":
             return batch["rgb"]
-        return self.decode(batch[self._generated["video"]])
+        return self.decode(batch[self._network.latent_modalities["video"]])
 
     @torch.no_grad()
     def sound(self, batch: Batch) -> Tensor:
@@ -125,7 +139,7 @@ class Episodes:
         if self.sound_truth == "audio":
             return batch["audio"]
         assert self.sound_decoder is not None
-        return decode_sound(self.sound_decoder, batch[self._generated["audio"]])
+        return decode_sound(self.sound_decoder, batch[self._network.latent_modalities["audio"]])
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ def roll_out(
     """
     rows, length = windows["buttons"].shape[:2]
     engine.wait_compiled(rows)
-    engine.reset(episodes.latents(windows, slice(context)), episodes.controls(windows, slice(context)), seed=seed)
+    episodes.start(engine, windows, context, seed)
     pictures, latents = [], []
     for t in tqdm(range(context, length), desc="short rollouts", unit="frame", disable=quiet):
         frame = engine.step(
@@ -232,7 +232,7 @@ def long_rollout(
     """
     begin = episodes.starts(side_by_side)
     engine.wait_compiled(side_by_side)
-    engine.reset(episodes.latents(begin, slice(context)), episodes.controls(begin, slice(context)), seed=seed)
+    episodes.start(engine, begin, context, seed)
     for _, given in zip(range(frames), episodes.stream(side_by_side, context), strict=False):
         frame = engine.step(*episodes.given(given))
         if heard is not None:
@@ -330,7 +330,7 @@ def latency(engine: Engine, episodes: Episodes, frames: int, context: int, warmu
     """
     begin = episodes.starts(1)
     engine.wait_compiled(1)
-    engine.reset(episodes.latents(begin, slice(context)), episodes.controls(begin, slice(context)))
+    episodes.start(engine, begin, context)
     parts: list[dict[str, float]] = []
     for _, given in zip(range(warmup + frames), episodes.stream(1, context), strict=False):
         parts.append(engine.step(*episodes.given(given)).seconds)

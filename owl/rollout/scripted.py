@@ -78,7 +78,7 @@ def play_script(
     network, rows = engine.network, len(windows["buttons"])
     buttons, axes = script.played(network.buttons, network.axes, episodes.fps)
     engine.wait_compiled(rows)
-    engine.reset(episodes.latents(windows, slice(context)), episodes.controls(windows, slice(context)), seed=seed)
+    episodes.start(engine, windows, context, seed)
     shown = [
         as_bytes(engine.step(held.expand(rows, -1), moved.expand(rows, -1)).decoded["video"])
         for held, moved in tqdm(list(zip(buttons, axes, strict=True)), script.name, unit="frame")

@@ -53,6 +53,45 @@ def test_frames_are_decoded_and_everything_comes_from_files(autoencoder: ImageAu
         Engine.load(tmp_path / "autoencoder")
 
 
+@pytest.fixture
+def continuing(autoencoder: ImageAutoencoder) -> ImageDecoder:
+    """A decoder whose pictures depend much on the picture before."""
+    decoder = ImageDecoder.of(autoencoder, previous=True)
+    torch.nn.init.normal_(decoder.hint.weight, std=0.3)
+    return freeze(decoder)
+
+
+def test_a_decoder_that_takes_over_continues_the_last_picture(
+    autoencoder: ImageAutoencoder, continuing: ImageDecoder
+) -> None:
+    network = of_encoder(lively(), autoencoder)
+    engine = Engine(network, {"video": autoencoder}, noise_levels=LEVELS)
+    latents, _, controls = draw(network, 4)
+    given = {name: x[:, :2] for name, x in latents.items()}
+    engine.reset(given, Controls(controls.buttons[:, :2], controls.axes[:, :2]))
+    begin = autoencoder.decode(given["video"][:, -1])
+    for t, decoder in ((2, continuing), (3, autoencoder), (3, continuing)):
+        engine.decoders["video"] = decoder
+        frame = engine.step(*at(controls, t))
+        memory = (begin,) if decoder is continuing else ()
+        begin = decoder.decode(frame.latents["video"], *memory)
+        torch.testing.assert_close(frame.decoded["video"], begin)
+
+
+def test_a_rollout_continues_the_true_picture_of_its_context(
+    autoencoder: ImageAutoencoder, continuing: ImageDecoder
+) -> None:
+    network = of_encoder(lively(), autoencoder)
+    engine = Engine(network, {"video": continuing}, noise_levels=LEVELS)
+    latents, _, controls = draw(network, 3, batch=2)
+    given = {name: x[:, :2] for name, x in latents.items()}, Controls(controls.buttons[:, :2], controls.axes[:, :2])
+    for picture in (2 * torch.rand(2, 3, 32, 48) - 1, None):
+        engine.reset(*given, picture=picture)
+        frame = engine.step(*at(controls, 2))
+        begin = continuing.decode(given[0]["video"][:, -1]) if picture is None else picture
+        torch.testing.assert_close(frame.decoded["video"], continuing.decode(frame.latents["video"], begin))
+
+
 def test_a_decoder_that_sees_its_previous_frame_streams_what_it_decodes_in_sequence(
     autoencoder: ImageAutoencoder,
 ) -> None:
