@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from owl.losses.lpips import LPIPS
 from owl.metrics.frechet import EfficientNetLite0Features, frechet_distance
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.rollout.engine import Engine, Frame
-from owl.rollout.episodes import Episodes, load_decoder
+from owl.rollout.episodes import Episodes, as_bytes, load_decoder
 from owl.rollout.evaluation import (
     Clips,
     DriftMeter,
@@ -60,10 +61,8 @@ class Perfect(Engine):
 
     future: Streams
 
-    def reset(
-        self, context: Streams | None = None, controls: Controls | None = None, batch: int = 1, seed: int = 0
-    ) -> None:
-        super().reset(context, controls, batch, seed)
+    def reset(self, *arguments: Any, **others: Any) -> None:
+        super().reset(*arguments, **others)
         self._next = 0
 
     def step(self, buttons: Tensor, axes: Tensor, given: Streams | None = None) -> Frame:
@@ -127,13 +126,11 @@ def test_kept_pictures_are_the_truth(engine: Engine) -> None:
 class Watched(Engine):
     """Keeps every conditioning that it is given."""
 
-    def reset(
-        self, context: Streams | None = None, controls: Controls | None = None, batch: int = 1, seed: int = 0
-    ) -> None:
+    def reset(self, context: Streams | None = None, controls: Controls | None = None, **others: Any) -> None:
         assert controls is not None
         assert controls.given
         self.given = [*controls.given["conditioning"].unbind(1)]
-        super().reset(context, controls, batch, seed)
+        super().reset(context, controls, **others)
 
     def step(self, buttons: Tensor, axes: Tensor, given: Streams | None = None) -> Frame:
         assert given is not None
@@ -150,6 +147,16 @@ class Blank(nn.Module):
 
     def decode(self, latent: Tensor) -> Tensor:
         return latent.new_zeros(len(latent), 3, 8, 12)
+
+
+def test_rollouts_continue_the_true_pictures_if_there_are_any(engine: Engine) -> None:
+    kept, decoded = (episodes(engine, data) for data in ("data/both", LATENTS))
+    windows = kept.windows(2)
+    kept.start(engine, windows, CONTEXT)
+    assert torch.equal(as_bytes(engine.snapshot().decoded["video"]), windows["rgb"][:, CONTEXT - 1])
+    decoded.start(engine, windows, CONTEXT)
+    expected = decoded.decode(windows["latent"][:, CONTEXT - 1 : CONTEXT])[:, 0]
+    assert torch.equal(as_bytes(engine.snapshot().decoded["video"]), expected)
 
 
 def test_rollouts_hand_the_dataset_s_conditioning_on(tmp_path: Path) -> None:
