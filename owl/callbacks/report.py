@@ -152,14 +152,18 @@ class Report(Callback):
             + [f"Clip: [{p.name}]({p.relative_to(folder).as_posix()})" for p in clips]
             + [f"Sound: [{p.name}]({p.relative_to(folder).as_posix()})" for p in sounds]
         )
-        configuration = dump(self.configuration)
-        return (
-            f"# {folder.name}\n\n"
-            f"Written {time.strftime('%Y-%m-%d %H:%M')} by OWL {code_version()}. Repeat and compare with:\n\n"
-            f"    python -m owl rerun {folder}\n\n"
-            f"| metric | value |\n| --- | ---: |\n{rows}\n\n{shown}\n\n"
-            f"<details><summary>Configuration</summary>\n\n```yaml\n{configuration}```\n\n</details>\n"
-        )
+        parts = [
+            f"# {folder.name}",
+            f"Written {time.strftime('%Y-%m-%d %H:%M')} by OWL {code_version()}.",
+            f"| metric | value |\n| --- | ---: |\n{rows}",
+            shown,
+        ]
+        if self.configuration:  # a run from Python has none
+            parts[1] += f" Repeat and compare with:\n\n    python -m owl rerun {folder}"
+            parts.append(
+                f"<details><summary>Configuration</summary>\n\n```yaml\n{dump(self.configuration)}```\n\n</details>"
+            )
+        return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def why_not(trainer: Trainer) -> str:

@@ -79,6 +79,15 @@ def test_the_report_names_the_clips_of_the_last_validation(tmp_path: Path) -> No
     assert links == ["media/step-0000002/red.png", "media/step-0000002/clip.mp4"]
 
 
+def test_only_a_run_with_a_configuration_can_be_repeated(tmp_path: Path) -> None:
+    report = Report()
+    assert "rerun" not in report.markdown(tmp_path, {"steps": 2})
+    report.configuration = {"seed_everything": 3}
+    text = report.markdown(tmp_path, {"steps": 2})
+    assert f"    python -m owl rerun {tmp_path}\n" in text
+    assert "seed_everything: 3" in text
+
+
 def test_a_runs_name_may_hold_brackets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(tmp_path / "run[v2]", 1)
     shown = " ".join(capsys.readouterr().out.split())
