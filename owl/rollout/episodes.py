@@ -70,7 +70,7 @@ class Episodes:
             self.sound_truth = "audio" if "audio" in info.modalities else network.latent_modalities["audio"]
         self._played = [*network.latent_modalities.values(), "controls", *(["rgb"] if self.truth == "rgb" else [])]
         measured = ["audio"] if self.sound_truth == "audio" else []
-        measured += ["flow"] if "flow" in info.modalities and "flow" not in self._played else []
+        measured += ["flow"] if "flow" in info.modalities else []
         # windows overlap by a frame, since the controls of a window's first frame do not cover a whole stride
         hop = max(1, (length - 1) * stride)
         self.dataset = WindowDataset(
