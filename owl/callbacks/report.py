@@ -152,18 +152,13 @@ class Report(Callback):
             + [f"Clip: [{p.name}]({p.relative_to(folder).as_posix()})" for p in clips]
             + [f"Sound: [{p.name}]({p.relative_to(folder).as_posix()})" for p in sounds]
         )
-        parts = [
-            f"# {folder.name}",
-            f"Written {time.strftime('%Y-%m-%d %H:%M')} by OWL {code_version()}.",
-            f"| metric | value |\n| --- | ---: |\n{rows}",
-            shown,
-        ]
+        table = f"| metric | value |\n| --- | ---: |\n{rows}"
+        written, details = f"Written {time.strftime('%Y-%m-%d %H:%M')} by OWL {code_version()}.", ""
         if self.configuration:  # a run from Python has none
-            parts[1] += f" Repeat and compare with:\n\n    python -m owl rerun {folder}"
-            parts.append(
-                f"<details><summary>Configuration</summary>\n\n```yaml\n{dump(self.configuration)}```\n\n</details>"
-            )
-        return "\n\n".join(filter(None, parts)) + "\n"
+            written += f" Repeat and compare with:\n\n    python -m owl rerun {folder}"
+            yaml = f"```yaml\n{dump(self.configuration)}```"
+            details = f"<details><summary>Configuration</summary>\n\n{yaml}\n\n</details>"
+        return "\n\n".join(filter(None, [f"# {folder.name}", written, table, shown, details])) + "\n"
 
 
 def why_not(trainer: Trainer) -> str:

@@ -1,7 +1,6 @@
 """Clips of latents and controls as inputs of a world model, and the noise for them."""
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -30,24 +29,9 @@ def clip_inputs(network: WorldTransformer, batch: dict[str, Tensor]) -> tuple[St
             f"samples hold no {' and no '.join(missing)}, the world model needs {', '.join(needed)}; set "
             f"data.init_args.modalities to [{', '.join(needed)}]",
         )
-    controls = controls_of(network, batch)
-    controls.given = network.standardize(controls.given)
-    return network.standardize(latents_of(network, batch)), controls, batch.get("document")
-
-
-def latents_of(network: WorldTransformer, batch: dict[str, Tensor], frames: slice = slice(None)) -> Streams:
-    """Return the generated streams of clips, float[B, F, ...], as the dataset holds them."""
-    return _streams_of(network, network.generated, batch, frames)
-
-
-def controls_of(network: WorldTransformer, batch: dict[str, Tensor], frames: slice = slice(None)) -> Controls:
-    """Return the controls of clips, with given streams as the dataset holds them."""
-    given = _streams_of(network, network.given, batch, frames)
-    return Controls(batch["buttons"][:, frames], batch["axes"][:, frames], given=given)
-
-
-def _streams_of(network: WorldTransformer, names: Iterable[str], batch: dict[str, Tensor], frames: slice) -> Streams:
-    return {name: batch[network.latent_modalities[name]][:, frames] for name in names}
+    latents = network.standardize({name: batch[key] for name, key in network.latent_modalities.items()})
+    given = {name: latents.pop(name) for name in network.given}
+    return latents, Controls(batch["buttons"], batch["axes"], given=given), batch.get("document")
 
 
 def unpacked_inputs(network: WorldTransformer, batch: dict[str, Tensor], length: int) -> tuple[Streams, Controls]:

@@ -17,7 +17,6 @@ from owl.models.image_decoder import decode_clips
 from owl.models.world_model import Controls, Streams, WorldTransformer
 from owl.nn.placement import placement
 from owl.pixels import to_float, to_uint8
-from owl.rollout.clips import controls_of, latents_of
 from owl.rollout.engine import Engine
 from owl.rollout.sound import by_frame, decode_sound
 from owl.spacing import evenly_spaced
@@ -77,7 +76,8 @@ class Episodes:
             url, split, [*self._played, *measured], length=length, stride=stride, hop=hop, info=info
         )
         self.decoder, self.device, self.sound_decoder = decoder, torch.device(device), sound_decoder
-        self._network = network
+        self._generated = {name: network.latent_modalities[name] for name in network.generated}
+        self._given = {name: network.latent_modalities[name] for name in network.given}
         self.fps = self.dataset.info.fps / stride
 
     def windows(self, count: int, measured: bool = False) -> Batch:
@@ -103,11 +103,12 @@ class Episodes:
 
     def latents(self, batch: Batch, frames: slice = slice(None)) -> Streams:
         """Return the world model's streams of windows."""
-        return latents_of(self._network, batch, frames)
+        return {name: batch[modality][:, frames] for name, modality in self._generated.items()}
 
     def controls(self, batch: Batch, frames: slice = slice(None)) -> Controls:
         """Return the controls of windows, including given streams."""
-        return controls_of(self._network, batch, frames)
+        given = {name: batch[modality][:, frames] for name, modality in self._given.items()}
+        return Controls(batch["buttons"][:, frames], batch["axes"][:, frames], given=given)
 
     def start(self, engine: Engine, batch: Batch, context: int, seed: int = 0) -> None:
         """Reset an engine after the first frames of windows.
@@ -124,14 +125,13 @@ class Episodes:
 
     def given(self, frame: Batch) -> tuple[Tensor, Tensor, Streams]:
         """Return the arguments of `Engine.step` for a frame of `stream`."""
-        own = self.controls({name: values[:, None] for name, values in frame.items()})
-        return own.buttons[:, 0], own.axes[:, 0], {name: x[:, 0] for name, x in own.given.items()}
+        return frame["buttons"], frame["axes"], {name: frame[modality] for name, modality in self._given.items()}
 
     def pictures(self, batch: Batch) -> Tensor:
         """Return the true pictures of windows, uint8[B, T, 3, H, W] on the CPU."""
         if self.truth == "rgb":
             return batch["rgb"]
-        return self.decode(batch[self._network.latent_modalities["video"]])
+        return self.decode(batch[self._generated["video"]])
 
     @torch.no_grad()
     def sound(self, batch: Batch) -> Tensor:
@@ -139,7 +139,7 @@ class Episodes:
         if self.sound_truth == "audio":
             return batch["audio"]
         assert self.sound_decoder is not None
-        return decode_sound(self.sound_decoder, batch[self._network.latent_modalities["audio"]])
+        return decode_sound(self.sound_decoder, batch[self._generated["audio"]])
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

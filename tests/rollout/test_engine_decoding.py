@@ -93,12 +93,10 @@ def test_a_rollout_continues_the_true_picture_of_its_context(
 
 
 def test_a_decoder_that_sees_its_previous_frame_streams_what_it_decodes_in_sequence(
-    autoencoder: ImageAutoencoder,
+    autoencoder: ImageAutoencoder, continuing: ImageDecoder
 ) -> None:
     network = of_encoder(lively(), autoencoder)
-    decoder = ImageDecoder.of(autoencoder, previous=True)
-    torch.nn.init.normal_(decoder.hint.weight, std=0.3)
-    engine = Engine(network, {"video": decoder}, noise_levels=LEVELS)
+    engine = Engine(network, {"video": continuing}, noise_levels=LEVELS)
     latents, _, controls = draw(network, 6, batch=2)
     context = {name: x[:, :2] for name, x in latents.items()}
     for known in (2, 0, 2):  # a reset forgets
@@ -113,8 +111,8 @@ def test_a_decoder_that_sees_its_previous_frame_streams_what_it_decodes_in_seque
         if known:
             latents = torch.cat([context["video"][:, -1:], latents], 1)  # it starts with the context's last frame
         with torch.no_grad():
-            expected = decode_clips(decoder, latents)[:, -len(frames) :]
-            assert not torch.allclose(expected[:, -1], decoder.decode(latents[:, -1]), atol=1e-3)
+            expected = decode_clips(continuing, latents)[:, -len(frames) :]
+            assert not torch.allclose(expected[:, -1], continuing.decode(latents[:, -1]), atol=1e-3)
         torch.testing.assert_close(torch.stack([frame.decoded["video"] for frame in frames], 1), expected)
         engine.restore(snapshot)
         assert torch.equal(engine.step(*at(controls, 4)).decoded["video"], frames[4 - known].decoded["video"])
